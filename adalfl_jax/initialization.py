@@ -1,0 +1,56 @@
+"""The offline phase: phi learned on many fresh models before the real one is trained (Algorithm 1, which is ML3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import optax
+
+from adalfl_jax.bilevel import BilevelStep
+from adalfl_jax.types import BilevelBatch, BilevelMetrics, InitFn, Phi, Theta
+
+OfflineStep = Callable[[Phi, BilevelBatch], tuple[Phi, BilevelMetrics]]
+
+
+def make_offline_step(
+    bilevel_step: BilevelStep, init_fn: InitFn, inner_optimizer: optax.GradientTransformation
+) -> OfflineStep:
+    """Makes one iteration of Algorithm 1: draw a fresh theta_0, take the inner steps, update phi, forget theta.
+
+    Args:
+      bilevel_step: from `make_bilevel_step`. S_inner > 1 is a batch whose `inner` has a leading axis K, with a step
+        built for it (`hypergradient="unrolled"`).
+      init_fn: `rng_key -> (params, model_state)`, the distribution theta_0 is drawn from.
+      inner_optimizer: the one `bilevel_step` was made with; its state starts afresh each time.
+
+    Returns:
+      `offline_step(phi, batch) -> (phi, metrics)`, the shape `jax.lax.scan` takes. `batch.rng_key` is required.
+
+    References:
+      Algorithm 1 of arXiv 2301.13247; Bechtle et al., "Meta Learning via Learned Loss", ICPR 2021.
+    """
+
+    def offline_step(phi: Phi, batch: BilevelBatch) -> tuple[Phi, BilevelMetrics]:
+        if batch.rng_key is None:
+            raise ValueError("the offline phase draws a fresh theta_0 from batch.rng_key; got None")
+        init_key, step_key = jax.random.split(batch.rng_key)
+        theta = Theta.create(*init_fn(init_key), inner_optimizer)
+        _, phi, metrics = bilevel_step(theta, phi, batch._replace(rng_key=step_key))
+        return phi, metrics
+
+    return offline_step
+
+
+def initialize_offline(offline_step: OfflineStep, phi: Phi, batches: BilevelBatch) -> tuple[Phi, BilevelMetrics]:
+    """Runs Algorithm 1 as one `jax.lax.scan`.
+
+    Args:
+      offline_step: from `make_offline_step`.
+      phi: where to start.
+      batches: a `BilevelBatch` whose every array has a leading axis S_init (2500 in the paper).
+
+    Returns:
+      phi after S_init steps, and the metrics of each step, `[S_init]`.
+    """
+    return jax.lax.scan(offline_step, phi, batches)

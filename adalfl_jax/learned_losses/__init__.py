@@ -1,0 +1,9 @@
+"""Families of learned losses M_phi, each a frozen dataclass with `init` and `apply`, and how one is kept in a file."""
+
+from adalfl_jax.learned_losses.activations import ACTIVATIONS as ACTIVATIONS
+from adalfl_jax.learned_losses.activations import smooth_leaky_relu as smooth_leaky_relu
+from adalfl_jax.learned_losses.network import LossNetwork as LossNetwork
+from adalfl_jax.learned_losses.persistence import FrozenLoss as FrozenLoss
+from adalfl_jax.learned_losses.persistence import load_learned_loss as load_learned_loss
+from adalfl_jax.learned_losses.persistence import save_learned_loss as save_learned_loss
+from adalfl_jax.learned_losses.scaled import ScaledTaskLoss as ScaledTaskLoss

@@ -1,0 +1,139 @@
+"""The paper's learned loss: a small feed-forward network applied to each output of the base model."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from adalfl_jax.learned_losses.activations import ACTIVATIONS, smooth_leaky_relu
+from adalfl_jax.registry import lookup
+from adalfl_jax.task_losses import to_dense
+from adalfl_jax.types import PyTree
+
+REDUCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "sum": lambda values: values.sum(axis=-1),
+    "mean": lambda values: values.mean(axis=-1),
+}
+
+PREDICTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "probabilities": lambda outputs: jax.nn.sigmoid(outputs) if outputs.shape[-1] == 1 else jax.nn.softmax(outputs),
+    "log_probabilities": lambda outputs: (
+        jax.nn.log_sigmoid(outputs) if outputs.shape[-1] == 1 else jax.nn.log_softmax(outputs)
+    ),
+    "raw": lambda outputs: outputs,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class LossNetwork:
+    r"""M_phi as a network l_phi on (target, prediction), one output at a time, so that it serves any C.
+
+    .. math:: M_\phi(y, f) = \frac{1}{B} \sum_{b} \operatorname{reduce}_{c}\; l_\phi(y_{bc}, p_{bc}),
+      \qquad p = \text{predictions of } f
+
+    Holds settings only; the parameters are a pytree from `init`, given to `apply`.
+
+    Attributes:
+      hidden_sizes: units of each hidden layer.
+      activation: of the hidden layers, a key of `ACTIVATIONS`.
+      beta: sharpness of "smooth_leaky_relu"; other activations ignore it.
+      gamma: least slope of "smooth_leaky_relu"; other activations ignore it.
+      output_activation: of the last layer, a key of `ACTIVATIONS`.
+      use_bias: whether layers have biases; the authors' have none.
+      reduction: over the C outputs of an example, "sum" (the authors' code) or "mean" (the paper's 1/C). They
+        differ by the factor C in the learning rate of theta, and the sum fails far less often.
+      predictions: what the network sees of the outputs: "probabilities" (softmax, or the sigmoid of a single
+        output), "log_probabilities", or "raw" (a regression's values, or logits).
+
+    Raises:
+      ValueError: a setting out of its range or an unknown name.
+
+    Example:
+      >>> import jax
+      >>> loss = LossNetwork(hidden_sizes=(40, 40), beta=10.0, gamma=0.01)
+      >>> phi_params = loss.init(jax.random.key(0))
+      >>> jax.tree.map(jax.numpy.shape, phi_params)["layer_0"]
+      {'kernel': (2, 40)}
+      >>> loss.apply(phi_params, jax.numpy.array([0, 2]), jax.numpy.zeros((2, 3))).shape
+      ()
+
+    References:
+      Section 3 of arXiv 2301.13247.
+    """
+
+    hidden_sizes: tuple[int, ...] = (40, 40)
+    activation: str = "smooth_leaky_relu"
+    beta: float = 10.0
+    gamma: float = 0.01
+    output_activation: str = "softplus"
+    use_bias: bool = False
+    reduction: str = "sum"
+    predictions: str = "probabilities"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))
+        if not all(isinstance(size, int) and size > 0 for size in self.hidden_sizes):
+            raise ValueError(f"hidden_sizes must be positive integers; got {self.hidden_sizes}")
+        if not (math.isfinite(self.beta) and self.beta > 0):
+            raise ValueError(f"beta must be a positive number; got {self.beta}")
+        if not 0 <= self.gamma < 1:
+            raise ValueError(f"gamma must be in [0, 1); got {self.gamma}")
+        lookup("activation", ACTIVATIONS, self.activation)
+        lookup("output activation", ACTIVATIONS, self.output_activation)
+        lookup("reduction", REDUCTIONS, self.reduction)
+        lookup("kind of predictions", PREDICTIONS, self.predictions)
+
+    def init(self, rng_key: jax.Array) -> PyTree:
+        """Draws phi: Kaiming-normal kernels `[fan_in, fan_out]`, zero biases `[fan_out]`, in float32 or, under x64, float64."""
+        sizes = (2, *self.hidden_sizes, 1)
+        kaiming_normal = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+        params = {}
+        for layer, (shape, key) in enumerate(
+            zip(itertools.pairwise(sizes), jax.random.split(rng_key, len(sizes) - 1), strict=True)
+        ):
+            params[f"layer_{layer}"] = {"kernel": kaiming_normal(key, shape)}
+            if self.use_bias:
+                params[f"layer_{layer}"]["bias"] = jnp.zeros(shape[1])
+        return params
+
+    def apply(self, phi_params: PyTree, targets: jax.Array, outputs: jax.Array) -> jax.Array:
+        """M_phi, the mean over the batch.
+
+        Args:
+          phi_params: from `init`.
+          targets: integer labels `[B]`, or `[B, C]`.
+          outputs: of the base model, `[B, C]`; logits of a classification.
+
+        Returns:
+          A scalar.
+
+        Raises:
+          ValueError: targets that do not fit the outputs.
+        """
+        predictions = PREDICTIONS[self.predictions](outputs)
+        return REDUCTIONS[self.reduction](self.elementwise(phi_params, to_dense(targets, outputs), predictions)).mean()
+
+    def elementwise(self, phi_params: PyTree, targets: jax.Array, predictions: jax.Array) -> jax.Array:
+        """l_phi of each pair of target and prediction, two arrays of one shape; returns that shape."""
+        hidden_activation = self._hidden_activation()
+        values = jnp.stack([targets, predictions], axis=-1).reshape(-1, 2)
+        num_layers = len(self.hidden_sizes) + 1
+        for layer in range(num_layers):
+            values = values @ phi_params[f"layer_{layer}"]["kernel"]
+            if self.use_bias:
+                values = values + phi_params[f"layer_{layer}"]["bias"][None, :]
+            values = (
+                hidden_activation(values) if layer < num_layers - 1 else ACTIVATIONS[self.output_activation](values)
+            )
+        return values.reshape(predictions.shape)
+
+    def _hidden_activation(self) -> Callable[[jax.Array], jax.Array]:
+        if self.activation == "smooth_leaky_relu":
+            return functools.partial(smooth_leaky_relu, beta=self.beta, gamma=self.gamma)
+        return ACTIVATIONS[self.activation]

@@ -1,0 +1,154 @@
+"""A learned loss as a file: parameters in safetensors, settings as JSON in its header, nothing that can run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from adalfl_jax.learned_losses.network import LossNetwork
+from adalfl_jax.learned_losses.scaled import ScaledTaskLoss
+from adalfl_jax.registry import lookup
+from adalfl_jax.types import LearnedLoss, PyTree
+
+FAMILIES: dict[str, type] = {"LossNetwork": LossNetwork, "ScaledTaskLoss": ScaledTaskLoss}
+FORMAT = "adalfl_jax.learned_loss"
+FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenLoss:
+    """A learned loss that no longer learns: a plain callable `(targets, outputs) -> scalar`.
+
+    Attributes:
+      loss: the family with its settings.
+      params: phi.
+      metadata: what was saved with it, JSON types only.
+    """
+
+    loss: LearnedLoss
+    params: PyTree
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __call__(self, targets: jax.Array, outputs: jax.Array) -> jax.Array:
+        """M_phi of targets `[B]` or `[B, C]` and outputs `[B, C]`."""
+        return self.loss.apply(self.params, targets, outputs)
+
+
+def save_learned_loss(
+    path: str | os.PathLike[str], loss: LearnedLoss, phi_params: PyTree, metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Writes a learned loss to `path`, by convention `*.safetensors`, replacing a file of that name in one move.
+
+    Args:
+      path: the file; its folder must exist.
+      loss: a `LossNetwork` or `ScaledTaskLoss`.
+      phi_params: its parameters, as from `loss.init`.
+      metadata: anything JSON can hold: the run, the data, the score.
+
+    Raises:
+      ValueError: a loss of another family, parameters that do not fit it or are not finite, metadata JSON cannot hold.
+    """
+    family = type(loss).__name__
+    if FAMILIES.get(family) is not type(loss):
+        raise ValueError(f"only {', '.join(FAMILIES)} can be saved; got {type(loss).__qualname__}")
+    arrays = {name: np.asarray(value) for name, value in _flatten(phi_params).items()}
+    _check_params(loss, arrays, f"cannot save {family}")
+    settings = dataclasses.asdict(loss)  # pyright: ignore[reportArgumentType]
+    header = {"version": FORMAT_VERSION, "family": family, "settings": settings, "metadata": dict(metadata or {})}
+    try:
+        text = json.dumps(header, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"metadata must be JSON (text, finite numbers, lists, dicts): {error}") from error
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(safetensors.numpy.save(arrays, metadata={FORMAT: text}))
+    partial.replace(path)
+
+
+def load_learned_loss(path: str | os.PathLike[str]) -> FrozenLoss:
+    """Reads a learned loss. No code in the file is executed: it holds arrays and JSON.
+
+    Args:
+      path: a file `save_learned_loss` wrote.
+
+    Returns:
+      A callable `(targets, outputs) -> scalar` that goes wherever a loss does, `jax.grad` and `make_task_step` included.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: a damaged file, one that is no learned loss, one of a later version; the text says which.
+
+    Example:
+      >>> import jax, tempfile, pathlib
+      >>> path = pathlib.Path(tempfile.mkdtemp()) / "learned_loss.safetensors"
+      >>> loss = LossNetwork(hidden_sizes=(8,))
+      >>> save_learned_loss(path, loss, loss.init(jax.random.key(0)), {"dataset": "digits"})
+      >>> frozen = load_learned_loss(path)
+      >>> jax.grad(frozen, argnums=1)(jax.numpy.array([1]), jax.numpy.zeros((1, 3))).shape
+      (1, 3)
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no learned loss at {path}")
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            text = (file.metadata() or {}).get(FORMAT)
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is damaged or is not a safetensors file: {error}") from error
+    if text is None:
+        raise ValueError(f"{path} is a safetensors file but holds no learned loss (no {FORMAT!r} in its header)")
+    loss, metadata = _parse_header(path, text)
+    _check_params(loss, arrays, f"{path} is damaged")
+    return FrozenLoss(loss, _unflatten(arrays), metadata)
+
+
+def _parse_header(path: Path, text: str) -> tuple[LearnedLoss, Mapping[str, Any]]:
+    try:
+        header = json.loads(text)
+        version, family = header["version"], header["family"]
+        settings, metadata = dict(header["settings"]), dict(header["metadata"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: its header cannot be read ({error!r})") from error
+    if version != FORMAT_VERSION:
+        raise ValueError(f"{path} has format version {version}, and this release reads version {FORMAT_VERSION}")
+    try:
+        return lookup("family of learned losses", FAMILIES, family)(**settings), metadata
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not describe a loss this release knows: {error}") from error
+
+
+def _check_params(loss: LearnedLoss, arrays: Mapping[str, np.ndarray], what: str) -> None:
+    expected = {name: leaf.shape for name, leaf in _flatten(jax.eval_shape(loss.init, jax.random.key(0))).items()}
+    found = {name: array.shape for name, array in arrays.items()}
+    if found != expected:
+        raise ValueError(f"{what}: {loss} has parameters {expected}; got {found}")
+    broken = [name for name, array in arrays.items() if not np.isfinite(array).all()]
+    if broken:
+        raise ValueError(f"{what}: not finite: {', '.join(broken)}")
+
+
+def _flatten(params: PyTree) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def _unflatten(arrays: Mapping[str, np.ndarray]) -> PyTree:
+    params: dict[str, Any] = {}
+    for name, array in arrays.items():
+        *parents, leaf = name.split(".")
+        node = params
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = jnp.asarray(array)
+    return params

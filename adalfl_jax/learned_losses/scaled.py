@@ -1,0 +1,44 @@
+"""The learned learning rate: the task loss times one learned scalar."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from adalfl_jax.registry import lookup
+from adalfl_jax.task_losses import TASK_LOSSES
+from adalfl_jax.types import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaledTaskLoss:
+    r"""M_phi = exp(phi) L, which makes the inner learning rate exp(phi) times its setting.
+
+    It answers whether a learned loss does more than tune the learning rate.
+
+    Attributes:
+      task_loss: a key of `TASK_LOSSES`.
+
+    Raises:
+      ValueError: an unknown task loss.
+
+    References:
+      Algorithms 3 and 4 of arXiv 2301.13247.
+    """
+
+    task_loss: str = "softmax_cross_entropy"
+
+    def __post_init__(self) -> None:
+        lookup("task loss", TASK_LOSSES, self.task_loss)
+
+    def init(self, rng_key: jax.Array) -> PyTree:
+        """phi = 0, a scale of 1, whatever the key."""
+        del rng_key
+        return {"log_scale": jnp.zeros(())}
+
+    def apply(self, phi_params: PyTree, targets: jax.Array, outputs: jax.Array) -> jax.Array:
+        """exp(phi) L, a scalar, of targets `[B]` or `[B, C]` and outputs `[B, C]`."""
+        task_loss = TASK_LOSSES[self.task_loss](targets, outputs)
+        return jnp.exp(phi_params["log_scale"]).astype(task_loss.dtype) * task_loss

@@ -1,0 +1,74 @@
+"""Logistic regression, the multi-layer perceptron and LeNet-5.
+
+Initialisation is the literature's: He et al. (2015) before ReLU, Glorot & Bengio (2010) before tanh and at the output.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import jax
+from flax import nnx
+
+_he = nnx.initializers.he_normal()
+_glorot = nnx.initializers.glorot_uniform()
+
+
+class LogisticRegression(nnx.Module):
+    """One linear layer on the flattened inputs; for a regression, linear regression."""
+
+    def __init__(self, num_inputs: int, num_outputs: int, *, rngs: nnx.Rngs):
+        self.output = nnx.Linear(num_inputs, num_outputs, kernel_init=_glorot, rngs=rngs)
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Inputs `[B, ...]` to outputs `[B, C]`."""
+        return self.output(inputs.reshape(len(inputs), -1))
+
+
+class MLP(nnx.Module):
+    """ReLU layers on the flattened inputs. The paper's is 1000-1000: 1,796,010 parameters on 28x28 and 10 classes."""
+
+    def __init__(self, num_inputs: int, hidden_sizes: Sequence[int], num_outputs: int, *, rngs: nnx.Rngs):
+        sizes = (num_inputs, *hidden_sizes)
+        self.hidden = nnx.List(
+            nnx.Linear(fan_in, fan_out, kernel_init=_he, rngs=rngs) for fan_in, fan_out in itertools.pairwise(sizes)
+        )
+        self.output = nnx.Linear(sizes[-1], num_outputs, kernel_init=_glorot, rngs=rngs)
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Inputs `[B, ...]` to outputs `[B, C]`."""
+        hidden = inputs.reshape(len(inputs), -1)
+        for layer in self.hidden:
+            hidden = jax.nn.relu(layer(hidden))
+        return self.output(hidden)
+
+
+class LeNet5(nnx.Module):
+    """LeNet-5 with tanh and average pooling (LeCun et al., 1998): 44,426 parameters on 28x28x1 and 10 classes.
+
+    Raises:
+      ValueError: images too small for two 5x5 valid convolutions, each followed by 2x2 pooling.
+    """
+
+    def __init__(self, input_shape: Sequence[int], num_outputs: int, *, rngs: nnx.Rngs):
+        if len(input_shape) != 3 or min(input_shape[:2]) < 16:
+            raise ValueError(f"lenet5 takes images [H, W, channels] of at least 16x16; got {tuple(input_shape)}")
+        height, width = (((size - 4) // 2 - 4) // 2 for size in input_shape[:2])
+        num_features = math.prod((height, width, 16))
+        self.conv_0 = nnx.Conv(input_shape[2], 6, (5, 5), padding="VALID", kernel_init=_glorot, rngs=rngs)
+        self.conv_1 = nnx.Conv(6, 16, (5, 5), padding="VALID", kernel_init=_glorot, rngs=rngs)
+        self.hidden_0 = nnx.Linear(num_features, 120, kernel_init=_glorot, rngs=rngs)
+        self.hidden_1 = nnx.Linear(120, 84, kernel_init=_glorot, rngs=rngs)
+        self.output = nnx.Linear(84, num_outputs, kernel_init=_glorot, rngs=rngs)
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Images `[B, H, W, channels]` to outputs `[B, C]`."""
+        hidden = inputs
+        for conv in (self.conv_0, self.conv_1):
+            hidden = nnx.avg_pool(jax.nn.tanh(conv(hidden)), (2, 2), strides=(2, 2))
+        hidden = hidden.reshape(len(hidden), -1)
+        for layer in (self.hidden_0, self.hidden_1):
+            hidden = jax.nn.tanh(layer(hidden))
+        return self.output(hidden)

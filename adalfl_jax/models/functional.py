@@ -1,0 +1,79 @@
+"""The one place that knows how `flax.nnx` keeps state: modules become pure functions over plain dictionaries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+
+from adalfl_jax.types import ApplyFn, InitFn, PyTree
+
+
+class Model(NamedTuple):
+    """A base model as two pure functions."""
+
+    init: InitFn  # rng_key -> (params, model_state)
+    apply: ApplyFn  # (params, model_state, inputs, *, train, rng_key) -> (outputs [B, C], model_state)
+
+
+def functionalize(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Model:
+    """Makes a `Model` of any `flax.nnx` module, dropout and batch norm included.
+
+    `params` holds the module's `nnx.Param`s and `model_state` its other variables, batch statistics say, as nested
+    dictionaries of arrays. `apply` sets train or eval mode by `train`, and every random stream of the module (dropout)
+    is derived from `rng_key`, so equal keys give equal outputs.
+
+    Args:
+      make_module: builds the module from an `nnx.Rngs`, for example `lambda rngs: MLP(64, (512, 512), 10, rngs=rngs)`.
+
+    Returns:
+      The `Model`. Its `apply` raises ValueError when a module that draws random numbers in train mode gets no key.
+
+    Example:
+      >>> import jax
+      >>> from flax import nnx
+      >>> model = functionalize(lambda rngs: nnx.Linear(4, 3, rngs=rngs))
+      >>> params, model_state = model.init(jax.random.key(0))
+      >>> outputs, _ = model.apply(params, model_state, jax.numpy.ones((8, 4)), train=True, rng_key=None)
+      >>> outputs.shape
+      (8, 3)
+    """
+    structure = nnx.eval_shape(lambda: make_module(nnx.Rngs(0)))
+    # The structure is static and differs between the modes only in flags such as `deterministic`.
+    graphdefs = {}
+    for train in (True, False):
+        structure.train() if train else structure.eval()
+        graphdefs[train], _, random_streams, _ = nnx.split(structure, nnx.Param, nnx.RngState, ...)
+    num_streams = len(jax.tree.leaves(nnx.to_pure_dict(random_streams)))
+
+    def init(rng_key: jax.Array, /) -> tuple[PyTree, PyTree]:
+        _, params, _, model_state = nnx.split(make_module(nnx.Rngs(rng_key)), nnx.Param, nnx.RngState, ...)
+        return nnx.to_pure_dict(params), nnx.to_pure_dict(model_state)
+
+    def apply(
+        params: PyTree, model_state: PyTree, inputs: jax.Array, /, *, train: bool, rng_key: jax.Array | None
+    ) -> tuple[jax.Array, PyTree]:
+        if num_streams and train and rng_key is None:
+            raise ValueError("this model draws random numbers in train mode (dropout): give it an rng_key")
+        streams = _seed_streams(nnx.to_pure_dict(random_streams), rng_key)
+        module: Any = nnx.merge(graphdefs[train], params, streams, model_state)
+        outputs = module(inputs)
+        model_state = nnx.to_pure_dict(nnx.split(module, nnx.Param, nnx.RngState, ...)[3])
+        return outputs, model_state
+
+    return Model(init, apply)
+
+
+def _seed_streams(streams: PyTree, rng_key: jax.Array | None) -> PyTree:
+    """Fills the abstract state of random streams: keys folded from `rng_key` one by one, counters at zero."""
+    rng_key = jax.random.key(0) if rng_key is None else rng_key  # in eval mode nothing is drawn
+    leaves, treedef = jax.tree.flatten(streams)
+    filled = [
+        jax.random.fold_in(rng_key, index)
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        else jax.numpy.zeros(leaf.shape, leaf.dtype)
+        for index, leaf in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(treedef, filled)

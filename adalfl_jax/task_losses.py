@@ -1,0 +1,113 @@
+"""Task losses L and metrics, each `(targets, outputs) -> scalar`, the mean over the batch.
+
+Outputs are what the base model returns: logits `[B, C]` of a classification, values `[B, C]` of a regression. Losses
+come from optax where it has them; what is added is the mean and the check that targets fit the outputs.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adalfl_jax.types import LossFn
+
+
+def is_labels(targets: jax.Array, outputs: jax.Array) -> bool:
+    """Whether targets are integer labels `[B]` (True) or shaped like the outputs, `[B, C]` (False).
+
+    Raises:
+      ValueError: neither; the text names both shapes.
+    """
+    if outputs.ndim == 2 and targets.shape == outputs.shape:
+        return False
+    if outputs.ndim == 2 and targets.shape == outputs.shape[:1] and jnp.issubdtype(targets.dtype, jnp.integer):
+        return True
+    raise ValueError(
+        "targets must be integer labels [B] or an array [B, C] like the outputs; got outputs [B, C] = "
+        f"{outputs.shape} and targets {targets.shape} of {targets.dtype}"
+    )
+
+
+def to_dense(targets: jax.Array, outputs: jax.Array) -> jax.Array:
+    """Targets as `[B, C]` in the outputs' type: labels become one-hot, or 0 and 1 for a single output."""
+    if not is_labels(targets, outputs):
+        return targets.astype(outputs.dtype)
+    if outputs.shape[1] == 1:
+        return targets[:, None].astype(outputs.dtype)
+    return jax.nn.one_hot(targets, outputs.shape[1], dtype=outputs.dtype)
+
+
+def softmax_cross_entropy(targets: jax.Array, outputs: jax.Array) -> jax.Array:
+    """Cross-entropy, in nats, between labels `[B]` or distributions `[B, C]` and softmax of the logits `[B, C]`."""
+    if is_labels(targets, outputs):
+        return optax.softmax_cross_entropy_with_integer_labels(outputs, targets).mean()
+    return optax.softmax_cross_entropy(outputs, targets.astype(outputs.dtype)).mean()
+
+
+def sigmoid_cross_entropy(targets: jax.Array, outputs: jax.Array) -> jax.Array:
+    """Binary cross-entropy, in nats, of each of C independent logits, mean over batch and outputs."""
+    return optax.sigmoid_binary_cross_entropy(outputs, to_dense(targets, outputs)).mean()
+
+
+def squared_error(targets: jax.Array, outputs: jax.Array) -> jax.Array:
+    """Mean squared error over batch and outputs, in squared units of the target."""
+    return optax.squared_error(outputs, _dense(targets, outputs)).mean()
+
+
+def absolute_error(targets: jax.Array, outputs: jax.Array) -> jax.Array:
+    """Mean absolute error over batch and outputs, in units of the target."""
+    return jnp.abs(outputs - _dense(targets, outputs)).mean()
+
+
+def huber(targets: jax.Array, outputs: jax.Array, *, delta: float = 1.0) -> jax.Array:
+    """Huber loss, quadratic within `delta` of the target and linear beyond, mean over batch and outputs."""
+    return optax.huber_loss(outputs, _dense(targets, outputs), delta).mean()
+
+
+def error_rate(targets: jax.Array, outputs: jax.Array) -> jax.Array:
+    """Share of examples whose largest output is not the target class, in [0, 1]; a single output is cut at 0."""
+    return top_k_error_rate(targets, outputs, k=1)
+
+
+def top_k_error_rate(targets: jax.Array, outputs: jax.Array, *, k: int = 5) -> jax.Array:
+    """Share of examples whose target class is not among the `k` largest outputs, in [0, 1].
+
+    Raises:
+      ValueError: `k` is not between 1 and C.
+    """
+    num_outputs = outputs.shape[-1]
+    if not 1 <= k <= num_outputs:
+        raise ValueError(f"top-k error needs 1 <= k <= C; got k = {k} and outputs [B, C] = {outputs.shape}")
+    if num_outputs == 1:
+        return ((outputs > 0) != (to_dense(targets, outputs) > 0.5)).mean()
+    labels = targets if is_labels(targets, outputs) else targets.argmax(axis=-1)
+    _, largest = jax.lax.top_k(outputs, k)  # [B, k]
+    return 1.0 - (largest == labels[:, None]).any(axis=-1).mean()
+
+
+def _dense(targets: jax.Array, outputs: jax.Array) -> jax.Array:
+    if targets.shape != outputs.shape:
+        raise ValueError(
+            "a regression needs targets [B, C] shaped like the outputs [B, C]; got outputs "
+            f"{outputs.shape} and targets {targets.shape}"
+        )
+    return targets.astype(outputs.dtype)
+
+
+TASK_LOSSES: dict[str, LossFn] = {
+    "softmax_cross_entropy": softmax_cross_entropy,
+    "sigmoid_cross_entropy": sigmoid_cross_entropy,
+    "squared_error": squared_error,
+    "absolute_error": absolute_error,
+    "huber": huber,
+}
+
+METRICS: dict[str, LossFn] = {
+    "error_rate": error_rate,
+    "top_5_error_rate": functools.partial(top_k_error_rate, k=5),
+    "mean_squared_error": squared_error,
+    "mean_absolute_error": absolute_error,
+}

@@ -1,0 +1,108 @@
+"""The three pytrees a bilevel step moves, and the functions a user brings.
+
+Letters used in every shape: `B` examples in a batch, `C` outputs of the base model, `K` inner steps of one unroll.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import optax
+
+PyTree = Any
+
+
+class Batch(NamedTuple):
+    """Examples and their targets; a plain `(inputs, targets)` tuple does as well."""
+
+    inputs: jax.Array  # [B, ...]
+    targets: jax.Array  # [B] integer labels, or [B, C] one-hot, soft or real-valued
+
+
+class BilevelBatch(NamedTuple):
+    """What one bilevel step consumes.
+
+    For a K-step unroll every array of `inner` carries a leading axis K, and `outer` does not.
+    """
+
+    inner: Batch | tuple[jax.Array, jax.Array]  # the batch of the update of theta on M_phi
+    outer: Batch | tuple[jax.Array, jax.Array]  # the batch the task loss is taken on at the new theta
+    rng_key: jax.Array | None = None  # for dropout and the like; None for a deterministic model
+
+
+class Theta(NamedTuple):
+    """The base model while it trains."""
+
+    params: PyTree
+    model_state: PyTree  # what the model carries beside its parameters: batch-norm statistics
+    opt_state: optax.OptState
+
+    @classmethod
+    def create(cls, params: PyTree, model_state: PyTree, inner_optimizer: optax.GradientTransformation) -> Theta:
+        """Pairs fresh parameters with the state `inner_optimizer` starts from."""
+        return cls(params, model_state, inner_optimizer.init(params))
+
+
+class Phi(NamedTuple):
+    """The learned loss while it trains."""
+
+    params: PyTree
+    opt_state: optax.OptState
+
+    @classmethod
+    def create(cls, params: PyTree, outer_optimizer: optax.GradientTransformation) -> Phi:
+        """Pairs the parameters of a learned loss with the state `outer_optimizer` starts from."""
+        return cls(params, outer_optimizer.init(params))
+
+
+class BilevelMetrics(NamedTuple):
+    """Scalars measured by one bilevel step."""
+
+    inner_loss: jax.Array  # [] M_phi at theta_t on the inner batch; the mean of the K values in a K-step unroll
+    outer_loss: jax.Array  # [] task loss at theta_{t+1} on the outer batch
+    hypergradient_norm: jax.Array  # [] Euclidean norm of d outer_loss / d phi
+
+
+class TaskMetrics(NamedTuple):
+    """Scalars measured by one step on a fixed loss."""
+
+    loss: jax.Array  # [] the loss at theta_t
+
+
+class InitFn(Protocol):
+    """Draws fresh parameters and model state of the base model."""
+
+    def __call__(self, rng_key: jax.Array, /) -> tuple[PyTree, PyTree]: ...
+
+
+class ApplyFn(Protocol):
+    """The base model f_theta: inputs `[B, ...]` to outputs `[B, C]` and the updated model state."""
+
+    def __call__(
+        self, params: PyTree, model_state: PyTree, inputs: jax.Array, /, *, train: bool, rng_key: jax.Array | None
+    ) -> tuple[jax.Array, PyTree]: ...
+
+
+class LossFn(Protocol):
+    """A fixed loss or a metric: a scalar from targets `[B]` or `[B, C]` and outputs `[B, C]`."""
+
+    def __call__(self, targets: jax.Array, outputs: jax.Array, /) -> jax.Array: ...
+
+
+class LearnedLossFn(Protocol):
+    """M_phi: a scalar from phi, targets `[B]` or `[B, C]` and outputs `[B, C]`.
+
+    A loss that reads theta itself, a learned regulariser say, declares a keyword argument `params` and receives
+    the parameters of the base model there; it needs the "unrolled" hypergradient.
+    """
+
+    def __call__(self, phi_params: PyTree, targets: jax.Array, outputs: jax.Array, /) -> jax.Array: ...
+
+
+class LearnedLoss(Protocol):
+    """A family of learned losses: `init` draws phi, `apply` is M_phi."""
+
+    def init(self, rng_key: jax.Array) -> PyTree: ...
+
+    def apply(self, phi_params: PyTree, targets: jax.Array, outputs: jax.Array) -> jax.Array: ...
