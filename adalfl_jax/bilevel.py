@@ -51,8 +51,8 @@ def make_bilevel_step(
       task_loss_fn: L, `(targets, outputs) -> scalar`.
       inner_optimizer: any optax transformation; the paper's is `optax.sgd`.
       outer_optimizer: any optax transformation; the paper's is `optax.adam`.
-      hypergradient: a key of `adalfl_jax.hypergradient.ESTIMATORS`: "forward" (exact, one inner step) or "unrolled" (exact,
-        any number of inner steps, any learned loss).
+      hypergradient: a key of `adalfl_jax.hypergradient.ESTIMATORS`: "forward" (exact, one inner step) or
+        "unrolled" (exact, any number of inner steps, any learned loss).
 
     Returns:
       `bilevel_step(theta, phi, batch) -> (theta, phi, metrics)`.

@@ -138,7 +138,7 @@ def descend(
     batch: Batch | tuple[jax.Array, jax.Array],
     rng_key: jax.Array | None,
 ) -> tuple[Theta, jax.Array]:
-    """One optimiser step of theta on `loss_fn(targets, outputs, params)`, differentiable; returns the loss before it."""
+    """One differentiable optimiser step of theta on `loss_fn(targets, outputs, params)`; returns the loss before it."""
     inputs, targets = batch
 
     def objective(params: PyTree) -> tuple[jax.Array, PyTree]:

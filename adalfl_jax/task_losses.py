@@ -64,7 +64,7 @@ def absolute_error(targets: jax.Array, outputs: jax.Array) -> jax.Array:
 
 def huber(targets: jax.Array, outputs: jax.Array, *, delta: float = 1.0) -> jax.Array:
     """Huber loss, quadratic within `delta` of the target and linear beyond, mean over batch and outputs."""
-    return optax.huber_loss(outputs, _dense(targets, outputs), delta).mean()
+    return optax.huber_loss(outputs, _dense(targets, outputs), delta=delta).mean()
 
 
 def error_rate(targets: jax.Array, outputs: jax.Array) -> jax.Array:
@@ -85,7 +85,7 @@ def top_k_error_rate(targets: jax.Array, outputs: jax.Array, *, k: int = 5) -> j
         return ((outputs > 0) != (to_dense(targets, outputs) > 0.5)).mean()
     labels = targets if is_labels(targets, outputs) else targets.argmax(axis=-1)
     _, largest = jax.lax.top_k(outputs, k)  # [B, k]
-    return 1.0 - (largest == labels[:, None]).any(axis=-1).mean()
+    return (largest != labels[:, None]).all(axis=-1).mean()
 
 
 def _dense(targets: jax.Array, outputs: jax.Array) -> jax.Array:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from sklearn.model_selection import train_test_split
@@ -67,39 +65,42 @@ def make_dataset(name: str, inputs: np.ndarray, targets: np.ndarray, *, num_clas
     targets = np.asarray(targets, np.int32 if is_classification else np.float32)
     if not is_classification:
         targets = targets.reshape(len(targets), -1)
-    parts = _split(inputs, targets, stratify=is_classification)
-    scale_inputs = standardizer(parts[0].inputs, axis=(0,) if inputs.ndim == 2 else None)
-    scale_targets = (lambda labels: labels) if is_classification else standardizer(parts[0].targets, axis=(0,))
-    splits = [Batch(jnp.asarray(scale_inputs(x)), jnp.asarray(scale_targets(y))) for x, y in parts]
+    rows = split_indices(targets, stratify=is_classification)
+    train = rows[0]
+    inputs = standardize(inputs, train, axis=(0,) if inputs.ndim == 2 else None)
+    if not is_classification:
+        targets = standardize(targets, train, axis=(0,))
+    splits = [Batch(jnp.asarray(inputs[part]), jnp.asarray(targets[part])) for part in rows]
     return Dataset(name, num_classes if num_classes is not None else targets.shape[1], *splits)
 
 
-def standardizer(train: np.ndarray, axis: tuple[int, ...] | None) -> Any:
-    """A function that subtracts the mean of `train` and divides by its standard deviation, over `axis`.
+def standardize(values: np.ndarray, train: np.ndarray, axis: tuple[int, ...] | None) -> np.ndarray:
+    """Subtracts the mean and divides by the standard deviation, over `axis`, of the rows `train`.
 
-    What does not vary in `train` is only centred.
+    What does not vary among those rows is only centred.
     """
-    mean, deviation = train.mean(axis, keepdims=True), train.std(axis, keepdims=True)
-    deviation = np.where(deviation > 0, deviation, 1.0).astype(train.dtype)
-    return lambda values: (values - mean) / deviation
+    mean, deviation = values[train].mean(axis, keepdims=True), values[train].std(axis, keepdims=True)
+    return (values - mean) / np.where(deviation > 0, deviation, 1.0).astype(values.dtype)
 
 
-def _split(inputs: np.ndarray, targets: np.ndarray, *, stratify: bool) -> tuple[Batch, Batch, Batch]:
-    def cut(indices: np.ndarray, fraction: float) -> list[np.ndarray]:
-        labels = targets[indices] if stratify else None
-        return train_test_split(indices, test_size=fraction, stratify=labels, random_state=SPLIT_SEED)
+def split_indices(targets: np.ndarray, *, stratify: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row numbers of the train, valid and test split: disjoint, together all rows, the same every time."""
 
-    rest, test = cut(np.arange(len(inputs)), TEST_FRACTION)
-    train, valid = cut(rest, VALID_FRACTION)
-    train, valid, test = (Batch(inputs[part], targets[part]) for part in (train, valid, test))  # pyright: ignore[reportArgumentType]
-    return train, valid, test
+    def cut(rows: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+        labels = targets[rows] if stratify else None
+        rest, held_out = train_test_split(rows, test_size=fraction, stratify=labels, random_state=SPLIT_SEED)
+        return np.asarray(rest), np.asarray(held_out)
+
+    rest, test = cut(np.arange(len(targets)), TEST_FRACTION)
+    return *cut(rest, VALID_FRACTION), test
 
 
 def _check_split(where: str, split: Batch, num_outputs: int) -> None:
     inputs, targets = np.asarray(split.inputs), np.asarray(split.targets)
     if len(inputs) != len(targets) or len(inputs) == 0:
         raise ValueError(
-            f"{where}: inputs [N, ...] and targets [N] or [N, C] must share N > 0; got {inputs.shape} and {targets.shape}"
+            f"{where}: inputs [N, ...] and targets [N] or [N, C] must share N > 0; got {inputs.shape} and "
+            f"{targets.shape}"
         )
     for kind, values in (("inputs", inputs), ("targets", targets)):
         if not np.isfinite(values).all():

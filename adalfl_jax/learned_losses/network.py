@@ -90,7 +90,7 @@ class LossNetwork:
         lookup("kind of predictions", PREDICTIONS, self.predictions)
 
     def init(self, rng_key: jax.Array) -> PyTree:
-        """Draws phi: Kaiming-normal kernels `[fan_in, fan_out]`, zero biases `[fan_out]`, in float32 or, under x64, float64."""
+        """Draws phi: Kaiming-normal kernels `[fan_in, fan_out]` and, where used, zero biases `[fan_out]`."""
         sizes = (2, *self.hidden_sizes, 1)
         kaiming_normal = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")
         params = {}

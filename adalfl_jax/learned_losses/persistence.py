@@ -82,7 +82,7 @@ def load_learned_loss(path: str | os.PathLike[str]) -> FrozenLoss:
       path: a file `save_learned_loss` wrote.
 
     Returns:
-      A callable `(targets, outputs) -> scalar` that goes wherever a loss does, `jax.grad` and `make_task_step` included.
+      A callable `(targets, outputs) -> scalar` for any place a loss goes to: `jax.grad`, `make_task_step`.
 
     Raises:
       FileNotFoundError: no such file.

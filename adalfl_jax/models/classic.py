@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import jax
 from flax import nnx
 
-_he = nnx.initializers.he_normal()
+_he = nnx.initializers.he_uniform()
 _glorot = nnx.initializers.glorot_uniform()
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from adalfl_jax.types import ApplyFn, InitFn, PyTree
@@ -42,11 +43,12 @@ def functionalize(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     """
     structure = nnx.eval_shape(lambda: make_module(nnx.Rngs(0)))
     # The structure is static and differs between the modes only in flags such as `deterministic`.
-    graphdefs = {}
+    graphdefs: dict[bool, Any] = {}
+    random_streams: PyTree = {}
     for train in (True, False):
         structure.train() if train else structure.eval()
-        graphdefs[train], _, random_streams, _ = nnx.split(structure, nnx.Param, nnx.RngState, ...)
-    num_streams = len(jax.tree.leaves(nnx.to_pure_dict(random_streams)))
+        graphdefs[train], _, streams, _ = nnx.split(structure, nnx.Param, nnx.RngState, ...)
+        random_streams = nnx.to_pure_dict(streams)
 
     def init(rng_key: jax.Array, /) -> tuple[PyTree, PyTree]:
         _, params, _, model_state = nnx.split(make_module(nnx.Rngs(rng_key)), nnx.Param, nnx.RngState, ...)
@@ -55,9 +57,9 @@ def functionalize(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     def apply(
         params: PyTree, model_state: PyTree, inputs: jax.Array, /, *, train: bool, rng_key: jax.Array | None
     ) -> tuple[jax.Array, PyTree]:
-        if num_streams and train and rng_key is None:
+        if train and random_streams and rng_key is None:
             raise ValueError("this model draws random numbers in train mode (dropout): give it an rng_key")
-        streams = _seed_streams(nnx.to_pure_dict(random_streams), rng_key)
+        streams = _seed_streams(random_streams, rng_key)
         module: Any = nnx.merge(graphdefs[train], params, streams, model_state)
         outputs = module(inputs)
         model_state = nnx.to_pure_dict(nnx.split(module, nnx.Param, nnx.RngState, ...)[3])
@@ -72,8 +74,8 @@ def _seed_streams(streams: PyTree, rng_key: jax.Array | None) -> PyTree:
     leaves, treedef = jax.tree.flatten(streams)
     filled = [
         jax.random.fold_in(rng_key, index)
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        else jax.numpy.zeros(leaf.shape, leaf.dtype)
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        else jnp.zeros(leaf.shape, leaf.dtype)
         for index, leaf in enumerate(leaves)
     ]
     return jax.tree.unflatten(treedef, filled)

@@ -1,0 +1,1 @@
+"""Measures of a learned loss, figures and the report of a run."""

@@ -1,0 +1,142 @@
+"""Pictures of a run, drawn from its record alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.figure import Figure
+
+from adalfl_jax.analysis.record import RunRecord, Series
+
+_COLORS = {"task_loss": "#6b7280", "tuned_task_loss": "#b45309", "ml3": "#0e7490", "adalfl": "#be185d"}
+_RATE = r"$\alpha\,\langle\nabla M,\nabla L\rangle\,/\,|\nabla L|^2$"
+_VISIBLE = np.linspace(0.15, 0.95, 256)  # the part of a colour map that stands out from white
+_STYLE = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e5e7eb",
+    "axes.edgecolor": "#9ca3af",
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "font.size": 10,
+    "figure.dpi": 150,
+}
+
+
+def write_figures(folder: Path, record: RunRecord) -> dict[str, Path]:
+    """Draws every figure the record has data for.
+
+    Returns:
+      name -> PNG file: "learning_curves", "loss_shapes", "gradient_scale".
+    """
+    folder.mkdir(exist_ok=True)
+    drawers: dict[str, Callable[[RunRecord], Figure | None]] = {
+        "learning_curves": learning_curves,
+        "loss_shapes": loss_shapes,
+        "gradient_scale": gradient_scale,
+    }
+    paths = {}
+    with matplotlib.rc_context(_STYLE):
+        for name, draw in drawers.items():
+            if (figure := draw(record)) is not None:
+                paths[name] = folder / f"{name}.png"
+                figure.savefig(paths[name], bbox_inches="tight")
+    return paths
+
+
+def learning_curves(record: RunRecord) -> Figure:
+    """Test metric of every method over its steps: mean and standard deviation over seeds."""
+    metric = record.summary["metric"]
+    figure = Figure(figsize=(7.2, 4.0))
+    axes = figure.subplots()
+    log_scale = True
+    for method, series in _series_by_method(record, f"test/{metric}").items():
+        log_scale &= bool((series.values.mean(axis=0) > 0).all())
+        _draw_band(axes, record, method, series)
+    axes.set(title="Test error through training", xlabel="training step", ylabel=_label(metric))
+    if log_scale:
+        axes.set_yscale("log")
+    axes.legend(loc="upper right")
+    return figure
+
+
+def loss_shapes(record: RunRecord) -> Figure | None:
+    """The learned loss of the saved seed against the prediction, from the start of training to its end."""
+    saved = record.summary.get("learned_loss")
+    if saved is None or f"{saved['method']}/values" not in record.shapes:
+        return None
+    steps = record.shapes[f"{saved['method']}/steps"]
+    seed = record.summary["seeds"].index(saved["seed"])
+    values = record.shapes[f"{saved['method']}/values"][seed]  # [T, 2, P]
+    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    colors = ScalarMappable(Normalize(0, steps[-1]), ListedColormap(matplotlib.colormaps["magma_r"](_VISIBLE)))
+    for target, axes in enumerate(panels):
+        for step, curve in zip(steps, values[:, target], strict=True):
+            axes.plot(record.shapes["predictions"], curve, color=colors.to_rgba(step), linewidth=1.3)
+        axes.set(title=f"target {target}", xlabel=_prediction_label(record))
+    panels[0].set_ylabel("$\\ell_\\phi$ less its mean")
+    figure.colorbar(colors, ax=panels, label="training step", pad=0.02)
+    title = record.summary["methods"][saved["method"]]["title"]
+    figure.suptitle(f"What {title} learned, seed {saved['seed']}", x=0.01, ha="left", weight="bold", fontsize=11)
+    return figure
+
+
+def gradient_scale(record: RunRecord) -> Figure | None:
+    """How far a step on the learned loss goes: its implicit learning rate and its gradient's scale, over the steps."""
+    rates = _series_by_method(record, "implicit_learning_rate")
+    if not rates:
+        return None
+    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for method, series in rates.items():
+        _draw_band(left, record, method, series)
+    for method, series in _series_by_method(record, "gradient_scale").items():
+        _draw_band(right, record, method, series)
+    for method in ("task_loss", "tuned_task_loss"):
+        if method in record.summary["methods"]:
+            info = record.summary["methods"][method]
+            left.axhline(info["learning_rate"], color=_COLORS[method], linestyle="--", label=info["title"])
+    left.set(title="Implicit learning rate", xlabel="training step", ylabel=_RATE)
+    right.set(title="Scale of the gradient", xlabel="training step", ylabel=r"$|\nabla M|\,/\,|\nabla L|$")
+    for axes in (left, right):
+        if all((line.get_ydata() > 0).all() for line in axes.get_lines() if len(line.get_xdata()) > 2):
+            axes.set_yscale("log")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+def _series_by_method(record: RunRecord, name: str) -> Mapping[str, Series]:
+    found = {method: record.series(method, name) for method in record.summary["methods"]}
+    return {method: series for method, series in found.items() if series is not None}
+
+
+def _draw_band(axes: Axes, record: RunRecord, method: str, series: Series) -> None:
+    mean = series.values.mean(axis=0)
+    color = _COLORS[method]
+    axes.plot(series.steps, mean, color=color, label=record.summary["methods"][method]["title"], linewidth=1.8)
+    if len(series.values) > 1:
+        std = series.values.std(axis=0, ddof=1)
+        low = np.maximum(mean - std, series.values.min(axis=0))  # the band stays within what was observed
+        axes.fill_between(series.steps, low, mean + std, color=color, alpha=0.15, linewidth=0)
+
+
+def _label(metric: str) -> str:
+    return metric.replace("_", " ")
+
+
+def _prediction_label(record: RunRecord) -> str:
+    kind = record.config["learned_loss"]["predictions"]
+    return {"probabilities": "predicted probability", "log_probabilities": "predicted log-probability"}.get(
+        kind, "prediction"
+    )

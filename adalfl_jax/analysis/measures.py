@@ -1,0 +1,80 @@
+"""What a learned loss does, in numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adalfl_jax.learned_losses import LossNetwork
+from adalfl_jax.types import ApplyFn, Batch, LossFn, PyTree, Theta
+
+
+class GradientComparison(NamedTuple):
+    r"""The gradient of one loss beside that of the task loss, at one theta on one batch.
+
+    References:
+      "Implicit learning rate tuning" in arXiv 2301.13247.
+    """
+
+    gradient_scale: jax.Array  # [] |grad M| / |grad L|
+    gradient_cosine: jax.Array  # [] cosine of the angle between them, in [-1, 1]
+    implicit_learning_rate: jax.Array  # [] alpha <grad M, grad L> / |grad L|^2: the task-loss rate M stands for
+
+
+def compare_gradients(
+    apply_fn: ApplyFn,
+    loss_fn: LossFn,
+    task_loss_fn: LossFn,
+    theta: Theta,
+    batch: Batch,
+    learning_rate: jax.Array | float,
+) -> GradientComparison:
+    """Compares the gradients of `loss_fn` and `task_loss_fn` with respect to theta, the model in eval mode.
+
+    Where a gradient is exactly zero the ratios are 0 rather than nan.
+    """
+
+    def gradient(loss_fn: LossFn) -> PyTree:
+        def objective(params: PyTree) -> jax.Array:
+            outputs, _ = apply_fn(params, theta.model_state, batch.inputs, train=False, rng_key=None)
+            return loss_fn(batch.targets, outputs)
+
+        return jax.grad(objective)(theta.params)
+
+    learned, task = gradient(loss_fn), gradient(task_loss_fn)
+    product = optax.tree.vdot(learned, task)
+    learned_norm, task_norm = optax.tree.norm(learned), optax.tree.norm(task)
+    return GradientComparison(
+        gradient_scale=_ratio(learned_norm, task_norm),
+        gradient_cosine=_ratio(product, learned_norm * task_norm),
+        implicit_learning_rate=learning_rate * _ratio(product, task_norm**2),
+    )
+
+
+def make_loss_shape(loss: LossNetwork, *, num_points: int = 101) -> tuple[jax.Array, Callable[[PyTree], jax.Array]]:
+    """The range of predictions a loss network is drawn over, and the function that evaluates it there.
+
+    Probabilities run over [0, 1], log-probabilities over [-8, 0] nats, and raw predictions over [-3, 3].
+
+    Returns:
+      predictions `[P]`, and `phi_params -> l_phi [2, P]` for target 0 and target 1. Only differences along a curve
+      mean anything, since a constant has no gradient, so each curve has its mean removed.
+    """
+    low, high = {"probabilities": (0.0, 1.0), "log_probabilities": (-8.0, 0.0), "raw": (-3.0, 3.0)}[loss.predictions]
+    predictions = jnp.linspace(low, high, num_points)
+
+    def evaluate(phi_params: PyTree) -> jax.Array:
+        targets = jnp.repeat(jnp.array([[0.0], [1.0]]), num_points, axis=1)
+        values = loss.elementwise(phi_params, targets, jnp.stack([predictions, predictions]))
+        return values - values.mean(axis=1, keepdims=True)
+
+    return predictions, evaluate
+
+
+def _ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    safe = jnp.where(denominator > 0, denominator, 1.0)
+    return jnp.where(denominator > 0, numerator / safe, 0.0)

@@ -1,0 +1,76 @@
+"""`report.html`: one file with the table, the pictures and the settings of a comparison."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from adalfl_jax.analysis.record import RunRecord
+
+_CAPTIONS = {
+    "learning_curves": (
+        "Learning curves",
+        """Test metric through training: the mean over seeds, and one standard deviation to either side within what was
+        observed.""",
+    ),
+    "loss_shapes": (
+        "The shape of the learned loss",
+        """The loss of one output against the prediction, when the target is 0 and when it is 1. Only slopes matter, so
+        every curve has its mean removed.""",
+    ),
+    "gradient_scale": (
+        "Implicit learning rate",
+        """Left: the rate at which a step on the task loss would go equally far along the task gradient. Right: the norm
+        of the learned loss's gradient over that of the task loss, on the same training examples.""",
+    ),
+}
+
+
+def write_report(path: Path, record: RunRecord, figures: Mapping[str, Path]) -> None:
+    """Writes a self-contained page: no script, no link, pictures inside.
+
+    Args:
+      path: of the page.
+      record: of a finished comparison.
+      figures: name -> PNG file, from `write_figures`.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("adalfl_jax.analysis", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    best = min(info["test"]["mean"] for info in record.summary["methods"].values())
+    is_rate = record.summary["metric"].endswith("error_rate")
+    page = environment.get_template("report.html.jinja").render(
+        summary=record.summary,
+        metric=record.summary["metric"].replace("_", " "),
+        number=lambda value: _number(value, is_rate),
+        unit=" %" if is_rate else "",
+        best=best,
+        pictures=[(*_CAPTIONS[name], _embed(figure)) for name, figure in figures.items()],
+        settings=_flatten(record.config),
+    )
+    path.write_text(page)
+
+
+def _number(value: float | None, is_rate: bool) -> str:
+    if value is None:
+        return "not defined"
+    return f"{100 * value:.2f}" if is_rate else f"{value:.4f}"
+
+
+def _embed(figure: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(figure.read_bytes()).decode()
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, value in config.items():
+        rows += _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(prefix + key, value)]
+    return rows

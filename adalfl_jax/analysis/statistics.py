@@ -1,0 +1,32 @@
+"""Means over seeds, and differences between methods seed by seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import scipy.stats
+
+
+def describe(per_seed: Sequence[float]) -> dict[str, Any]:
+    """Values, mean and sample standard deviation (None for a single seed) of a metric over seeds."""
+    values = np.asarray(per_seed, float)
+    std = float(values.std(ddof=1)) if len(values) > 1 else None
+    return {"per_seed": values.tolist(), "mean": float(values.mean()), "std": std}
+
+
+def paired_difference(first: Sequence[float], second: Sequence[float], confidence: float = 0.95) -> dict[str, Any]:
+    """Paired t-test of `second - first` over seeds that share data order and initial weights.
+
+    Returns:
+      The mean difference, its confidence interval `[low, high]` and the two-sided p-value; the last two are None
+      where there are fewer than two seeds or all differences are equal, for which the test is not defined.
+    """
+    differences = np.asarray(second, float) - np.asarray(first, float)
+    result: dict[str, Any] = {"mean_difference": float(differences.mean()), "interval": None, "p_value": None}
+    if len(differences) > 1 and np.ptp(differences) > 0:
+        test = scipy.stats.ttest_rel(second, first)
+        interval = test.confidence_interval(confidence)
+        result |= {"interval": [float(interval.low), float(interval.high)], "p_value": float(test.pvalue)}
+    return result

@@ -1,0 +1,254 @@
+"""The configuration of a run as frozen dataclasses: unknown keys, wrong types and impossible values end here.
+
+`configs/default.py` has a value and a sentence for every field; this file has their types and ranges.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from adalfl_jax.data import DATASETS
+from adalfl_jax.hypergradient import ESTIMATORS
+from adalfl_jax.learned_losses import LossNetwork, ScaledTaskLoss
+from adalfl_jax.models import MODELS
+from adalfl_jax.registry import lookup, suggestion
+from adalfl_jax.task_losses import METRICS, TASK_LOSSES
+from adalfl_jax.types import LearnedLoss
+
+METHODS: dict[str, str] = {
+    "task_loss": "task loss",
+    "tuned_task_loss": "task loss, tuned rate",
+    "ml3": "ML3",
+    "adalfl": "AdaLFL",
+}  # name -> what a reader is shown
+SCHEDULES = ("constant", "linear", "cosine")
+LEARNED_LOSS_FAMILIES = ("network", "scaled_task_loss")
+OUTER_SPLITS = ("train", "valid")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; the text names the field, what it takes and what came."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """The base model."""
+
+    name: str
+    hidden_sizes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        lookup("model (config.model.name)", MODELS, self.name)
+        _require(
+            "model.hidden_sizes", self.hidden_sizes, all(s > 0 for s in self.hidden_sizes), "sizes of 1 unit or more"
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class InnerConfig:
+    """The optimiser of theta."""
+
+    learning_rate: float
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    clip_norm: float | None
+    schedule: str
+
+    def __post_init__(self) -> None:
+        _require("inner.learning_rate", self.learning_rate, self.learning_rate > 0, "a number above 0")
+        _require("inner.momentum", self.momentum, 0 <= self.momentum < 1, "a number in [0, 1)")
+        _require("inner.nesterov", self.nesterov, not self.nesterov or self.momentum > 0, "a momentum above 0")
+        _require("inner.weight_decay", self.weight_decay, self.weight_decay >= 0, "a number of at least 0")
+        _require("inner.clip_norm", self.clip_norm, self.clip_norm is None or self.clip_norm > 0, "None or above 0")
+        lookup("schedule (config.inner.schedule)", dict.fromkeys(SCHEDULES), self.schedule)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OuterConfig:
+    """Adam of phi while theta trains."""
+
+    learning_rate: float
+    split: str
+
+    def __post_init__(self) -> None:
+        _require("outer.learning_rate", self.learning_rate, self.learning_rate > 0, "a number above 0")
+        lookup("split (config.outer.split)", dict.fromkeys(OUTER_SPLITS), self.split)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OfflineConfig:
+    """Algorithm 1, the phase that ML3 is and AdaLFL starts from."""
+
+    num_steps: int
+    num_inner_steps: int
+    learning_rate: float
+
+    def __post_init__(self) -> None:
+        _require("offline.num_steps", self.num_steps, self.num_steps >= 0, "a whole number of at least 0")
+        _require("offline.num_inner_steps", self.num_inner_steps, self.num_inner_steps >= 1, "at least 1")
+        _require("offline.learning_rate", self.learning_rate, self.learning_rate > 0, "a number above 0")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LearnedLossConfig:
+    """M_phi."""
+
+    family: str
+    hidden_sizes: tuple[int, ...]
+    activation: str
+    beta: float
+    gamma: float
+    output_activation: str
+    use_bias: bool
+    reduction: str
+    predictions: str
+
+    def __post_init__(self) -> None:
+        lookup("family (config.learned_loss.family)", dict.fromkeys(LEARNED_LOSS_FAMILIES), self.family)
+        self.network()
+
+    def network(self) -> LossNetwork:
+        """The loss network these settings describe."""
+        settings = dataclasses.asdict(self)
+        del settings["family"]
+        return LossNetwork(**settings)
+
+    def make(self, task_loss: str) -> LearnedLoss:
+        """The learned loss these settings describe."""
+        return self.network() if self.family == "network" else ScaledTaskLoss(task_loss)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TuningConfig:
+    """The search behind the method "tuned_task_loss"."""
+
+    learning_rates: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        good = bool(self.learning_rates) and all(rate > 0 for rate in self.learning_rates)
+        _require("tuning.learning_rates", self.learning_rates, good, "one number above 0 or more")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """One run of `train`, or one comparison."""
+
+    method: str
+    methods: tuple[str, ...]
+    seed: int
+    num_seeds: int
+    dataset: str
+    model: ModelConfig
+    task_loss: str
+    metric: str
+    batch_size: int
+    num_steps: int
+    eval_every: int
+    inner: InnerConfig
+    outer: OuterConfig
+    offline: OfflineConfig
+    learned_loss: LearnedLossConfig
+    hypergradient: str
+    tuning: TuningConfig
+
+    def __post_init__(self) -> None:
+        for name in (self.method, *self.methods):
+            lookup("method", METHODS, name)
+        _require("methods", self.methods, 0 < len(self.methods) == len(set(self.methods)), "distinct methods")
+        lookup("dataset", DATASETS, self.dataset)
+        lookup("task loss", TASK_LOSSES, self.task_loss)
+        lookup("metric", METRICS, self.metric)
+        lookup("hypergradient", ESTIMATORS, self.hypergradient)
+        _require("seed", self.seed, 0 <= self.seed < 2**31, "a whole number from 0 to 2**31 - 1")
+        for field in ("num_seeds", "batch_size", "num_steps", "eval_every"):
+            _require(field, getattr(self, field), getattr(self, field) >= 1, "a whole number of at least 1")
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds of the run, one model each."""
+        return tuple(range(self.seed, self.seed + self.num_seeds))
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """Builds a config from nested mappings: a `ConfigDict`, or what `json.load` gives.
+
+        Raises:
+          ConfigError: an unknown or missing key, a value of a wrong type or out of its range.
+        """
+        try:
+            return _build(cls, values, "config")
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested dictionaries and lists, as `json.dumps` takes them."""
+        return _jsonable(dataclasses.asdict(self))
+
+
+def field_paths(cls: type = TrainConfig) -> list[str]:
+    """Dotted names of every field, as the command line takes them: "num_steps", "inner.learning_rate"."""
+    paths = []
+    for name, hint in typing.get_type_hints(cls).items():
+        paths += [f"{name}.{path}" for path in field_paths(hint)] if dataclasses.is_dataclass(hint) else [name]
+    return paths
+
+
+def differing_keys(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Lines `key: left -> right` for every leaf in which two nested dictionaries differ."""
+    lines = []
+    for key in sorted({*left, *right}):
+        ours, theirs = left.get(key, "(absent)"), right.get(key, "(absent)")  # plain dicts, not ConfigDicts
+        if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+            lines += differing_keys(ours, theirs, f"{prefix}{key}.")
+        elif ours != theirs:
+            lines.append(f"{prefix}{key}: {ours!r} -> {theirs!r}")
+    return lines
+
+
+def _build(cls: type, values: Any, where: str) -> Any:
+    if not isinstance(values, Mapping) and not hasattr(values, "items"):
+        raise ConfigError(f"{where} must be a section of fields; got {values!r}")
+    hints = typing.get_type_hints(cls)
+    given = dict(values.items())
+    for key in given:
+        if key not in hints:
+            raise ConfigError(f"{where}.{key} is no field; {suggestion(key, hints)}Known: {', '.join(hints)}")
+    missing = [key for key in hints if key not in given]
+    if missing:
+        raise ConfigError(f"{where} lacks {', '.join(missing)}")
+    return cls(**{key: _coerce(hint, given[key], f"{where}.{key}") for key, hint in hints.items()})
+
+
+def _coerce(hint: Any, value: Any, where: str) -> Any:
+    """Returns `value` as the type `hint`; the only conversions are a whole number to a float and a list to a tuple."""
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, where)
+    if isinstance(hint, types.UnionType):  # X | None
+        return None if value is None else _coerce(typing.get_args(hint)[0], value, where)
+    if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
+        return tuple(_coerce(typing.get_args(hint)[0], item, where) for item in value)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    if isinstance(hint, type) and type(value) is hint and hint is not float:
+        return value
+    name = str(hint) if typing.get_origin(hint) else hint.__name__
+    raise ConfigError(f"{where} must be a {'finite ' if hint is float else ''}{name}; got {value!r}")
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _jsonable(item) for key, item in value.items()}
+    return [_jsonable(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _require(field: str, value: Any, holds: bool, expected: str) -> None:
+    if not holds:
+        raise ConfigError(f"config.{field} must be {expected}; got {value!r}")

@@ -1,0 +1,230 @@
+"""`train` for one method, `compare` for several: phases in chunks on the device, measures between them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from adalfl_jax.training import workdir as layout
+from adalfl_jax.training.config import METHODS, TrainConfig
+from adalfl_jax.training.evaluation import Evaluation
+from adalfl_jax.training.outputs import finish_run, save_last_finite_state
+from adalfl_jax.training.phases import (
+    Advance,
+    RunState,
+    SeedKeys,
+    init_phi,
+    init_theta,
+    make_offline_phase,
+    make_seed_keys,
+    make_training_phase,
+    restart_outer_optimizer,
+    splits_of,
+)
+from adalfl_jax.training.progress import show_progress
+from adalfl_jax.training.results import DivergenceError, History, MethodResult
+from adalfl_jax.training.setup import Setup, make_setup
+from adalfl_jax.training.writers import MetricWriters
+
+Observer = Callable[[int, dict[str, np.ndarray]], None]  # (step, scalars [S])
+
+
+def train(config: TrainConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Trains `config.method` for all seeds of the config and writes the workdir.
+
+    Args:
+      config: from `TrainConfig.from_mapping`.
+      workdir: a folder for this run alone. A finished run of the same config is not repeated.
+
+    Returns:
+      What `summary.json` holds.
+
+    Raises:
+      ConfigError: a config whose parts do not fit together.
+      WorkdirError: a folder that cannot be written or holds something else.
+      DivergenceError: a number that is not finite; the last finite state is in the workdir.
+    """
+    return _run(config, (config.method,), workdir, "train")
+
+
+def compare(config: TrainConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Trains every method of `config.methods`, seed for seed, and adds paired tests and `report.html`.
+
+    Arguments, result and errors are those of `train`.
+    """
+    return _run(config, config.methods, workdir, "compare")
+
+
+def _run(
+    config: TrainConfig, methods: tuple[str, ...], workdir: str | os.PathLike[str], command: str
+) -> dict[str, Any]:
+    setup = make_setup(config)
+    if (summary := layout.finished_summary(workdir, config, command)) is not None:
+        return summary
+    folder = layout.open_workdir(workdir, config, command)
+    results = []
+    with MetricWriters(folder) as writers:
+        run = _Run(setup, writers)
+        for method in methods:
+            try:
+                results.append(run.method(method))
+            except DivergenceError as error:
+                save_last_finite_state(folder, setup, error)
+                raise
+    return finish_run(folder, setup, results, with_report=command == "compare")
+
+
+class _Run:
+    """The methods of one run; what they share is computed once."""
+
+    def __init__(self, setup: Setup, writers: MetricWriters):
+        self.setup = setup
+        self.writers = writers
+        self.keys: SeedKeys = make_seed_keys(setup.config.seeds)
+        self.evaluation = Evaluation(setup)
+        self._offline: tuple[RunState, float] | None = None
+        self._programs: dict[str, Advance] = {}
+
+    def method(self, method: str) -> MethodResult:
+        """Trains one method from its start to its end."""
+        if method == "tuned_task_loss":
+            return self._tuned_task_loss()
+        rate = self.setup.config.inner.learning_rate
+        if method == "task_loss":
+            return self._training(method, None, rate, observe=self._writer(method))
+        offline, seconds = self._offline_phase()
+        assert offline.phi is not None
+        result = self._training(method, restart_outer_optimizer(offline.phi), rate, observe=self._writer(method))
+        return dataclasses.replace(result, offline_seconds=seconds)
+
+    def _tuned_task_loss(self) -> MethodResult:
+        """The baseline at each rate of the grid; the best mean validation metric of all seeds wins."""
+        tried: dict[float, tuple[MethodResult, list]] = {}
+        diverged: DivergenceError | None = None
+        for rate in self.setup.config.tuning.learning_rates:
+            observed: list = []
+            try:
+                result = self._training("tuned_task_loss", None, rate, lambda *item, to=observed: to.append(item))
+                tried[rate] = result, observed
+            except DivergenceError as error:  # a rate that is too high is a finding of the search, not its end
+                diverged = error
+        if not tried:
+            assert diverged is not None
+            raise diverged
+        valid = {rate: float(result.valid.mean()) for rate, (result, _) in tried.items()}
+        best, observed = tried[min(valid, key=valid.__getitem__)]
+        for item in observed:
+            self._writer("tuned_task_loss")(*item)
+        seconds = sum(result.seconds for result, _ in tried.values())
+        return dataclasses.replace(best, seconds=seconds, tuning={str(rate): value for rate, value in valid.items()})
+
+    def _offline_phase(self) -> tuple[RunState, float]:
+        if self._offline is None:
+            config = self.setup.config
+            history = self._advance(
+                "offline",
+                "offline",
+                make_offline_phase(self.setup),
+                RunState(None, init_phi(self.setup, self.keys)),
+                config.offline.num_steps,
+                config.inner.learning_rate,
+                self._writer("offline", "offline"),
+            )
+            self._offline = history.state, history.seconds
+        return self._offline
+
+    def _training(self, method: str, phi, learning_rate: float, observe: Observer) -> MethodResult:
+        config = self.setup.config
+        kind = "adalfl" if method == "adalfl" else "fixed"  # the other methods share one program per kind of phi
+        advance = self._programs.setdefault(kind, make_training_phase(self.setup, method))
+        state = RunState(init_theta(self.setup, self.keys), phi)
+        history = self._advance(method, "training", advance, state, config.num_steps, learning_rate, observe)
+        return MethodResult(
+            method=method,
+            learning_rate=learning_rate,
+            state=history.state,
+            test=history.scalars[f"test/{config.metric}"],
+            valid=history.scalars[f"valid/{config.metric}"],
+            seconds=history.seconds,
+            shape_steps=history.shape_steps,
+            shapes=history.shapes,
+            predictions=np.asarray(self.evaluation.predictions) if history.shapes else None,
+        )
+
+    def _advance(
+        self,
+        method: str,
+        phase: str,
+        advance: Advance,
+        state: RunState,
+        num_steps: int,
+        learning_rate: float,
+        observe: Observer,
+    ) -> History:
+        """Advances a state by `num_steps` in chunks, measuring before the first, between them and after the last."""
+        config, splits = self.setup.config, splits_of(self.setup)
+        history = History(state)
+        start = time.perf_counter()
+        self._measure(history, 0, {}, learning_rate, observe)
+        rate = f", rate {learning_rate:g}" if method == "tuned_task_loss" else ""
+        with show_progress(_title(method) + rate, num_steps) as update:
+            for first_step in range(0, num_steps, config.eval_every):
+                chunk = min(config.eval_every, num_steps - first_step)
+                state, metrics = advance(history.state, self.keys, splits, learning_rate, first_step, num_steps=chunk)
+                metrics = jax.device_get(metrics)
+                done = first_step + chunk
+                _check_finite(metrics, state, history.state, method, phase, first_step, config.seeds)
+                history.state = state
+                means = {f"train/{name}": values.mean(axis=1) for name, values in metrics.items()}
+                self._measure(history, done, means, learning_rate, observe)
+                update(done, _words(history.scalars, config.metric))
+        history.seconds = time.perf_counter() - start
+        return history
+
+    def _measure(
+        self, history: History, step: int, means: dict[str, np.ndarray], learning_rate: float, observe: Observer
+    ) -> None:
+        measured = jax.device_get(self.evaluation.scalars(history.state, learning_rate))
+        history.scalars = means | measured
+        if (shape := self.evaluation.loss_shape(history.state)) is not None:
+            history.shape_steps.append(step)
+            history.shapes.append(np.asarray(shape))
+        if history.scalars:
+            observe(step, history.scalars)
+
+    def _writer(self, method: str, phase: str = "training") -> Observer:
+        seeds = self.setup.config.seeds
+        return lambda step, scalars: self.writers.write(method, phase, step, seeds, scalars)
+
+
+def _title(method: str) -> str:
+    return METHODS.get(method, "offline phase (ML3)")
+
+
+def _words(scalars: dict[str, np.ndarray], metric: str) -> str:
+    name = f"valid/{metric}" if f"valid/{metric}" in scalars else "train/outer_loss"
+    return f"{name} {scalars[name].mean():.4f}" if name in scalars else ""
+
+
+def _check_finite(metrics, state, last_finite, method: str, phase: str, first_step: int, seeds) -> None:
+    """Raises for the earliest number that is not finite, in the metrics of a chunk or in the state after it."""
+    num_steps = next(iter(metrics.values())).shape[1]
+    found = [
+        (int(step), name, int(seed))
+        for name, values in metrics.items()
+        for seed, step in np.argwhere(~np.isfinite(values))
+    ]
+    for name, tree in (("theta", state.theta), ("phi", state.phi)):
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tree) if np.issubdtype(leaf.dtype, np.floating)]
+        for seed in range(len(seeds)):
+            if not all(np.isfinite(leaf[seed]).all() for leaf in leaves):
+                found.append((num_steps - 1, name, seed))
+    if found:
+        step, name, seed = min(found, key=lambda item: item[0])
+        raise DivergenceError(method, phase, name, first_step + step + 1, seeds[seed], last_finite, first_step)

@@ -1,0 +1,143 @@
+"""What a run leaves in its workdir once its phases are over."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from adalfl_jax.analysis.figures import write_figures
+from adalfl_jax.analysis.record import RunRecord
+from adalfl_jax.analysis.report import write_report
+from adalfl_jax.analysis.statistics import describe, paired_difference
+from adalfl_jax.learned_losses import save_learned_loss
+from adalfl_jax.training import workdir as layout
+from adalfl_jax.training.checkpoint import save_state
+from adalfl_jax.training.config import METHODS
+from adalfl_jax.training.phases import RunState
+from adalfl_jax.training.results import DivergenceError, MethodResult
+from adalfl_jax.training.setup import Setup
+
+
+def finish_run(workdir: Path, setup: Setup, results: Sequence[MethodResult], *, with_report: bool) -> dict[str, Any]:
+    """Writes all that a workdir keeps, and last the summary, whose presence marks a run as finished."""
+    for result in results:
+        save_state(workdir / layout.STATES / result.method, result.state)
+    _save_shapes(workdir, results)
+    summary = _summarize(setup, results)
+    best_loss = _save_learned_loss(workdir, setup, results)
+    if best_loss is not None:
+        summary["learned_loss"] = best_loss
+    record = read_record(workdir, summary)
+    figures = write_figures(workdir / layout.FIGURES, record)
+    if with_report:
+        write_report(workdir / layout.REPORT, record, figures)
+    layout.write_json(workdir / layout.SUMMARY, summary)
+    return summary
+
+
+def read_record(workdir: Path, summary: dict[str, Any] | None = None) -> RunRecord:
+    """Reads the files of a workdir; the summary from its file where it is not given."""
+    shapes_path = workdir / layout.SHAPES
+    shapes: dict[str, np.ndarray] = {}
+    if shapes_path.exists():
+        with np.load(shapes_path, allow_pickle=False) as file:
+            shapes = dict(file)
+    return RunRecord(
+        config=json.loads((workdir / layout.CONFIG).read_text()),
+        summary=summary if summary is not None else json.loads((workdir / layout.SUMMARY).read_text()),
+        scalars=[json.loads(line) for line in (workdir / layout.METRICS).read_text().splitlines()],
+        shapes=shapes,
+    )
+
+
+def save_last_finite_state(workdir: Path, setup: Setup, error: DivergenceError) -> None:
+    """Keeps the state a diverged run was last finite in, and the learned loss in it, and says where in the error."""
+    folder = workdir / layout.STATES / f"{error.method}_last_finite"
+    save_state(folder, error.state)
+    kept = str(folder)
+    if error.state.phi is not None:
+        index = setup.config.seeds.index(error.seed)
+        origin = {"method": error.method, "seed": error.seed, "step": error.state_step, "diverged_at": error.step}
+        _save_phi(workdir, setup, error.state, index, origin)
+        kept += f", its learned loss in {workdir / layout.LEARNED_LOSS}"
+    error.args = (f"{error.args[0]}, kept in {kept}",)
+
+
+def _summarize(setup: Setup, results: Sequence[MethodResult]) -> dict[str, Any]:
+    config = setup.config
+    methods = {
+        result.method: {
+            "title": METHODS[result.method],
+            "learning_rate": result.learning_rate,
+            "test": describe(result.test.tolist()),
+            "valid": describe(result.valid.tolist()),
+            "seconds": {"training": round(result.seconds, 2), "offline": round(result.offline_seconds, 2)},
+            **({"tuning": result.tuning} if result.tuning else {}),
+        }
+        for result in results
+    }
+    reference = "adalfl" if "adalfl" in methods else results[-1].method
+    comparisons = [
+        {"method": reference, "against": name}
+        | paired_difference(methods[name]["test"]["per_seed"], methods[reference]["test"]["per_seed"])
+        for name in methods
+        if name != reference
+    ]
+    packages = ("adalfl_jax", "jax", "jaxlib", "flax", "optax", "numpy")
+    return {
+        "dataset": config.dataset,
+        "metric": config.metric,
+        "num_steps": config.num_steps,
+        "seeds": list(config.seeds),
+        "methods": methods,
+        "comparisons": comparisons,
+        "environment": {
+            "python": platform.python_version(),
+            "device": jax.devices()[0].device_kind,
+            **{name: importlib.metadata.version(name) for name in packages},
+        },
+    }
+
+
+def _save_shapes(workdir: Path, results: Sequence[MethodResult]) -> None:
+    arrays: dict[str, np.ndarray] = {}
+    for result in results:
+        if result.shapes and result.predictions is not None:
+            arrays["predictions"] = result.predictions
+            arrays[f"{result.method}/steps"] = np.asarray(result.shape_steps)
+            arrays[f"{result.method}/values"] = np.stack(result.shapes, axis=1)  # [S, T, 2, P]
+    if arrays:
+        np.savez_compressed(workdir / layout.SHAPES, allow_pickle=False, **arrays)
+
+
+def _save_learned_loss(workdir: Path, setup: Setup, results: Sequence[MethodResult]) -> dict[str, Any] | None:
+    """Keeps the learned loss of the last method that has one, of the seed with the best validation metric."""
+    learned = [result for result in results if result.state.phi is not None]
+    if not learned:
+        return None
+    result = learned[-1]
+    index = int(result.valid.argmin())
+    config = setup.config
+    origin = {
+        "method": result.method,
+        "seed": config.seeds[index],
+        "step": config.num_steps,
+        f"valid/{config.metric}": float(result.valid[index]),
+        f"test/{config.metric}": float(result.test[index]),
+    }
+    _save_phi(workdir, setup, result.state, index, origin)
+    return origin
+
+
+def _save_phi(workdir: Path, setup: Setup, state: RunState, index: int, origin: dict[str, Any]) -> None:
+    assert state.phi is not None
+    params = jax.tree.map(lambda leaf: leaf[index], state.phi.params)
+    metadata = {**origin, "config": setup.config.to_dict()}
+    save_learned_loss(workdir / layout.LEARNED_LOSS, setup.learned_loss, params, metadata)

@@ -1,0 +1,185 @@
+"""The two phases of a run, as programs that advance every seed by one chunk of steps on the device.
+
+Seeds are a leading axis S of every array, put there by `jax.vmap`. The keys of a step depend on the seed and the number
+of the step alone, so neither the length of a chunk nor the number of seeds changes a result, and all methods of one
+seed start from the same theta_0 and see the same batches.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adalfl_jax.bilevel import make_bilevel_step, make_task_step
+from adalfl_jax.data import epoch_indices, take
+from adalfl_jax.initialization import make_offline_step
+from adalfl_jax.training.setup import Setup, make_inner_optimizer
+from adalfl_jax.types import Batch, BilevelBatch, LossFn, Phi, Theta
+
+
+class RunState(NamedTuple):
+    """What a run carries from step to step, for every seed."""
+
+    theta: Theta | None  # None in the offline phase, which keeps no theta
+    phi: Phi | None  # None where the loss is the task loss
+
+
+class SeedKeys(NamedTuple):
+    """The random streams of a seed, `[S]` keys each."""
+
+    theta: jax.Array
+    phi: jax.Array
+    offline: jax.Array
+    training: jax.Array
+
+
+class StepSource(NamedTuple):
+    """What a step fetches its batches with; scanned over."""
+
+    inner: jax.Array  # [B], or [K, B] in a K-step unroll: indices into the training split
+    outer: jax.Array  # [B]: indices into the outer split
+    rng_key: jax.Array  # []
+
+
+ChunkMetrics = dict[str, jax.Array]  # name -> [S, num_steps]
+Advance = Callable[..., tuple[RunState, ChunkMetrics]]  # (state, keys, splits, learning_rate, first_step, *, num_steps)
+
+
+def make_seed_keys(seeds: tuple[int, ...]) -> SeedKeys:
+    """The keys of several seeds."""
+    return SeedKeys(*jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 4), out_axes=1)(jnp.array(seeds)))
+
+
+def init_theta(setup: Setup, keys: SeedKeys) -> Theta:
+    """A fresh theta for every seed."""
+    optimizer = make_inner_optimizer(setup.config, setup.config.inner.learning_rate)
+    return jax.jit(jax.vmap(lambda key: Theta.create(*setup.model.init(key), optimizer)))(keys.theta)
+
+
+def init_phi(setup: Setup, keys: SeedKeys) -> Phi:
+    """A fresh phi for every seed."""
+    optimizer = optax.adam(setup.config.offline.learning_rate)
+    return jax.jit(jax.vmap(lambda key: Phi.create(setup.learned_loss.init(key), optimizer)))(keys.phi)
+
+
+def restart_outer_optimizer(phi: Phi) -> Phi:
+    """phi with the fresh Adam state the online phase starts from; the offline one's moments are dropped."""
+    return jax.vmap(lambda params: Phi.create(params, optax.adam(1.0)))(phi.params)
+
+
+def splits_of(setup: Setup) -> tuple[Batch, Batch]:
+    """The training split and the one outer batches come from."""
+    return setup.dataset.train, getattr(setup.dataset, setup.config.outer.split)
+
+
+def make_offline_phase(setup: Setup) -> Advance:
+    """Algorithm 1: advances phi on fresh models."""
+    config = setup.config
+    inner_optimizer = make_inner_optimizer(config, config.inner.learning_rate)
+    num_inner_steps = config.offline.num_inner_steps
+    bilevel_step = make_bilevel_step(
+        setup.model.apply,
+        setup.learned_loss.apply,
+        setup.task_loss_fn,
+        inner_optimizer,
+        optax.adam(config.offline.learning_rate),
+        hypergradient=config.hypergradient if num_inner_steps == 1 else "unrolled",
+    )
+    offline_step = make_offline_step(bilevel_step, setup.model.init, inner_optimizer)
+
+    def make_step(learning_rate: jax.Array):
+        del learning_rate  # phi is learned for the rate in the config
+
+        def step(state: RunState, batch: BilevelBatch) -> tuple[RunState, ChunkMetrics]:
+            assert state.phi is not None
+            phi, metrics = offline_step(state.phi, batch)
+            return RunState(None, phi), metrics._asdict()
+
+        return step
+
+    return _make_phase(setup, make_step, lambda keys: keys.offline, num_inner_steps)
+
+
+def make_training_phase(setup: Setup, method: str) -> Advance:
+    """Training of theta: on the task loss, on a frozen phi (ML3), or with phi learned meanwhile (Algorithm 2)."""
+    config = setup.config
+
+    def make_step(learning_rate: jax.Array):
+        inner_optimizer = make_inner_optimizer(config, learning_rate)
+        bilevel_step = make_bilevel_step(
+            setup.model.apply,
+            setup.learned_loss.apply,
+            setup.task_loss_fn,
+            inner_optimizer,
+            optax.adam(config.outer.learning_rate),
+            hypergradient=config.hypergradient,
+        )
+
+        def online_step(state: RunState, batch: BilevelBatch) -> tuple[RunState, ChunkMetrics]:
+            assert state.theta is not None
+            assert state.phi is not None
+            theta, phi, metrics = bilevel_step(state.theta, state.phi, batch)
+            return RunState(theta, phi), metrics._asdict()
+
+        def fixed_step(state: RunState, batch: BilevelBatch) -> tuple[RunState, ChunkMetrics]:
+            loss_fn = _frozen_loss(setup, state.phi)
+            task_step = make_task_step(setup.model.apply, loss_fn, inner_optimizer)
+            theta, metrics = task_step(state.theta, batch.inner, batch.rng_key)
+            return RunState(theta, state.phi), {"inner_loss": metrics.loss}
+
+        return online_step if method == "adalfl" else fixed_step
+
+    return _make_phase(setup, make_step, lambda keys: keys.training, num_inner_steps=1)
+
+
+def _frozen_loss(setup: Setup, phi: Phi | None) -> LossFn:
+    return setup.task_loss_fn if phi is None else functools.partial(setup.learned_loss.apply, phi.params)
+
+
+def _make_phase(setup: Setup, make_step, select_key, num_inner_steps: int) -> Advance:
+    """Puts a step under scan, seeds and jit."""
+    batch_size = setup.config.batch_size
+
+    def advance_one_seed(state, keys, splits, learning_rate, first_step, num_steps: int):
+        train, outer = splits
+        step = make_step(learning_rate)
+
+        def fetch_and_step(state: RunState, source: StepSource) -> tuple[RunState, ChunkMetrics]:
+            batch = BilevelBatch(take(train, source.inner), take(outer, source.outer), source.rng_key)
+            return step(state, batch)
+
+        sources = _draw_sources(
+            select_key(keys), first_step, num_steps, num_inner_steps, batch_size, (len(train.inputs), len(outer.inputs))
+        )
+        return jax.lax.scan(fetch_and_step, state, sources)
+
+    @functools.partial(jax.jit, static_argnames="num_steps")
+    def advance(state, keys, splits, learning_rate, first_step, *, num_steps: int):
+        one_seed = functools.partial(advance_one_seed, num_steps=num_steps)
+        return jax.vmap(one_seed, in_axes=(0, 0, None, None, None))(state, keys, splits, learning_rate, first_step)
+
+    return advance
+
+
+def _draw_sources(
+    rng_key: jax.Array,
+    first_step: jax.Array,
+    num_steps: int,
+    num_inner_steps: int,
+    batch_size: int,
+    sizes: tuple[int, int],
+) -> StepSource:
+    """Draws the batches and keys of a chunk. Inner and outer batches come from streams of their own."""
+    inner_key, outer_key, step_key = jax.random.split(rng_key, 3)
+    draw = functools.partial(epoch_indices, batch_size=batch_size)
+    inner = draw(inner_key, first_step * num_inner_steps, num_steps=num_steps * num_inner_steps, num_examples=sizes[0])
+    if num_inner_steps > 1:
+        inner = inner.reshape(num_steps, num_inner_steps, batch_size)
+    outer = draw(outer_key, first_step, num_steps=num_steps, num_examples=sizes[1])
+    rng_keys = jax.vmap(functools.partial(jax.random.fold_in, step_key))(first_step + jnp.arange(num_steps))
+    return StepSource(inner, outer, rng_keys)

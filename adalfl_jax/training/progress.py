@@ -1,0 +1,55 @@
+"""What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+Update = Callable[[int, str], None]  # (steps done, what to show beside them)
+
+
+@contextmanager
+def show_progress(description: str, num_steps: int, console: Console | None = None) -> Iterator[Update]:
+    """Shows one phase of a run, with steps a second and the time left.
+
+    Args:
+      description: of the phase.
+      num_steps: it will take.
+      console: where to; standard error when None.
+
+    Yields:
+      A function to call with the steps done and a few words on the state of things.
+    """
+    console = console or Console(stderr=True, highlight=False)
+    start = time.perf_counter()
+
+    def rate(done: int) -> float:
+        return done / max(time.perf_counter() - start, 1e-9)
+
+    if not console.is_terminal:
+
+        def print_line(done: int, words: str) -> None:
+            left = (num_steps - done) / rate(done)
+            console.print(
+                f"{description}  {done}/{num_steps}  {rate(done):.0f} steps/s  {left:.0f} s left  {words}",
+                soft_wrap=True,
+            )
+
+        yield print_line
+        return
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:>5.0f} steps/s"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[words]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(f"{description:<28}", total=num_steps, rate=0.0, words="compiling")
+        yield lambda done, words: bar.update(task, completed=done, rate=rate(done), words=words)

@@ -1,0 +1,62 @@
+"""What the phases of a run produce."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from adalfl_jax.training.phases import RunState
+
+
+@dataclasses.dataclass
+class History:
+    """One phase while it advances."""
+
+    state: RunState  # the latest one, finite
+    scalars: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # the latest measures, [S] each
+    shape_steps: list[int] = dataclasses.field(default_factory=list)  # [T]
+    shapes: list[np.ndarray] = dataclasses.field(default_factory=list)  # T times [S, 2, P]
+    seconds: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodResult:
+    """One method at its end, all seeds."""
+
+    method: str
+    learning_rate: float
+    state: RunState
+    test: np.ndarray  # [S] metric of the last iterate
+    valid: np.ndarray  # [S]
+    seconds: float  # of training, compilation and evaluation included
+    shape_steps: list[int]
+    shapes: list[np.ndarray]
+    predictions: np.ndarray | None  # [P]
+    offline_seconds: float = 0.0
+    tuning: dict[str, float] | None = None  # learning rate -> mean validation metric
+
+
+class DivergenceError(RuntimeError):
+    """A number that is not finite ended a run.
+
+    Attributes:
+      method: which method, or "offline" for the offline phase.
+      phase: "offline" or "training".
+      metric: the first quantity that is not finite: a metric of the step, "theta" or "phi".
+      step: the step, counted from 1, at which it was not.
+      seed: of the model it happened to.
+      state: the last finite state, of all seeds.
+      state_step: the step that state was reached at.
+    """
+
+    def __init__(
+        self, method: str, phase: str, metric: str, step: int, seed: int, state: RunState, state_step: int
+    ) -> None:
+        super().__init__(
+            f"{method} diverged: {metric} is not finite at {phase} step {step} (seed {seed}); a smaller learning rate "
+            f"or inner.clip_norm may help. The last finite state is that of step {state_step}"
+        )
+        self.method, self.phase, self.metric = method, phase, metric
+        self.step, self.seed = step, seed
+        self.state, self.state_step = state, state_step

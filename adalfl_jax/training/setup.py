@@ -1,0 +1,90 @@
+"""From a configuration to the functions and arrays it names."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import optax
+
+from adalfl_jax import data
+from adalfl_jax.data import Dataset
+from adalfl_jax.models import Model, make_model
+from adalfl_jax.task_losses import METRICS, TASK_LOSSES
+from adalfl_jax.training.config import ConfigError, TrainConfig
+from adalfl_jax.types import LearnedLoss, LossFn
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """Everything a run needs, built and checked."""
+
+    config: TrainConfig
+    dataset: Dataset
+    model: Model
+    learned_loss: LearnedLoss
+    task_loss_fn: LossFn
+    metric_fn: LossFn
+
+
+def make_setup(config: TrainConfig) -> Setup:
+    """Loads the data and builds the model and the losses.
+
+    Raises:
+      ConfigError: parts that do not fit together: a batch larger than its split, a model that cannot take the
+        inputs, a loss that does not take the targets.
+    """
+    try:
+        dataset = data.load(config.dataset)
+        options = {"hidden_sizes": config.model.hidden_sizes} if config.model.name == "mlp" else {}
+        model = make_model(config.model.name, dataset.input_shape, dataset.num_outputs, **options)
+        learned_loss = config.learned_loss.make(config.task_loss)
+        setup = Setup(config, dataset, model, learned_loss, TASK_LOSSES[config.task_loss], METRICS[config.metric])
+        _check_losses(setup)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    for split in ("train", config.outer.split):
+        num_examples = len(getattr(dataset, split).inputs)
+        if config.batch_size > num_examples:
+            raise ConfigError(
+                f"config.batch_size is {config.batch_size}, and split {split!r} of {config.dataset!r} has only "
+                f"{num_examples} examples; take a smaller batch"
+            )
+    return setup
+
+
+def make_inner_optimizer(config: TrainConfig, learning_rate: jax.Array | float) -> optax.GradientTransformation:
+    """SGD as `config.inner` describes it, at a learning rate that may be traced."""
+    inner = config.inner
+    fraction = {
+        "constant": optax.constant_schedule(1.0),
+        "linear": optax.linear_schedule(1.0, 0.0, config.num_steps),
+        "cosine": optax.cosine_decay_schedule(1.0, config.num_steps),
+    }[inner.schedule]
+    rate = learning_rate if inner.schedule == "constant" else lambda count: learning_rate * fraction(count)
+    return optax.chain(
+        optax.identity() if inner.clip_norm is None else optax.clip_by_global_norm(inner.clip_norm),
+        optax.add_decayed_weights(inner.weight_decay) if inner.weight_decay else optax.identity(),
+        optax.sgd(rate, momentum=inner.momentum or None, nesterov=inner.nesterov),
+    )
+
+
+def _check_losses(setup: Setup) -> None:
+    """Traces the losses and the metric on the shapes of one training batch."""
+
+    def trace(rng_key: jax.Array) -> list[jax.Array]:
+        params, model_state = setup.model.init(rng_key)
+        inputs, targets = jax.tree.map(lambda array: array[:1], setup.dataset.train)
+        outputs, _ = setup.model.apply(params, model_state, inputs, train=False, rng_key=None)
+        phi_params = setup.learned_loss.init(rng_key)
+        losses = [setup.task_loss_fn(targets, outputs), setup.metric_fn(targets, outputs)]
+        return [*losses, setup.learned_loss.apply(phi_params, targets, outputs)]
+
+    try:
+        jax.eval_shape(trace, jax.random.key(0))
+    except ValueError as error:
+        config = setup.config
+        raise ValueError(
+            f"task loss {config.task_loss!r} or metric {config.metric!r} does not fit dataset {config.dataset!r}: "
+            f"{error}"
+        ) from error

@@ -1,0 +1,102 @@
+"""Every field of a configuration, with its default. The other files here start from this one and change a few.
+
+Any field can be set on the command line: `--config.inner.learning_rate=0.03`, `--config.model.hidden_sizes="(100,)"`.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+    """Returns the default configuration, locked: a key that is not here cannot be set."""
+    config = ConfigDict(type_safe=True)
+
+    # What `experiments.train` trains: "task_loss" (the baseline), "tuned_task_loss" (the baseline at the best of
+    # `tuning.learning_rates`), "ml3" (loss learned offline, then frozen) or "adalfl" (loss learned online).
+    config.method = "adalfl"
+    # What `experiments.compare` compares, seed for seed.
+    config.methods = ("task_loss", "tuned_task_loss", "ml3", "adalfl")
+    # The first seed and how many follow: every seed is one model, and all of them train in one program.
+    config.seed = 0
+    config.num_seeds = 5
+
+    # "digits" or "diabetes".
+    config.dataset = "digits"
+
+    config.model = ConfigDict()
+    # "logistic", "mlp" or "lenet5".
+    config.model.name = "mlp"
+    # Units of each hidden layer of the "mlp"; other models ignore it.
+    config.model.hidden_sizes = (512, 512)
+
+    # The task loss L: "softmax_cross_entropy", "sigmoid_cross_entropy", "squared_error", "absolute_error", "huber".
+    config.task_loss = "softmax_cross_entropy"
+    # What is reported, lower is better: "error_rate", "top_5_error_rate", "mean_squared_error", "mean_absolute_error".
+    config.metric = "error_rate"
+    # Examples in an inner and in an outer batch, at most the smaller of the splits they are drawn from.
+    config.batch_size = 100
+    # Training steps of theta.
+    config.num_steps = 1000
+    # Steps between evaluations. They run on the device in one piece; progress is shown between them.
+    config.eval_every = 50
+
+    # The optimiser of theta, plain SGD unless told otherwise.
+    config.inner = ConfigDict()
+    # alpha.
+    config.inner.learning_rate = 0.01
+    # In [0, 1); 0 is none.
+    config.inner.momentum = 0.0
+    # Nesterov's form of momentum.
+    config.inner.nesterov = False
+    # Added to the gradient before momentum, as in the paper's setting: decay * theta.
+    config.inner.weight_decay = 0.0
+    # Largest global norm of the gradient; None does not clip.
+    config.inner.clip_norm = placeholder(float)
+    # Of the learning rate over `num_steps`: "constant", "linear" or "cosine", the last two down to 0.
+    config.inner.schedule = "constant"
+
+    # The optimiser of phi while theta trains: Adam with a fresh state.
+    config.outer = ConfigDict()
+    # eta. The paper's is 1e-5.
+    config.outer.learning_rate = 3e-4
+    # Where outer batches come from: "train" (a second training batch) or "valid".
+    config.outer.split = "train"
+
+    # Algorithm 1: phi learned on fresh models before the real one is trained. Outer batches come from `outer.split`.
+    config.offline = ConfigDict()
+    # S_init; 0 leaves phi as drawn.
+    config.offline.num_steps = 2500
+    # S_inner; above 1 the hypergradient of this phase is "unrolled".
+    config.offline.num_inner_steps = 1
+    # Of Adam in this phase.
+    config.offline.learning_rate = 1e-3
+
+    # M_phi.
+    config.learned_loss = ConfigDict()
+    # "network" (the paper's; the fields below are its) or "scaled_task_loss" (a learned learning rate).
+    config.learned_loss.family = "network"
+    # Units of each hidden layer.
+    config.learned_loss.hidden_sizes = (40, 40)
+    # Of the hidden layers: "smooth_leaky_relu" or a function of jax.nn, for example "relu", "tanh", "softplus", "gelu".
+    config.learned_loss.activation = "smooth_leaky_relu"
+    # Sharpness of the smooth leaky ReLU.
+    config.learned_loss.beta = 10.0
+    # Its slope towards minus infinity.
+    config.learned_loss.gamma = 0.01
+    # Of the last layer, the same names.
+    config.learned_loss.output_activation = "softplus"
+    # Whether layers have biases.
+    config.learned_loss.use_bias = False
+    # Over the outputs of an example: "sum", or "mean" (the paper's 1/C), which divides the learning rate by C.
+    config.learned_loss.reduction = "sum"
+    # What the network sees of the outputs: "probabilities", "log_probabilities" or "raw" (for a regression).
+    config.learned_loss.predictions = "probabilities"
+
+    # How d L / d phi is computed: "forward" (exact, fastest) or "unrolled" (exact, reverse mode).
+    config.hypergradient = "forward"
+
+    # The method "tuned_task_loss" trains at each rate and keeps the one with the best mean validation metric.
+    config.tuning = ConfigDict()
+    config.tuning.learning_rates = (0.01, 0.03, 0.1, 0.3, 1.0)
+
+    return config.lock()

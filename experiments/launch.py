@@ -1,0 +1,68 @@
+"""What every program here does around its work: flags in, a table or a clear error out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+from rich.console import Console
+from rich.table import Table
+
+from adalfl_jax.registry import lookup
+from adalfl_jax.training import ConfigError, DivergenceError, TrainConfig, WorkdirError
+from adalfl_jax.training.config import field_paths
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "File with the configuration, one of configs/.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder for the results of this run alone; made where it does not exist."
+)
+
+
+def launch(run: Callable[[TrainConfig, str], dict[str, Any]]) -> None:
+    """Runs a program: reads `--config` and `--workdir`, calls `run` with them and prints the summary it returns."""
+    flags.mark_flags_as_required(["config", "workdir"])
+
+    def main(argv: list[str]) -> None:
+        if len(argv) > 1:
+            raise app.UsageError(f"unexpected arguments {argv[1:]}; flags look like --config.num_steps=100")
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # checkpoints are chatty
+        try:
+            summary = run(TrainConfig.from_mapping(_CONFIG.value), _WORKDIR.value or "")
+        except (ConfigError, WorkdirError, DivergenceError) as error:
+            sys.exit(f"{type(error).__name__}: {error}")
+        _print_summary(summary, _WORKDIR.value or "")
+
+    app.run(main, flags_parser=_parse_flags)
+
+
+def _parse_flags(arguments: list[str]) -> list[str]:
+    """absl's parser, after a check that every `--config.FIELD` exists."""
+    for argument in arguments[1:]:
+        name = argument.lstrip("-").partition("=")[0]
+        if name.startswith("config."):
+            try:
+                lookup("field of the configuration", dict.fromkeys(field_paths()), name.removeprefix("config."))
+            except ValueError as error:
+                sys.exit(f"ConfigError: {error}")
+    return app.parse_flags_with_usage(arguments)
+
+
+def _print_summary(summary: dict[str, Any], workdir: str) -> None:
+    first, last = summary["seeds"][0], summary["seeds"][-1]
+    table = Table(title=f"{summary['dataset']}, {summary['num_steps']} steps, seeds {first} to {last}")
+    table.add_column("method")
+    table.add_column(f"test {summary['metric']}", justify="right")
+    table.add_column("learning rate", justify="right")
+    for info in summary["methods"].values():
+        test = info["test"]
+        spread = "" if test["std"] is None else f" ± {test['std']:.4f}"
+        table.add_row(info["title"], f"{test['mean']:.4f}{spread}", f"{info['learning_rate']:g}")
+    console = Console()
+    console.print(table)
+    console.print(f"Everything is in {workdir}", soft_wrap=True)
