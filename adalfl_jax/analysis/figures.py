@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -17,7 +18,7 @@ from adalfl_jax.analysis.record import RunRecord, Series
 _COLORS = {"task_loss": "#6b7280", "tuned_task_loss": "#b45309", "ml3": "#0e7490", "adalfl": "#be185d"}
 _RATE = r"$\alpha\,\langle\nabla M,\nabla L\rangle\,/\,|\nabla L|^2$"
 _VISIBLE = np.linspace(0.15, 0.95, 256)  # the part of a colour map that stands out from white
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,

@@ -47,7 +47,7 @@ def compare_gradients(
 
     learned, task = gradient(loss_fn), gradient(task_loss_fn)
     product = optax.tree.vdot(learned, task)
-    learned_norm, task_norm = optax.tree.norm(learned), optax.tree.norm(task)
+    learned_norm, task_norm = jnp.asarray(optax.tree.norm(learned)), jnp.asarray(optax.tree.norm(task))
     return GradientComparison(
         gradient_scale=_ratio(learned_norm, task_norm),
         gradient_cosine=_ratio(product, learned_norm * task_norm),
@@ -75,6 +75,6 @@ def make_loss_shape(loss: LossNetwork, *, num_points: int = 101) -> tuple[jax.Ar
     return predictions, evaluate
 
 
-def _ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+def _ratio(numerator: jax.typing.ArrayLike, denominator: jax.Array) -> jax.Array:
     safe = jnp.where(denominator > 0, denominator, 1.0)
     return jnp.where(denominator > 0, numerator / safe, 0.0)

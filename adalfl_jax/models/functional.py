@@ -44,11 +44,10 @@ def functionalize(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     structure = nnx.eval_shape(lambda: make_module(nnx.Rngs(0)))
     # The structure is static and differs between the modes only in flags such as `deterministic`.
     graphdefs: dict[bool, Any] = {}
-    random_streams: PyTree = {}
     for train in (True, False):
         structure.train() if train else structure.eval()
-        graphdefs[train], _, streams, _ = nnx.split(structure, nnx.Param, nnx.RngState, ...)
-        random_streams = nnx.to_pure_dict(streams)
+        graphdefs[train], *_ = nnx.split(structure, nnx.Param, nnx.RngState, ...)
+    random_streams = nnx.to_pure_dict(nnx.state(structure, nnx.RngState))
 
     def init(rng_key: jax.Array, /) -> tuple[PyTree, PyTree]:
         _, params, _, model_state = nnx.split(make_module(nnx.Rngs(rng_key)), nnx.Param, nnx.RngState, ...)

@@ -197,7 +197,11 @@ def field_paths(cls: type = TrainConfig) -> list[str]:
     """Dotted names of every field, as the command line takes them: "num_steps", "inner.learning_rate"."""
     paths = []
     for name, hint in typing.get_type_hints(cls).items():
-        paths += [f"{name}.{path}" for path in field_paths(hint)] if dataclasses.is_dataclass(hint) else [name]
+        paths += (
+            [f"{name}.{path}" for path in field_paths(typing.cast(type, hint))]
+            if dataclasses.is_dataclass(hint)
+            else [name]
+        )
     return paths
 
 
