@@ -61,8 +61,8 @@ def functionalize(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Model:
         streams = _seed_streams(random_streams, rng_key)
         module: Any = nnx.merge(graphdefs[train], params, streams, model_state)
         outputs = module(inputs)
-        model_state = nnx.to_pure_dict(nnx.split(module, nnx.Param, nnx.RngState, ...)[3])
-        return outputs, model_state
+        *_, model_state = nnx.split(module, nnx.Param, nnx.RngState, ...)
+        return outputs, nnx.to_pure_dict(model_state)  # pyright: ignore[reportArgumentType]
 
     return Model(init, apply)
 

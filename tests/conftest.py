@@ -1,0 +1,24 @@
+"""Settings of every test: shapes must match without silent broadcasting, and float64 is one fixture away."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def float64():
+    """Runs a test in double precision."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def strict_dtypes():
+    """Forbids implicit promotion between types, as `jnp.float32 + jnp.float64`."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield

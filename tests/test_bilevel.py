@@ -1,0 +1,200 @@
+"""The steps: what they update, and that scan, jit, vmap and the plain loop agree."""
+
+import json
+import pathlib
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adalfl_jax
+from adalfl_jax.task_losses import softmax_cross_entropy
+from tests.problems import make_batch, make_model, make_problem
+
+GOLDEN = pathlib.Path(__file__).parent / "golden" / "bilevel.json"
+
+
+def make_step(model="plain", optimizer="sgd", **options):
+    model, inner, loss, theta, phi_params = make_problem(model, optimizer)
+    outer = optax.adam(1e-2)
+    step = adalfl_jax.make_bilevel_step(model.apply, loss.apply, softmax_cross_entropy, inner, outer, **options)
+    return step, theta, adalfl_jax.Phi.create(phi_params, outer)
+
+
+def stacked_batches(num_steps):
+    return jax.vmap(make_batch)(jax.random.split(jax.random.key(2), num_steps))
+
+
+def loop(step, theta, phi, batches):
+    metrics = []
+    for index in range(len(batches.rng_key)):
+        theta, phi, measured = step(theta, phi, jax.tree.map(lambda leaf, i=index: leaf[i], batches))
+        metrics.append(measured)
+    return theta, phi, jax.tree.map(lambda *leaves: jnp.stack(leaves), *metrics)
+
+
+def scan(step, theta, phi, batches):
+    def body(carry, batch):
+        theta, phi, metrics = step(*carry, batch)
+        return (theta, phi), metrics
+
+    (theta, phi), metrics = jax.lax.scan(body, (theta, phi), batches)
+    return theta, phi, metrics
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("model", ["plain", "batch_norm", "dropout"])
+def test_scan_and_jit_equal_the_eager_loop(model):
+    step, theta, phi = make_step(model, "nesterov")
+    batches = stacked_batches(3)
+    eager = loop(step, theta, phi, batches)
+    chex.assert_trees_all_close(eager, loop(jax.jit(step), theta, phi, batches), rtol=1e-9, atol=1e-12)
+    chex.assert_trees_all_close(eager, scan(step, theta, phi, batches), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.usefixtures("float64")
+def test_vmapped_seeds_equal_single_runs():
+    model, inner, loss, *_ = make_problem("batch_norm", "adam")
+    outer = optax.adam(1e-2)
+    step = adalfl_jax.make_bilevel_step(model.apply, loss.apply, softmax_cross_entropy, inner, outer)
+
+    def run(key):
+        theta = adalfl_jax.Theta.create(*model.init(key), inner)
+        phi = adalfl_jax.Phi.create(loss.init(key), outer)
+        return scan(step, theta, phi, jax.vmap(make_batch)(jax.random.split(key, 4)))
+
+    keys = jax.random.split(jax.random.key(3), 3)
+    together = jax.jit(jax.vmap(run))(keys)
+    for seed, key in enumerate(keys):
+        alone = jax.jit(run)(key)
+        chex.assert_trees_all_close(jax.tree.map(lambda leaf, s=seed: leaf[s], together), alone, rtol=1e-9, atol=1e-12)
+
+
+def test_the_step_is_compiled_once():
+    step, theta, phi = make_step()
+    step = jax.jit(step)
+    loop(step, theta, phi, stacked_batches(3))
+    assert step._cache_size() == 1
+
+
+@pytest.mark.usefixtures("float64")
+def test_golden_trajectory():
+    """A change of these numbers is a change of the method; regenerate with `python -m tests.test_bilevel`."""
+    chex.assert_trees_all_close(golden_trajectory(), json.loads(GOLDEN.read_text()), rtol=1e-8)
+
+
+def golden_trajectory():
+    step, theta, phi = make_step("batch_norm", "nesterov")
+    metrics = jax.jit(scan, static_argnums=0)(step, theta, phi, stacked_batches(5))[2]
+    return {name: np.asarray(values).tolist() for name, values in metrics._asdict().items()}
+
+
+def test_phi_moves_by_the_outer_optimizer_on_the_hypergradient():
+    model, inner, loss, theta, phi_params = make_problem()
+    steps = [
+        adalfl_jax.make_bilevel_step(model.apply, loss.apply, softmax_cross_entropy, inner, optax.sgd(rate))
+        for rate in (1.0, 0.5)
+    ]
+    moves = []
+    for step in steps:
+        phi = adalfl_jax.Phi.create(phi_params, optax.sgd(1.0))
+        _, after, metrics = step(theta, phi, make_batch(jax.random.key(1)))
+        moves.append(optax.tree.norm(optax.tree.sub(after.params, phi_params)))
+    np.testing.assert_allclose(moves[0], metrics.hypergradient_norm, rtol=1e-3)
+    np.testing.assert_allclose(moves[0], 2 * moves[1], rtol=1e-3)
+
+
+def test_following_the_hypergradient_lowers_the_outer_loss():
+    step, theta, phi = make_step()
+    batch = make_batch(jax.random.key(1))
+    step = jax.jit(step)
+    first = step(theta, phi, batch)[2].outer_loss
+    for _ in range(300):
+        _, phi, metrics = step(theta, phi, batch)  # theta is put back each time: only phi learns
+    assert metrics.outer_loss < 0.9 * first
+
+
+def test_the_inner_pass_updates_batch_statistics_and_the_outer_pass_does_not():
+    step, theta, phi = make_step("batch_norm")
+    batch = make_batch(jax.random.key(1))
+    after, _, _ = step(theta, phi, batch)
+    model = make_model("batch_norm")
+    _, expected = model.apply(theta.params, theta.model_state, batch.inner.inputs, train=True, rng_key=None)
+    chex.assert_trees_all_close(after.model_state, expected, rtol=1e-6)
+    assert not np.allclose(after.model_state["norm"]["mean"], theta.model_state["norm"]["mean"])
+
+
+def test_the_outer_pass_normalises_by_its_own_batch():
+    step, theta, phi = make_step("batch_norm", "sgd")
+    batch = make_batch(jax.random.key(1))
+    after, _, metrics = step(theta, phi, batch)
+    outputs, _ = make_model("batch_norm").apply(
+        after.params, after.model_state, batch.outer.inputs, train=True, rng_key=None
+    )
+    np.testing.assert_allclose(metrics.outer_loss, softmax_cross_entropy(batch.outer.targets, outputs), rtol=1e-5)
+
+
+def test_dropout_differs_by_key_and_repeats_with_it():
+    step, theta, phi = make_step("dropout")
+    batch = make_batch(jax.random.key(1))
+    first, again = (step(theta, phi, batch)[2].outer_loss for _ in range(2))
+    other = step(theta, phi, batch._replace(rng_key=jax.random.key(9)))[2].outer_loss
+    assert first == again
+    assert first != other
+
+
+def test_a_model_that_draws_needs_a_key():
+    step, theta, phi = make_step("dropout")
+    with pytest.raises(ValueError, match="rng_key"):
+        step(theta, phi, make_batch(jax.random.key(1))._replace(rng_key=None))
+
+
+def test_a_task_step_on_the_task_loss_is_plain_sgd():
+    model, inner, _, theta, _ = make_problem()
+    batch = make_batch(jax.random.key(1)).inner
+
+    def objective(params):
+        return softmax_cross_entropy(batch.targets, model.apply(params, {}, batch.inputs, train=True, rng_key=None)[0])
+
+    step = adalfl_jax.make_task_step(model.apply, softmax_cross_entropy, inner)
+    after, metrics = step(theta, batch)
+    value, gradient = jax.value_and_grad(objective)(theta.params)
+    chex.assert_trees_all_close(after.params, optax.apply_updates(theta.params, optax.tree.scale(-0.3, gradient)))
+    np.testing.assert_allclose(metrics.loss, value, rtol=1e-6)
+
+
+@pytest.mark.parametrize("hypergradient", ["forward", "unrolled"])
+def test_a_task_step_on_the_frozen_loss_moves_theta_as_the_bilevel_step_does(hypergradient):
+    model, inner, loss, theta, phi_params = make_problem("batch_norm", "nesterov")
+    batch = make_batch(jax.random.key(1))._replace(rng_key=None)
+    frozen = adalfl_jax.FrozenLoss(loss, phi_params)
+    plain, _ = adalfl_jax.make_task_step(model.apply, frozen, inner)(theta, batch.inner)
+    outer = optax.adam(1e-2)
+    step = adalfl_jax.make_bilevel_step(
+        model.apply, loss.apply, softmax_cross_entropy, inner, outer, hypergradient=hypergradient
+    )
+    bilevel, _, _ = step(theta, adalfl_jax.Phi.create(phi_params, outer), batch)
+    chex.assert_trees_all_close(plain, bilevel, rtol=1e-5, atol=1e-7)
+
+
+def test_an_unknown_hypergradient_lists_the_known():
+    with pytest.raises(ValueError, match=r"'forwards'.*did you mean 'forward'.*forward, unrolled"):
+        make_step(hypergradient="forwards")
+
+
+def test_forward_refuses_a_loss_that_reads_theta():
+    model, inner, *_ = make_problem()
+
+    def reads_theta(phi_params, targets, outputs, *, params):
+        return phi_params * optax.tree.norm(params)
+
+    with pytest.raises(ValueError, match=r"reads it.*unrolled"):
+        adalfl_jax.make_bilevel_step(model.apply, reads_theta, softmax_cross_entropy, inner, inner)
+
+
+if __name__ == "__main__":
+    with jax.enable_x64(True):
+        GOLDEN.write_text(json.dumps(golden_trajectory(), indent=2) + "\n")

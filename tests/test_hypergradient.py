@@ -1,0 +1,185 @@
+"""Every exact estimator against central finite differences in float64, of an outer loss composed here from scratch."""
+
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import adalfl_jax
+from adalfl_jax.hypergradient import ESTIMATORS, BilevelProblem, differentiable_update, num_inner_steps
+from adalfl_jax.task_losses import softmax_cross_entropy
+from tests.problems import BATCH_SIZE, MODELS, NUM_INPUTS, OPTIMIZERS, make_batch, make_problem
+
+TOLERANCE = 1e-6
+
+
+def outer_loss(apply_fn, learned_loss_fn, optimizer, theta, batch, phi_params):
+    """L after the inner steps, straight from Algorithm 1 with `jax.grad` and the plain `optimizer.update`."""
+    inner_key, outer_key = jax.random.split(batch.rng_key)
+    num_steps = num_inner_steps(batch)
+    keys = [inner_key] if num_steps is None else list(jax.random.split(inner_key, num_steps))
+    for step, key in enumerate(keys):
+        inputs, targets = batch.inner if num_steps is None else jax.tree.map(lambda leaf, k=step: leaf[k], batch.inner)
+
+        def objective(params, theta=theta, inputs=inputs, targets=targets, key=key):
+            outputs, state = apply_fn(params, theta.model_state, inputs, train=True, rng_key=key)
+            return learned_loss_fn(phi_params, targets, outputs), state
+
+        gradient, state = jax.grad(objective, has_aux=True)(theta.params)
+        updates, opt_state = optimizer.update(gradient, theta.opt_state, theta.params)
+        theta = adalfl_jax.Theta(optax.apply_updates(theta.params, updates), state, opt_state)
+    outputs, _ = apply_fn(theta.params, theta.model_state, batch.outer[0], train=True, rng_key=outer_key)
+    return softmax_cross_entropy(batch.outer[1], outputs)
+
+
+def finite_differences(function, phi_params, step=1e-5):
+    """Central differences along every coordinate of phi, all in one program; returns a flat vector."""
+    flat, unravel = ravel_pytree(phi_params)
+    offsets = step * jnp.eye(flat.size)
+    values = jax.jit(jax.vmap(lambda offset: function(unravel(flat + offset)) - function(unravel(flat - offset))))(offsets)
+    return np.asarray(values) / (2 * step)
+
+
+def estimate(name, model, loss, optimizer, theta, phi_params, batch):
+    problem = BilevelProblem(model.apply, loss.apply, softmax_cross_entropy, optimizer)
+    return jax.jit(lambda theta, phi, batch: ESTIMATORS[name](problem, theta, phi, batch))(theta, phi_params, batch)
+
+
+def assert_relative(actual, expected, tolerance=TOLERANCE):
+    assert np.isfinite(actual).all()
+    assert np.abs(expected).max() > 0
+    assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("model_name", "optimizer_name"), list(itertools.product(MODELS, OPTIMIZERS)))
+def test_estimators_equal_finite_differences_and_each_other(model_name, optimizer_name):
+    model, optimizer, loss, theta, phi_params = make_problem(model_name, optimizer_name)
+    batch = make_batch(jax.random.key(1))
+    results = [estimate(name, model, loss, optimizer, theta, phi_params, batch) for name in ("forward", "unrolled")]
+    expected = finite_differences(
+        lambda phi: outer_loss(model.apply, loss.apply, optimizer, theta, batch, phi), phi_params
+    )
+    gradients = [ravel_pytree(result.gradient)[0] for result in results]
+    for gradient in gradients:
+        assert_relative(gradient, expected)
+    assert_relative(gradients[0], gradients[1])
+    chex.assert_trees_all_close(results[0]._replace(gradient=None), results[1]._replace(gradient=None), rtol=1e-12)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("optimizer_name", ["sgd", "nesterov", "clip", "adam"])
+@pytest.mark.parametrize("model_name", ["batch_norm", "dropout"])
+def test_unrolling_several_inner_steps_is_exact(model_name, optimizer_name):
+    model, optimizer, loss, theta, phi_params = make_problem(model_name, optimizer_name)
+    batch = make_batch(jax.random.key(1), num_inner_steps=3)
+    result = estimate("unrolled", model, loss, optimizer, theta, phi_params, batch)
+    expected = finite_differences(
+        lambda phi: outer_loss(model.apply, loss.apply, optimizer, theta, batch, phi), phi_params
+    )
+    assert_relative(ravel_pytree(result.gradient)[0], expected)
+
+
+@pytest.mark.usefixtures("float64")
+def test_one_inner_step_on_a_leading_axis_equals_one_without():
+    model, optimizer, loss, theta, phi_params = make_problem("plain", "momentum")
+    batch = make_batch(jax.random.key(1))
+    stacked = batch._replace(inner=jax.tree.map(lambda leaf: leaf[None], batch.inner))
+    plain = estimate("unrolled", model, loss, optimizer, theta, phi_params, batch)
+    chex.assert_trees_all_close(
+        plain, estimate("unrolled", model, loss, optimizer, theta, phi_params, stacked), rtol=1e-12
+    )
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_loss_that_reads_theta_is_exact_when_unrolled():
+    model, optimizer, loss, theta, phi_params = make_problem("plain", "sgd")
+
+    def regularised(phi, targets, outputs, params):
+        return loss.apply(phi, targets, outputs) + phi["layer_2"]["kernel"].sum() * optax.tree.norm(params, squared=True)
+
+    batch = make_batch(jax.random.key(1))
+    problem = BilevelProblem(model.apply, regularised, softmax_cross_entropy, optimizer)
+    result = ESTIMATORS["unrolled"](problem, theta, phi_params, batch)
+
+    def reference(phi):
+        def objective(params):
+            outputs, _ = model.apply(params, {}, batch.inner.inputs, train=True, rng_key=None)
+            return regularised(phi, batch.inner.targets, outputs, params)
+
+        params = jax.tree.map(lambda p, g: p - 0.3 * g, theta.params, jax.grad(objective)(theta.params))
+        outputs, _ = model.apply(params, {}, batch.outer.inputs, train=True, rng_key=None)
+        return softmax_cross_entropy(batch.outer.targets, outputs)
+
+    assert_relative(ravel_pytree(result.gradient)[0], finite_differences(reference, phi_params))
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("estimator", ["forward", "unrolled"])
+def test_clipping_a_gradient_of_exactly_zero_passes_the_gradient_of_no_clipping(estimator):
+    """A flat loss (last layer zero) has grad M = 0 but d grad M / d phi != 0, so phi must still learn."""
+    model, sgd, loss, theta, phi_params = make_problem("plain", "sgd")
+    loss = adalfl_jax.LossNetwork(hidden_sizes=(4, 4), output_activation="identity")
+    phi_params["layer_2"]["kernel"] *= 0.0
+    batch = make_batch(jax.random.key(1))
+    clip = optax.chain(optax.clip_by_global_norm(1.0), sgd)
+    clipped = estimate(estimator, model, loss, clip, theta._replace(opt_state=clip.init(theta.params)), phi_params, batch)
+    plain = estimate(estimator, model, loss, sgd, theta, phi_params, batch)
+    assert_relative(ravel_pytree(clipped.gradient)[0], ravel_pytree(plain.gradient)[0])
+
+
+@pytest.mark.parametrize("estimator", ["forward", "unrolled"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.adam(1e-3),
+        optax.rmsprop(1e-3),
+        optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1)),
+        optax.chain(optax.normalize_by_update_norm(), optax.sgd(0.1)),
+    ],
+    ids=["adam", "rmsprop", "clip", "normalize"],
+)
+def test_no_nan_where_the_inner_gradient_is_exactly_zero(optimizer, estimator):
+    model, _, loss, theta, phi_params = make_problem("plain", "sgd")
+    theta = theta._replace(opt_state=optimizer.init(theta.params))
+    batch = make_batch(jax.random.key(1))
+    dead = batch._replace(inner=batch.inner._replace(inputs=jnp.zeros((BATCH_SIZE, NUM_INPUTS))))
+    flat = jax.tree.map(jnp.zeros_like, phi_params)
+    for case_batch, case_phi in ((batch, phi_params), (dead, phi_params), (batch, flat), (dead, flat)):
+        chex.assert_tree_all_finite(estimate(estimator, model, loss, optimizer, theta, case_phi, case_batch).gradient)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_differentiable_update_has_the_values_of_the_update_bit_for_bit(name):
+    _, optimizer, _, theta, _ = make_problem("plain", name)
+    gradient = jax.tree.map(lambda leaf: jnp.where(leaf > 0, leaf, 0.0), theta.params)
+    chex.assert_trees_all_equal(
+        differentiable_update(optimizer, gradient, theta.opt_state, theta.params),
+        optimizer.update(gradient, theta.opt_state, theta.params),
+    )
+
+
+def test_forward_refuses_several_inner_steps():
+    model, optimizer, loss, theta, phi_params = make_problem()
+    with pytest.raises(ValueError, match=r"leading axis K = 3.*unrolled"):
+        estimate("forward", model, loss, optimizer, theta, phi_params, make_batch(jax.random.key(1), num_inner_steps=3))
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer", "message"),
+    [
+        (((8, 5), (7,)), ((8, 5), (8,)), r"batch.inner.*\[B\].*\(8, 5\).*\(7,\)"),
+        (((8, 5), (8,)), ((8, 5), (9,)), r"batch.outer.*\[B\].*\(8, 5\).*\(9,\)"),
+        (((3, 8, 5), (8,)), ((8, 5), (8,)), r"batch.inner.*\[K, B\].*\(3, 8, 5\).*\(8,\)"),
+        (((3, 2, 8, 5), (3,)), ((8, 5), (8,)), r"leading axis K more.*\(3, 2, 8, 5\)"),
+    ],
+)
+def test_batches_that_do_not_fit_together_are_named(inner, outer, message):
+    parts = [(jnp.zeros(inputs), jnp.zeros(targets, jnp.int32)) for inputs, targets in (inner, outer)]
+    with pytest.raises(ValueError, match=message):
+        num_inner_steps(adalfl_jax.BilevelBatch(*parts))
