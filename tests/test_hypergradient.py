@@ -41,7 +41,9 @@ def finite_differences(function, phi_params, step=1e-5):
     """Central differences along every coordinate of phi, all in one program; returns a flat vector."""
     flat, unravel = ravel_pytree(phi_params)
     offsets = step * jnp.eye(flat.size)
-    values = jax.jit(jax.vmap(lambda offset: function(unravel(flat + offset)) - function(unravel(flat - offset))))(offsets)
+    values = jax.jit(jax.vmap(lambda offset: function(unravel(flat + offset)) - function(unravel(flat - offset))))(
+        offsets
+    )
     return np.asarray(values) / (2 * step)
 
 
@@ -101,7 +103,9 @@ def test_a_loss_that_reads_theta_is_exact_when_unrolled():
     model, optimizer, loss, theta, phi_params = make_problem("plain", "sgd")
 
     def regularised(phi, targets, outputs, params):
-        return loss.apply(phi, targets, outputs) + phi["layer_2"]["kernel"].sum() * optax.tree.norm(params, squared=True)
+        return loss.apply(phi, targets, outputs) + phi["layer_2"]["kernel"].sum() * optax.tree.norm(
+            params, squared=True
+        )
 
     batch = make_batch(jax.random.key(1))
     problem = BilevelProblem(model.apply, regularised, softmax_cross_entropy, optimizer)
@@ -128,7 +132,9 @@ def test_clipping_a_gradient_of_exactly_zero_passes_the_gradient_of_no_clipping(
     phi_params["layer_2"]["kernel"] *= 0.0
     batch = make_batch(jax.random.key(1))
     clip = optax.chain(optax.clip_by_global_norm(1.0), sgd)
-    clipped = estimate(estimator, model, loss, clip, theta._replace(opt_state=clip.init(theta.params)), phi_params, batch)
+    clipped = estimate(
+        estimator, model, loss, clip, theta._replace(opt_state=clip.init(theta.params)), phi_params, batch
+    )
     plain = estimate(estimator, model, loss, sgd, theta, phi_params, batch)
     assert_relative(ravel_pytree(clipped.gradient)[0], ravel_pytree(plain.gradient)[0])
 

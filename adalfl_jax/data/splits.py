@@ -57,10 +57,14 @@ def make_dataset(name: str, inputs: np.ndarray, targets: np.ndarray, *, num_clas
       inputs: images `[N, H, W, channels]` or a table `[N, columns]`.
       targets: labels `[N]`, or values `[N]` or `[N, C]`.
       num_classes: C of a classification; None for a regression.
+
+    Raises:
+      ValueError: different numbers of inputs and targets, labels out of range, values that are not finite.
     """
     is_classification = num_classes is not None
     if len(inputs) != len(targets):
         raise ValueError(f"dataset {name!r}: {len(inputs)} inputs but {len(targets)} targets")
+    _check_finite(f"dataset {name!r}", inputs=inputs, targets=targets)
     inputs = np.asarray(inputs, np.float32)
     targets = np.asarray(targets, np.int32 if is_classification else np.float32)
     if not is_classification:
@@ -95,6 +99,16 @@ def split_indices(targets: np.ndarray, *, stratify: bool) -> tuple[np.ndarray, n
     return *cut(rest, VALID_FRACTION), test
 
 
+def _check_finite(where: str, **arrays: np.ndarray) -> None:
+    for kind, values in arrays.items():
+        if not np.isfinite(values).all():
+            rows = np.unique(np.nonzero(~np.isfinite(values))[0])
+            raise ValueError(
+                f"{where}: {kind} are not finite in {len(rows)} of {len(values)} examples, the first of them number "
+                f"{rows[0]}; drop or fill them before training"
+            )
+
+
 def _check_split(where: str, split: Batch, num_outputs: int) -> None:
     inputs, targets = np.asarray(split.inputs), np.asarray(split.targets)
     if len(inputs) != len(targets) or len(inputs) == 0:
@@ -102,13 +116,7 @@ def _check_split(where: str, split: Batch, num_outputs: int) -> None:
             f"{where}: inputs [N, ...] and targets [N] or [N, C] must share N > 0; got {inputs.shape} and "
             f"{targets.shape}"
         )
-    for kind, values in (("inputs", inputs), ("targets", targets)):
-        if not np.isfinite(values).all():
-            rows = np.unique(np.nonzero(~np.isfinite(values))[0])
-            raise ValueError(
-                f"{where}: {kind} hold values that are not finite in {len(rows)} of {len(values)} examples, the first "
-                f"of them number {rows[0]}; drop or fill them before training"
-            )
+    _check_finite(where, inputs=inputs, targets=targets)
     if np.issubdtype(targets.dtype, np.integer):
         if targets.ndim != 1 or targets.min() < 0 or targets.max() >= num_outputs:
             raise ValueError(

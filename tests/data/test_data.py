@@ -1,0 +1,119 @@
+"""Datasets: splits that do not leak, statistics of the training split alone, errors."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sklearn.datasets
+
+from adalfl_jax import data
+from adalfl_jax.data.splits import split_indices, standardize
+
+
+@pytest.mark.parametrize(("name", "sizes"), [("digits", (1293, 144, 360)), ("diabetes", (317, 36, 89))])
+def test_splits_have_their_sizes_and_live_on_the_device(name, sizes):
+    dataset = data.load(name)
+    splits = (dataset.train, dataset.valid, dataset.test)
+    assert tuple(len(split.inputs) for split in splits) == sizes
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(splits))
+    assert {split.inputs.dtype for split in splits} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("name", data.DATASETS)
+def test_loading_twice_gives_the_same_splits(name):
+    for first, again in zip(
+        *(jax.tree.leaves(dataclasses.astuple(data.load(name))[2:]) for _ in range(2)), strict=True
+    ):
+        assert jnp.array_equal(first, again)
+
+
+@pytest.mark.parametrize("name", data.DATASETS)
+def test_no_example_is_in_two_splits(name):
+    dataset = data.load(name)
+    rows = [
+        {np.asarray(row).tobytes() for row in np.asarray(split.inputs)}
+        for split in (dataset.train, dataset.valid, dataset.test)
+    ]
+    assert sum(map(len, rows)) == len(set.union(*rows))
+
+
+def test_the_split_is_a_partition_of_the_rows():
+    labels = np.repeat(np.arange(4), 50)
+    parts = split_indices(labels, stratify=True)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(200))
+    assert [np.bincount(labels[part]).tolist() for part in parts] == [[36] * 4, [4] * 4, [10] * 4]
+
+
+def test_every_split_of_digits_has_the_classes_in_proportion():
+    dataset = data.load("digits")
+    shares = [
+        np.bincount(np.asarray(split.targets), minlength=10) / len(split.targets)
+        for split in (dataset.train, dataset.valid, dataset.test)
+    ]
+    assert np.abs(np.array(shares) - shares[0]).max() < 0.01
+
+
+def test_statistics_come_from_the_training_rows_alone():
+    values = np.array([[0.0, 5.0], [2.0, 5.0], [1e6, -1e6]], np.float32)
+    np.testing.assert_allclose(standardize(values, np.array([0, 1]), axis=(0,))[:2], [[-1, 0], [1, 0]])
+
+
+def test_digits_have_one_mean_and_deviation_for_the_image():
+    train = np.asarray(data.load("digits").train.inputs)
+    assert train.mean() == pytest.approx(0, abs=1e-5)
+    assert train.std() == pytest.approx(1, abs=1e-5)
+    assert train.mean(axis=0).std() > 0.1
+
+
+def test_diabetes_starts_from_the_raw_measurements_and_is_standardised_by_column():
+    dataset = data.load("diabetes")
+    for array in (dataset.train.inputs, dataset.train.targets):
+        np.testing.assert_allclose(np.asarray(array).mean(axis=0), 0, atol=1e-5)
+        np.testing.assert_allclose(np.asarray(array).std(axis=0), 1, atol=1e-5)
+    assert np.abs(np.asarray(dataset.test.inputs).mean(axis=0)).max() > 0.01
+    raw = sklearn.datasets.load_diabetes(scaled=False).target
+    targets = np.concatenate([np.asarray(s.targets)[:, 0] for s in (dataset.train, dataset.valid, dataset.test)])
+    assert np.corrcoef(np.sort(raw), np.sort(targets))[0, 1] == pytest.approx(1, abs=1e-6)
+
+
+def test_a_classification_and_a_regression_say_which_they_are():
+    digits, diabetes = data.load("digits"), data.load("diabetes")
+    assert (digits.is_classification, digits.num_outputs, digits.input_shape) == (True, 10, (8, 8, 1))
+    assert (diabetes.is_classification, diabetes.num_outputs, diabetes.input_shape) == (False, 1, (10,))
+
+
+def test_an_unknown_dataset_lists_the_known():
+    with pytest.raises(ValueError, match=r"unknown dataset 'digit'; did you mean 'digits'.*diabetes, digits"):
+        data.load("digit")
+
+
+INPUTS = np.random.default_rng(0).normal(size=(100, 3))
+LABELS = np.arange(100) % 4
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (LABELS + 1, r"labels must be \[N\] integers from 0 to 3; got .* values from 1 to 4"),
+        (LABELS - 1, r"labels must be \[N\] integers from 0 to 3; got .* values from -1 to 2"),
+        (LABELS[:50], r"100 inputs but 50 targets"),
+        (np.stack([LABELS, LABELS], axis=1), r"labels must be \[N\]"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(targets, message):
+    with pytest.raises(ValueError, match=message):
+        data.make_dataset("mine", INPUTS, targets, num_classes=4)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_data_that_is_not_finite_is_refused(value):
+    inputs = INPUTS.copy()
+    inputs[[3, 70], 1] = value
+    with pytest.raises(ValueError, match=r"dataset 'mine'.*inputs.*not finite in 2 of 100 examples.*number 3"):
+        data.make_dataset("mine", inputs, LABELS, num_classes=4)
+    targets = INPUTS[:, 0].copy()
+    targets[9] = value
+    with pytest.raises(ValueError, match=r"dataset 'mine'.*targets.*not finite in 1 of 100 examples.*number 9"):
+        data.make_dataset("mine", INPUTS, targets)

@@ -1,0 +1,165 @@
+"""The loss network: its definition, its numerics at the edges, its errors."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from adalfl_jax import LossNetwork
+from adalfl_jax.learned_losses import ACTIVATIONS, smooth_leaky_relu
+
+PREDICTIONS = ("probabilities", "log_probabilities", "raw")
+
+
+def written_out(phi, loss, targets, outputs):
+    """The paper's formula in NumPy, one pair of target and prediction at a time."""
+
+    def smooth(x):
+        return np.log(np.exp(loss.beta * x) + 1) / loss.beta * (1 - loss.gamma) + loss.gamma * x
+
+    probabilities = np.exp(outputs) / np.exp(outputs).sum(axis=1, keepdims=True)
+    per_example = []
+    for target, row in zip(targets, probabilities, strict=True):
+        values = []
+        for label, p in enumerate(row):
+            hidden = np.array([float(label == target), p])
+            for layer in range(len(loss.hidden_sizes)):
+                hidden = smooth(hidden @ np.asarray(phi[f"layer_{layer}"]["kernel"]))
+            values.append(np.log1p(np.exp(hidden @ np.asarray(phi[f"layer_{len(loss.hidden_sizes)}"]["kernel"])))[0])
+        per_example.append(np.sum(values) if loss.reduction == "sum" else np.mean(values))
+    return np.mean(per_example)
+
+
+@pytest.mark.usefixtures("float64", "strict_dtypes")
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_the_loss_is_the_papers_formula(reduction):
+    loss = LossNetwork(hidden_sizes=(6, 5), beta=3.0, gamma=0.1, reduction=reduction)
+    phi = loss.init(jax.random.key(0))
+    targets, outputs = jnp.array([0, 3, 1]), jax.random.normal(jax.random.key(1), (3, 4))
+    expected = written_out(phi, loss, np.asarray(targets), np.asarray(outputs))
+    np.testing.assert_allclose(loss.apply(phi, targets, outputs), expected, rtol=1e-12)
+
+
+def test_labels_and_their_one_hot_form_are_the_same():
+    loss = LossNetwork()
+    phi = loss.init(jax.random.key(0))
+    labels, outputs = jnp.array([2, 0]), jax.random.normal(jax.random.key(1), (2, 3))
+    assert loss.apply(phi, labels, outputs) == loss.apply(phi, jax.nn.one_hot(labels, 3), outputs)
+
+
+def test_a_single_output_is_seen_through_the_sigmoid():
+    loss = LossNetwork()
+    phi = loss.init(jax.random.key(0))
+    outputs = jnp.array([[0.3], [-2.0]])
+    expected = loss.elementwise(phi, jnp.array([[1.0], [0.0]]), jax.nn.sigmoid(outputs)).mean()
+    np.testing.assert_allclose(loss.apply(phi, jnp.array([1, 0]), outputs), expected, rtol=1e-6)
+
+
+def test_one_phi_serves_any_number_of_outputs():
+    loss = LossNetwork()
+    phi = loss.init(jax.random.key(0))
+    for num_outputs in (1, 2, 100):
+        assert jnp.isfinite(loss.apply(phi, jnp.zeros(4, jnp.int32), jnp.ones((4, num_outputs))))
+
+
+def test_kernels_are_kaiming_normal_and_biases_zero():
+    params = LossNetwork(hidden_sizes=(400, 300), use_bias=True).init(jax.random.key(0))
+    for fan_in, layer in zip((2, 400, 300), params.values(), strict=True):
+        std = float(layer["kernel"].std())
+        assert std == pytest.approx(np.sqrt(2 / fan_in), rel=5 / np.sqrt(layer["kernel"].size))
+        assert not layer["bias"].any()
+    assert (
+        abs(float(jax.scipy.stats.norm.cdf(2.0) - (params["layer_1"]["kernel"] < 2 * np.sqrt(2 / 400)).mean())) < 0.01
+    )
+
+
+def test_biases_take_part():
+    loss = LossNetwork(use_bias=True)
+    phi = loss.init(jax.random.key(0))
+    moved = jax.tree.map(lambda leaf: leaf + 0.5 if leaf.ndim == 1 else leaf, phi)
+    arguments = jnp.array([0]), jnp.zeros((1, 2))
+    assert loss.apply(phi, *arguments) != loss.apply(moved, *arguments)
+
+
+@pytest.mark.parametrize("predictions", PREDICTIONS)
+def test_values_and_two_derivatives_are_finite_at_huge_logits(predictions):
+    loss = LossNetwork(predictions=predictions)
+    phi = loss.init(jax.random.key(0))
+    rows = list(itertools.product([1e4, 0.0, -1e4], repeat=3))
+    outputs = jnp.array(rows, jnp.float32)
+    targets = jnp.arange(len(rows)) % 3
+
+    def slope(phi, outputs):
+        return jax.jvp(lambda o: loss.apply(phi, targets, o), (outputs,), (jnp.ones_like(outputs),))[1]
+
+    everything = [
+        jax.value_and_grad(loss.apply, argnums=(0, 2))(phi, targets, outputs),
+        jax.grad(slope, argnums=(0, 1))(phi, outputs),
+    ]
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(everything))
+
+
+@pytest.mark.parametrize("single_output", [False, True])
+@pytest.mark.parametrize("predictions", ["probabilities", "log_probabilities"])
+def test_the_hessian_is_finite_at_saturated_probabilities(predictions, single_output):
+    loss = LossNetwork(predictions=predictions)
+    phi = loss.init(jax.random.key(0))
+    outputs = jnp.array([[100.0]] if single_output else [[100.0, -100.0]], jnp.float32)  # p is exactly 1 and 0
+    for target in (0, 1):
+        hessian = jax.hessian(lambda o, t=target: loss.apply(phi, jnp.array([t]), o))(outputs)
+        assert jnp.isfinite(hessian).all()
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("predictions", PREDICTIONS)
+def test_two_derivatives_equal_finite_differences(predictions):
+    loss = LossNetwork(hidden_sizes=(5, 4), predictions=predictions, use_bias=True)
+    phi = loss.init(jax.random.key(0))
+    targets, outputs = jnp.array([0, 2]), jax.random.normal(jax.random.key(1), (2, 3))
+    check_grads(jax.jit(lambda phi, o: loss.apply(phi, targets, o)), (phi, outputs), order=2, rtol=1e-5, atol=1e-7)
+
+
+def test_smooth_leaky_relu_is_its_formula_and_never_flat():
+    x = np.linspace(-2, 2, 41)
+    for beta, gamma in ((10.0, 0.01), (1.0, 0.0), (30.0, 0.25)):
+        expected = np.log(np.exp(beta * x) + 1) / beta * (1 - gamma) + gamma * x
+        np.testing.assert_allclose(smooth_leaky_relu(jnp.array(x), beta=beta, gamma=gamma), expected, atol=2e-6)
+    far = jnp.array([-1e4, -100.0, 100.0, 1e4])
+    slopes = jax.vmap(jax.grad(smooth_leaky_relu))(far)
+    np.testing.assert_allclose(slopes, [0.01, 0.01, 1.0, 1.0], rtol=1e-5)
+    assert jnp.isfinite(jax.vmap(jax.grad(jax.grad(smooth_leaky_relu)))(far)).all()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation_serves_as_hidden_and_as_output(activation):
+    loss = LossNetwork(hidden_sizes=(4,), activation=activation, output_activation=activation)
+    phi = loss.init(jax.random.key(0))
+    gradient = jax.grad(loss.apply)(phi, jnp.array([0, 1]), jnp.array([[0.2, -0.1], [1.0, 0.0]]))
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"activation": "relus"}, r"unknown activation 'relus'; did you mean 'relu'.*smooth_leaky_relu.*tanh"),
+        ({"output_activation": "soft"}, r"unknown output activation 'soft'.*softplus"),
+        ({"reduction": "max"}, r"unknown reduction 'max'.*mean, sum"),
+        ({"predictions": "logits"}, r"unknown kind of predictions 'logits'.*log_probabilities, probabilities, raw"),
+        ({"beta": 0.0}, r"beta must be a positive number; got 0.0"),
+        ({"beta": float("nan")}, r"beta must be a positive number; got nan"),
+        ({"gamma": 1.0}, r"gamma must be in \[0, 1\); got 1.0"),
+        ({"hidden_sizes": (40, 0)}, r"hidden_sizes must be positive integers; got \(40, 0\)"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        LossNetwork(**settings)
+
+
+def test_targets_that_do_not_fit_are_named():
+    loss = LossNetwork()
+    with pytest.raises(ValueError, match=r"outputs \[B, C\] = \(4, 3\) and targets \(5,\)"):
+        loss.apply(loss.init(jax.random.key(0)), jnp.zeros(5, jnp.int32), jnp.zeros((4, 3)))

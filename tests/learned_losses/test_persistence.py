@@ -1,0 +1,145 @@
+"""A learned loss in a file: what goes in comes out, and nothing else does."""
+
+import json
+import pickle
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import safetensors.numpy
+
+import adalfl_jax
+from adalfl_jax.learned_losses.persistence import FORMAT
+from tests.problems import make_batch, make_problem
+
+LOSSES = {
+    "network": adalfl_jax.LossNetwork(hidden_sizes=(7, 3), beta=4.0, use_bias=True, predictions="log_probabilities"),
+    "scaled": adalfl_jax.ScaledTaskLoss("softmax_cross_entropy"),
+}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path, loss = tmp_path / "loss.safetensors", LOSSES["network"]
+    adalfl_jax.save_learned_loss(path, loss, loss.init(jax.random.key(0)))
+    return path
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_what_is_saved_is_what_is_loaded(tmp_path, name):
+    loss = LOSSES[name]
+    params = jax.tree.map(lambda leaf: leaf + 0.25, loss.init(jax.random.key(0)))
+    metadata = {"dataset": "digits", "seed": 3, "scores": [0.1, None]}
+    adalfl_jax.save_learned_loss(tmp_path / "loss.safetensors", loss, params, metadata)
+    frozen = adalfl_jax.load_learned_loss(tmp_path / "loss.safetensors")
+    assert frozen.loss == loss
+    assert frozen.metadata == metadata
+    chex.assert_trees_all_equal(frozen.params, params)
+    targets, outputs = jnp.array([0, 1]), jnp.array([[0.2, -0.1], [1.0, 0.0]])
+    assert frozen(targets, outputs) == loss.apply(params, targets, outputs)
+    assert [path.name for path in tmp_path.iterdir()] == ["loss.safetensors"]
+
+
+def test_a_loaded_loss_drops_into_grad_jit_and_a_task_step(saved):
+    frozen = adalfl_jax.load_learned_loss(saved)
+    model, inner, _, theta, _ = make_problem()
+    batch = make_batch(jax.random.key(1)).inner
+
+    def objective(params):
+        return frozen(batch.targets, model.apply(params, {}, batch.inputs, train=True, rng_key=None)[0])
+
+    by_hand = optax.apply_updates(theta.params, optax.tree.scale(-0.3, jax.jit(jax.grad(objective))(theta.params)))
+    stepped, _ = jax.jit(adalfl_jax.make_task_step(model.apply, frozen, inner))(theta, batch)
+    chex.assert_trees_all_close(by_hand, stepped.params, rtol=1e-5, atol=1e-7)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        adalfl_jax.load_learned_loss(tmp_path / "nowhere.safetensors")
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda raw: raw[:-9], lambda raw: raw[:20], lambda raw: b"", lambda raw: b"\xff" * 99]
+)
+def test_a_damaged_file_is_refused(saved, damage):
+    saved.write_bytes(damage(saved.read_bytes()))
+    with pytest.raises(ValueError, match=r"loss.safetensors is damaged or is not a safetensors file"):
+        adalfl_jax.load_learned_loss(saved)
+
+
+def test_a_pickle_is_refused_and_not_run(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "sprung"), "w"))
+
+    path = tmp_path / "loss.safetensors"
+    path.write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        adalfl_jax.load_learned_loss(path)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_somebody_elses_safetensors_file_is_refused(tmp_path):
+    path = tmp_path / "other.safetensors"
+    path.write_bytes(safetensors.numpy.save({"weight": np.zeros(3, np.float32)}))
+    with pytest.raises(ValueError, match="holds no learned loss"):
+        adalfl_jax.load_learned_loss(path)
+
+
+def rewrite(path, edit_header=lambda header: header, edit_arrays=lambda arrays: arrays):
+    with safetensors.safe_open(path, framework="numpy") as file:
+        header = json.loads(file.metadata()[FORMAT])
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
+    text = json.dumps(edit_header(header))
+    path.write_bytes(safetensors.numpy.save(edit_arrays(arrays), metadata={FORMAT: text}))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda header: header | {"version": 99}, "format version 99"),
+        (lambda header: header | {"family": "os.system"}, r"unknown family of learned losses 'os.system'.*LossNetwork"),
+        (lambda header: header | {"settings": {"beta": -1.0}}, "beta must be a positive number"),
+        (lambda header: header | {"settings": {"surprise": 1}}, "surprise"),
+        (lambda header: [header], "header cannot be read"),
+        (lambda header: {"version": 1}, "header cannot be read"),
+    ],
+)
+def test_a_header_that_makes_no_sense_is_refused(saved, edit, message):
+    rewrite(saved, edit_header=edit)
+    with pytest.raises(ValueError, match=message):
+        adalfl_jax.load_learned_loss(saved)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda arrays: dict(list(arrays.items())[:-1]), r"is damaged.*has parameters"),
+        (lambda arrays: {name: array[..., :1] for name, array in arrays.items()}, r"is damaged.*has parameters"),
+        (lambda arrays: {name: array * np.nan for name, array in arrays.items()}, r"is damaged: not finite: layer_0"),
+    ],
+)
+def test_parameters_that_do_not_fit_are_refused(saved, edit, message):
+    rewrite(saved, edit_arrays=edit)
+    with pytest.raises(ValueError, match=message):
+        adalfl_jax.load_learned_loss(saved)
+
+
+@pytest.mark.parametrize(
+    ("loss", "params", "metadata", "message"),
+    [
+        (object(), {}, {}, "only LossNetwork, ScaledTaskLoss can be saved; got object"),
+        (LOSSES["scaled"], {"log_scale": np.zeros(3)}, {}, r"cannot save ScaledTaskLoss.*has parameters"),
+        (LOSSES["scaled"], {"log_scale": np.float32(np.inf)}, {}, "not finite: log_scale"),
+        (LOSSES["scaled"], {"log_scale": np.float32(0)}, {"when": object()}, "metadata must be JSON"),
+        (LOSSES["scaled"], {"log_scale": np.float32(0)}, {"score": float("nan")}, "metadata must be JSON"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused_and_the_old_file_stays(saved, loss, params, metadata, message):
+    before = saved.read_bytes()
+    with pytest.raises(ValueError, match=message):
+        adalfl_jax.save_learned_loss(saved, loss, params, metadata)
+    assert saved.read_bytes() == before

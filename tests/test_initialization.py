@@ -1,0 +1,73 @@
+"""Algorithm 1: one scan over fresh models."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import adalfl_jax
+from adalfl_jax.task_losses import softmax_cross_entropy
+from tests.problems import make_batch, make_model, make_problem
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def make_offline(num_inner_steps=None, model="batch_norm"):
+    model, inner, loss, _, phi_params = make_problem(model, "momentum")
+    outer = optax.adam(1e-2)
+    hypergradient = "forward" if num_inner_steps is None else "unrolled"
+    bilevel_step = adalfl_jax.make_bilevel_step(
+        model.apply, loss.apply, softmax_cross_entropy, inner, outer, hypergradient=hypergradient
+    )
+    step = adalfl_jax.make_offline_step(bilevel_step, model.init, inner)
+    batches = jax.vmap(lambda key: make_batch(key, num_inner_steps))(jax.random.split(jax.random.key(5), 4))
+    return step, adalfl_jax.Phi.create(phi_params, outer), batches, (bilevel_step, model, inner)
+
+
+@pytest.mark.parametrize("num_inner_steps", [None, 2])
+def test_the_scan_equals_a_loop_over_fresh_models(num_inner_steps):
+    step, phi, batches, (bilevel_step, model, inner) = make_offline(num_inner_steps)
+    scanned, metrics = jax.jit(adalfl_jax.initialize_offline, static_argnums=0)(step, phi, batches)
+    for index in range(4):
+        batch = jax.tree.map(lambda leaf, i=index: leaf[i], batches)
+        init_key, step_key = jax.random.split(batch.rng_key)
+        theta = adalfl_jax.Theta.create(*jax.jit(model.init)(init_key), inner)
+        _, phi, expected = jax.jit(bilevel_step)(theta, phi, batch._replace(rng_key=step_key))
+        chex.assert_trees_all_close(jax.tree.map(lambda leaf, i=index: leaf[i], metrics), expected, rtol=1e-9)
+    chex.assert_trees_all_close(scanned, phi, rtol=1e-9, atol=1e-12)
+
+
+def test_every_step_draws_another_theta():
+    step, phi, batches, _ = make_offline(model="plain")
+    same = jax.tree.map(lambda leaf: leaf[jnp.zeros(4, int)], batches)
+    keys = jax.random.split(jax.random.key(8), 4)
+    _, metrics = jax.vmap(step, in_axes=(None, 0))(phi, same._replace(rng_key=keys))
+    assert len(jnp.unique(metrics.inner_loss)) == 4
+
+
+def test_the_offline_phase_needs_a_key():
+    step, phi, batches, _ = make_offline()
+    batch = jax.tree.map(lambda leaf: leaf[0], batches)._replace(rng_key=None)
+    with pytest.raises(ValueError, match=r"batch.rng_key"):
+        step(phi, batch)
+
+
+def test_the_offline_phase_lowers_the_loss_one_step_after_a_fresh_start():
+    """Trained on one distribution of batches and judged on models it has never seen."""
+    model = make_model("plain")
+    loss, inner, outer = adalfl_jax.LossNetwork(hidden_sizes=(8,)), optax.sgd(0.3), optax.adam(1e-2)
+    bilevel_step = adalfl_jax.make_bilevel_step(model.apply, loss.apply, softmax_cross_entropy, inner, outer)
+    step = adalfl_jax.make_offline_step(bilevel_step, model.init, inner)
+    centers = jax.random.normal(jax.random.key(0), (3, 5)) * 2
+
+    def draw(key):
+        label_key, noise_key, step_key = jax.random.split(key, 3)
+        labels = jax.random.randint(label_key, (2, 16), 0, 3)
+        inputs = centers[labels] + 0.3 * jax.random.normal(noise_key, (2, 16, 5))
+        return adalfl_jax.BilevelBatch((inputs[0], labels[0]), (inputs[1], labels[1]), step_key)
+
+    batches = jax.vmap(draw)(jax.random.split(jax.random.key(1), 400))
+    phi = adalfl_jax.Phi.create(loss.init(jax.random.key(2)), outer)
+    _, metrics = jax.jit(adalfl_jax.initialize_offline, static_argnums=0)(step, phi, batches)
+    assert metrics.outer_loss[-50:].mean() < 0.8 * metrics.outer_loss[:50].mean()
