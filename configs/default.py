@@ -92,7 +92,7 @@ def get_config() -> ConfigDict:
     # What the network sees of the outputs: "probabilities", "log_probabilities" or "raw" (for a regression).
     config.learned_loss.predictions = "probabilities"
 
-    # How d L / d phi is computed: "forward" (exact, fastest) or "unrolled" (exact, reverse mode).
+    # How d L / d phi is computed: "forward" (exact) or "unrolled" (exact, reverse mode through the step).
     config.hypergradient = "forward"
 
     # The method "tuned_task_loss" trains at each rate and keeps the one with the best mean validation metric.

@@ -1,0 +1,46 @@
+# `make quickstart` and `make test` set up everything they need in .venv; only Python 3.11 or later, pip and make are assumed.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+WORKDIR ?= runs/digits_mlp
+
+.PHONY: help setup quickstart test test-slow lint format benchmark clean
+.DEFAULT_GOAL := help
+
+help:  ## Show this list.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+setup: $(VENV)/installed  ## Make .venv with pinned versions of everything.
+
+quickstart: setup  ## Train on real digits with four losses and write a report (about two minutes).
+	$(BIN)/python -m experiments.compare --config=configs/digits_mlp.py --workdir=$(WORKDIR)
+	@echo "Open $(WORKDIR)/report.html"
+
+test: setup  ## Lint, and run all tests but the slow ones.
+	$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest
+
+test-slow: setup  ## Run the slow tests.
+	$(BIN)/python -m pytest -m slow
+
+lint: setup  ## Check style, types and the direction of imports.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+format: setup  ## Rewrite the code in the project's style.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+benchmark: setup  ## Measure the cost of a step.
+	$(BIN)/python -m experiments.benchmark --config=configs/digits_mlp.py
+
+clean:  ## Remove the environment and caches; runs/ stays.
+	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache *.egg-info
