@@ -42,6 +42,10 @@ def to_dense(targets: jax.Array, outputs: jax.Array) -> jax.Array:
 
 def softmax_cross_entropy(targets: jax.Array, outputs: jax.Array) -> jax.Array:
     """Cross-entropy, in nats, between labels `[B]` or distributions `[B, C]` and softmax of the logits `[B, C]`."""
+    if outputs.ndim == 2 and outputs.shape[1] < 2:
+        raise ValueError(
+            f"softmax of a single output is constant; use sigmoid_cross_entropy for outputs [B, C] = {outputs.shape}"
+        )
     if is_labels(targets, outputs):
         return optax.softmax_cross_entropy_with_integer_labels(outputs, targets).mean()
     return optax.softmax_cross_entropy(outputs, targets.astype(outputs.dtype)).mean()
@@ -104,6 +108,8 @@ TASK_LOSSES: dict[str, LossFn] = {
     "absolute_error": absolute_error,
     "huber": huber,
 }
+
+FOR_LABELS = ("softmax_cross_entropy", "sigmoid_cross_entropy", "error_rate", "top_5_error_rate")
 
 METRICS: dict[str, LossFn] = {
     "error_rate": error_rate,

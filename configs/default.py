@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     config.methods = ("task_loss", "tuned_task_loss", "ml3", "adalfl")
     # The first seed and how many follow: every seed is one model, and all of them train in one program.
     config.seed = 0
-    config.num_seeds = 5
+    config.num_seeds = 10
 
     # "digits" or "diabetes".
     config.dataset = "digits"

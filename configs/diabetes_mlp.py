@@ -1,6 +1,10 @@
 """Progression of diabetes (442 patients, 10 measurements) with an MLP 10-64-64-1: a regression through the whole path.
 
-python -m experiments.compare --config=configs/diabetes_mlp.py --workdir=runs/diabetes_mlp
+    python -m experiments.compare --config=configs/diabetes_mlp.py --workdir=runs/diabetes_mlp
+
+About 20 seconds on two CPU cores. The task loss is hard to beat here: expect a test MSE, in units of the target's
+variance, of 0.56 of the task loss and 0.60 to 0.64 of ML3 and AdaLFL. With 317 rows for training and 36 to learn phi
+on, a learned loss goes faster and overfits sooner: its validation error is the lowest of all, its test error is not.
 """
 
 from configs import default
@@ -13,5 +17,11 @@ def get_config():
     config.model.hidden_sizes = (64, 64)
     config.task_loss = "squared_error"
     config.metric = "mean_squared_error"
+    config.batch_size = 32
+    config.num_steps = 200  # the paper's 10,000 overfit an MLP on so few rows, whatever the loss
+    config.eval_every = 10
+    config.outer.split = "valid"  # phi learns from rows theta does not see, or it learns to overfit
     config.learned_loss.predictions = "raw"
+    config.learned_loss.output_activation = "identity"  # softplus goes flat for one seed in ten, and stays so
+    config.tuning.learning_rates = (0.001, 0.003, 0.01, 0.03, 0.1)
     return config

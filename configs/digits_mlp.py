@@ -1,11 +1,16 @@
 """Handwritten digits (8x8, 1,293 of them for training) with an MLP 64-512-512-10, trained three ways and tuned.
 
-python -m experiments.compare --config=configs/digits_mlp.py --workdir=runs/digits_mlp
+    python -m experiments.compare --config=configs/digits_mlp.py --workdir=runs/digits_mlp
+
+Under three minutes on two CPU cores. Expect about 2.4 % test error of the task loss, 1.5 % at its tuned rate, and 0.9
+to 1.1 % of ML3 and AdaLFL; the README has the figures of one run.
 """
 
 from configs import default
 
 
 def get_config():
-    """Returns the default configuration, which is this one."""
-    return default.get_config()
+    """Returns the default configuration with fewer seeds."""
+    config = default.get_config()
+    config.num_seeds = 8  # the paper has 10; these finish sooner
+    return config

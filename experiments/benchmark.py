@@ -73,9 +73,7 @@ def step_suite(config: TrainConfig) -> list[dict[str, Any]]:
     base = "task loss"
     programs = {base: make_program(config, "task_loss")}
     for estimator in ESTIMATORS:
-        programs[f"AdaLFL, {estimator}"] = make_program(
-            dataclasses.replace(config, hypergradient=estimator), "adalfl"
-        )
+        programs[f"AdaLFL, {estimator}"] = make_program(dataclasses.replace(config, hypergradient=estimator), "adalfl")
     return measure(programs, dict.fromkeys(programs, base))
 
 

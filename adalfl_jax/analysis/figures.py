@@ -60,13 +60,11 @@ def learning_curves(record: RunRecord) -> Figure:
     metric = record.summary["metric"]
     figure = Figure(figsize=(7.2, 4.0))
     axes = figure.subplots()
-    log_scale = True
-    for method, series in _series_by_method(record, f"test/{metric}").items():
-        log_scale &= bool((series.values.mean(axis=0) > 0).all())
+    curves = _series_by_method(record, f"test/{metric}")
+    for method, series in curves.items():
         _draw_band(axes, record, method, series)
     axes.set(title="Test error through training", xlabel="training step", ylabel=_label(metric))
-    if log_scale:
-        axes.set_yscale("log")
+    _set_log_scale(axes, curves)
     axes.legend(loc="upper right")
     return figure
 
@@ -100,19 +98,16 @@ def gradient_scale(record: RunRecord) -> Figure | None:
         return None
     figure = Figure(figsize=(7.2, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for method, series in rates.items():
-        _draw_band(left, record, method, series)
-    for method, series in _series_by_method(record, "gradient_scale").items():
-        _draw_band(right, record, method, series)
+    for axes, measured in ((left, rates), (right, _series_by_method(record, "gradient_scale"))):
+        for method, series in measured.items():
+            _draw_band(axes, record, method, series)
+        _set_log_scale(axes, measured)
     for method in ("task_loss", "tuned_task_loss"):
         if method in record.summary["methods"]:
             info = record.summary["methods"][method]
             left.axhline(info["learning_rate"], color=_COLORS[method], linestyle="--", label=info["title"])
     left.set(title="Implicit learning rate", xlabel="training step", ylabel=_RATE)
     right.set(title="Scale of the gradient", xlabel="training step", ylabel=r"$|\nabla M|\,/\,|\nabla L|$")
-    for axes in (left, right):
-        if all((line.get_ydata() > 0).all() for line in axes.get_lines() if len(line.get_xdata()) > 2):
-            axes.set_yscale("log")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
@@ -130,6 +125,12 @@ def _draw_band(axes: Axes, record: RunRecord, method: str, series: Series) -> No
         std = series.values.std(axis=0, ddof=1)
         low = np.maximum(mean - std, series.values.min(axis=0))  # the band stays within what was observed
         axes.fill_between(series.steps, low, mean + std, color=color, alpha=0.15, linewidth=0)
+
+
+def _set_log_scale(axes: Axes, curves: Mapping[str, Series]) -> None:
+    """A logarithmic axis where every mean is positive."""
+    if all((series.values.mean(axis=0) > 0).all() for series in curves.values()):
+        axes.set_yscale("log")
 
 
 def _label(metric: str) -> str:

@@ -25,7 +25,8 @@ def paired_difference(first: Sequence[float], second: Sequence[float], confidenc
     """
     differences = np.asarray(second, float) - np.asarray(first, float)
     result: dict[str, Any] = {"mean_difference": float(differences.mean()), "interval": None, "p_value": None}
-    if len(differences) > 1 and np.ptp(differences) > 0:
+    rounding = 1e-6 * np.abs([first, second]).max()  # metrics are means in float32
+    if len(differences) > 1 and np.ptp(differences) > rounding:
         test = scipy.stats.ttest_rel(second, first)
         interval = test.confidence_interval(confidence)
         result |= {"interval": [float(interval.low), float(interval.high)], "p_value": float(test.pvalue)}

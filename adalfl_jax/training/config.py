@@ -43,7 +43,7 @@ class ModelConfig:
     hidden_sizes: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        lookup("model (config.model.name)", MODELS, self.name)
+        lookup("model", MODELS, self.name)
         _require(
             "model.hidden_sizes", self.hidden_sizes, all(s > 0 for s in self.hidden_sizes), "sizes of 1 unit or more"
         )
@@ -66,7 +66,7 @@ class InnerConfig:
         _require("inner.nesterov", self.nesterov, not self.nesterov or self.momentum > 0, "a momentum above 0")
         _require("inner.weight_decay", self.weight_decay, self.weight_decay >= 0, "a number of at least 0")
         _require("inner.clip_norm", self.clip_norm, self.clip_norm is None or self.clip_norm > 0, "None or above 0")
-        lookup("schedule (config.inner.schedule)", dict.fromkeys(SCHEDULES), self.schedule)
+        lookup("schedule", dict.fromkeys(SCHEDULES), self.schedule)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class OuterConfig:
 
     def __post_init__(self) -> None:
         _require("outer.learning_rate", self.learning_rate, self.learning_rate > 0, "a number above 0")
-        lookup("split (config.outer.split)", dict.fromkeys(OUTER_SPLITS), self.split)
+        lookup("split", dict.fromkeys(OUTER_SPLITS), self.split)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ class LearnedLossConfig:
     predictions: str
 
     def __post_init__(self) -> None:
-        lookup("family (config.learned_loss.family)", dict.fromkeys(LEARNED_LOSS_FAMILIES), self.family)
+        lookup("family", dict.fromkeys(LEARNED_LOSS_FAMILIES), self.family)
         self.network()
 
     def network(self) -> LossNetwork:
@@ -165,9 +165,10 @@ class TrainConfig:
         lookup("task loss", TASK_LOSSES, self.task_loss)
         lookup("metric", METRICS, self.metric)
         lookup("hypergradient", ESTIMATORS, self.hypergradient)
-        _require("seed", self.seed, 0 <= self.seed < 2**31, "a whole number from 0 to 2**31 - 1")
         for field in ("num_seeds", "batch_size", "num_steps", "eval_every"):
             _require(field, getattr(self, field), getattr(self, field) >= 1, "a whole number of at least 1")
+        fits = 0 <= self.seed <= 2**31 - self.num_seeds
+        _require("seed", self.seed, fits, "a whole number from 0, with all of num_seeds below 2**31")
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -181,12 +182,7 @@ class TrainConfig:
         Raises:
           ConfigError: an unknown or missing key, a value of a wrong type or out of its range.
         """
-        try:
-            return _build(cls, values, "config")
-        except ConfigError:
-            raise
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+        return _build(cls, values, "config")
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dictionaries and lists, as `json.dumps` takes them."""
@@ -228,7 +224,13 @@ def _build(cls: type, values: Any, where: str) -> Any:
     missing = [key for key in hints if key not in given]
     if missing:
         raise ConfigError(f"{where} lacks {', '.join(missing)}")
-    return cls(**{key: _coerce(hint, given[key], f"{where}.{key}") for key, hint in hints.items()})
+    fields = {key: _coerce(hint, given[key], f"{where}.{key}") for key, hint in hints.items()}
+    try:
+        return cls(**fields)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def _coerce(hint: Any, value: Any, where: str) -> Any:

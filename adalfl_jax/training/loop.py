@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from adalfl_jax.analysis.statistics import describe
 from adalfl_jax.training import workdir as layout
 from adalfl_jax.training.config import METHODS, TrainConfig
 from adalfl_jax.training.evaluation import Evaluation
@@ -105,24 +107,24 @@ class _Run:
 
     def _tuned_task_loss(self) -> MethodResult:
         """The baseline at each rate of the grid; the best mean validation metric of all seeds wins."""
-        tried: dict[float, tuple[MethodResult, list]] = {}
+        tried: dict[float, tuple[MethodResult, list]] = {}  # by mean validation metric
+        table: dict[str, float | None] = {}
         diverged: DivergenceError | None = None
+        start = time.perf_counter()
         for rate in self.setup.config.tuning.learning_rates:
             observed: list = []
             try:
                 result = self._training("tuned_task_loss", None, rate, lambda *item, to=observed: to.append(item))
-                tried[rate] = result, observed
+                valid = table[str(rate)] = describe(result.valid.tolist())["mean"]
+                tried.setdefault(valid, (result, observed))
             except DivergenceError as error:  # a rate that is too high is a finding of the search, not its end
-                diverged = error
-        if not tried:
-            assert diverged is not None
+                diverged, table[str(rate)] = error, None
+        if diverged is not None and not tried:
             raise diverged
-        valid = {rate: float(result.valid.mean()) for rate, (result, _) in tried.items()}
-        best, observed = tried[min(valid, key=valid.__getitem__)]
+        result, observed = tried[min(tried)]
         for item in observed:
             self._writer("tuned_task_loss")(*item)
-        seconds = sum(result.seconds for result, _ in tried.values())
-        return dataclasses.replace(best, seconds=seconds, tuning={str(rate): value for rate, value in valid.items()})
+        return dataclasses.replace(result, seconds=time.perf_counter() - start, tuning=table)
 
     def _offline_phase(self) -> tuple[RunState, float]:
         if self._offline is None:
@@ -169,34 +171,36 @@ class _Run:
     ) -> History:
         """Advances a state by `num_steps` in chunks, measuring before the first, between them and after the last."""
         config, splits = self.setup.config, splits_of(self.setup)
+        check = functools.partial(_check_finite, method=method, phase=phase, seeds=config.seeds)
         history = History(state)
         start = time.perf_counter()
-        self._measure(history, 0, {}, learning_rate, observe)
+        self._record(history, state, 0, self._measure(state, learning_rate), observe)
         rate = f", rate {learning_rate:g}" if method == "tuned_task_loss" else ""
         with show_progress(_title(method) + rate, num_steps) as update:
             for first_step in range(0, num_steps, config.eval_every):
                 chunk = min(config.eval_every, num_steps - first_step)
                 state, metrics = advance(history.state, self.keys, splits, learning_rate, first_step, num_steps=chunk)
-                metrics = jax.device_get(metrics)
-                done = first_step + chunk
-                _check_finite(metrics, state, history.state, method, phase, first_step, config.seeds)
-                history.state = state
+                metrics, done = jax.device_get(metrics), first_step + chunk
                 means = {f"train/{name}": values.mean(axis=1) for name, values in metrics.items()}
-                self._measure(history, done, means, learning_rate, observe)
+                measured = self._measure(state, learning_rate)
+                check(metrics, measured, state, last_finite=history.state, first_step=first_step)
+                self._record(history, state, done, means | measured, observe)
                 update(done, _words(history.scalars, config.metric))
         history.seconds = time.perf_counter() - start
         return history
 
-    def _measure(
-        self, history: History, step: int, means: dict[str, np.ndarray], learning_rate: float, observe: Observer
+    def _measure(self, state: RunState, learning_rate: float) -> dict[str, np.ndarray]:
+        return jax.device_get(self.evaluation.scalars(state, learning_rate))
+
+    def _record(
+        self, history: History, state: RunState, step: int, scalars: dict[str, np.ndarray], observe: Observer
     ) -> None:
-        measured = jax.device_get(self.evaluation.scalars(history.state, learning_rate))
-        history.scalars = means | measured
-        if (shape := self.evaluation.loss_shape(history.state)) is not None:
+        history.state, history.scalars = state, scalars
+        if (shape := self.evaluation.loss_shape(state)) is not None:
             history.shape_steps.append(step)
             history.shapes.append(np.asarray(shape))
-        if history.scalars:
-            observe(step, history.scalars)
+        if scalars:
+            observe(step, scalars)
 
     def _writer(self, method: str, phase: str = "training") -> Observer:
         seeds = self.setup.config.seeds
@@ -212,19 +216,31 @@ def _words(scalars: dict[str, np.ndarray], metric: str) -> str:
     return f"{name} {scalars[name].mean():.4f}" if name in scalars else ""
 
 
-def _check_finite(metrics, state, last_finite, method: str, phase: str, first_step: int, seeds) -> None:
-    """Raises for the earliest number that is not finite, in the metrics of a chunk or in the state after it."""
+def _check_finite(
+    metrics: dict[str, np.ndarray],  # [S, num_steps] each
+    measured: dict[str, np.ndarray],  # [S] each, after the last of these steps
+    state: RunState,
+    *,
+    last_finite: RunState,
+    first_step: int,
+    method: str,
+    phase: str,
+    seeds: tuple[int, ...],
+) -> None:
+    """Raises for the first number that is not finite in the metrics of a chunk, the state after it or its measures."""
     num_steps = next(iter(metrics.values())).shape[1]
     found = [
-        (int(step), name, int(seed))
+        (int(step), name, int(index))
         for name, values in metrics.items()
-        for seed, step in np.argwhere(~np.isfinite(values))
+        for index, step in np.argwhere(~np.isfinite(values))
     ]
+    last = num_steps - 1
     for name, tree in (("theta", state.theta), ("phi", state.phi)):
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tree) if np.issubdtype(leaf.dtype, np.floating)]
-        for seed in range(len(seeds)):
-            if not all(np.isfinite(leaf[seed]).all() for leaf in leaves):
-                found.append((num_steps - 1, name, seed))
+        broken = (i for i in range(len(seeds)) if not all(np.isfinite(leaf[i]).all() for leaf in leaves))
+        found += [(last, name, index) for index in broken]
+    for name, values in measured.items():
+        found += [(last, name, int(index)) for index in np.flatnonzero(~np.isfinite(values))]
     if found:
-        step, name, seed = min(found, key=lambda item: item[0])
-        raise DivergenceError(method, phase, name, first_step + step + 1, seeds[seed], last_finite, first_step)
+        step, name, index = min(found, key=lambda item: item[0])
+        raise DivergenceError(method, phase, name, first_step + step + 1, seeds[index], last_finite, first_step)

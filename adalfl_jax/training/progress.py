@@ -48,7 +48,7 @@ def show_progress(description: str, num_steps: int, console: Console | None = No
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]:>5.0f} steps/s"),
         TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[words]}"),
+        TextColumn("{task.fields[words]}", markup=False),
     )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(f"{description:<28}", total=num_steps, rate=0.0, words="compiling")

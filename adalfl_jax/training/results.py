@@ -34,7 +34,7 @@ class MethodResult:
     shapes: list[np.ndarray]
     predictions: np.ndarray | None  # [P]
     offline_seconds: float = 0.0
-    tuning: dict[str, float] | None = None  # learning rate -> mean validation metric
+    tuning: dict[str, float | None] | None = None  # learning rate -> mean validation metric, None: diverged
 
 
 class DivergenceError(RuntimeError):

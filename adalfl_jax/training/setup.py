@@ -10,7 +10,7 @@ import optax
 from adalfl_jax import data
 from adalfl_jax.data import Dataset
 from adalfl_jax.models import Model, make_model
-from adalfl_jax.task_losses import METRICS, TASK_LOSSES
+from adalfl_jax.task_losses import FOR_LABELS, METRICS, TASK_LOSSES
 from adalfl_jax.training.config import ConfigError, TrainConfig
 from adalfl_jax.types import LearnedLoss, LossFn
 
@@ -40,6 +40,10 @@ def make_setup(config: TrainConfig) -> Setup:
         model = make_model(config.model.name, dataset.input_shape, dataset.num_outputs, **options)
         learned_loss = config.learned_loss.make(config.task_loss)
         setup = Setup(config, dataset, model, learned_loss, TASK_LOSSES[config.task_loss], METRICS[config.metric])
+        for name in (config.task_loss, config.metric):
+            if (name in FOR_LABELS) != dataset.is_classification:
+                kind = "classification" if dataset.is_classification else "regression"
+                raise ConfigError(f"{name!r} does not fit dataset {config.dataset!r}, which is a {kind}")
         _check_losses(setup)
     except ValueError as error:
         raise ConfigError(str(error)) from error

@@ -58,12 +58,19 @@ def open_workdir(path: str | os.PathLike[str], config: TrainConfig, command: str
 
 
 def finished_summary(path: str | os.PathLike[str], config: TrainConfig, command: str) -> dict[str, Any] | None:
-    """The summary of a finished run of exactly this config in the folder, or None."""
+    """The summary of a finished run of exactly this config in the folder, or None.
+
+    Raises:
+      WorkdirError: a finished run of another config, or files that cannot be read.
+    """
     workdir = Path(path).expanduser().resolve()
     if not ((workdir / CONFIG).is_file() and (workdir / SUMMARY).is_file()):
         return None
     _check_same_run(workdir, {"command": command, **config.to_dict()})
-    return json.loads((workdir / SUMMARY).read_text())
+    try:
+        return dict(json.loads((workdir / SUMMARY).read_text()))
+    except (ValueError, TypeError, OSError) as error:
+        raise WorkdirError(f"{workdir / SUMMARY} cannot be read ({error}); choose a new folder") from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -76,7 +83,7 @@ def write_json(path: Path, value: Any) -> None:
 def _check_same_run(workdir: Path, wanted: dict[str, Any]) -> None:
     try:
         found = dict(json.loads((workdir / CONFIG).read_text()))
-    except (ValueError, OSError) as error:
+    except (ValueError, TypeError, OSError) as error:
         raise WorkdirError(f"{workdir / CONFIG} cannot be read ({error}); choose a new folder") from error
     if lines := differing_keys(found, wanted):
         raise WorkdirError(

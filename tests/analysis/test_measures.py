@@ -1,0 +1,148 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from adalfl_jax.analysis.measures import compare_gradients, make_loss_shape
+from adalfl_jax.analysis.record import RunRecord
+from adalfl_jax.analysis.statistics import describe, paired_difference
+from adalfl_jax.learned_losses import LossNetwork
+from adalfl_jax.task_losses import squared_error
+from adalfl_jax.types import Batch, Theta
+
+RATE = 0.25
+THETA = Theta({"kernel": jnp.array([[1.0, -2.0], [0.5, 3.0]])}, {}, ())
+BATCH = Batch(jnp.array([[1.0, 2.0], [-1.0, 0.5], [3.0, 1.0]]), jnp.array([[0.0, 1.0], [1.0, 0.0], [2.0, -1.0]]))
+
+
+def apply_fn(params, model_state, inputs, *, train, rng_key):
+    assert not train
+    return inputs @ params["kernel"], model_state
+
+
+def compared(loss_fn, task_loss_fn=squared_error):
+    return compare_gradients(apply_fn, loss_fn, task_loss_fn, THETA, BATCH, RATE)
+
+
+@pytest.mark.parametrize("factor", [4.0, 0.5, 1.0])
+def test_multiple_of_the_task_loss_is_measured_exactly(factor):
+    comparison = compared(lambda targets, outputs: factor * squared_error(targets, outputs))
+    assert comparison.gradient_scale == factor
+    assert comparison.gradient_cosine == pytest.approx(1, abs=1e-6)
+    assert comparison.implicit_learning_rate == pytest.approx(factor * RATE)
+
+
+def test_opposite_of_the_task_loss_points_away():
+    comparison = compared(lambda targets, outputs: -squared_error(targets, outputs))
+    assert comparison.gradient_scale == 1
+    assert comparison.gradient_cosine == pytest.approx(-1, abs=1e-6)
+    assert comparison.implicit_learning_rate == pytest.approx(-RATE)
+
+
+def test_gradients_at_an_angle_are_measured_as_numpy_does():
+    def loss_fn(targets, outputs):
+        return (outputs**3).mean()
+
+    def gradient(fn):
+        return np.asarray(jax.grad(lambda kernel: fn(BATCH.targets, BATCH.inputs @ kernel))(THETA.params["kernel"]))
+
+    learned, task = gradient(loss_fn).ravel(), gradient(squared_error).ravel()
+    comparison = compared(loss_fn)
+    norms = np.linalg.norm(learned), np.linalg.norm(task)
+    assert comparison.gradient_scale == pytest.approx(norms[0] / norms[1], rel=1e-5)
+    assert comparison.gradient_cosine == pytest.approx(learned @ task / norms[0] / norms[1], rel=1e-5)
+    assert comparison.implicit_learning_rate == pytest.approx(RATE * learned @ task / norms[1] ** 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("zero", ["learned", "task", "both"])
+def test_zero_gradient_gives_zeros(zero):
+    def flat(targets, outputs):
+        return 0.0 * outputs.sum()
+
+    comparison = compared(
+        flat if zero in ("learned", "both") else squared_error, flat if zero in ("task", "both") else squared_error
+    )
+    assert [float(value) for value in comparison] == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("predictions", "low", "high"), [("probabilities", 0, 1), ("log_probabilities", -8, 0), ("raw", -3, 3)]
+)
+def test_loss_shape_covers_the_range_of_the_predictions_with_zero_mean(predictions, low, high):
+    loss = LossNetwork(hidden_sizes=(8,), predictions=predictions)
+    grid, shape_of = make_loss_shape(loss, num_points=33)
+    curves = shape_of(loss.init(jax.random.key(0)))
+    assert grid.shape == (33,)
+    assert (float(grid[0]), float(grid[-1])) == (low, high)
+    assert curves.shape == (2, 33)
+    np.testing.assert_allclose(curves.mean(axis=1), 0, atol=1e-5)
+
+
+def test_loss_shape_is_the_network_up_to_a_constant():
+    loss = LossNetwork(hidden_sizes=(8,), predictions="raw")
+    phi = loss.init(jax.random.key(1))
+    grid, shape_of = make_loss_shape(loss, num_points=5)
+    curves = shape_of(phi)
+    for target in (0.0, 1.0):
+        points = [float(loss.apply(phi, jnp.array([[target]]), value[None, None])) for value in grid]
+        np.testing.assert_allclose(np.diff(curves[int(target)]), np.diff(points), atol=1e-5)
+
+
+def test_describe_gives_mean_and_sample_deviation():
+    assert describe([1.0, 2.0, 6.0]) == {
+        "per_seed": [1.0, 2.0, 6.0],
+        "mean": 3.0,
+        "std": pytest.approx(7**0.5),
+    }
+
+
+def test_describe_of_one_seed_has_no_deviation():
+    assert describe([2.5]) == {"per_seed": [2.5], "mean": 2.5, "std": None}
+
+
+def test_paired_difference_is_the_paired_t_test():
+    first, second = [1.0, 2.0, 3.0, 5.0], [0.5, 1.8, 2.0, 4.9]
+    differences = np.subtract(second, first)
+    mean, error = differences.mean(), differences.std(ddof=1) / 2
+    half = scipy.stats.t.ppf(0.975, df=3) * error
+    result = paired_difference(first, second)
+    assert result["mean_difference"] == pytest.approx(mean)
+    assert result["mean_difference"] < 0
+    assert result["interval"] == pytest.approx([mean - half, mean + half])
+    assert result["p_value"] == pytest.approx(2 * scipy.stats.t.cdf(mean / error, df=3))
+
+
+def test_paired_difference_at_another_confidence():
+    wide, narrow = (paired_difference([1, 2, 3], [2, 2, 5], confidence)["interval"] for confidence in (0.99, 0.5))
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]
+
+
+@pytest.mark.parametrize(("first", "second"), [([1.0], [3.0]), ([1.0, 2.0, 5.0], [3.0, 4.0, 7.0])])
+def test_paired_difference_without_spread_has_no_test(first, second):
+    assert paired_difference(first, second) == {"mean_difference": 2.0, "interval": None, "p_value": None}
+
+
+@pytest.mark.parametrize("offset", [0.1, 0.3])
+def test_differences_equal_but_for_rounding_have_no_test(offset):
+    first = [0.1, 0.2, 0.7]
+    result = paired_difference(first, [value + offset for value in first])
+    assert result["p_value"] is None
+
+
+def test_series_is_ordered_by_seed_and_step():
+    rows = [
+        {"method": "adalfl", "seed": seed, "step": step, "test/error_rate": 100 * seed + step}
+        for seed, step in [(7, 10), (2, 20), (7, 0), (2, 10), (2, 0), (7, 20)]
+    ]
+    rows += [{"method": "ml3", "seed": 2, "step": 0, "test/error_rate": -1}, {"method": "adalfl", "seed": 2, "step": 5}]
+    series = RunRecord({}, {}, rows, {}).series("adalfl", "test/error_rate")
+    assert series is not None
+    np.testing.assert_array_equal(series.steps, [0, 10, 20])
+    np.testing.assert_array_equal(series.values, [[200, 210, 220], [700, 710, 720]])
+
+
+def test_series_that_was_not_measured_is_none():
+    record = RunRecord({}, {}, [{"method": "adalfl", "seed": 0, "step": 0, "loss": 1.0}], {})
+    assert record.series("adalfl", "error") is None
+    assert record.series("ml3", "loss") is None

@@ -1,0 +1,162 @@
+import base64
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from adalfl_jax.analysis.figures import write_figures
+from adalfl_jax.analysis.record import RunRecord
+from adalfl_jax.analysis.report import write_report
+from adalfl_jax.analysis.statistics import describe, paired_difference
+
+TITLES = {"task_loss": "task loss", "tuned_task_loss": "task loss, tuned rate", "ml3": "ML3", "adalfl": "AdaLFL"}
+NASTY = "<script>alert('x')</script>"
+
+
+def make_record(
+    seeds=(0, 1, 2), metric="error_rate", methods=tuple(TITLES), saved="adalfl", steps=(0, 10, 20), rate=0.1
+):
+    """A record as a run leaves it, with a drawn number for everything measured."""
+    rng = np.random.default_rng(0)
+    scalars, infos = [], {}
+    for method in methods:
+        values = rng.uniform(0.05, 0.5, len(seeds)).tolist()
+        infos[method] = {
+            "title": TITLES[method],
+            "learning_rate": 0.01,
+            "test": describe(values),
+            "valid": describe(values),
+            "seconds": {"training": 1.5, "offline": 0.0},
+            **({"tuning": {"0.01": 0.2, "0.1": 0.1}} if method == "tuned_task_loss" else {}),
+        }
+        for seed in seeds:
+            for step in steps:
+                row = {"method": method, "phase": "training", "seed": seed, "step": step}
+                row[f"test/{metric}"] = float(rng.uniform(0.05, 0.5))
+                if method in ("ml3", "adalfl"):
+                    row |= {"gradient_scale": float(rng.uniform()), "implicit_learning_rate": rate}
+                scalars.append(row)
+    summary = {
+        "dataset": "digits",
+        "metric": metric,
+        "num_steps": 20,
+        "seeds": list(seeds),
+        "methods": infos,
+        "comparisons": [
+            {"method": methods[-1], "against": name}
+            | paired_difference(infos[name]["test"]["per_seed"], infos[methods[-1]]["test"]["per_seed"])
+            for name in methods[:-1]
+        ],
+        "environment": {"python": "3.11", "device": "cpu"},
+    }
+    shapes = {}
+    if saved is not None:
+        summary["learned_loss"] = {"method": saved, "seed": seeds[0]}
+        shapes = {
+            "predictions": np.linspace(0, 1, 11),
+            f"{saved}/steps": np.array(steps),
+            f"{saved}/values": rng.normal(size=(len(seeds), len(steps), 2, 11)),
+        }
+    config = {"dataset": NASTY, "num_steps": 20, "learned_loss": {"predictions": "probabilities"}}
+    return RunRecord(config, summary, scalars, shapes)
+
+
+@pytest.fixture
+def page(tmp_path):
+    """Text of a report with every figure."""
+    record = make_record()
+    write_report(tmp_path / "report.html", record, write_figures(tmp_path / "figures", record))
+    return (tmp_path / "report.html").read_text()
+
+
+class Reader(HTMLParser):
+    """Collects the tags with their attributes and the text of a page."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_report_is_self_contained(page):
+    assert "http://" not in page
+    assert "https://" not in page
+    sources = [attributes["src"] for _, attributes in Reader(page).tags if "src" in attributes]
+    assert len(sources) == 3
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert all(base64.b64decode(source.partition(",")[2]).startswith(b"\x89PNG") for source in sources)
+    assert not {"script", "link", "iframe"} & {tag for tag, _ in Reader(page).tags}
+
+
+def test_report_names_every_method_and_comparison(page):
+    text = Reader(page).text
+    assert all(title in text for title in TITLES.values())
+    assert all(f"AdaLFL less {title}" in text for name, title in TITLES.items() if name != "adalfl")
+
+
+def test_report_escapes_html_in_settings(page):
+    assert "<script" not in page
+    assert NASTY in Reader(page).text
+
+
+def test_report_gives_rates_in_percent(page):
+    info = make_record().summary["methods"]["adalfl"]["test"]
+    assert f"{100 * info['mean']:.2f} ± {100 * info['std']:.2f}" in Reader(page).text
+
+
+def test_report_gives_other_metrics_in_their_unit(tmp_path):
+    record = make_record(metric="mean_squared_error")
+    write_report(tmp_path / "report.html", record, {})
+    info = record.summary["methods"]["adalfl"]["test"]
+    assert f"{info['mean']:.4f} ± {info['std']:.4f}" in Reader((tmp_path / "report.html").read_text()).text
+
+
+def test_report_marks_the_best_method_alone(page):
+    means = {info["title"]: info["test"]["mean"] for info in make_record().summary["methods"].values()}
+    rows = re.findall(r'<tr class="best"><td>(.*?)</td>', page)
+    assert rows == [min(means, key=means.__getitem__)]
+
+
+def test_report_lists_the_tuning_table(page):
+    assert "0.01 → 20.00" in Reader(page).text
+    assert "0.1 → 10.00" in Reader(page).text
+
+
+def test_report_of_one_seed_has_no_spread_and_no_test(tmp_path):
+    record = make_record(seeds=(5,))
+    write_report(tmp_path / "report.html", record, write_figures(tmp_path / "figures", record))
+    text = Reader((tmp_path / "report.html").read_text()).text
+    assert "± not defined" in text
+    assert "nan" not in text
+
+
+def test_report_of_one_method_compares_nothing(tmp_path):
+    record = make_record(methods=("task_loss",), saved=None)
+    write_report(tmp_path / "report.html", record, {})
+    assert "Seed against seed" not in (tmp_path / "report.html").read_text()
+
+
+def test_figures_are_drawn_for_what_was_measured(tmp_path):
+    full = write_figures(tmp_path / "full", make_record())
+    assert set(full) == {"learning_curves", "loss_shapes", "gradient_scale"}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in full.values())
+    bare = write_figures(tmp_path / "bare", make_record(methods=("task_loss",), saved=None))
+    assert set(bare) == {"learning_curves"}
+
+
+def test_figures_of_one_seed_are_drawn(tmp_path):
+    assert len(write_figures(tmp_path / "figures", make_record(seeds=(3,)))) == 3
+
+
+@pytest.mark.parametrize("steps", [(0, 20), (0, 10, 20)])
+@pytest.mark.parametrize("rate", [-0.1, 0.0, 0.1])
+def test_implicit_learning_rate_of_any_sign_is_drawn(steps, rate, tmp_path):
+    record = make_record(steps=steps, rate=rate)  # a warning that nothing can be drawn fails this
+    assert "gradient_scale" in write_figures(tmp_path / "figures", record)

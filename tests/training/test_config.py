@@ -1,0 +1,292 @@
+import copy
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adalfl_jax.data import DATASETS
+from adalfl_jax.hypergradient import ESTIMATORS
+from adalfl_jax.learned_losses.activations import ACTIVATIONS
+from adalfl_jax.learned_losses.network import PREDICTIONS, REDUCTIONS
+from adalfl_jax.models import MODELS
+from adalfl_jax.task_losses import METRICS, TASK_LOSSES
+from adalfl_jax.training import ConfigError, TrainConfig
+from adalfl_jax.training.config import (
+    LEARNED_LOSS_FAMILIES,
+    METHODS,
+    OUTER_SPLITS,
+    SCHEDULES,
+    differing_keys,
+    field_paths,
+)
+from adalfl_jax.training.setup import make_inner_optimizer, make_setup
+from configs import default
+from tests.training.tiny import DIABETES, default_values, tiny_config, with_value
+
+
+def flattened(values, prefix=""):
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from flattened(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def test_default_config_builds_with_every_value_it_has():
+    config = TrainConfig.from_mapping(default.get_config())
+    assert config.to_dict() == json.loads(json.dumps(default_values()))
+
+
+def test_field_paths_are_the_keys_of_the_default_config():
+    assert sorted(field_paths()) == sorted(flattened(default_values()))
+
+
+def test_config_round_trips_through_json():
+    config = tiny_config({"inner.clip_norm": 2.0, "inner.schedule": "cosine"})
+    assert TrainConfig.from_mapping(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_seeds_count_up_from_the_first():
+    assert tiny_config(seed=4, num_seeds=3).seeds == (4, 5, 6)
+
+
+def test_whole_number_serves_as_a_float():
+    config = TrainConfig.from_mapping(with_value("inner.learning_rate", 1))
+    assert config.inner.learning_rate == 1.0
+    assert type(config.inner.learning_rate) is float
+
+
+def test_list_serves_as_a_tuple():
+    assert TrainConfig.from_mapping(with_value("model.hidden_sizes", [3, 4])).model.hidden_sizes == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [("num_step", "num_steps"), ("inner.learnin_rate", "learning_rate"), ("learned_loss.gama", "gamma")],
+)
+def test_unknown_key_is_refused_with_a_suggestion(misspelt, meant):
+    with pytest.raises(ConfigError, match=rf"config\.{misspelt} is no field; did you mean '{meant}'\?"):
+        TrainConfig.from_mapping(with_value(misspelt, 1))
+
+
+@pytest.mark.parametrize("path", sorted(flattened(default_values())))
+def test_missing_key_is_named(path):
+    values = default_values()
+    *parents, leaf = path.split(".")
+    section = values
+    for parent in parents:
+        section = section[parent]
+    del section[leaf]
+    with pytest.raises(ConfigError, match=rf"{'.'.join(['config', *parents])} lacks {leaf}$"):
+        TrainConfig.from_mapping(values)
+
+
+def test_section_that_is_no_section_is_refused():
+    with pytest.raises(ConfigError, match=r"config\.inner must be a section of fields; got 3"):
+        TrainConfig.from_mapping(with_value("inner", 3))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("num_steps", "10"),
+        ("num_steps", 1.5),
+        ("num_steps", True),
+        ("num_steps", None),
+        ("seed", 0.0),
+        ("method", 3),
+        ("inner.learning_rate", float("nan")),
+        ("inner.learning_rate", float("inf")),
+        ("inner.learning_rate", "0.1"),
+        ("inner.learning_rate", True),
+        ("inner.nesterov", 1),
+        ("inner.clip_norm", "1"),
+        ("inner.clip_norm", float("nan")),
+        ("model.hidden_sizes", "100"),
+        ("model.hidden_sizes", 100),
+        ("model.hidden_sizes", (1.5,)),
+        ("methods", "adalfl"),
+        ("tuning.learning_rates", (0.1, float("inf"))),
+    ],
+)
+def test_wrong_type_is_refused(path, value):
+    got = value[-1] if isinstance(value, tuple) else value
+    with pytest.raises(ConfigError, match=rf"config\.{path} must be .*; got {got!r}"):
+        TrainConfig.from_mapping(with_value(path, value))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("methods", ()),
+        ("methods", ("adalfl", "adalfl")),
+        ("seed", -1),
+        ("seed", 2**31),
+        ("num_seeds", 0),
+        ("batch_size", 0),
+        ("num_steps", 0),
+        ("eval_every", 0),
+        ("model.hidden_sizes", (8, 0)),
+        ("inner.learning_rate", 0.0),
+        ("inner.momentum", -0.1),
+        ("inner.momentum", 1.0),
+        ("inner.nesterov", True),  # the default has no momentum
+        ("inner.weight_decay", -1e-4),
+        ("inner.clip_norm", 0.0),
+        ("outer.learning_rate", 0.0),
+        ("offline.num_steps", -1),
+        ("offline.num_inner_steps", 0),
+        ("offline.learning_rate", 0.0),
+        ("learned_loss.hidden_sizes", (0,)),
+        ("learned_loss.beta", 0.0),
+        ("learned_loss.gamma", 1.0),
+        ("learned_loss.gamma", -0.1),
+        ("tuning.learning_rates", ()),
+        ("tuning.learning_rates", (0.1, 0.0)),
+    ],
+)
+def test_value_out_of_range_is_refused(path, value):
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig.from_mapping(with_value(path, value))
+    assert path.split(".")[-1] in str(caught.value)
+    assert f"got {value!r}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("inner.momentum", 0.0), ("offline.num_steps", 0), ("learned_loss.gamma", 0.0), ("inner.clip_norm", None)],
+)
+def test_value_at_the_edge_of_its_range_is_taken(path, value):
+    TrainConfig.from_mapping(with_value(path, value))
+
+
+def test_seeds_beyond_what_a_key_can_hold_are_refused():
+    values = with_value("seed", 2**31 - 1)
+    values["num_seeds"] = 2
+    with pytest.raises(ConfigError, match="seed"):
+        TrainConfig.from_mapping(values)
+
+
+@pytest.mark.parametrize(
+    ("path", "known"),
+    [
+        ("method", METHODS),
+        ("dataset", DATASETS),
+        ("model.name", MODELS),
+        ("task_loss", TASK_LOSSES),
+        ("metric", METRICS),
+        ("inner.schedule", SCHEDULES),
+        ("outer.split", OUTER_SPLITS),
+        ("learned_loss.family", LEARNED_LOSS_FAMILIES),
+        ("learned_loss.activation", ACTIVATIONS),
+        ("learned_loss.output_activation", ACTIVATIONS),
+        ("learned_loss.reduction", REDUCTIONS),
+        ("learned_loss.predictions", PREDICTIONS),
+        ("hypergradient", ESTIMATORS),
+    ],
+)
+def test_unknown_name_is_refused_with_the_known_ones(path, known):
+    with pytest.raises(ConfigError, match="'nonesuch'") as caught:
+        TrainConfig.from_mapping(with_value(path, "nonesuch"))
+    listed = str(caught.value).partition("Known: ")[2].split(", ")
+    assert listed == sorted(known)
+
+
+def test_unknown_method_among_methods_is_refused():
+    with pytest.raises(ConfigError, match="unknown method 'adalf'; did you mean 'adalfl'"):
+        TrainConfig.from_mapping(with_value("methods", ("task_loss", "adalf")))
+
+
+def test_configs_that_differ_nowhere_have_no_differing_keys():
+    values = default_values()
+    assert differing_keys(values, copy.deepcopy(values)) == []
+
+
+def test_differing_keys_name_nested_and_absent_ones():
+    left = {"a": 1, "inner": {"rate": 0.1, "old": 2}, "same": [1]}
+    right = {"a": 2, "inner": {"rate": 0.1}, "same": [1]}
+    assert differing_keys(left, right) == ["a: 1 -> 2", "inner.old: 2 -> '(absent)'"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "size"), [({"batch_size": 1294}, 1293), ({"batch_size": 145, "outer.split": "valid"}, 144)]
+)
+def test_batch_larger_than_a_split_it_is_drawn_from_is_refused(overrides, size):
+    with pytest.raises(ConfigError, match=rf"config\.batch_size is \d+, .* of 'digits' has only {size} examples"):
+        make_setup(tiny_config(overrides))
+
+
+def test_batch_as_large_as_its_split_is_taken():
+    make_setup(tiny_config({"batch_size": 144, "outer.split": "valid"}))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"task_loss": "squared_error"},
+        {"metric": "mean_squared_error"},
+        DIABETES | {"task_loss": "softmax_cross_entropy"},
+        DIABETES | {"metric": "error_rate"},
+        DIABETES | {"metric": "top_5_error_rate"},
+    ],
+)
+def test_loss_or_metric_of_the_other_kind_of_targets_is_refused(overrides):
+    with pytest.raises(ConfigError, match="does not fit dataset"):
+        make_setup(tiny_config(overrides))
+
+
+def test_model_the_images_are_too_small_for_is_refused():
+    with pytest.raises(ConfigError, match=r"at least 16x16; got \(8, 8, 1\)"):
+        make_setup(tiny_config({"model.name": "lenet5"}))
+
+
+def test_mlp_without_hidden_layers_is_refused():
+    with pytest.raises(ConfigError, match="hidden_sizes"):
+        make_setup(tiny_config({"model.hidden_sizes": ()}))
+
+
+def inner_updates(overrides, gradients):
+    """Parameters after each SGD step from (3, 4) at a rate of 0.5."""
+    optimizer = make_inner_optimizer(tiny_config(overrides, num_steps=4), 0.5)
+    params = jnp.array([3.0, 4.0])
+    state, path = optimizer.init(params), []
+    for gradient in gradients:
+        updates, state = optimizer.update(jnp.array(gradient), state, params)
+        params = params + updates
+        path.append(np.asarray(params))
+    return path
+
+
+def test_weight_decay_adds_to_the_gradient():
+    (params,) = inner_updates({"inner.weight_decay": 0.1}, [[1.0, 0.0]])
+    np.testing.assert_allclose(params, [3 - 0.5 * (1 + 0.3), 4 - 0.5 * 0.4], rtol=1e-6)
+
+
+def test_gradient_is_clipped_before_weight_decay():
+    (params,) = inner_updates({"inner.weight_decay": 0.1, "inner.clip_norm": 1.0}, [[30.0, 40.0]])
+    np.testing.assert_allclose(params, [3 - 0.5 * (0.6 + 0.3), 4 - 0.5 * (0.8 + 0.4)], rtol=1e-6)
+
+
+def test_momentum_keeps_past_gradients():
+    path = inner_updates({"inner.momentum": 0.5}, [[1.0, 0.0], [0.0, 0.0]])
+    np.testing.assert_allclose(path[1] - path[0], [-0.25, 0.0], atol=1e-6)
+
+
+def test_nesterov_looks_ahead():
+    (params,) = inner_updates({"inner.momentum": 0.5, "inner.nesterov": True}, [[1.0, 0.0]])
+    np.testing.assert_allclose(params, [3 - 0.5 * 1.5, 4.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "fractions"),
+    [
+        ("constant", [1, 1, 1, 1, 1]),
+        ("linear", [1, 0.75, 0.5, 0.25, 0]),
+        ("cosine", [(1 + np.cos(np.pi * k / 4)) / 2 for k in range(5)]),
+    ],
+)
+def test_schedule_scales_the_rate_down_to_zero_over_num_steps(schedule, fractions):
+    path = inner_updates({"inner.schedule": schedule}, [[1.0, 0.0]] * 5)
+    steps = -np.diff([3.0, *(params[0] for params in path)])
+    np.testing.assert_allclose(steps, 0.5 * np.array(fractions), atol=1e-6)

@@ -1,0 +1,371 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+from tbparse import SummaryReader
+
+import adalfl_jax
+from adalfl_jax.training import ConfigError, DivergenceError, WorkdirError, compare, train
+from adalfl_jax.training.checkpoint import load_state, save_state
+from adalfl_jax.training.phases import RunState, init_phi, init_theta, make_seed_keys
+from adalfl_jax.training.setup import make_setup
+from tests.training.tiny import DIABETES, final_state, snapshot, tiny_config
+from tests.training.tiny import quick_compilation as quick_compilation
+
+PNG = b"\x89PNG"
+TOO_FAST = 1e30  # a learning rate at which the second step is not finite
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory):
+    """All four methods on digits: the config, its workdir and the summary."""
+    config = tiny_config({"tuning.learning_rates": (0.01, 0.3, TOO_FAST)})
+    folder = tmp_path_factory.mktemp("comparison") / "run"
+    return config, folder, compare(config, folder)
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory):
+    """The task loss alone."""
+    config = tiny_config(method="task_loss")
+    folder = tmp_path_factory.mktemp("training") / "run"
+    return config, folder, train(config, folder)
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_trees_close(left, right, atol):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=atol), left, right)
+
+
+def assert_all_finite(tree):
+    leaves = jax.tree.leaves(tree)
+    assert leaves
+    assert all(np.isfinite(leaf).all() for leaf in leaves)
+
+
+def largest_change(left, right):
+    return max(jax.tree.leaves(jax.tree.map(lambda a, b: float(abs(a - b).max()), left, right)))
+
+
+def test_comparison_leaves_every_file(comparison):
+    _, folder, _ = comparison
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        "figures",
+        "learned_loss.safetensors",
+        "loss_shapes.npz",
+        "metrics.jsonl",
+        "report.html",
+        "states",
+        "summary.json",
+        "tensorboard",
+    ]
+    figures = {path.name: path.read_bytes()[:4] for path in (folder / "figures").iterdir()}
+    assert figures == {"learning_curves.png": PNG, "loss_shapes.png": PNG, "gradient_scale.png": PNG}
+    states = sorted(path.name for path in (folder / "states").iterdir())
+    assert states == ["adalfl", "ml3", "task_loss", "tuned_task_loss"]
+
+
+def test_training_on_the_task_loss_leaves_no_report_and_no_learned_loss(training):
+    _, folder, _ = training
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["config.json", "figures", "metrics.jsonl", "states", "summary.json", "tensorboard"]
+    assert [path.name for path in (folder / "figures").iterdir()] == ["learning_curves.png"]
+
+
+def test_config_file_holds_the_config_and_the_command(comparison, training):
+    for command, (config, folder, _) in (("compare", comparison), ("train", training)):
+        assert json.loads((folder / "config.json").read_text()) == {"command": command, **config.to_dict()}
+
+
+def test_summary_is_what_the_run_returns(comparison):
+    config, folder, summary = comparison
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert summary["seeds"] == [0, 1]
+    assert list(summary["methods"]) == list(config.methods)
+
+
+def test_summary_values_agree_with_each_other(comparison):
+    _, _, summary = comparison
+    for info in summary["methods"].values():
+        for split in ("test", "valid"):
+            values = info[split]["per_seed"]
+            assert len(values) == 2
+            assert info[split]["mean"] == pytest.approx(np.mean(values))
+            assert info[split]["std"] == pytest.approx(np.std(values, ddof=1))
+
+
+def test_summary_compares_adalfl_with_every_other_method(comparison):
+    _, _, summary = comparison
+    assert [(row["method"], row["against"]) for row in summary["comparisons"]] == [
+        ("adalfl", "task_loss"),
+        ("adalfl", "tuned_task_loss"),
+        ("adalfl", "ml3"),
+    ]
+    for row in summary["comparisons"]:
+        means = [summary["methods"][row[key]]["test"]["mean"] for key in ("method", "against")]
+        assert row["mean_difference"] == pytest.approx(means[0] - means[1])
+
+
+def test_metrics_hold_every_evaluation_of_every_seed(comparison):
+    config, folder, summary = comparison
+    rows = [row for row in records(folder) if row["phase"] == "training"]
+    keys = [(row["method"], row["seed"], row["step"]) for row in rows]
+    assert sorted(keys) == sorted((m, seed, step) for m in config.methods for seed in (0, 1) for step in (0, 10, 20))
+    last = {(row["method"], row["seed"]): row["test/error_rate"] for row in rows if row["step"] == 20}
+    for method, info in summary["methods"].items():
+        assert [last[method, seed] for seed in (0, 1)] == pytest.approx(info["test"]["per_seed"])
+
+
+def test_offline_phase_is_recorded_once(comparison):
+    _, folder, _ = comparison
+    rows = [row for row in records(folder) if row["phase"] == "offline"]
+    assert [(row["method"], row["seed"], row["step"]) for row in rows] == [("offline", 0, 10), ("offline", 1, 10)]
+    assert all({"train/inner_loss", "train/outer_loss", "train/hypergradient_norm"} <= set(row) for row in rows)
+
+
+def test_all_methods_of_a_seed_start_from_the_same_theta(comparison):
+    _, folder, _ = comparison
+    start = {}
+    for row in records(folder):
+        if row["phase"] == "training" and row["step"] == 0:
+            start.setdefault(row["seed"], set()).add((row["test/error_rate"], row["valid/error_rate"]))
+    assert len(start[0]) == len(start[1]) == 1
+    assert start[0] != start[1]
+
+
+@pytest.mark.filterwarnings("ignore:The inplace keyword")  # tbparse's, of pandas
+def test_tensorboard_holds_what_the_metrics_hold(comparison):
+    _, folder, _ = comparison
+    scalars = SummaryReader(str(folder / "tensorboard" / "adalfl" / "seed_1")).scalars
+    shown = {(row.step, row.tag): row.value for row in scalars.itertuples()}
+    written = {
+        (row["step"], f"training/{name}"): value
+        for row in records(folder)
+        if (row["method"], row["seed"]) == ("adalfl", 1)
+        for name, value in row.items()
+        if name not in ("method", "phase", "seed", "step")
+    }
+    assert shown == pytest.approx(written)
+    assert {path.name for path in (folder / "tensorboard").iterdir()} == {
+        "task_loss",
+        "tuned_task_loss",
+        "offline",
+        "ml3",
+        "adalfl",
+    }
+
+
+def test_learned_loss_is_that_of_the_seed_with_the_best_validation_metric(comparison):
+    config, folder, summary = comparison
+    frozen = adalfl_jax.load_learned_loss(folder / "learned_loss.safetensors")
+    best = int(np.argmin(summary["methods"]["adalfl"]["valid"]["per_seed"]))
+    origin = {key: frozen.metadata[key] for key in summary["learned_loss"]}
+    assert origin == summary["learned_loss"]
+    assert (origin["method"], origin["seed"], origin["step"]) == ("adalfl", best, 20)
+    assert frozen.metadata["config"] == config.to_dict()
+    phi = final_state(config, folder, "adalfl").phi
+    assert phi is not None
+    assert_trees_close(frozen.params, jax.tree.map(lambda leaf: leaf[best], phi.params), 0)
+
+
+def test_phi_of_ml3_stays_and_that_of_adalfl_moves(comparison):
+    config, folder, _ = comparison
+    with np.load(folder / "loss_shapes.npz") as shapes:
+        ml3, adalfl = shapes["ml3/values"], shapes["adalfl/values"]
+        assert ml3.shape == adalfl.shape == (2, 3, 2, len(shapes["predictions"]))
+    np.testing.assert_array_equal(ml3, np.broadcast_to(ml3[:, :1], ml3.shape))
+    np.testing.assert_array_equal(ml3[:, 0], adalfl[:, 0])  # both begin where the offline phase ended
+    assert (abs(adalfl[:, -1] - adalfl[:, 0]).max(axis=(1, 2)) > 1e-4).all()
+    ends = [final_state(config, folder, method).phi for method in ("ml3", "adalfl")]
+    assert largest_change(ends[0].params, ends[1].params) > 1e-4
+
+
+def test_tuning_keeps_the_rate_with_the_best_validation_metric(comparison):
+    _, _, summary = comparison
+    info = summary["methods"]["tuned_task_loss"]
+    finished = {rate: value for rate, value in info["tuning"].items() if value is not None}
+    assert set(info["tuning"]) - set(finished) == {"1e+30"}
+    assert str(info["learning_rate"]) == min(finished, key=finished.__getitem__) == "0.3"
+    assert info["tuning"]["0.3"] == pytest.approx(info["valid"]["mean"])
+
+
+def test_tuning_in_which_every_rate_diverges_ends_the_run(tmp_path):
+    config = tiny_config(DIABETES, method="tuned_task_loss", **{"tuning.learning_rates": (TOO_FAST, 1e35)})
+    with pytest.raises(DivergenceError, match="tuned_task_loss diverged"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_tuning_survives_a_rate_whose_metric_overflows_before_its_state(tmp_path):
+    overrides = DIABETES | {"tuning.learning_rates": (0.01, TOO_FAST), "num_steps": 1}
+    summary = train(tiny_config(overrides, method="tuned_task_loss"), tmp_path / "run")
+    assert summary["methods"]["tuned_task_loss"]["learning_rate"] == 0.01
+
+
+@pytest.mark.parametrize("method", ["task_loss", "adalfl"])
+def test_vmapped_seeds_equal_single_runs(method, tmp_path):
+    several = tiny_config(method=method, num_seeds=3)
+    together = train(several, tmp_path / "several")["methods"][method]["test"]["per_seed"]
+    state = final_state(several, tmp_path / "several", method)
+    for seed in range(3):
+        single = tiny_config(method=method, num_seeds=1, seed=seed)
+        alone = train(single, tmp_path / f"seed_{seed}")["methods"][method]["test"]["per_seed"]
+        assert alone == pytest.approx(together[seed : seed + 1], abs=1e-5)
+        expected = jax.tree.map(lambda leaf, index=seed: leaf[index : index + 1], state.theta.params)
+        assert_trees_close(final_state(single, tmp_path / f"seed_{seed}", method).theta.params, expected, 1e-5)
+
+
+@pytest.mark.parametrize(("method", "lengths"), [("task_loss", (10, 7, 40)), ("adalfl", (10, 5))])
+def test_result_does_not_depend_on_the_length_of_a_chunk(method, lengths, tmp_path):
+    overrides = {"num_steps": 15, "offline.num_steps": 15, "num_seeds": 1}
+    states = []
+    for eval_every in lengths:
+        config = tiny_config(overrides, method=method, eval_every=eval_every)
+        train(config, tmp_path / str(eval_every))
+        states.append(final_state(config, tmp_path / str(eval_every), method))
+    for other in states[1:]:
+        assert_trees_close(other.theta.params, states[0].theta.params, 1e-6)
+        if states[0].phi is not None:
+            assert_trees_close(other.phi.params, states[0].phi.params, 1e-6)
+
+
+@pytest.mark.parametrize("method", ["task_loss", "adalfl"])
+def test_training_lowers_the_error(method, tmp_path):
+    # a loss as drawn may point the wrong way; the offline phase turns it, at this rate within some hundred steps
+    overrides = {"num_steps": 300, "eval_every": 300, "offline.num_steps": 300, "offline.learning_rate": 0.01}
+    train(tiny_config(overrides, method=method), tmp_path / "run")
+    error = {(row["seed"], row["step"]): row.get("test/error_rate") for row in records(tmp_path / "run")}
+    for seed in (0, 1):
+        assert error[seed, 0] > 0.7
+        assert error[seed, 300] < 0.3
+
+
+def test_finished_run_is_not_repeated(training):
+    config, folder, summary = training
+    before = snapshot(folder)
+    assert train(config, folder) == summary
+    assert snapshot(folder) == before
+
+
+def test_workdir_with_another_run_is_refused_and_left_alone(training):
+    _, folder, _ = training
+    before = snapshot(folder)
+    with pytest.raises(WorkdirError, match="num_steps: 20 -> 30"):
+        train(tiny_config(method="task_loss", num_steps=30), folder)
+    assert snapshot(folder) == before
+
+
+def test_parts_that_do_not_fit_are_found_before_the_workdir_is_made(tmp_path):
+    with pytest.raises(ConfigError, match="lenet5"):
+        train(tiny_config({"model.name": "lenet5"}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("eval_every", [10, 1])
+def test_diverged_training_names_the_step_and_keeps_the_last_finite_state(eval_every, tmp_path):
+    overrides = DIABETES | {"inner.learning_rate": TOO_FAST, "eval_every": eval_every}
+    config = tiny_config(overrides, method="task_loss")
+    with pytest.raises(DivergenceError, match=r"task_loss diverged: .* is not finite at training step \d") as caught:
+        train(config, tmp_path / "run")
+    error = caught.value
+    assert (error.method, error.phase, error.seed) == ("task_loss", "training", 0)
+    assert error.metric in str(error)
+    assert f"step {error.step} " in str(error)
+    assert error.state_step % eval_every == 0
+    assert error.state_step < error.step <= error.state_step + eval_every
+    folder = tmp_path / "run" / "states" / "task_loss_last_finite"
+    assert str(folder) in str(error)
+    kept = load_state(folder, error.state)
+    assert_all_finite(kept.theta.params)
+    assert_trees_close(kept.theta.params, error.state.theta.params, 0)
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize(("offline_steps", "method", "phase"), [(0, "adalfl", "training"), (10, "offline", "offline")])
+def test_diverged_learned_loss_is_kept_as_it_last_was(offline_steps, method, phase, tmp_path):
+    overrides = DIABETES | {"inner.learning_rate": TOO_FAST, "offline.num_steps": offline_steps}
+    with pytest.raises(DivergenceError) as caught:
+        train(tiny_config(overrides, method="adalfl"), tmp_path / "run")
+    error = caught.value
+    assert (error.method, error.phase) == (method, phase)
+    frozen = adalfl_jax.load_learned_loss(tmp_path / "run" / "learned_loss.safetensors")
+    assert_all_finite(frozen.params)
+    origin = {key: frozen.metadata[key] for key in ("method", "seed", "step", "diverged_at")}
+    assert origin == {"method": method, "seed": error.seed, "step": error.state_step, "diverged_at": error.step}
+    kept = load_state(tmp_path / "run" / "states" / f"{method}_last_finite", error.state)
+    assert_all_finite(kept.phi.params)
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_diverged_run_can_start_over(tmp_path):
+    config = tiny_config(DIABETES | {"inner.learning_rate": TOO_FAST}, method="task_loss")
+    messages = []
+    for _ in range(2):
+        with pytest.raises(DivergenceError) as caught:
+            train(config, tmp_path / "run")
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+
+
+def test_offline_phase_unrolls_several_inner_steps(tmp_path):
+    one, two = (tiny_config({"offline.num_inner_steps": number}, method="ml3") for number in (1, 2))
+    for name, config in (("one", one), ("two", two)):
+        summary = train(config, tmp_path / name)
+        assert np.isfinite(summary["methods"]["ml3"]["test"]["per_seed"]).all()
+    ends = [final_state(config, tmp_path / name, "ml3").phi.params for name, config in (("one", one), ("two", two))]
+    assert_all_finite(ends[1])
+    assert largest_change(*ends) > 1e-5
+
+
+def test_learned_learning_rate_has_no_loss_shape(tmp_path):
+    config = tiny_config({"learned_loss.family": "scaled_task_loss"}, methods=("task_loss", "ml3", "adalfl"))
+    summary = compare(config, tmp_path)
+    assert isinstance(
+        adalfl_jax.load_learned_loss(tmp_path / "learned_loss.safetensors").loss, adalfl_jax.ScaledTaskLoss
+    )
+    assert sorted(path.stem for path in (tmp_path / "figures").iterdir()) == ["gradient_scale", "learning_curves"]
+    assert "shape of the learned loss" not in (tmp_path / "report.html").read_text()
+    assert not (tmp_path / "loss_shapes.npz").exists()
+    assert summary["learned_loss"]["method"] == "adalfl"
+    scale = np.exp(final_state(config, tmp_path, "adalfl").phi.params["log_scale"])
+    last = {row["seed"]: row for row in records(tmp_path) if (row["method"], row["step"]) == ("adalfl", 20)}
+    for seed in (0, 1):  # its gradient is the task loss's, scaled
+        assert last[seed]["gradient_scale"] == pytest.approx(scale[seed], rel=1e-4)
+        assert last[seed]["gradient_cosine"] == pytest.approx(1, abs=1e-4)
+
+
+def test_every_setting_of_the_inner_optimizer_together_trains(tmp_path):
+    overrides = DIABETES | {
+        "inner.momentum": 0.9,
+        "inner.nesterov": True,
+        "inner.weight_decay": 1e-3,
+        "inner.clip_norm": 1.0,
+        "inner.schedule": "cosine",
+        "outer.split": "valid",
+        "batch_size": 20,
+        "num_seeds": 1,
+        "offline.num_steps": 0,
+        "learned_loss.use_bias": True,
+    }
+    config = tiny_config(overrides, method="adalfl")
+    train(config, tmp_path)
+    state = final_state(config, tmp_path, "adalfl")
+    assert_all_finite(state.theta.params)
+    start = init_theta(make_setup(config), make_seed_keys(config.seeds))
+    assert largest_change(state.theta.params, start.params) > 1e-3
+
+
+@pytest.mark.parametrize("has_phi", [False, True])
+def test_saved_state_loads_as_it_was(has_phi, tmp_path):
+    config = tiny_config({"inner.momentum": 0.5})
+    setup, keys = make_setup(config), make_seed_keys(config.seeds)
+    state = RunState(init_theta(setup, keys), init_phi(setup, keys) if has_phi else None)
+    save_state(tmp_path / "state", state)
+    loaded = load_state(tmp_path / "state", jax.eval_shape(lambda: state))
+    assert jax.tree.structure(loaded) == jax.tree.structure(state)
+    assert_trees_close(loaded, state, 0)

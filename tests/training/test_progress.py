@@ -1,0 +1,41 @@
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from adalfl_jax.training.progress import show_progress
+
+
+def shown(console_options, num_steps, updates):
+    stream = io.StringIO()
+    with show_progress("AdaLFL", num_steps, Console(file=stream, **console_options)) as update:
+        for done, words in updates:
+            update(done, words)
+    return stream.getvalue()
+
+
+def test_plain_lines_have_steps_speed_and_time_left():
+    lines = shown({"force_terminal": False}, 20, [(10, "valid/loss 0.5"), (20, "valid/loss 0.25")]).splitlines()
+    assert len(lines) == 2
+    assert re.fullmatch(r"AdaLFL  10/20  \d+ steps/s  \d+ s left  valid/loss 0\.5", lines[0])
+    assert re.fullmatch(r"AdaLFL  20/20  \d+ steps/s  0 s left  valid/loss 0\.25", lines[1])
+
+
+def test_plain_line_is_not_wrapped_on_a_narrow_console():
+    words = "word " * 20 + "end"
+    assert shown({"force_terminal": False, "width": 20}, 2, [(1, words)]).count("\n") == 1
+
+
+def test_terminal_shows_a_bar():
+    text = shown({"force_terminal": True, "width": 120}, 20, [(10, "half"), (20, "whole")])
+    assert "━" in text
+    assert "20/20" in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+    assert "steps/s" in text
+    assert "whole" in text
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_single_step_is_shown(is_terminal):
+    text = shown({"force_terminal": is_terminal, "width": 120}, 1, [(1, "")])
+    assert "1/1" in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)

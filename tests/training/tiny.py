@@ -1,0 +1,81 @@
+"""Configurations and runs small enough for a test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+from adalfl_jax.training import TrainConfig
+from adalfl_jax.training.checkpoint import load_state
+from adalfl_jax.training.phases import RunState, init_phi, init_theta, make_seed_keys
+from adalfl_jax.training.setup import make_setup
+from configs import default
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation():
+    """Compiles without most optimisations, three times as fast, in the modules that import this."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+SETTINGS = {
+    "model.hidden_sizes": (8,),
+    "learned_loss.hidden_sizes": (8,),
+    "batch_size": 50,
+    "num_seeds": 2,
+    "num_steps": 20,
+    "eval_every": 10,
+    "offline.num_steps": 10,
+    "inner.learning_rate": 0.1,
+}
+DIABETES = {
+    "dataset": "diabetes",
+    "task_loss": "squared_error",
+    "metric": "mean_squared_error",
+    "learned_loss.predictions": "raw",
+}
+
+
+def default_values() -> dict[str, Any]:
+    """The default configuration as nested plain dictionaries, which take a value of any type."""
+    return default.get_config().to_dict()
+
+
+def with_value(path: str, value: Any) -> dict[str, Any]:
+    """The default configuration with one field, "inner.momentum" say, set or added."""
+    values = default_values()
+    *parents, leaf = path.split(".")
+    node = values
+    for parent in parents:
+        node = node[parent]
+    node[leaf] = value
+    return values
+
+
+def tiny_config(overrides: Mapping[str, Any] | None = None, /, **more: Any) -> TrainConfig:
+    """The default configuration, tiny, with overrides by dotted name."""
+    config = default.get_config()
+    config.update_from_flattened_dict({**SETTINGS, **(overrides or {}), **more})
+    return TrainConfig.from_mapping(config)
+
+
+def final_state(config: TrainConfig, workdir: Path, method: str) -> RunState:
+    """The trained state of a method, from its checkpoint."""
+    setup, keys = make_setup(config), make_seed_keys(config.seeds)
+    has_phi = method in ("ml3", "adalfl")
+    like = RunState(init_theta(setup, keys), init_phi(setup, keys) if has_phi else None)
+    return load_state(workdir / "states" / method, like)
+
+
+def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Name -> content and time of change of every file below a folder."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
