@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/digits_mlp
 
-.PHONY: help setup quickstart test test-slow lint format benchmark clean
+.PHONY: help setup quickstart pictures test test-slow lint format benchmark clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list.
@@ -21,6 +21,9 @@ setup: $(VENV)/installed  ## Make .venv with pinned versions of everything.
 quickstart: setup  ## Train on real digits with four losses and write a report (about two minutes).
 	$(BIN)/python -m experiments.compare --config=configs/digits_mlp.py --workdir=$(WORKDIR)
 	@echo "Open $(WORKDIR)/report.html"
+
+pictures: quickstart  ## Renew the pictures and figures the README shows from the quickstart's run.
+	cp $(WORKDIR)/figures/*.png $(WORKDIR)/summary.json docs/images/
 
 test: setup  ## Lint, and run all tests but the slow ones.
 	$(MAKE) --no-print-directory lint

@@ -83,8 +83,8 @@ def get_config() -> ConfigDict:
     config.learned_loss.beta = 10.0
     # Its slope towards minus infinity.
     config.learned_loss.gamma = 0.01
-    # Of the last layer, the same names.
-    config.learned_loss.output_activation = "softplus"
+    # Of the last layer, the same names. The authors' code has "softplus", which now and then goes flat and stays so.
+    config.learned_loss.output_activation = "identity"
     # Whether layers have biases.
     config.learned_loss.use_bias = False
     # Over the outputs of an example: "sum", or "mean" (the paper's 1/C), which divides the learning rate by C.

@@ -44,7 +44,8 @@ class LossNetwork:
       activation: of the hidden layers, a key of `ACTIVATIONS`.
       beta: sharpness of "smooth_leaky_relu"; other activations ignore it.
       gamma: least slope of "smooth_leaky_relu"; other activations ignore it.
-      output_activation: of the last layer, a key of `ACTIVATIONS`.
+      output_activation: of the last layer, a key of `ACTIVATIONS`. "softplus", as in ML3 and the authors' code, now and
+        then becomes flat and stays so.
       use_bias: whether layers have biases; the authors' have none.
       reduction: over the C outputs of an example, "sum" (the authors' code) or "mean" (the paper's 1/C). They
         differ by the factor C in the learning rate of theta, and the sum fails far less often.
@@ -71,7 +72,7 @@ class LossNetwork:
     activation: str = "smooth_leaky_relu"
     beta: float = 10.0
     gamma: float = 0.01
-    output_activation: str = "softplus"
+    output_activation: str = "identity"
     use_bias: bool = False
     reduction: str = "sum"
     predictions: str = "probabilities"

@@ -28,15 +28,18 @@ def written_out(phi, loss, targets, outputs):
             hidden = np.array([float(label == target), p])
             for layer in range(len(loss.hidden_sizes)):
                 hidden = smooth(hidden @ np.asarray(phi[f"layer_{layer}"]["kernel"]))
-            values.append(np.log1p(np.exp(hidden @ np.asarray(phi[f"layer_{len(loss.hidden_sizes)}"]["kernel"])))[0])
+            hidden = hidden @ np.asarray(phi[f"layer_{len(loss.hidden_sizes)}"]["kernel"])
+            values.append(np.log1p(np.exp(hidden))[0] if loss.output_activation == "softplus" else hidden[0])
         per_example.append(np.sum(values) if loss.reduction == "sum" else np.mean(values))
     return np.mean(per_example)
 
 
 @pytest.mark.usefixtures("float64", "strict_dtypes")
+@pytest.mark.parametrize("output_activation", ["identity", "softplus"])
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
-def test_the_loss_is_the_papers_formula(reduction):
-    loss = LossNetwork(hidden_sizes=(6, 5), beta=3.0, gamma=0.1, reduction=reduction)
+def test_the_loss_is_the_papers_formula(reduction, output_activation):
+    settings = {"reduction": reduction, "output_activation": output_activation}
+    loss = LossNetwork(hidden_sizes=(6, 5), beta=3.0, gamma=0.1, **settings)
     phi = loss.init(jax.random.key(0))
     targets, outputs = jnp.array([0, 3, 1]), jax.random.normal(jax.random.key(1), (3, 4))
     expected = written_out(phi, loss, np.asarray(targets), np.asarray(outputs))

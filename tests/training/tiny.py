@@ -10,9 +10,8 @@ import jax
 import pytest
 
 from adalfl_jax.training import TrainConfig
-from adalfl_jax.training.checkpoint import load_state
-from adalfl_jax.training.phases import RunState, init_phi, init_theta, make_seed_keys
-from adalfl_jax.training.setup import make_setup
+from adalfl_jax.training.checkpoint import load_state, state_structure
+from adalfl_jax.training.phases import RunState
 from configs import default
 
 ROOT = Path(__file__).parents[2]
@@ -69,10 +68,7 @@ def tiny_config(overrides: Mapping[str, Any] | None = None, /, **more: Any) -> T
 
 def final_state(config: TrainConfig, workdir: Path, method: str) -> RunState:
     """The trained state of a method, from its checkpoint."""
-    setup, keys = make_setup(config), make_seed_keys(config.seeds)
-    has_phi = method in ("ml3", "adalfl")
-    like = RunState(init_theta(setup, keys), init_phi(setup, keys) if has_phi else None)
-    return load_state(workdir / "states" / method, like)
+    return load_state(workdir / "states" / method, state_structure(config, method))
 
 
 def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:

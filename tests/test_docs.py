@@ -1,0 +1,70 @@
+"""The documents: their code runs, their links lead somewhere."""
+
+import json
+import re
+
+import jax
+import pytest
+
+import adalfl_jax
+from adalfl_jax.training import train
+from tests.training.tiny import ROOT, tiny_config
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def python_block(page):
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    return block
+
+
+def test_the_loop_of_the_readme_trains(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    block = python_block(ROOT / "README.md")
+    names = {}
+    exec(block, names)  # noqa: S102, the code is ours
+    model, digits, theta = names["model"], names["digits"], names["theta"]
+    outputs, _ = model.apply(theta.params, theta.model_state, digits.test.inputs, train=False, rng_key=None)
+    assert adalfl_jax.task_losses.error_rate(digits.test.targets, outputs) < 0.2
+    assert jax.numpy.isfinite(names["metrics"].outer_loss)
+    assert adalfl_jax.load_learned_loss("learned_loss.safetensors").loss == names["loss"]
+
+
+def test_the_example_of_the_readme_is_about_fifteen_lines():
+    lines = [line for line in python_block(ROOT / "README.md").splitlines() if line.strip()]
+    assert len(lines) <= 16
+
+
+def test_a_state_is_read_back_as_the_docs_say(tmp_path):
+    train(tiny_config(), tmp_path / "run")
+    block = python_block(ROOT / "docs" / "workdir.md").replace("runs/digits_mlp", str(tmp_path / "run"))
+    names = {}
+    exec(block, names)  # noqa: S102, the code is ours
+    assert names["params"]["output"]["kernel"].shape == (2, 8, 10)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_files_lead_somewhere(page):
+    targets = re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text())
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_the_default_config_documents_every_field():
+    lines = (ROOT / "configs" / "default.py").read_text().splitlines()
+    undocumented = [
+        line.strip()
+        for before, line in zip(lines, lines[1:], strict=False)
+        if re.match(r"\s+config\.\S+ = (?!ConfigDict)", line)
+        and not before.strip().startswith("#")
+        and "= ConfigDict" not in before
+        and "config.seed" not in before
+    ]
+    assert undocumented == []
+
+
+def test_the_figures_of_the_readme_are_those_of_the_recorded_run():
+    """`make pictures` records the quickstart's summary; the table in the README shows its numbers."""
+    summary = json.loads((ROOT / "docs" / "images" / "summary.json").read_text())
+    text = (ROOT / "README.md").read_text()
+    for info in summary["methods"].values():
+        assert f"{100 * info['test']['mean']:.2f} ± {100 * info['test']['std']:.2f}" in text
