@@ -1,5 +1,6 @@
 """The documents: their code runs, their links lead somewhere."""
 
+import itertools
 import json
 import re
 
@@ -53,7 +54,7 @@ def test_the_default_config_documents_every_field():
     lines = (ROOT / "configs" / "default.py").read_text().splitlines()
     undocumented = [
         line.strip()
-        for before, line in zip(lines, lines[1:], strict=False)
+        for before, line in itertools.pairwise(lines)
         if re.match(r"\s+config\.\S+ = (?!ConfigDict)", line)
         and not before.strip().startswith("#")
         and "= ConfigDict" not in before
