@@ -57,7 +57,7 @@ def test_scan_and_jit_equal_the_eager_loop(model):
 
 @pytest.mark.usefixtures("float64")
 def test_vmapped_seeds_equal_single_runs():
-    model, inner, loss, *_ = make_problem("batch_norm", "adam")
+    model, inner, loss, *_ = make_problem("batch_norm", "nesterov")
     outer = optax.adam(1e-2)
     step = adalfl_jax.make_bilevel_step(model.apply, loss.apply, softmax_cross_entropy, inner, outer)
 
