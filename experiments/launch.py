@@ -36,6 +36,8 @@ def launch(run: Callable[[TrainConfig, str], dict[str, Any]]) -> None:
             summary = run(TrainConfig.from_mapping(_CONFIG.value), _WORKDIR.value or "")
         except (ConfigError, WorkdirError, DivergenceError) as error:
             sys.exit(f"{type(error).__name__}: {error}")
+        except KeyboardInterrupt:
+            sys.exit("Interrupted before the end; the same command starts the run over.")
         _print_summary(summary, _WORKDIR.value or "")
 
     app.run(main, flags_parser=_parse_flags)

@@ -174,7 +174,9 @@ class _Run:
         check = functools.partial(_check_finite, method=method, phase=phase, seeds=config.seeds)
         history = History(state)
         start = time.perf_counter()
-        self._record(history, state, 0, self._measure(state, learning_rate), observe)
+        measured = self._measure(state, learning_rate)
+        check({}, measured, state, last_finite=state, first_step=0)
+        self._record(history, state, 0, measured, observe)
         rate = f", rate {learning_rate:g}" if method == "tuned_task_loss" else ""
         with show_progress(_title(method) + rate, num_steps) as update:
             for first_step in range(0, num_steps, config.eval_every):
@@ -217,7 +219,7 @@ def _words(scalars: dict[str, np.ndarray], metric: str) -> str:
 
 
 def _check_finite(
-    metrics: dict[str, np.ndarray],  # [S, num_steps] each
+    metrics: dict[str, np.ndarray],  # [S, num_steps] each; empty before the first step
     measured: dict[str, np.ndarray],  # [S] each, after the last of these steps
     state: RunState,
     *,
@@ -228,7 +230,7 @@ def _check_finite(
     seeds: tuple[int, ...],
 ) -> None:
     """Raises for the first number that is not finite in the metrics of a chunk, the state after it or its measures."""
-    num_steps = next(iter(metrics.values())).shape[1]
+    num_steps = next(iter(metrics.values())).shape[1] if metrics else 0
     found = [
         (int(step), name, int(index))
         for name, values in metrics.items()

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adalfl_jax.bilevel import make_bilevel_step, make_task_step
+from adalfl_jax.bilevel import BilevelStep, make_bilevel_step, make_task_step
 from adalfl_jax.data import epoch_indices, take
 from adalfl_jax.initialization import make_offline_step
 from adalfl_jax.training.setup import Setup, make_inner_optimizer
@@ -82,14 +82,8 @@ def make_offline_phase(setup: Setup) -> Advance:
     config = setup.config
     inner_optimizer = make_inner_optimizer(config, config.inner.learning_rate)
     num_inner_steps = config.offline.num_inner_steps
-    bilevel_step = make_bilevel_step(
-        setup.model.apply,
-        setup.learned_loss.apply,
-        setup.task_loss_fn,
-        inner_optimizer,
-        optax.adam(config.offline.learning_rate),
-        hypergradient=config.hypergradient if num_inner_steps == 1 else "unrolled",
-    )
+    hypergradient = config.hypergradient if num_inner_steps == 1 else "unrolled"
+    bilevel_step = _bilevel_step(setup, inner_optimizer, config.offline.learning_rate, hypergradient)
     offline_step = make_offline_step(bilevel_step, setup.model.init, inner_optimizer)
 
     def make_step(learning_rate: jax.Array):
@@ -111,14 +105,7 @@ def make_training_phase(setup: Setup, method: str) -> Advance:
 
     def make_step(learning_rate: jax.Array):
         inner_optimizer = make_inner_optimizer(config, learning_rate)
-        bilevel_step = make_bilevel_step(
-            setup.model.apply,
-            setup.learned_loss.apply,
-            setup.task_loss_fn,
-            inner_optimizer,
-            optax.adam(config.outer.learning_rate),
-            hypergradient=config.hypergradient,
-        )
+        bilevel_step = _bilevel_step(setup, inner_optimizer, config.outer.learning_rate, config.hypergradient)
 
         def online_step(state: RunState, batch: BilevelBatch) -> tuple[RunState, ChunkMetrics]:
             assert state.theta is not None
@@ -135,6 +122,19 @@ def make_training_phase(setup: Setup, method: str) -> Advance:
         return online_step if method == "adalfl" else fixed_step
 
     return _make_phase(setup, make_step, lambda keys: keys.training, num_inner_steps=1)
+
+
+def _bilevel_step(
+    setup: Setup, inner_optimizer: optax.GradientTransformation, outer_learning_rate: float, hypergradient: str
+) -> BilevelStep:
+    return make_bilevel_step(
+        setup.model.apply,
+        setup.learned_loss.apply,
+        setup.task_loss_fn,
+        inner_optimizer,
+        optax.adam(outer_learning_rate),
+        hypergradient=hypergradient,
+    )
 
 
 def _frozen_loss(setup: Setup, phi: Phi | None) -> LossFn:
