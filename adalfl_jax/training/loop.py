@@ -177,8 +177,7 @@ class _Run:
         measured = self._measure(state, learning_rate)
         check({}, measured, state, last_finite=state, first_step=0)
         self._record(history, state, 0, measured, observe)
-        rate = f", rate {learning_rate:g}" if method == "tuned_task_loss" else ""
-        with show_progress(_title(method) + rate, num_steps) as update:
+        with show_progress(_title(method, learning_rate), num_steps) as update:
             for first_step in range(0, num_steps, config.eval_every):
                 chunk = min(config.eval_every, num_steps - first_step)
                 state, metrics = advance(history.state, self.keys, splits, learning_rate, first_step, num_steps=chunk)
@@ -209,13 +208,18 @@ class _Run:
         return lambda step, scalars: self.writers.write(method, phase, step, seeds, scalars)
 
 
-def _title(method: str) -> str:
+def _title(method: str, learning_rate: float) -> str:
+    if method == "tuned_task_loss":
+        return f"task loss, rate {learning_rate:g}"
     return METHODS.get(method, "offline phase (ML3)")
 
 
 def _words(scalars: dict[str, np.ndarray], metric: str) -> str:
-    name = f"valid/{metric}" if f"valid/{metric}" in scalars else "train/outer_loss"
-    return f"{name} {scalars[name].mean():.4f}" if name in scalars else ""
+    """The mean over seeds of the validation metric or, in the offline phase, of the task loss."""
+    for title, name in (("valid", f"valid/{metric}"), ("task loss", "train/outer_loss")):
+        if name in scalars:
+            return f"{title} {scalars[name].mean():.4f}"
+    return ""
 
 
 def _check_finite(

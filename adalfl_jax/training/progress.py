@@ -44,12 +44,12 @@ def show_progress(description: str, num_steps: int, console: Console | None = No
 
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(bar_width=28),
+        BarColumn(bar_width=12),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]:>5.0f} steps/s"),
         TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[words]}", markup=False),
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(f"{description:<28}", total=num_steps, rate=0.0, words="compiling")
+        task = bar.add_task(f"{description:<20}", total=num_steps, rate=0.0, words="compiling")
         yield lambda done, words: bar.update(task, completed=done, rate=rate(done), words=words)

@@ -1,0 +1,48 @@
+"""The programs of a run at their real size: seeds under vmap, keys, batches."""
+
+import chex
+import jax
+import pytest
+
+from adalfl_jax.training import TrainConfig
+from adalfl_jax.training.phases import (
+    RunState,
+    init_phi,
+    init_theta,
+    make_offline_phase,
+    make_seed_keys,
+    make_training_phase,
+    restart_outer_optimizer,
+    splits_of,
+)
+from adalfl_jax.training.setup import make_setup
+from configs import digits_mlp
+
+NUM_SEEDS, NUM_STEPS = 10, 25
+
+
+def run(first_seed, num_seeds, method):
+    """Both phases of the digits MLP, shortened, in float32."""
+    config = digits_mlp.get_config()
+    config.update({"seed": first_seed, "num_seeds": num_seeds})
+    setup = make_setup(TrainConfig.from_mapping(config))
+    keys, splits, rate = make_seed_keys(setup.config.seeds), splits_of(setup), setup.config.inner.learning_rate
+    phi = None
+    if method != "task_loss":
+        offline = make_offline_phase(setup)
+        start = RunState(None, init_phi(setup, keys))
+        state, _ = offline(start, keys, splits, rate, 0, num_steps=NUM_STEPS)
+        phi = restart_outer_optimizer(state.phi)
+    start = RunState(init_theta(setup, keys), phi)
+    return make_training_phase(setup, method)(start, keys, splits, rate, 0, num_steps=NUM_STEPS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["task_loss", "ml3", "adalfl"])
+def test_ten_vmapped_seeds_of_the_digits_mlp_equal_ten_single_runs(method):
+    together = run(0, NUM_SEEDS, method)
+    for seed in range(NUM_SEEDS):
+        alone = run(seed, 1, method)
+        chex.assert_trees_all_close(
+            jax.tree.map(lambda leaf, s=seed: leaf[s : s + 1], together), alone, rtol=1e-5, atol=1e-5
+        )
