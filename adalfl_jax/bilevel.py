@@ -46,10 +46,11 @@ def make_bilevel_step(
       apply_fn: the base model, `(params, model_state, inputs, *, train, rng_key) -> (outputs [B, C], model_state)`.
         It is called with `train=True` on both batches. The inner pass updates `model_state`; the outer pass
         normalises by its own batch and what it would record is dropped.
-      learned_loss_fn: M_phi, `(phi_params, targets, outputs) -> scalar`. If it has a keyword argument `params` it
+      learned_loss_fn: M_phi, `(phi_params, targets, outputs) -> scalar`. If it has a keyword-only argument `params` it
         reads theta and receives it there.
       task_loss_fn: L, `(targets, outputs) -> scalar`.
-      inner_optimizer: any optax transformation; the paper's is `optax.sgd`.
+      inner_optimizer: any optax transformation that needs gradient, state and parameters alone (a line search needs
+        more); the paper's is `optax.sgd`.
       outer_optimizer: any optax transformation; the paper's is `optax.adam`.
       hypergradient: a key of `adalfl_jax.hypergradient.ESTIMATORS`: "forward" (exact, one inner step) or
         "unrolled" (exact, any number of inner steps, any learned loss).

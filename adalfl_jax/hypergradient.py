@@ -174,17 +174,17 @@ def differentiable_update(
     of `optimizer.update`, bit for bit; the derivative is taken a hair away from zero, where it is the limit.
     """
 
-    @jax.custom_jvp
-    def update(gradient: PyTree, opt_state: optax.OptState, params: PyTree) -> tuple[PyTree, optax.OptState]:
-        return optimizer.update(gradient, opt_state, params)
+    # What the optimiser closes over, a traced learning rate say, becomes an argument and can be differentiated too.
+    plain_update, closed_over = jax.closure_convert(optimizer.update, gradient, opt_state, params)
+    update = jax.custom_jvp(plain_update)
 
     @update.defjvp
     def update_jvp(primals, tangents):  # pyright: ignore[reportUnusedFunction]
-        gradient, opt_state, params = primals
-        _, tangents_out = jax.jvp(optimizer.update, (jax.tree.map(_away_from_zero, gradient), *primals[1:]), tangents)
-        return update(gradient, opt_state, params), tangents_out
+        gradient, *others = primals
+        _, tangents_out = jax.jvp(plain_update, (jax.tree.map(_away_from_zero, gradient), *others), tangents)
+        return update(*primals), tangents_out
 
-    return update(gradient, opt_state, params)
+    return update(gradient, opt_state, params, *closed_over)
 
 
 def num_inner_steps(batch: BilevelBatch) -> int | None:
@@ -212,15 +212,18 @@ def num_inner_steps(batch: BilevelBatch) -> int | None:
                 f"batch.{name}: inputs and targets must share their leading axes {letters}; got inputs "
                 f"{inputs.shape} and targets {targets.shape}"
             )
+    if 0 in outer_targets.shape[:1] + inner_targets.shape[: 1 + extra_axes]:
+        raise ValueError(f"batches are empty; got inner {inner_inputs.shape} and outer {outer_inputs.shape}")
     return inner_inputs.shape[0] if extra_axes else None
 
 
 def reads_params(learned_loss_fn: LearnedLossFn) -> bool:
-    """Whether a learned loss declares the keyword argument `params`, by which it reads theta directly."""
+    """Whether a learned loss declares the keyword-only argument `params`, by which it reads theta directly."""
     try:
-        return "params" in inspect.signature(learned_loss_fn).parameters
+        parameter = inspect.signature(learned_loss_fn).parameters.get("params")
     except (TypeError, ValueError):  # a callable without an inspectable signature cannot ask for it
         return False
+    return parameter is not None and parameter.kind is inspect.Parameter.KEYWORD_ONLY
 
 
 def _bind_learned_loss(
@@ -239,6 +242,8 @@ def _split(rng_key: jax.Array | None) -> tuple[jax.Array | None, jax.Array | Non
 
 
 def _away_from_zero(gradient: jax.Array) -> jax.Array:
-    # The square of this must not underflow, nor that square times 1 - b2 of Adam: tiny ** 0.4 is 4e-16 in float32.
-    floor = float(jnp.finfo(gradient.dtype).tiny) ** 0.4
+    if gradient.dtype == jnp.float16:
+        raise ValueError("float16 has too little range for meta-gradients; keep parameters in float32 or bfloat16")
+    # Its square must not underflow, nor that square's power -3/2 overflow: 7e-13 in float32 and bfloat16.
+    floor = float(jnp.finfo(gradient.dtype).tiny) ** 0.32
     return jnp.where(jnp.abs(gradient) < floor, jnp.asarray(floor, gradient.dtype), gradient)

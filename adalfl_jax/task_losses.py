@@ -19,16 +19,27 @@ def is_labels(targets: jax.Array, outputs: jax.Array) -> bool:
     """Whether targets are integer labels `[B]` (True) or shaped like the outputs, `[B, C]` (False).
 
     Raises:
-      ValueError: neither; the text names both shapes.
+      ValueError: neither, or labels out of range; the text names both shapes.
     """
     if outputs.ndim == 2 and targets.shape == outputs.shape:
         return False
     if outputs.ndim == 2 and targets.shape == outputs.shape[:1] and jnp.issubdtype(targets.dtype, jnp.integer):
+        _check_range(targets, outputs)
         return True
     raise ValueError(
         "targets must be integer labels [B] or an array [B, C] like the outputs; got outputs [B, C] = "
         f"{outputs.shape} and targets {targets.shape} of {targets.dtype}"
     )
+
+
+def _check_range(labels: jax.Array, outputs: jax.Array) -> None:
+    """Labels out of range have no value to raise on under a trace; outside of one they are refused."""
+    num_classes = max(2, outputs.shape[1])
+    if not isinstance(labels, jax.core.Tracer) and labels.size and not 0 <= labels.min() <= labels.max() < num_classes:
+        raise ValueError(
+            f"labels must be from 0 to {num_classes - 1} for outputs [B, C] = {outputs.shape}; got labels from "
+            f"{labels.min()} to {labels.max()}"
+        )
 
 
 def to_dense(targets: jax.Array, outputs: jax.Array) -> jax.Array:

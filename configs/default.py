@@ -4,7 +4,6 @@ Any field can be set on the command line: `--config.inner.learning_rate=0.03`, `
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ConfigDict:
@@ -50,8 +49,8 @@ def get_config() -> ConfigDict:
     config.inner.nesterov = False
     # Added to the gradient before momentum, as in the paper's setting: decay * theta.
     config.inner.weight_decay = 0.0
-    # Largest global norm of the gradient; None does not clip.
-    config.inner.clip_norm = placeholder(float)
+    # Largest global norm of the gradient; 0 does not clip.
+    config.inner.clip_norm = 0.0
     # Of the learning rate over `num_steps`: "constant", "linear" or "cosine", the last two down to 0.
     config.inner.schedule = "constant"
 

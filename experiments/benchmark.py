@@ -18,18 +18,18 @@ import os
 import pathlib
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
 from adalfl_jax.hypergradient import ESTIMATORS
-from adalfl_jax.training import TrainConfig
+from adalfl_jax.training import ConfigError, TrainConfig
 from adalfl_jax.training.phases import (
     RunState,
     init_phi,
@@ -40,8 +40,8 @@ from adalfl_jax.training.phases import (
     splits_of,
 )
 from adalfl_jax.training.setup import make_setup
+from experiments.launch import CONFIG, parse_flags
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/digits_mlp.py", "What to time the steps of.")
 _SUITES = flags.DEFINE_multi_enum("suite", ["step", "seeds"], ["step", "seeds"], "What to measure; may be repeated.")
 _STEPS = flags.DEFINE_integer("steps", 100, "Steps of one timed run.", lower_bound=1)
 _ROUNDS = flags.DEFINE_integer("rounds", 15, "Timed runs of every program.", lower_bound=3)
@@ -54,7 +54,10 @@ def main(argv: list[str]) -> None:
     """Runs the suites and prints a table of each."""
     del argv
     logging.set_verbosity(logging.WARNING)
-    config = TrainConfig.from_mapping(_CONFIG.value)
+    try:
+        config = TrainConfig.from_mapping(CONFIG.value)
+    except ConfigError as error:
+        sys.exit(f"ConfigError: {error}")
     machine = _describe_machine()
     console = Console(width=100)
     console.print(", ".join(f"{key} {value}" for key, value in machine.items()), soft_wrap=True)
@@ -140,4 +143,5 @@ def _table(title: str, rows: list[dict[str, Any]]) -> Table:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    flags.mark_flag_as_required("config")
+    app.run(main, flags_parser=parse_flags)

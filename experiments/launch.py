@@ -15,7 +15,7 @@ from adalfl_jax.registry import lookup
 from adalfl_jax.training import ConfigError, DivergenceError, TrainConfig, WorkdirError
 from adalfl_jax.training.config import field_paths
 
-_CONFIG = config_flags.DEFINE_config_file(
+CONFIG = config_flags.DEFINE_config_file(
     "config", None, "File with the configuration, one of configs/.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string(
@@ -33,17 +33,17 @@ def launch(run: Callable[[TrainConfig, str], dict[str, Any]]) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # checkpoints are chatty
         try:
-            summary = run(TrainConfig.from_mapping(_CONFIG.value), _WORKDIR.value or "")
+            summary = run(TrainConfig.from_mapping(CONFIG.value), _WORKDIR.value or "")
         except (ConfigError, WorkdirError, DivergenceError) as error:
             sys.exit(f"{type(error).__name__}: {error}")
         except KeyboardInterrupt:
             sys.exit("Interrupted before the end; the same command starts the run over.")
         _print_summary(summary, _WORKDIR.value or "")
 
-    app.run(main, flags_parser=_parse_flags)
+    app.run(main, flags_parser=parse_flags)
 
 
-def _parse_flags(arguments: list[str]) -> list[str]:
+def parse_flags(arguments: list[str]) -> list[str]:
     """absl's parser, after a check that every `--config.FIELD` exists."""
     for argument in arguments[1:]:
         name = argument.lstrip("-").partition("=")[0]
@@ -52,7 +52,10 @@ def _parse_flags(arguments: list[str]) -> list[str]:
                 lookup("field of the configuration", dict.fromkeys(field_paths()), name.removeprefix("config."))
             except ValueError as error:
                 sys.exit(f"ConfigError: {error}")
-    return app.parse_flags_with_usage(arguments)
+    try:
+        return app.parse_flags_with_usage(arguments)
+    except Exception as error:  # whatever a user's configuration file raises while it is loaded
+        sys.exit(f"ConfigError: the configuration cannot be loaded: {type(error).__name__}: {error}")
 
 
 def _print_summary(summary: dict[str, Any], workdir: str) -> None:

@@ -195,6 +195,20 @@ def test_forward_refuses_a_loss_that_reads_theta():
         adalfl_jax.make_bilevel_step(model.apply, reads_theta, softmax_cross_entropy, inner, inner)
 
 
+def test_a_loss_may_call_its_own_parameters_params():
+    model, inner, loss, theta, phi_params = make_problem()
+
+    def named_so(params, targets, outputs):
+        return loss.apply(params, targets, outputs)
+
+    batch, outer = make_batch(jax.random.key(1)), optax.sgd(1.0)
+    steps = [
+        adalfl_jax.make_bilevel_step(model.apply, function, softmax_cross_entropy, inner, outer)
+        for function in (named_so, loss.apply)
+    ]
+    chex.assert_trees_all_equal(*(step(theta, adalfl_jax.Phi.create(phi_params, outer), batch) for step in steps))
+
+
 if __name__ == "__main__":
     with jax.enable_x64(True):
         GOLDEN.write_text(json.dumps(golden_trajectory(), indent=2) + "\n")

@@ -145,10 +145,11 @@ def test_clipping_a_gradient_of_exactly_zero_passes_the_gradient_of_no_clipping(
     [
         optax.adam(1e-3),
         optax.rmsprop(1e-3),
+        optax.adafactor(1e-2),
         optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1)),
         optax.chain(optax.normalize_by_update_norm(), optax.sgd(0.1)),
     ],
-    ids=["adam", "rmsprop", "clip", "normalize"],
+    ids=["adam", "rmsprop", "adafactor", "clip", "normalize"],
 )
 def test_no_nan_where_the_inner_gradient_is_exactly_zero(optimizer, estimator):
     model, _, loss, theta, phi_params = make_problem("plain", "sgd")
@@ -168,6 +169,35 @@ def test_the_differentiable_update_has_the_values_of_the_update_bit_for_bit(name
         differentiable_update(optimizer, gradient, theta.opt_state, theta.params),
         optimizer.update(gradient, theta.opt_state, theta.params),
     )
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("estimator", ["forward", "unrolled"])
+def test_a_step_is_differentiable_in_what_the_optimiser_closes_over(estimator):
+    model, _, loss, theta, phi_params = make_problem("plain", "sgd")
+    batch = make_batch(jax.random.key(1))
+
+    def outer(rate):
+        optimizer = optax.sgd(rate)
+        problem = BilevelProblem(model.apply, loss.apply, softmax_cross_entropy, optimizer)
+        start = theta._replace(opt_state=optimizer.init(theta.params))
+        return ESTIMATORS[estimator](problem, start, phi_params, batch).outer_loss
+
+    slope = (outer(0.3 + 1e-6) - outer(0.3 - 1e-6)) / 2e-6
+    np.testing.assert_allclose(jax.grad(outer)(0.3), slope, rtol=1e-6)
+
+
+def test_float16_is_refused():
+    _, optimizer, _, theta, _ = make_problem()
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), theta.params)
+    with pytest.raises(ValueError, match="float16 has too little range"):
+        jax.grad(lambda g: optax.tree.sum(differentiable_update(optimizer, g, theta.opt_state, half)[0]))(half)
+
+
+def test_an_empty_batch_is_refused():
+    batch = jax.tree.map(lambda leaf: leaf[:0], make_batch(jax.random.key(1)).inner)
+    with pytest.raises(ValueError, match=r"empty; got inner \(0, 5\)"):
+        num_inner_steps(adalfl_jax.BilevelBatch(batch, batch))
 
 
 def test_forward_refuses_several_inner_steps():

@@ -90,6 +90,19 @@ def test_targets_that_do_not_fit_are_named_with_both_shapes(name, targets):
         function(targets, jnp.zeros((4, 7)))
 
 
+@pytest.mark.parametrize("labels", [[0, 3, 1, 1], [0, -1, 1, 1]])
+def test_labels_out_of_range_are_refused_outside_of_a_trace(labels):
+    with pytest.raises(
+        ValueError, match=r"labels must be from 0 to 2 for outputs \[B, C\] = \(4, 3\); got labels from"
+    ):
+        task_losses.softmax_cross_entropy(jnp.array(labels), jnp.array(LOGITS))
+
+
+def test_softmax_of_a_single_output_is_refused():
+    with pytest.raises(ValueError, match="use sigmoid_cross_entropy"):
+        task_losses.softmax_cross_entropy(jnp.array([0, 1]), jnp.zeros((2, 1)))
+
+
 @pytest.mark.parametrize("k", [0, 4])
 def test_top_k_refuses_an_impossible_k(k):
     with pytest.raises(ValueError, match=rf"k = {k}.*\(4, 3\)"):

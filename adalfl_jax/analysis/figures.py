@@ -63,7 +63,7 @@ def learning_curves(record: RunRecord) -> Figure:
     curves = _series_by_method(record, f"test/{metric}")
     for method, series in curves.items():
         _draw_band(axes, record, method, series)
-    axes.set(title="Test error through training", xlabel="training step", ylabel=_label(metric))
+    axes.set(title="Test metric through training", xlabel="training step", ylabel=_label(metric))
     _set_log_scale(axes, curves)
     axes.legend(loc="upper right")
     return figure
@@ -123,7 +123,7 @@ def _draw_band(axes: Axes, record: RunRecord, method: str, series: Series) -> No
     axes.plot(series.steps, mean, color=color, label=record.summary["methods"][method]["title"], linewidth=1.8)
     if len(series.values) > 1:
         std = series.values.std(axis=0, ddof=1)
-        low = np.maximum(mean - std, series.values.min(axis=0))  # the band stays within what was observed
+        low = np.maximum(mean - std, series.values.min(axis=0))  # the metrics have a floor
         axes.fill_between(series.steps, low, mean + std, color=color, alpha=0.15, linewidth=0)
 
 

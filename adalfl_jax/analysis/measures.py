@@ -35,7 +35,7 @@ def compare_gradients(
 ) -> GradientComparison:
     """Compares the gradients of `loss_fn` and `task_loss_fn` with respect to theta, the model in eval mode.
 
-    Where a gradient is exactly zero the ratios are 0 rather than nan.
+    Where a gradient vanishes the ratios are 0 rather than nan.
     """
 
     def gradient(loss_fn: LossFn) -> PyTree:
@@ -76,5 +76,5 @@ def make_loss_shape(loss: LossNetwork, *, num_points: int = 101) -> tuple[jax.Ar
 
 
 def _ratio(numerator: jax.typing.ArrayLike, denominator: jax.Array) -> jax.Array:
-    safe = jnp.where(denominator > 0, denominator, 1.0)
-    return jnp.where(denominator > 0, numerator / safe, 0.0)
+    positive = denominator > 1e-30  # below it the quotient may overflow in float32
+    return jnp.where(positive, numerator / jnp.where(positive, denominator, 1.0), 0.0)

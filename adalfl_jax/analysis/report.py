@@ -14,8 +14,8 @@ from adalfl_jax.analysis.record import RunRecord
 _CAPTIONS = {
     "learning_curves": (
         "Learning curves",
-        """Test metric through training: the mean over seeds, and one standard deviation to either side within what was
-        observed.""",
+        """Test metric through training: the mean over seeds, and one standard deviation to either side, cut below at
+        the lowest value of a seed.""",
     ),
     "loss_shapes": (
         "The shape of the learned loss",

@@ -65,6 +65,8 @@ def make_dataset(name: str, inputs: np.ndarray, targets: np.ndarray, *, num_clas
     if len(inputs) != len(targets):
         raise ValueError(f"dataset {name!r}: {len(inputs)} inputs but {len(targets)} targets")
     _check_finite(f"dataset {name!r}", inputs=inputs, targets=targets)
+    if is_classification and not np.array_equal(targets, np.asarray(targets).astype(np.int32)):
+        raise ValueError(f"dataset {name!r}: labels must be whole numbers; got {np.asarray(targets).dtype} values")
     inputs = np.asarray(inputs, np.float32)
     targets = np.asarray(targets, np.int32 if is_classification else np.float32)
     if not is_classification:
@@ -83,8 +85,10 @@ def standardize(values: np.ndarray, train: np.ndarray, axis: tuple[int, ...] | N
 
     What does not vary among those rows is only centred.
     """
-    mean, deviation = values[train].mean(axis, keepdims=True), values[train].std(axis, keepdims=True)
-    return (values - mean) / np.where(deviation > 0, deviation, 1.0).astype(values.dtype)
+    rows = values[train].astype(np.float64)
+    mean, deviation = rows.mean(axis, keepdims=True), rows.std(axis, keepdims=True)
+    varies = deviation > 1e-6 * np.abs(mean)  # what float32 leaves of a constant
+    return ((values - mean) / np.where(varies, deviation, 1.0)).astype(values.dtype)
 
 
 def split_indices(targets: np.ndarray, *, stratify: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -25,7 +25,7 @@ FORMAT = "adalfl_jax.learned_loss"
 FORMAT_VERSION = 1
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class FrozenLoss:
     """A learned loss that no longer learns: a plain callable `(targets, outputs) -> scalar`.
 
@@ -118,7 +118,7 @@ def _parse_header(path: Path, text: str) -> tuple[LearnedLoss, Mapping[str, Any]
         header = json.loads(text)
         version, family = header["version"], header["family"]
         settings, metadata = dict(header["settings"]), dict(header["metadata"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: its header cannot be read ({error!r})") from error
     if version != FORMAT_VERSION:
         raise ValueError(f"{path} has format version {version}, and this release reads version {FORMAT_VERSION}")
@@ -133,6 +133,11 @@ def _check_params(loss: LearnedLoss, arrays: Mapping[str, np.ndarray], what: str
     found = {name: array.shape for name, array in arrays.items()}
     if found != expected:
         raise ValueError(f"{what}: {loss} has parameters {expected}; got {found}")
+    wrong = [
+        f"{name} of {array.dtype}" for name, array in arrays.items() if not jnp.issubdtype(array.dtype, jnp.floating)
+    ]
+    if wrong:
+        raise ValueError(f"{what}: parameters must be floating-point numbers; got {', '.join(wrong)}")
     broken = [name for name, array in arrays.items() if not np.isfinite(array).all()]
     if broken:
         raise ValueError(f"{what}: not finite: {', '.join(broken)}")

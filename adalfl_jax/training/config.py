@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import types
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -57,7 +56,7 @@ class InnerConfig:
     momentum: float
     nesterov: bool
     weight_decay: float
-    clip_norm: float | None
+    clip_norm: float
     schedule: str
 
     def __post_init__(self) -> None:
@@ -65,7 +64,7 @@ class InnerConfig:
         _require("inner.momentum", self.momentum, 0 <= self.momentum < 1, "a number in [0, 1)")
         _require("inner.nesterov", self.nesterov, not self.nesterov or self.momentum > 0, "a momentum above 0")
         _require("inner.weight_decay", self.weight_decay, self.weight_decay >= 0, "a number of at least 0")
-        _require("inner.clip_norm", self.clip_norm, self.clip_norm is None or self.clip_norm > 0, "None or above 0")
+        _require("inner.clip_norm", self.clip_norm, self.clip_norm >= 0, "a number of at least 0")
         lookup("schedule", dict.fromkeys(SCHEDULES), self.schedule)
 
 
@@ -160,7 +159,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in (self.method, *self.methods):
             lookup("method", METHODS, name)
-        _require("methods", self.methods, 0 < len(self.methods) == len(set(self.methods)), "distinct methods")
+        _require(
+            "methods", self.methods, 0 < len(self.methods) == len(set(self.methods)), "one method or more, each once"
+        )
         lookup("dataset", DATASETS, self.dataset)
         lookup("task loss", TASK_LOSSES, self.task_loss)
         lookup("metric", METRICS, self.metric)
@@ -237,8 +238,6 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     """Returns `value` as the type `hint`; the only conversions are a whole number to a float and a list to a tuple."""
     if dataclasses.is_dataclass(hint):
         return _build(typing.cast(type, hint), value, where)
-    if isinstance(hint, types.UnionType):  # X | None
-        return None if value is None else _coerce(typing.get_args(hint)[0], value, where)
     if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
         return tuple(_coerce(typing.get_args(hint)[0], item, where) for item in value)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):

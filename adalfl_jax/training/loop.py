@@ -11,9 +11,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from rich.console import Console
 
 from adalfl_jax.analysis.statistics import describe
 from adalfl_jax.training import workdir as layout
+from adalfl_jax.training.checkpoint import save_state
 from adalfl_jax.training.config import METHODS, TrainConfig
 from adalfl_jax.training.evaluation import Evaluation
 from adalfl_jax.training.outputs import finish_run, save_last_finite_state
@@ -31,7 +33,7 @@ from adalfl_jax.training.phases import (
 )
 from adalfl_jax.training.progress import show_progress
 from adalfl_jax.training.results import DivergenceError, History, MethodResult
-from adalfl_jax.training.setup import Setup, make_setup
+from adalfl_jax.training.setup import Setup, learning_rate_schedule, make_setup
 from adalfl_jax.training.writers import MetricWriters
 
 Observer = Callable[[int, dict[str, np.ndarray]], None]  # (step, scalars [S])
@@ -68,6 +70,7 @@ def _run(
 ) -> dict[str, Any]:
     setup = make_setup(config)
     if (summary := layout.finished_summary(workdir, config, command)) is not None:
+        Console(stderr=True).print(f"{workdir} holds this run, finished; its summary is read back.", markup=False)
         return summary
     folder = layout.open_workdir(workdir, config, command)
     results = []
@@ -76,6 +79,7 @@ def _run(
         for method in methods:
             try:
                 results.append(run.method(method))
+                save_state(folder / layout.STATES / method, results[-1].state)
             except DivergenceError as error:
                 save_last_finite_state(folder, setup, error)
                 raise
@@ -90,6 +94,7 @@ class _Run:
         self.writers = writers
         self.keys: SeedKeys = make_seed_keys(setup.config.seeds)
         self.evaluation = Evaluation(setup)
+        self.schedule = learning_rate_schedule(setup.config)
         self._offline: tuple[RunState, float] | None = None
         self._programs: dict[str, Advance] = {}
 
@@ -144,7 +149,9 @@ class _Run:
     def _training(self, method: str, phi, learning_rate: float, observe: Observer) -> MethodResult:
         config = self.setup.config
         kind = "adalfl" if method == "adalfl" else "fixed"  # the other methods share one program per kind of phi
-        advance = self._programs.setdefault(kind, make_training_phase(self.setup, method))
+        if kind not in self._programs:
+            self._programs[kind] = make_training_phase(self.setup, method)
+        advance = self._programs[kind]
         state = RunState(init_theta(self.setup, self.keys), phi)
         history = self._advance(method, "training", advance, state, config.num_steps, learning_rate, observe)
         return MethodResult(
@@ -174,7 +181,7 @@ class _Run:
         check = functools.partial(_check_finite, method=method, phase=phase, seeds=config.seeds)
         history = History(state)
         start = time.perf_counter()
-        measured = self._measure(state, learning_rate)
+        measured = self._measure(state, learning_rate, 0)
         check({}, measured, state, last_finite=state, first_step=0)
         self._record(history, state, 0, measured, observe)
         with show_progress(_title(method, learning_rate), num_steps) as update:
@@ -183,15 +190,16 @@ class _Run:
                 state, metrics = advance(history.state, self.keys, splits, learning_rate, first_step, num_steps=chunk)
                 metrics, done = jax.device_get(metrics), first_step + chunk
                 means = {f"train/{name}": values.mean(axis=1) for name, values in metrics.items()}
-                measured = self._measure(state, learning_rate)
+                measured = self._measure(state, learning_rate, done)
                 check(metrics, measured, state, last_finite=history.state, first_step=first_step)
                 self._record(history, state, done, means | measured, observe)
                 update(done, _words(history.scalars, config.metric))
         history.seconds = time.perf_counter() - start
         return history
 
-    def _measure(self, state: RunState, learning_rate: float) -> dict[str, np.ndarray]:
-        return jax.device_get(self.evaluation.scalars(state, learning_rate))
+    def _measure(self, state: RunState, learning_rate: float, step: int) -> dict[str, np.ndarray]:
+        rate = learning_rate * float(np.asarray(self.schedule(step)))
+        return jax.device_get(self.evaluation.scalars(state, rate))
 
     def _record(
         self, history: History, state: RunState, step: int, scalars: dict[str, np.ndarray], observe: Observer

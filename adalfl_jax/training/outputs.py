@@ -27,8 +27,6 @@ from adalfl_jax.training.setup import Setup
 
 def finish_run(workdir: Path, setup: Setup, results: Sequence[MethodResult], *, with_report: bool) -> dict[str, Any]:
     """Writes all that a workdir keeps, and last the summary, whose presence marks a run as finished."""
-    for result in results:
-        save_state(workdir / layout.STATES / result.method, result.state)
     _save_shapes(workdir, results)
     summary = _summarize(setup, results)
     best_loss = _save_learned_loss(workdir, setup, results)

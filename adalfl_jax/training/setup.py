@@ -57,17 +57,21 @@ def make_setup(config: TrainConfig) -> Setup:
     return setup
 
 
-def make_inner_optimizer(config: TrainConfig, learning_rate: jax.Array | float) -> optax.GradientTransformation:
-    """SGD as `config.inner` describes it, at a learning rate that may be traced."""
-    inner = config.inner
-    fraction = {
+def learning_rate_schedule(config: TrainConfig) -> optax.Schedule:
+    """The share of the learning rate in force at a step."""
+    return {
         "constant": optax.constant_schedule(1.0),
         "linear": optax.linear_schedule(1.0, 0.0, config.num_steps),
         "cosine": optax.cosine_decay_schedule(1.0, config.num_steps),
-    }[inner.schedule]
+    }[config.inner.schedule]
+
+
+def make_inner_optimizer(config: TrainConfig, learning_rate: jax.Array | float) -> optax.GradientTransformation:
+    """SGD as `config.inner` describes it, at a learning rate that may be traced."""
+    inner, fraction = config.inner, learning_rate_schedule(config)
     rate = learning_rate if inner.schedule == "constant" else lambda count: learning_rate * fraction(count)
     return optax.chain(
-        optax.identity() if inner.clip_norm is None else optax.clip_by_global_norm(inner.clip_norm),
+        optax.clip_by_global_norm(inner.clip_norm) if inner.clip_norm else optax.identity(),
         optax.add_decayed_weights(inner.weight_decay) if inner.weight_decay else optax.identity(),
         optax.sgd(rate, momentum=inner.momentum or None, nesterov=inner.nesterov),
     )

@@ -60,6 +60,15 @@ def test_statistics_come_from_the_training_rows_alone():
     np.testing.assert_allclose(standardize(values, np.array([0, 1]), axis=(0,))[:2], [[-1, 0], [1, 0]])
 
 
+@pytest.mark.parametrize("constant", [0.1, 1 / 3, 123.456, 0.0])
+def test_a_column_that_does_not_vary_is_only_centred(constant):
+    values = np.full((1000, 1), constant, np.float32)
+    values[-1] += 0.5
+    standardised = standardize(values, np.arange(999), axis=(0,))
+    np.testing.assert_allclose(standardised[:-1], 0, atol=1e-5)
+    assert standardised[-1] == pytest.approx(0.5, abs=1e-4)
+
+
 def test_digits_have_one_mean_and_deviation_for_the_image():
     train = np.asarray(data.load("digits").train.inputs)
     assert train.mean() == pytest.approx(0, abs=1e-5)
@@ -98,6 +107,7 @@ LABELS = np.arange(100) % 4
     [
         (LABELS + 1, r"labels must be \[N\] integers from 0 to 3; got .* values from 1 to 4"),
         (LABELS - 1, r"labels must be \[N\] integers from 0 to 3; got .* values from -1 to 2"),
+        (LABELS + 0.5, r"labels must be whole numbers; got float64 values"),
         (LABELS[:50], r"100 inputs but 50 targets"),
         (np.stack([LABELS, LABELS], axis=1), r"labels must be \[N\]"),
     ],

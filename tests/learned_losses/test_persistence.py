@@ -119,6 +119,7 @@ def test_a_header_that_makes_no_sense_is_refused(saved, edit, message):
     [
         (lambda arrays: dict(list(arrays.items())[:-1]), r"is damaged.*has parameters"),
         (lambda arrays: {name: array[..., :1] for name, array in arrays.items()}, r"is damaged.*has parameters"),
+        (lambda arrays: {name: array.astype(np.int32) for name, array in arrays.items()}, "must be floating-point"),
         (lambda arrays: {name: array * np.nan for name, array in arrays.items()}, r"is damaged: not finite: layer_0"),
     ],
 )

@@ -133,7 +133,7 @@ def test_wrong_type_is_refused(path, value):
         ("inner.momentum", 1.0),
         ("inner.nesterov", True),  # the default has no momentum
         ("inner.weight_decay", -1e-4),
-        ("inner.clip_norm", 0.0),
+        ("inner.clip_norm", -1.0),
         ("outer.learning_rate", 0.0),
         ("offline.num_steps", -1),
         ("offline.num_inner_steps", 0),
@@ -155,7 +155,7 @@ def test_value_out_of_range_is_refused(path, value):
 
 @pytest.mark.parametrize(
     ("path", "value"),
-    [("inner.momentum", 0.0), ("offline.num_steps", 0), ("learned_loss.gamma", 0.0), ("inner.clip_norm", None)],
+    [("inner.momentum", 0.0), ("offline.num_steps", 0), ("learned_loss.gamma", 0.0), ("inner.clip_norm", 0.0)],
 )
 def test_value_at_the_edge_of_its_range_is_taken(path, value):
     TrainConfig.from_mapping(with_value(path, value))

@@ -369,3 +369,20 @@ def test_saved_state_loads_as_it_was(has_phi, tmp_path):
     loaded = load_state(tmp_path / "state", jax.eval_shape(lambda: state))
     assert jax.tree.structure(loaded) == jax.tree.structure(state)
     assert_trees_close(loaded, state, 0)
+
+
+def test_implicit_learning_rate_follows_the_schedule(tmp_path):
+    config = tiny_config({"inner.schedule": "linear", "num_seeds": 1}, method="ml3")
+    train(config, tmp_path / "run")
+    rates = [row["implicit_learning_rate"] for row in records(tmp_path / "run") if row["method"] == "ml3"]
+    assert rates[0] != 0
+    assert rates[-1] == 0  # the rate has reached zero
+
+
+def test_methods_that_finished_are_kept_when_a_later_one_diverges(tmp_path):
+    overrides = DIABETES | {"methods": ("task_loss", "tuned_task_loss"), "tuning.learning_rates": (TOO_FAST,)}
+    config = tiny_config(overrides, **{"inner.learning_rate": 0.01})
+    with pytest.raises(DivergenceError):
+        compare(config, tmp_path / "run")
+    kept = final_state(config, tmp_path / "run", "task_loss")
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept.theta.params))
