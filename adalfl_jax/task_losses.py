@@ -10,7 +10,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.core import Tracer
 
 from adalfl_jax.types import LossFn
 
@@ -35,10 +37,13 @@ def is_labels(targets: jax.Array, outputs: jax.Array) -> bool:
 def _check_range(labels: jax.Array, outputs: jax.Array) -> None:
     """Labels out of range have no value to raise on under a trace; outside of one they are refused."""
     num_classes = max(2, outputs.shape[1])
-    if not isinstance(labels, jax.core.Tracer) and labels.size and not 0 <= labels.min() <= labels.max() < num_classes:
+    if isinstance(labels, Tracer) or not labels.size:
+        return
+    values = np.asarray(labels)  # also inside a trace that only closes over the labels
+    if values.min() < 0 or values.max() >= num_classes:
         raise ValueError(
             f"labels must be from 0 to {num_classes - 1} for outputs [B, C] = {outputs.shape}; got labels from "
-            f"{labels.min()} to {labels.max()}"
+            f"{values.min()} to {values.max()}"
         )
 
 

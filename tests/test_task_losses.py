@@ -92,9 +92,7 @@ def test_targets_that_do_not_fit_are_named_with_both_shapes(name, targets):
 
 @pytest.mark.parametrize("labels", [[0, 3, 1, 1], [0, -1, 1, 1]])
 def test_labels_out_of_range_are_refused_outside_of_a_trace(labels):
-    with pytest.raises(
-        ValueError, match=r"labels must be from 0 to 2 for outputs \[B, C\] = \(4, 3\); got labels from"
-    ):
+    with pytest.raises(ValueError, match=r"labels must be from 0 to 2 for .* = \(4, 3\); got labels from"):
         task_losses.softmax_cross_entropy(jnp.array(labels), jnp.array(LOGITS))
 
 

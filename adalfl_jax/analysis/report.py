@@ -59,9 +59,7 @@ def write_report(path: Path, record: RunRecord, figures: Mapping[str, Path]) -> 
     path.write_text(page)
 
 
-def _number(value: float | None, is_rate: bool) -> str:
-    if value is None:
-        return "not defined"
+def _number(value: float, is_rate: bool) -> str:
     return f"{100 * value:.2f}" if is_rate else f"{value:.4f}"
 
 
