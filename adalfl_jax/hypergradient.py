@@ -7,10 +7,10 @@ One bilevel problem, with the task loss L, the learned loss M_phi and the inner 
 Every estimator has the signature of `forward` below and returns theta' together with the gradient, so a step pays
 for the inner update once. Costs are counted in forward passes of the base model; training on a fixed loss costs 3.
 
-| name         | exact for      | cost                          | keeps in memory                                  |
-|--------------|----------------|-------------------------------|--------------------------------------------------|
-| `"forward"`  | one inner step | 8                             | one linearisation of the base model              |
-| `"unrolled"` | K >= 1 steps   | 8 for K = 1, then about 7 a step | the K inner steps with their backward passes  |
+| name         | exact for      | cost               | keeps in memory                              |
+|--------------|----------------|--------------------|----------------------------------------------|
+| `"forward"`  | one inner step | 8                  | one linearisation of the base model          |
+| `"unrolled"` | K >= 1 steps   | 8, and more with K | the K inner steps with their backward passes |
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def num_inner_steps(batch: BilevelBatch) -> int | None:
     The inner batch is unrolled when its inputs have one axis more than the outer batch's.
 
     Raises:
-      ValueError: inputs and targets disagree in their leading axes, or inner and outer inputs in their rank.
+      ValueError: inputs and targets disagree in their leading axes, inner and outer inputs in their rank, or a batch is empty.
     """
     (inner_inputs, inner_targets), (outer_inputs, outer_targets) = batch.inner, batch.outer
     extra_axes = inner_inputs.ndim - outer_inputs.ndim
