@@ -193,7 +193,7 @@ def num_inner_steps(batch: BilevelBatch) -> int | None:
     The inner batch is unrolled when its inputs have one axis more than the outer batch's.
 
     Raises:
-      ValueError: inputs and targets disagree in their leading axes, inner and outer inputs in their rank, or a batch is empty.
+      ValueError: leading axes of inputs and targets or ranks of inner and outer inputs differ, or a batch is empty.
     """
     (inner_inputs, inner_targets), (outer_inputs, outer_targets) = batch.inner, batch.outer
     extra_axes = inner_inputs.ndim - outer_inputs.ndim
