@@ -1,7 +1,4 @@
-"""Logistic regression, the multi-layer perceptron and LeNet-5.
-
-Initialisation is the literature's: He et al. (2015) before ReLU, Glorot & Bengio (2010) before tanh and at the output.
-"""
+"""Logistic regression, the multi-layer perceptron and LeNet-5."""
 
 from __future__ import annotations
 
@@ -12,15 +9,14 @@ from collections.abc import Sequence
 import jax
 from flax import nnx
 
-_he = nnx.initializers.he_uniform()
-_glorot = nnx.initializers.glorot_uniform()
+from adalfl_jax.models.layers import glorot, he, require_images
 
 
 class LogisticRegression(nnx.Module):
     """One linear layer on the flattened inputs; for a regression, linear regression."""
 
-    def __init__(self, num_inputs: int, num_outputs: int, *, rngs: nnx.Rngs):
-        self.output = nnx.Linear(num_inputs, num_outputs, kernel_init=_glorot, rngs=rngs)
+    def __init__(self, input_shape: Sequence[int], num_outputs: int, *, rngs: nnx.Rngs):
+        self.output = nnx.Linear(math.prod(input_shape), num_outputs, kernel_init=glorot, rngs=rngs)
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Inputs `[B, ...]` to outputs `[B, C]`."""
@@ -28,14 +24,27 @@ class LogisticRegression(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """ReLU layers on the flattened inputs. The paper's is 1000-1000: 1,796,010 parameters on 28x28 and 10 classes."""
+    """ReLU layers on the flattened inputs. The paper's is 1000-1000: 1,796,010 parameters on 28x28 and 10 classes.
 
-    def __init__(self, num_inputs: int, hidden_sizes: Sequence[int], num_outputs: int, *, rngs: nnx.Rngs):
-        sizes = (num_inputs, *hidden_sizes)
+    Raises:
+      ValueError: no hidden layer, or one without units.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_outputs: int,
+        hidden_sizes: Sequence[int] = (1000, 1000),
+        *,
+        rngs: nnx.Rngs,
+    ):
+        if not hidden_sizes or any(size < 1 for size in hidden_sizes):
+            raise ValueError(f"mlp needs hidden_sizes of at least 1 unit each; got {tuple(hidden_sizes)}")
+        sizes = (math.prod(input_shape), *hidden_sizes)
         self.hidden = nnx.List(
-            nnx.Linear(fan_in, fan_out, kernel_init=_he, rngs=rngs) for fan_in, fan_out in itertools.pairwise(sizes)
+            nnx.Linear(fan_in, fan_out, kernel_init=he, rngs=rngs) for fan_in, fan_out in itertools.pairwise(sizes)
         )
-        self.output = nnx.Linear(sizes[-1], num_outputs, kernel_init=_glorot, rngs=rngs)
+        self.output = nnx.Linear(sizes[-1], num_outputs, kernel_init=glorot, rngs=rngs)
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Inputs `[B, ...]` to outputs `[B, C]`."""
@@ -53,15 +62,14 @@ class LeNet5(nnx.Module):
     """
 
     def __init__(self, input_shape: Sequence[int], num_outputs: int, *, rngs: nnx.Rngs):
-        if len(input_shape) != 3 or min(input_shape[:2]) < 16:
-            raise ValueError(f"lenet5 takes images [H, W, channels] of at least 16x16; got {tuple(input_shape)}")
+        channels = require_images("lenet5", input_shape, 16)
         height, width = (((size - 4) // 2 - 4) // 2 for size in input_shape[:2])
         num_features = math.prod((height, width, 16))
-        self.conv_0 = nnx.Conv(input_shape[2], 6, (5, 5), padding="VALID", kernel_init=_glorot, rngs=rngs)
-        self.conv_1 = nnx.Conv(6, 16, (5, 5), padding="VALID", kernel_init=_glorot, rngs=rngs)
-        self.hidden_0 = nnx.Linear(num_features, 120, kernel_init=_glorot, rngs=rngs)
-        self.hidden_1 = nnx.Linear(120, 84, kernel_init=_glorot, rngs=rngs)
-        self.output = nnx.Linear(84, num_outputs, kernel_init=_glorot, rngs=rngs)
+        self.conv_0 = nnx.Conv(channels, 6, (5, 5), padding="VALID", kernel_init=glorot, rngs=rngs)
+        self.conv_1 = nnx.Conv(6, 16, (5, 5), padding="VALID", kernel_init=glorot, rngs=rngs)
+        self.hidden_0 = nnx.Linear(num_features, 120, kernel_init=glorot, rngs=rngs)
+        self.hidden_1 = nnx.Linear(120, 84, kernel_init=glorot, rngs=rngs)
+        self.output = nnx.Linear(84, num_outputs, kernel_init=glorot, rngs=rngs)
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Images `[B, H, W, channels]` to outputs `[B, C]`."""

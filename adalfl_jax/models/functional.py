@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from adalfl_jax.registry import lookup
 from adalfl_jax.types import ApplyFn, InitFn, PyTree
 
 
@@ -19,7 +21,7 @@ class Model(NamedTuple):
     apply: ApplyFn  # (params, model_state, inputs, *, train, rng_key) -> (outputs [B, C], model_state)
 
 
-def functionalize(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Model:
+def functionalize(make_module: Callable[[nnx.Rngs], nnx.Module], *, compute_dtype: str = "float32") -> Model:
     """Makes a `Model` of any `flax.nnx` module, dropout and batch norm included.
 
     `params` holds the module's `nnx.Param`s and `model_state` its other variables, batch statistics say, as nested
@@ -27,10 +29,16 @@ def functionalize(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     is derived from `rng_key`, so equal keys give equal outputs.
 
     Args:
-      make_module: builds the module from an `nnx.Rngs`, for example `lambda rngs: MLP(64, (512, 512), 10, rngs=rngs)`.
+      make_module: builds the module from an `nnx.Rngs`, for example `lambda rngs: MLP((64,), 10, rngs=rngs)`.
+      compute_dtype: "float32" computes in the types of the parameters and inputs. "bfloat16" casts both on the way in
+        and the outputs back on the way out: parameters, gradients and losses stay as they were, and so do the
+        statistics of batch norm, which flax reduces in float32.
 
     Returns:
       The `Model`. Its `apply` raises ValueError when a module that draws random numbers in train mode gets no key.
+
+    Raises:
+      ValueError: an unknown `compute_dtype`.
 
     Example:
       >>> import jax
@@ -41,6 +49,7 @@ def functionalize(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Model:
       >>> outputs.shape
       (8, 3)
     """
+    cast_down, cast_up = lookup("compute_dtype", _CASTS, compute_dtype)
     structure = nnx.eval_shape(lambda: make_module(nnx.Rngs(0)))
     # The structure is static and differs between the modes only in flags such as `deterministic`.
     graphdefs: dict[bool, Any] = {}
@@ -59,12 +68,25 @@ def functionalize(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Model:
         if train and random_streams and rng_key is None:
             raise ValueError("this model draws random numbers in train mode (dropout): give it an rng_key")
         streams = _seed_streams(random_streams, rng_key)
-        module: Any = nnx.merge(graphdefs[train], params, streams, model_state)
-        outputs = module(inputs)
+        module: Any = nnx.merge(graphdefs[train], cast_down(params), streams, model_state)
+        outputs = cast_up(module(cast_down(inputs)))
         *_, model_state = nnx.split(module, nnx.Param, nnx.RngState, ...)
         return outputs, nnx.to_pure_dict(model_state)  # pyright: ignore[reportArgumentType]
 
     return Model(init, apply)
+
+
+def _cast(dtype: jnp.dtype) -> Callable[[PyTree], PyTree]:
+    def cast(leaf: jax.Array) -> jax.Array:
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return functools.partial(jax.tree.map, cast)
+
+
+_CASTS = {
+    "float32": (lambda tree: tree, lambda tree: tree),
+    "bfloat16": (_cast(jnp.bfloat16), _cast(jnp.float32)),
+}  # name -> (before the module, after it)
 
 
 def _seed_streams(streams: PyTree, rng_key: jax.Array | None) -> PyTree:

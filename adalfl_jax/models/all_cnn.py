@@ -1,0 +1,52 @@
+"""The all-convolutional network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+from flax import nnx
+
+from adalfl_jax.models.layers import ConvNormRelu, Stack, global_average, require_images
+
+
+class AllCNNC(nnx.Module):
+    """All-CNN-C (Springenberg et al., 2015) with batch norm: convolutions with stride 2 in the place of pooling.
+
+    1,372,254 parameters on 32x32x3 and 10 classes. As in its source, the seventh convolution is not padded, and ReLU
+    follows the last one too.
+
+    Raises:
+      ValueError: images smaller than 9x9, which the unpadded convolution could not be applied to.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_outputs: int,
+        *,
+        rngs: nnx.Rngs,
+        dropout_rate: float = 0.5,
+        remat: bool = False,
+    ):
+        num_in = require_images("allcnnc", input_shape, 9)
+        stages = []
+        for width in (96, 192):
+            layers = [
+                ConvNormRelu(num_in, width, 3, rngs=rngs),
+                ConvNormRelu(width, width, 3, rngs=rngs),
+                ConvNormRelu(width, width, 3, stride=2, rngs=rngs),
+                nnx.Dropout(dropout_rate, rngs=rngs),
+            ]
+            stages.append(Stack(layers))
+            num_in = width
+        head = [
+            ConvNormRelu(192, 192, 3, padded=False, rngs=rngs),
+            ConvNormRelu(192, 192, 1, rngs=rngs),
+            ConvNormRelu(192, num_outputs, 1, rngs=rngs),
+        ]
+        self.features = Stack([*stages, Stack(head)], remat=remat)
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Images `[B, H, W, channels]` to outputs `[B, C]`."""
+        return global_average(self.features(inputs))
