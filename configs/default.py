@@ -19,14 +19,44 @@ def get_config() -> ConfigDict:
     config.seed = 0
     config.num_seeds = 10
 
-    # "digits" or "diabetes".
-    config.dataset = "digits"
+    config.dataset = ConfigDict()
+    # "digits", "diabetes" (both ship with scikit-learn), "california", "crime" (downloaded once), the path of an .npz
+    # file with `inputs` and `targets`, one of `adalfl_jax.data.register_dataset`, or an image classification of
+    # TensorFlow Datasets ("mnist", "fashion_mnist", "cifar10", "cifar100", "svhn_cropped", ...) once
+    # `python -m adalfl_jax.data.prepare` has prepared it.
+    config.dataset.name = "digits"
+    # Where datasets were prepared; "" is $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    config.dataset.data_dir = ""
+    # Where decoded images and downloaded tables are kept; "" is beside the data.
+    config.dataset.cache_dir = ""
+    # Height and width that images of TensorFlow Datasets are scaled and cropped to; 0 leaves them as they are.
+    config.dataset.image_size = 0
+    # Share of the training examples that become the validation split.
+    config.dataset.valid_fraction = 0.1
+    # "never" keeps all examples on the device, "always" on the host, from where batches are streamed; "auto" streams
+    # what would fill more than a quarter of the device.
+    config.dataset.streaming = "auto"
+
+    # What is done to images of training batches, inside the step.
+    config.augmentation = ConfigDict()
+    # Zeros put around an image before a window of its size is cut out anywhere; 0 does not crop.
+    config.augmentation.padding = 0
+    # Whether every other image is mirrored left to right; refused for characters.
+    config.augmentation.flip = False
 
     config.model = ConfigDict()
-    # "logistic", "mlp" or "lenet5".
+    # "logistic", "mlp", "lenet5", "vgg16", "allcnnc", "squeezenet", "resnet" or "wide_resnet".
     config.model.name = "mlp"
     # Units of each hidden layer of the "mlp"; other models ignore it.
     config.model.hidden_sizes = (512, 512)
+    # Layers of a "resnet" (18, 34 or 50) or "wide_resnet" (16, 22, 28, 40, ...); other models ignore it.
+    config.model.depth = 18
+    # How many times as many channels as usual a "wide_resnet" has; other models ignore it.
+    config.model.width = 1
+    # What the model computes in: "float32" or "bfloat16"; parameters, statistics and losses are float32 in both.
+    config.model.compute_dtype = "float32"
+    # Whether the backward pass computes each block anew to save memory; for the models that have blocks.
+    config.model.remat = False
 
     # The task loss L: "softmax_cross_entropy", "sigmoid_cross_entropy", "squared_error", "absolute_error", "huber".
     config.task_loss = "softmax_cross_entropy"
@@ -51,8 +81,12 @@ def get_config() -> ConfigDict:
     config.inner.weight_decay = 0.0
     # Largest global norm of the gradient; 0 does not clip.
     config.inner.clip_norm = 0.0
-    # Of the learning rate over `num_steps`: "constant", "linear" or "cosine", the last two down to 0.
+    # Of the learning rate over `num_steps`: "constant", "linear" or "cosine" (both down to 0), or "milestones".
     config.inner.schedule = "constant"
+    # Steps of training at which "milestones" multiplies the learning rate by the factor.
+    config.inner.milestones = ()
+    # In (0, 1].
+    config.inner.milestone_factor = 0.1
 
     # The optimiser of phi while theta trains: Adam with a fresh state.
     config.outer = ConfigDict()

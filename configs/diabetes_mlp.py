@@ -13,7 +13,7 @@ from configs import default
 def get_config():
     """Returns the configuration."""
     config = default.get_config()
-    config.dataset = "diabetes"
+    config.dataset.name = "diabetes"
     config.model.hidden_sizes = (64, 64)
     config.task_loss = "squared_error"
     config.metric = "mean_squared_error"

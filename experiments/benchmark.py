@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
     for suite in _SUITES.value:
         rows = {"step": step_suite, "seeds": seeds_suite}[suite](config)
         results[suite] = rows
-        console.print(_table(f"{suite}: {config.dataset}, {config.model.name}, batch {config.batch_size}", rows))
+        console.print(_table(f"{suite}: {config.dataset.name}, {config.model.name}, batch {config.batch_size}", rows))
     if _JSON.value:
         pathlib.Path(_JSON.value).write_text(json.dumps(results, indent=2) + "\n")
 

@@ -11,6 +11,7 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
+from adalfl_jax.data import DatasetError
 from adalfl_jax.registry import lookup
 from adalfl_jax.training import ConfigError, DivergenceError, TrainConfig, WorkdirError
 from adalfl_jax.training.config import field_paths
@@ -34,7 +35,7 @@ def launch(run: Callable[[TrainConfig, str], dict[str, Any]]) -> None:
             logging.set_verbosity(logging.WARNING)  # checkpoints are chatty
         try:
             summary = run(TrainConfig.from_mapping(CONFIG.value), _WORKDIR.value or "")
-        except (ConfigError, WorkdirError, DivergenceError) as error:
+        except (ConfigError, DatasetError, WorkdirError, DivergenceError) as error:
             sys.exit(f"{type(error).__name__}: {error}")
         except KeyboardInterrupt:
             sys.exit("Interrupted before the end; the same command starts the run over.")

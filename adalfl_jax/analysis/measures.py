@@ -32,18 +32,28 @@ def compare_gradients(
     theta: Theta,
     batch: Batch,
     learning_rate: jax.Array | float,
+    *,
+    batch_size: int | None = None,
 ) -> GradientComparison:
     """Compares the gradients of `loss_fn` and `task_loss_fn` with respect to theta, the model in eval mode.
 
-    Where a gradient vanishes the ratios are 0 rather than nan.
+    Where a gradient vanishes the ratios are 0 rather than nan. Both losses are means over examples. With a
+    `batch_size`, which must divide the number of examples, the gradients are those means over batches of that many,
+    taken one after the other: the same values in less memory.
     """
+    num_batches = len(batch.inputs) // (batch_size or len(batch.inputs))
+    batches = jax.tree.map(lambda array: array.reshape(num_batches, -1, *array.shape[1:]), batch)
 
     def gradient(loss_fn: LossFn) -> PyTree:
-        def objective(params: PyTree) -> jax.Array:
+        def objective(params: PyTree, batch: Batch) -> jax.Array:
             outputs, _ = apply_fn(params, theta.model_state, batch.inputs, train=False, rng_key=None)
             return loss_fn(batch.targets, outputs)
 
-        return jax.grad(objective)(theta.params)
+        def add(total: PyTree, batch: Batch) -> tuple[PyTree, None]:
+            return optax.tree.add(total, jax.grad(objective)(theta.params, batch)), None
+
+        total, _ = jax.lax.scan(add, optax.tree.zeros_like(theta.params), Batch(*batches))
+        return optax.tree.scale(1 / num_batches, total)
 
     learned, task = gradient(loss_fn), gradient(task_loss_fn)
     product = optax.tree.vdot(learned, task)

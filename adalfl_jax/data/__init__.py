@@ -1,31 +1,105 @@
-"""Datasets by name, their splits, and sampling on the device."""
+"""Datasets by name, their splits, sampling and augmentation on the device."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
+from adalfl_jax.data.augmentation import augment as augment
 from adalfl_jax.data.embedded import load_diabetes, load_digits
+from adalfl_jax.data.errors import DatasetError as DatasetError
+from adalfl_jax.data.examples import Examples as Examples
+from adalfl_jax.data.examples import Location, default_data_dir
+from adalfl_jax.data.files import load_npz
+from adalfl_jax.data.images import load_images
 from adalfl_jax.data.sampling import epoch_indices as epoch_indices
 from adalfl_jax.data.sampling import take as take
+from adalfl_jax.data.specs import Spec as Spec
+from adalfl_jax.data.specs import random_dataset as random_dataset
+from adalfl_jax.data.splits import VALID_FRACTION
 from adalfl_jax.data.splits import Dataset as Dataset
 from adalfl_jax.data.splits import make_dataset as make_dataset
+from adalfl_jax.data.streaming import exceeds_device
+from adalfl_jax.data.tables import load_california, load_crime
 from adalfl_jax.registry import lookup
 
-DATASETS: dict[str, Callable[[], Dataset]] = {"digits": load_digits, "diabetes": load_diabetes}
+DATASETS: dict[str, Callable[[Location], Examples]] = {
+    "digits": lambda location: load_digits(),
+    "diabetes": lambda location: load_diabetes(),
+    "california": load_california,
+    "crime": load_crime,
+}  # those that are not TensorFlow Datasets'; `register_dataset` adds to them
+STREAMING = ("auto", "always", "never")
 
 
-def load(name: str) -> Dataset:
-    """Loads a dataset by name: standardised arrays on the device in fixed train, valid and test splits.
+def load(
+    name: str,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    image_size: int = 0,
+    valid_fraction: float = VALID_FRACTION,
+    streaming: str = "auto",
+) -> Dataset:
+    """Loads a dataset in fixed train, valid and test splits.
 
     Args:
-      name: a key of `DATASETS`.
+      name: "digits" or "diabetes" (they ship with scikit-learn), "california" or "crime" (downloaded once), a
+        registered one, the path of an .npz file (`inputs`, `targets`), or an image classification of TensorFlow
+        Datasets, "mnist" say, once `python -m adalfl_jax.data.prepare` has prepared it.
+      data_dir: where datasets are prepared and downloads kept; `$TFDS_DATA_DIR` or `~/tensorflow_datasets` if None.
+      cache_dir: where decoded images and tables are kept; beside the data if None.
+      image_size: height and width that images of TensorFlow Datasets are scaled and cropped to; 0 for as they are.
+      valid_fraction: share of the training examples that become the validation split.
+      streaming: "never" puts the examples on the device, "always" leaves them on the host, and "auto" does that where
+        they would fill more than a quarter of the device.
 
     Raises:
-      ValueError: an unknown name; the text lists the known ones.
+      ValueError: an unknown name; the text suggests the nearest.
+      DatasetError: data that is not there, damaged, or does not fit; the text says what to do.
 
     Example:
       >>> digits = load("digits")
       >>> digits.train.inputs.shape, digits.valid.targets.shape, digits.num_outputs
       ((1293, 8, 8, 1), (144,), 10)
     """
-    return lookup("dataset", DATASETS, name)()
+    lookup("streaming", dict.fromkeys(STREAMING), streaming)
+    location = Location(
+        data_dir=Path(data_dir).expanduser() if data_dir else default_data_dir(),
+        cache_dir=Path(cache_dir).expanduser() if cache_dir else None,
+        image_size=image_size,
+    )
+    examples = load_examples(name, location)
+    on_device = streaming == "never" or (streaming == "auto" and not exceeds_device(examples))
+    return make_dataset(name, examples, valid_fraction=valid_fraction, on_device=on_device)
+
+
+def load_examples(name: str, location: Location) -> Examples:
+    """The raw arrays of a dataset, as `load` finds them."""
+    if name in DATASETS:
+        return DATASETS[name](location)
+    if name.endswith(".npz"):
+        return load_npz(Path(name).expanduser())
+    return load_images(name, location, others=DATASETS)
+
+
+def register_dataset(name: str, load_examples: Callable[[], Examples]) -> None:
+    """Makes a dataset known to `load` and to configurations, whose files are a good place to call this.
+
+    Args:
+      name: a new name.
+      load_examples: called when the dataset is used.
+
+    Raises:
+      ValueError: the name is taken.
+
+    Example:
+      >>> import numpy as np
+      >>> register_dataset("noise", lambda: Examples(np.random.rand(50, 3), np.arange(50) % 2, num_classes=2))
+      >>> load("noise").input_shape
+      (3,)
+    """
+    if name in DATASETS:
+        raise ValueError(f"there is a dataset {name!r} already; register yours under another name")
+    DATASETS[name] = lambda location: load_examples()

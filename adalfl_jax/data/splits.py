@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from sklearn.model_selection import train_test_split
 
+from adalfl_jax.data.errors import DatasetError
+from adalfl_jax.data.examples import Examples
 from adalfl_jax.types import Batch
 
 SPLIT_SEED = 2301  # of every split, so that all runs and all releases see the same examples in the same place
@@ -17,17 +20,23 @@ VALID_FRACTION = 0.1  # of what is left for training, as in the paper
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A supervised dataset on the device, standardised, in three disjoint splits.
+    """A supervised dataset in three disjoint splits, on the device or, if it is streamed, on the host.
+
+    Images of bytes stay bytes: `normalize` makes of a batch of them what a model takes. Everything else is standardised
+    once, when the dataset is made.
 
     Raises:
-      ValueError: shapes that do not fit together, labels out of range, values that are not finite.
+      DatasetError: shapes that do not fit together, labels out of range, values that are not finite.
     """
 
     name: str
     num_outputs: int  # C: classes of a classification, columns of a regression
-    train: Batch  # inputs [N, ...] float32; targets [N] int32 labels, or [N, C] float32
+    train: Batch  # inputs [N, ...] float32, or uint8 images; targets [N] int32 labels, or [N, C] float32
     valid: Batch
     test: Batch
+    mean: tuple[float, ...] | None = None  # of the training split's bytes, one a channel; None where inputs are floats
+    deviation: tuple[float, ...] | None = None  # their standard deviation
+    can_flip: bool = False  # whether the mirror image of an input has the same label
 
     def __post_init__(self) -> None:
         for split in ("train", "valid", "test"):
@@ -43,89 +52,162 @@ class Dataset:
         """Whether targets are labels."""
         return jnp.issubdtype(self.train.targets.dtype, jnp.integer)
 
+    @property
+    def is_streamed(self) -> bool:
+        """Whether examples wait in host memory rather than on the device."""
+        return isinstance(self.train.inputs, np.ndarray)
 
-def make_dataset(name: str, inputs: np.ndarray, targets: np.ndarray, *, num_classes: int | None = None) -> Dataset:
-    """Splits, standardises and moves raw arrays to the device.
+    def normalize(self, inputs: jax.Array) -> jax.Array:
+        """Inputs `[..., channels]` as a model takes them: float32, mean 0 and deviation 1 over the training split."""
+        if self.mean is None or self.deviation is None:
+            return inputs
+        shape = (1,) * (inputs.ndim - 1) + (-1,)
+        mean, deviation = (jnp.array(value, jnp.float32).reshape(shape) for value in (self.mean, self.deviation))
+        return (inputs.astype(jnp.float32) - mean) / deviation
 
-    A fifth of the examples become the test split and a tenth of the rest the validation split, the same ones every
-    time, stratified by class. Means and deviations come from the training split alone: one of each for images, one
-    per column for tables and for the targets of a regression, whose metrics are thus in units of the target's
-    standard deviation.
+
+def make_dataset(
+    name: str, examples: Examples, *, valid_fraction: float = VALID_FRACTION, on_device: bool = True
+) -> Dataset:
+    """Splits and standardises raw arrays.
+
+    Where there is no test split a fifth of the examples become one; then `valid_fraction` of the rest become the
+    validation split. The same ones every time, stratified by class. Means and deviations come from the training split
+    alone: one a channel for images of bytes, one of each for other images, one a column for tables and for the targets
+    of a regression, whose metrics are thus in units of the target's standard deviation.
 
     Args:
       name: for error texts.
-      inputs: images `[N, H, W, channels]` or a table `[N, columns]`.
-      targets: labels `[N]`, or values `[N]` or `[N, C]`.
-      num_classes: C of a classification; None for a regression.
+      examples: the raw arrays.
+      valid_fraction: in (0, 1).
+      on_device: whether to move the arrays to the device; if not they stay NumPy's.
 
     Raises:
-      ValueError: different numbers of inputs and targets, labels out of range, values that are not finite.
+      DatasetError: different numbers of inputs and targets, labels out of range, values that are not finite, splits too
+        small to be stratified.
     """
-    is_classification = num_classes is not None
-    if len(inputs) != len(targets):
-        raise ValueError(f"dataset {name!r}: {len(inputs)} inputs but {len(targets)} targets")
-    _check_finite(f"dataset {name!r}", inputs=inputs, targets=targets)
-    if is_classification and not np.array_equal(targets, np.asarray(targets).astype(np.int32)):
-        raise ValueError(f"dataset {name!r}: labels must be whole numbers; got {np.asarray(targets).dtype} values")
-    inputs = np.asarray(inputs, np.float32)
-    targets = np.asarray(targets, np.int32 if is_classification else np.float32)
-    if not is_classification:
-        targets = targets.reshape(len(targets), -1)
-    rows = split_indices(targets, stratify=is_classification)
-    train = rows[0]
-    inputs = standardize(inputs, train, axis=(0,) if inputs.ndim == 2 else None)
-    if not is_classification:
+    where = f"dataset {name!r}"
+    if not 0 < valid_fraction < 1:
+        raise DatasetError(f"{where}: valid_fraction must be a number between 0 and 1; got {valid_fraction}")
+    inputs, targets = _clean(where, examples.inputs, examples.targets, examples)
+    stratify = examples.num_classes is not None
+    if examples.test is None:
+        train, valid, test = split_indices(where, targets, stratify=stratify, valid=valid_fraction)
+    else:
+        test_inputs, test_targets = _clean(f"{where}, test", *examples.test, examples)
+        if test_inputs.shape[1:] != inputs.shape[1:] or test_targets.shape[1:] != targets.shape[1:]:
+            raise DatasetError(
+                f"{where}: training examples of shape {inputs.shape[1:]} and test examples of {test_inputs.shape[1:]}"
+            )
+        train, valid = _cut(where, targets, np.arange(len(targets)), stratify, valid_fraction)
+        test = np.arange(len(inputs), len(inputs) + len(test_inputs))
+        inputs, targets = np.concatenate([inputs, test_inputs]), np.concatenate([targets, test_targets])
+    mean = deviation = None
+    if inputs.dtype == np.uint8:
+        mean, deviation = byte_statistics(inputs[train])
+    else:
+        inputs = standardize(inputs, train, axis=(0,) if inputs.ndim == 2 else None)
+        inputs = np.nan_to_num(inputs, copy=False) if examples.fill_missing else inputs
+    if examples.num_classes is None:
         targets = standardize(targets, train, axis=(0,))
-    splits = [Batch(jnp.asarray(inputs[part]), jnp.asarray(targets[part])) for part in rows]
-    return Dataset(name, num_classes if num_classes is not None else targets.shape[1], *splits)
+    convert = jnp.asarray if on_device else np.asarray
+    splits = [Batch(convert(inputs[part]), convert(targets[part])) for part in (train, valid, test)]  # pyright: ignore[reportArgumentType]
+    num_outputs = examples.num_classes if examples.num_classes is not None else targets.shape[1]
+    return Dataset(name, num_outputs, *splits, mean=mean, deviation=deviation, can_flip=examples.can_flip)
 
 
 def standardize(values: np.ndarray, train: np.ndarray, axis: tuple[int, ...] | None) -> np.ndarray:
     """Subtracts the mean and divides by the standard deviation, over `axis`, of the rows `train`.
 
-    What does not vary among those rows is only centred.
+    What does not vary among those rows is only centred. Missing values (nan) take no part and stay missing.
     """
     rows = values[train].astype(np.float64)
-    mean, deviation = rows.mean(axis, keepdims=True), rows.std(axis, keepdims=True)
+    mean, deviation = np.nanmean(rows, axis, keepdims=True), np.nanstd(rows, axis, keepdims=True)
     varies = deviation > 1e-6 * np.abs(mean)  # what float32 leaves of a constant
     return ((values - mean) / np.where(varies, deviation, 1.0)).astype(values.dtype)
 
 
-def split_indices(targets: np.ndarray, *, stratify: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def byte_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of uint8 images `[N, H, W, channels]`; 1 for one that is constant."""
+    levels = np.arange(256.0)
+    means, deviations = [], []
+    for channel in range(images.shape[-1]):
+        share = np.bincount(images[..., channel].ravel(), minlength=256) / images[..., channel].size
+        mean = float(share @ levels)
+        means.append(mean)
+        deviations.append(float(np.sqrt(share @ (levels - mean) ** 2)) or 1.0)
+    return tuple(means), tuple(deviations)
+
+
+def split_indices(
+    where: str, targets: np.ndarray, *, stratify: bool, valid: float = VALID_FRACTION
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Row numbers of the train, valid and test split: disjoint, together all rows, the same every time."""
+    rest, test = _cut(where, targets, np.arange(len(targets)), stratify, TEST_FRACTION)
+    return *_cut(where, targets, rest, stratify, valid), test
 
-    def cut(rows: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-        labels = targets[rows] if stratify else None
+
+def _cut(
+    where: str, targets: np.ndarray, rows: np.ndarray, stratify: bool, fraction: float
+) -> tuple[np.ndarray, np.ndarray]:
+    labels = targets[rows] if stratify else None
+    try:
         rest, held_out = train_test_split(rows, test_size=fraction, stratify=labels, random_state=SPLIT_SEED)
-        return np.asarray(rest), np.asarray(held_out)
+    except ValueError as error:
+        raise DatasetError(f"{where}: no split of {fraction:g} can be cut off {len(rows)} examples: {error}") from error
+    return np.asarray(rest), np.asarray(held_out)
 
-    rest, test = cut(np.arange(len(targets)), TEST_FRACTION)
-    return *cut(rest, VALID_FRACTION), test
+
+def _clean(where: str, inputs: np.ndarray, targets: np.ndarray, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
+    """Checked arrays in the types a dataset has."""
+    inputs, targets = np.asarray(inputs), np.asarray(targets)
+    for kind, values in (("inputs", inputs), ("targets", targets)):
+        if not (np.issubdtype(values.dtype, np.number) or values.dtype == np.bool_) or np.iscomplexobj(values):
+            raise DatasetError(f"{where}: {kind} must be numbers; got {values.dtype} values")
+    if len(inputs) != len(targets):
+        raise DatasetError(f"{where}: {len(inputs)} inputs but {len(targets)} targets")
+    if not examples.fill_missing:
+        _check_finite(where, inputs=inputs)
+    _check_finite(where, targets=targets)
+    is_image = inputs.dtype == np.uint8 and inputs.ndim == 4
+    inputs = inputs if is_image else inputs.astype(np.float32)
+    if examples.num_classes is None:
+        return inputs, targets.astype(np.float32).reshape(len(targets), -1)
+    if not np.array_equal(targets, targets.astype(np.int32)):
+        raise DatasetError(f"{where}: labels must be whole numbers; got {targets.dtype} values")
+    _check_labels(where, targets, examples.num_classes)
+    return inputs, targets.astype(np.int32)
 
 
 def _check_finite(where: str, **arrays: np.ndarray) -> None:
     for kind, values in arrays.items():
-        if not np.isfinite(values).all():
+        if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
             rows = np.unique(np.nonzero(~np.isfinite(values))[0])
-            raise ValueError(
+            raise DatasetError(
                 f"{where}: {kind} are not finite in {len(rows)} of {len(values)} examples, the first of them number "
                 f"{rows[0]}; drop or fill them before training"
             )
 
 
+def _check_labels(where: str, labels: np.ndarray, num_classes: int) -> None:
+    if labels.ndim != 1 or labels.size == 0 or labels.min() < 0 or labels.max() >= num_classes:
+        span = f"values from {labels.min()} to {labels.max()}" if labels.size else "no values"
+        raise DatasetError(
+            f"{where}: labels must be [N] integers from 0 to {num_classes - 1}; got shape {labels.shape} with {span}"
+        )
+
+
 def _check_split(where: str, split: Batch, num_outputs: int) -> None:
-    inputs, targets = np.asarray(split.inputs), np.asarray(split.targets)
+    inputs, targets = split.inputs, np.asarray(split.targets)
     if len(inputs) != len(targets) or len(inputs) == 0:
-        raise ValueError(
+        raise DatasetError(
             f"{where}: inputs [N, ...] and targets [N] or [N, C] must share N > 0; got {inputs.shape} and "
             f"{targets.shape}"
         )
-    _check_finite(where, inputs=inputs, targets=targets)
+    if inputs.dtype != np.uint8:
+        _check_finite(where, inputs=np.asarray(inputs))
+    _check_finite(where, targets=targets)
     if np.issubdtype(targets.dtype, np.integer):
-        if targets.ndim != 1 or targets.min() < 0 or targets.max() >= num_outputs:
-            raise ValueError(
-                f"{where}: labels must be [N] integers from 0 to {num_outputs - 1}; got shape {targets.shape} with "
-                f"values from {targets.min()} to {targets.max()}"
-            )
+        _check_labels(where, targets, num_outputs)
     elif targets.shape != (len(inputs), num_outputs):
-        raise ValueError(f"{where}: targets must be [N, C] = {(len(inputs), num_outputs)}; got {targets.shape}")
+        raise DatasetError(f"{where}: targets must be [N, C] = {(len(inputs), num_outputs)}; got {targets.shape}")

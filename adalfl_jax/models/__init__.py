@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from flax import nnx
 
 from adalfl_jax.models.all_cnn import AllCNNC as AllCNNC
 from adalfl_jax.models.classic import MLP as MLP
 from adalfl_jax.models.classic import LeNet5 as LeNet5
 from adalfl_jax.models.classic import LogisticRegression as LogisticRegression
+from adalfl_jax.models.functional import COMPUTE_DTYPES as COMPUTE_DTYPES
 from adalfl_jax.models.functional import Model as Model
 from adalfl_jax.models.functional import functionalize as functionalize
 from adalfl_jax.models.resnet import ResNet as ResNet
@@ -23,7 +23,7 @@ from adalfl_jax.models.wide_resnet import WideResNet as WideResNet
 from adalfl_jax.registry import lookup
 from adalfl_jax.types import PyTree
 
-MODELS: dict[str, type[nnx.Module]] = {
+MODELS: dict[str, type] = {
     "logistic": LogisticRegression,
     "mlp": MLP,
     "lenet5": LeNet5,

@@ -87,6 +87,7 @@ _CASTS = {
     "float32": (lambda tree: tree, lambda tree: tree),
     "bfloat16": (_cast(jnp.bfloat16), _cast(jnp.float32)),
 }  # name -> (before the module, after it)
+COMPUTE_DTYPES = tuple(_CASTS)
 
 
 def _seed_streams(streams: PyTree, rng_key: jax.Array | None) -> PyTree:

@@ -11,10 +11,10 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from adalfl_jax.data import DATASETS
+from adalfl_jax.data import STREAMING
 from adalfl_jax.hypergradient import ESTIMATORS
 from adalfl_jax.learned_losses import LossNetwork, ScaledTaskLoss
-from adalfl_jax.models import MODELS
+from adalfl_jax.models import COMPUTE_DTYPES, MODELS, Model, make_model, model_options
 from adalfl_jax.registry import lookup, suggestion
 from adalfl_jax.task_losses import METRICS, TASK_LOSSES
 from adalfl_jax.types import LearnedLoss
@@ -25,7 +25,7 @@ METHODS: dict[str, str] = {
     "ml3": "ML3",
     "adalfl": "AdaLFL",
 }  # name -> what a reader is shown
-SCHEDULES = ("constant", "linear", "cosine")
+SCHEDULES = ("constant", "linear", "cosine", "milestones")
 LEARNED_LOSS_FAMILIES = ("network", "scaled_task_loss")
 OUTER_SPLITS = ("train", "valid")
 
@@ -40,12 +40,53 @@ class ModelConfig:
 
     name: str
     hidden_sizes: tuple[int, ...]
+    depth: int
+    width: int
+    compute_dtype: str
+    remat: bool
 
     def __post_init__(self) -> None:
         lookup("model", MODELS, self.name)
         _require(
             "model.hidden_sizes", self.hidden_sizes, all(s > 0 for s in self.hidden_sizes), "sizes of 1 unit or more"
         )
+        lookup("compute_dtype", dict.fromkeys(COMPUTE_DTYPES), self.compute_dtype)
+        has_blocks = "remat" in model_options(self.name)
+        _require("model.remat", self.remat, has_blocks or not self.remat, f"False: {self.name!r} has no blocks")
+
+    def make(self, input_shape: tuple[int, ...], num_outputs: int) -> Model:
+        """The model these settings describe; those of other models are left out."""
+        options = {option: getattr(self, option) for option in model_options(self.name) if hasattr(self, option)}
+        return make_model(self.name, input_shape, num_outputs, compute_dtype=self.compute_dtype, **options)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DatasetConfig:
+    """Which data, where they are, and how they are held."""
+
+    name: str
+    data_dir: str
+    cache_dir: str
+    image_size: int
+    valid_fraction: float
+    streaming: str
+
+    def __post_init__(self) -> None:
+        _require("dataset.name", self.name, bool(self.name), "a name or the path of an .npz file")
+        _require("dataset.image_size", self.image_size, self.image_size >= 0, "a whole number of at least 0")
+        _require("dataset.valid_fraction", self.valid_fraction, 0 < self.valid_fraction < 1, "a number in (0, 1)")
+        lookup("streaming", dict.fromkeys(STREAMING), self.streaming)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AugmentationConfig:
+    """What is done to training images; those of the validation and the test split are left alone."""
+
+    padding: int
+    flip: bool
+
+    def __post_init__(self) -> None:
+        _require("augmentation.padding", self.padding, self.padding >= 0, "a whole number of at least 0")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -58,6 +99,8 @@ class InnerConfig:
     weight_decay: float
     clip_norm: float
     schedule: str
+    milestones: tuple[int, ...]
+    milestone_factor: float
 
     def __post_init__(self) -> None:
         _require("inner.learning_rate", self.learning_rate, self.learning_rate > 0, "a number above 0")
@@ -66,6 +109,11 @@ class InnerConfig:
         _require("inner.weight_decay", self.weight_decay, self.weight_decay >= 0, "a number of at least 0")
         _require("inner.clip_norm", self.clip_norm, self.clip_norm >= 0, "a number of at least 0")
         lookup("schedule", dict.fromkeys(SCHEDULES), self.schedule)
+        rising = list(self.milestones) == sorted({step for step in self.milestones if step > 0})
+        _require("inner.milestones", self.milestones, rising, "steps above 0, each later than the one before")
+        if self.schedule == "milestones":
+            _require("inner.milestones", self.milestones, bool(self.milestones), 'one step or more for "milestones"')
+        _require("inner.milestone_factor", self.milestone_factor, 0 < self.milestone_factor <= 1, "a number in (0, 1]")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -142,7 +190,8 @@ class TrainConfig:
     methods: tuple[str, ...]
     seed: int
     num_seeds: int
-    dataset: str
+    dataset: DatasetConfig
+    augmentation: AugmentationConfig
     model: ModelConfig
     task_loss: str
     metric: str
@@ -162,7 +211,6 @@ class TrainConfig:
         _require(
             "methods", self.methods, 0 < len(self.methods) == len(set(self.methods)), "one method or more, each once"
         )
-        lookup("dataset", DATASETS, self.dataset)
         lookup("task loss", TASK_LOSSES, self.task_loss)
         lookup("metric", METRICS, self.metric)
         lookup("hypergradient", ESTIMATORS, self.hypergradient)

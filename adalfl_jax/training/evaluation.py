@@ -13,8 +13,9 @@ from adalfl_jax.training.phases import RunState
 from adalfl_jax.training.setup import Setup
 from adalfl_jax.types import Batch, Theta
 
-EVAL_BATCH_SIZE = 1000  # examples in one forward pass of an evaluation
-PROBE_SIZE = 500  # training examples the gradients of M_phi and L are compared on
+EVAL_BATCHES = 4  # training batches in one forward pass of an evaluation, which keeps nothing for a backward one
+PROBE_SIZE = 500  # training examples, in whole batches, the gradients of M_phi and L are compared on
+STREAM_BLOCK = 20  # forward passes on examples that go to the device in one piece, where they are streamed
 
 
 class Evaluation:
@@ -24,7 +25,11 @@ class Evaluation:
         self._setup = setup
         dataset = setup.dataset
         self._held_out = {"valid": dataset.valid, "test": dataset.test}
-        self._probe = jax.tree.map(lambda array: array[:PROBE_SIZE], dataset.train)
+        batch_size = setup.config.batch_size
+        probe_size = max(min(PROBE_SIZE, len(dataset.train.inputs)) // batch_size, 1) * batch_size
+        inputs, targets = (jnp.asarray(array[:probe_size]) for array in dataset.train)
+        self._probe = Batch(dataset.normalize(inputs), targets)
+        self._outputs = jax.jit(jax.vmap(functools.partial(predict, setup), in_axes=(0, None)))
         self._scalars = jax.jit(functools.partial(_measure, setup))
         self._shape_of = None
         if isinstance(setup.learned_loss, LossNetwork):
@@ -33,42 +38,65 @@ class Evaluation:
 
     def scalars(self, state: RunState, learning_rate: float) -> dict[str, jax.Array]:
         """Metrics on the validation and test split and, with a learned loss, its gradient's scale; each `[S]`."""
-        return {} if state.theta is None else self._scalars(state, learning_rate, self._held_out, self._probe)
+        if state.theta is None:
+            return {}
+        outputs = {name: self._predict_all(state.theta, split) for name, split in self._held_out.items()}
+        targets = {name: split.targets for name, split in self._held_out.items()}
+        return self._scalars(state, learning_rate, outputs, targets, self._probe)
 
     def loss_shape(self, state: RunState) -> jax.Array | None:
         """l_phi `[S, 2, P]` over `predictions` for targets 0 and 1; None where no loss network takes part."""
         return None if state.phi is None or self._shape_of is None else self._shape_of(state.phi.params)
 
+    def _predict_all(self, theta: Theta, split: Batch) -> jax.Array:
+        """Outputs `[S, N, C]`; a streamed split goes to the device block by block."""
+        if not self._setup.dataset.is_streamed:
+            return self._outputs(theta, split.inputs)
+        size = STREAM_BLOCK * EVAL_BATCHES * self._setup.config.batch_size
+        blocks = (split.inputs[start : start + size] for start in range(0, len(split.inputs), size))
+        return jnp.concatenate([self._outputs(theta, block) for block in blocks], axis=1)
+
 
 def _measure(
-    setup: Setup, state: RunState, learning_rate: jax.Array, held_out: dict[str, Batch], probe: Batch
+    setup: Setup,
+    state: RunState,
+    learning_rate: jax.Array,
+    outputs: dict[str, jax.Array],  # [S, N, C] each
+    targets: dict[str, jax.Array],
+    probe: Batch,
 ) -> dict[str, jax.Array]:
-    def one_seed(state: RunState) -> dict[str, jax.Array]:
-        theta = state.theta
-        assert theta is not None
-        values = {
-            f"{name}/{setup.config.metric}": setup.metric_fn(split.targets, predict(setup, theta, split.inputs))
-            for name, split in held_out.items()
-        }
+    def one_seed(state: RunState, outputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        values = {f"{name}/{setup.config.metric}": setup.metric_fn(targets[name], outputs[name]) for name in targets}
         if state.phi is not None:
+            assert state.theta is not None
             loss_fn = functools.partial(setup.learned_loss.apply, state.phi.params)
-            comparison = compare_gradients(setup.model.apply, loss_fn, setup.task_loss_fn, theta, probe, learning_rate)
+            comparison = compare_gradients(
+                setup.model.apply,
+                loss_fn,
+                setup.task_loss_fn,
+                state.theta,
+                probe,
+                learning_rate,
+                batch_size=setup.config.batch_size,
+            )
             values |= comparison._asdict()
         return values
 
-    return jax.vmap(one_seed)(state)
+    return jax.vmap(one_seed)(state, outputs)
 
 
 def predict(setup: Setup, theta: Theta, inputs: jax.Array) -> jax.Array:
-    """Outputs `[N, C]` of the model in eval mode, at most `EVAL_BATCH_SIZE` examples at a time."""
+    """Outputs `[N, C]` of the model in eval mode, a few batches at a time."""
+    batch_size = EVAL_BATCHES * setup.config.batch_size
 
     def apply(inputs: jax.Array) -> jax.Array:
+        inputs = setup.dataset.normalize(inputs)
         return setup.model.apply(theta.params, theta.model_state, inputs, train=False, rng_key=None)[0]
 
-    num_whole = len(inputs) // EVAL_BATCH_SIZE * EVAL_BATCH_SIZE
+    num_whole = len(inputs) // batch_size * batch_size
     parts = []
     if num_whole:
-        outputs = jax.lax.map(apply, inputs[:num_whole].reshape(-1, EVAL_BATCH_SIZE, *inputs.shape[1:]))
+        outputs = jax.lax.map(apply, inputs[:num_whole].reshape(-1, batch_size, *inputs.shape[1:]))
         parts.append(outputs.reshape(num_whole, -1))
     if num_whole < len(inputs):
         parts.append(apply(inputs[num_whole:]))

@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import optax
 
 from adalfl_jax.bilevel import BilevelStep, make_bilevel_step, make_task_step
-from adalfl_jax.data import epoch_indices, take
+from adalfl_jax.data import augment, epoch_indices, take
+from adalfl_jax.data.streaming import stream
 from adalfl_jax.initialization import make_offline_step
 from adalfl_jax.training.setup import Setup, make_inner_optimizer
-from adalfl_jax.types import Batch, BilevelBatch, LossFn, Phi, Theta
+from adalfl_jax.types import Batch, BilevelBatch, LossFn, Phi, PyTree, Theta
 
 
 class RunState(NamedTuple):
@@ -39,11 +40,12 @@ class SeedKeys(NamedTuple):
 
 
 class StepSource(NamedTuple):
-    """What a step fetches its batches with; scanned over."""
+    """What a step makes its batches of; scanned over."""
 
-    inner: jax.Array  # [B], or [K, B] in a K-step unroll: indices into the training split
-    outer: jax.Array  # [B]: indices into the outer split
+    inner: PyTree  # [B], or [K, B] in a K-step unroll: indices into the training split, or its examples
+    outer: PyTree  # [B]: indices into the outer split, or its examples
     rng_key: jax.Array  # []
+    augmentation_key: jax.Array  # []
 
 
 ChunkMetrics = dict[str, jax.Array]  # name -> [S, num_steps]
@@ -143,43 +145,87 @@ def _frozen_loss(setup: Setup, phi: Phi | None) -> LossFn:
 
 def _make_phase(setup: Setup, make_step, select_key, num_inner_steps: int) -> Advance:
     """Puts a step under scan, seeds and jit."""
-    batch_size = setup.config.batch_size
+    train, outer = splits_of(setup)
+    draw = functools.partial(
+        _draw_sources,
+        num_inner_steps=num_inner_steps,
+        batch_size=setup.config.batch_size,
+        sizes=(len(train.inputs), len(outer.inputs)),
+    )
 
-    def advance_one_seed(state, keys, splits, learning_rate, first_step, num_steps: int):
-        train, outer = splits
+    def advance_one_seed(
+        state: RunState, sources: StepSource, learning_rate: jax.Array, fetch: Callable[[StepSource], StepSource]
+    ) -> tuple[RunState, ChunkMetrics]:
         step = make_step(learning_rate)
-
-        def fetch_and_step(state: RunState, source: StepSource) -> tuple[RunState, ChunkMetrics]:
-            batch = BilevelBatch(take(train, source.inner), take(outer, source.outer), source.rng_key)
-            return step(state, batch)
-
-        sources = _draw_sources(
-            select_key(keys), first_step, num_steps, num_inner_steps, batch_size, (len(train.inputs), len(outer.inputs))
-        )
-        return jax.lax.scan(fetch_and_step, state, sources)
+        return jax.lax.scan(lambda state, source: step(state, _make_batch(setup, fetch(source))), state, sources)
 
     @functools.partial(jax.jit, static_argnames="num_steps")
-    def advance(state, keys, splits, learning_rate, first_step, *, num_steps: int):
-        one_seed = functools.partial(advance_one_seed, num_steps=num_steps)
-        return jax.vmap(one_seed, in_axes=(0, 0, None, None, None))(state, keys, splits, learning_rate, first_step)
+    def advance_resident(state, keys, splits, learning_rate, first_step, *, num_steps: int):
+        train, outer = splits
 
-    return advance
+        def fetch(source: StepSource) -> StepSource:
+            return source._replace(inner=take(train, source.inner), outer=take(outer, source.outer))
+
+        def one_seed(state: RunState, key: jax.Array) -> tuple[RunState, ChunkMetrics]:
+            sources = draw(key, first_step, num_steps=num_steps)
+            return advance_one_seed(state, sources, learning_rate, fetch)
+
+        return jax.vmap(one_seed)(state, select_key(keys))
+
+    @functools.partial(jax.jit, static_argnames="num_steps")
+    def draw_all(keys, first_step, *, num_steps: int) -> StepSource:  # [num_steps, S, ...]
+        one_seed = functools.partial(draw, num_steps=num_steps)
+        return jax.vmap(one_seed, in_axes=(0, None), out_axes=1)(select_key(keys), first_step)
+
+    @jax.jit
+    def advance_block(state, sources, learning_rate):
+        one_seed = functools.partial(advance_one_seed, fetch=lambda source: source)
+        return jax.vmap(one_seed, in_axes=(0, 1, None))(state, sources, learning_rate)
+
+    def advance_streamed(state, keys, splits, learning_rate, first_step, *, num_steps: int):
+        sources, blocks = draw_all(keys, first_step, num_steps=num_steps), []
+        rng_keys = (sources.rng_key, sources.augmentation_key)
+        for inner, outer, block_keys in stream(splits, jax.device_get((sources.inner, sources.outer)), rng_keys):
+            state, metrics = advance_block(state, StepSource(inner, outer, *block_keys), learning_rate)
+            blocks.append(metrics)
+        return state, jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *blocks)
+
+    return advance_streamed if setup.dataset.is_streamed else advance_resident
+
+
+def _make_batch(setup: Setup, source: StepSource) -> BilevelBatch:
+    """Augments and normalises examples; those of the validation split are not augmented."""
+    settings, inner_key, outer_key = setup.config.augmentation, *jax.random.split(source.augmentation_key)
+
+    def prepare(batch: Batch, rng_key: jax.Array, augmented: bool) -> Batch:
+        inputs = batch.inputs
+        if augmented and (settings.padding or settings.flip):
+            inputs = augment(rng_key, inputs, padding=settings.padding, flip=settings.flip)
+        return Batch(setup.dataset.normalize(inputs), batch.targets)
+
+    inner = prepare(source.inner, inner_key, augmented=True)
+    outer = prepare(source.outer, outer_key, augmented=setup.config.outer.split == "train")
+    return BilevelBatch(inner, outer, source.rng_key)
 
 
 def _draw_sources(
     rng_key: jax.Array,
     first_step: jax.Array,
+    *,
     num_steps: int,
     num_inner_steps: int,
     batch_size: int,
     sizes: tuple[int, int],
 ) -> StepSource:
     """Draws the batches and keys of a chunk. Inner and outer batches come from streams of their own."""
-    inner_key, outer_key, step_key = jax.random.split(rng_key, 3)
+    inner_key, outer_key, step_key, augmentation_key = jax.random.split(rng_key, 4)
     draw = functools.partial(epoch_indices, batch_size=batch_size)
     inner = draw(inner_key, first_step * num_inner_steps, num_steps=num_steps * num_inner_steps, num_examples=sizes[0])
     if num_inner_steps > 1:
         inner = inner.reshape(num_steps, num_inner_steps, batch_size)
     outer = draw(outer_key, first_step, num_steps=num_steps, num_examples=sizes[1])
-    rng_keys = jax.vmap(functools.partial(jax.random.fold_in, step_key))(first_step + jnp.arange(num_steps))
-    return StepSource(inner, outer, rng_keys)
+
+    def fold_steps(key: jax.Array) -> jax.Array:
+        return jax.vmap(functools.partial(jax.random.fold_in, key))(first_step + jnp.arange(num_steps))
+
+    return StepSource(inner, outer, fold_steps(step_key), fold_steps(augmentation_key))

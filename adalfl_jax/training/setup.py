@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from adalfl_jax import data
-from adalfl_jax.data import Dataset
-from adalfl_jax.models import Model, make_model
+from adalfl_jax.data import Dataset, DatasetError
+from adalfl_jax.models import Model
 from adalfl_jax.task_losses import FOR_LABELS, METRICS, TASK_LOSSES
 from adalfl_jax.training.config import ConfigError, TrainConfig
 from adalfl_jax.types import LearnedLoss, LossFn
@@ -27,34 +28,47 @@ class Setup:
     metric_fn: LossFn
 
 
-def make_setup(config: TrainConfig) -> Setup:
+def make_setup(config: TrainConfig, dataset: Dataset | None = None) -> Setup:
     """Loads the data and builds the model and the losses.
+
+    Args:
+      config: of the run.
+      dataset: taken for the one the config names, where there is one already.
 
     Raises:
       ConfigError: parts that do not fit together: a batch larger than its split, a model that cannot take the
         inputs, a loss that does not take the targets.
+      DatasetError: data that is missing or damaged.
     """
     try:
-        dataset = data.load(config.dataset)
-        options = {"hidden_sizes": config.model.hidden_sizes} if config.model.name == "mlp" else {}
-        model = make_model(config.model.name, dataset.input_shape, dataset.num_outputs, **options)
+        dataset = dataset or load_dataset(config)
+        _check_augmentation(config, dataset)
+        model = config.model.make(dataset.input_shape, dataset.num_outputs)
         learned_loss = config.learned_loss.make(config.task_loss)
         setup = Setup(config, dataset, model, learned_loss, TASK_LOSSES[config.task_loss], METRICS[config.metric])
         for name in (config.task_loss, config.metric):
             if (name in FOR_LABELS) != dataset.is_classification:
                 kind = "classification" if dataset.is_classification else "regression"
-                raise ConfigError(f"{name!r} does not fit dataset {config.dataset!r}, which is a {kind}")
+                raise ConfigError(f"{name!r} does not fit dataset {dataset.name!r}, which is a {kind}")
         _check_losses(setup)
+    except DatasetError:
+        raise
     except ValueError as error:
         raise ConfigError(str(error)) from error
     for split in ("train", config.outer.split):
         num_examples = len(getattr(dataset, split).inputs)
         if config.batch_size > num_examples:
             raise ConfigError(
-                f"config.batch_size is {config.batch_size}, and split {split!r} of {config.dataset!r} has only "
+                f"config.batch_size is {config.batch_size}, and split {split!r} of {dataset.name!r} has only "
                 f"{num_examples} examples; take a smaller batch"
             )
     return setup
+
+
+def load_dataset(config: TrainConfig) -> Dataset:
+    """The dataset of a config."""
+    settings = dataclasses.asdict(config.dataset)
+    return data.load(settings.pop("name"), **settings)
 
 
 def learning_rate_schedule(config: TrainConfig) -> optax.Schedule:
@@ -63,6 +77,9 @@ def learning_rate_schedule(config: TrainConfig) -> optax.Schedule:
         "constant": optax.constant_schedule(1.0),
         "linear": optax.linear_schedule(1.0, 0.0, config.num_steps),
         "cosine": optax.cosine_decay_schedule(1.0, config.num_steps),
+        "milestones": optax.piecewise_constant_schedule(
+            1.0, dict.fromkeys(config.inner.milestones, config.inner.milestone_factor)
+        ),
     }[config.inner.schedule]
 
 
@@ -77,14 +94,30 @@ def make_inner_optimizer(config: TrainConfig, learning_rate: jax.Array | float) 
     )
 
 
+def _check_augmentation(config: TrainConfig, dataset: Dataset) -> None:
+    augmentation, shape = config.augmentation, dataset.input_shape
+    if (augmentation.padding or augmentation.flip) and len(shape) != 3:
+        raise ConfigError(
+            f"config.augmentation is for images [H, W, channels], and dataset {dataset.name!r} has inputs of {shape}; "
+            "set padding to 0 and flip to False"
+        )
+    if augmentation.flip and not dataset.can_flip:
+        raise ConfigError(
+            f"config.augmentation.flip must be False for dataset {dataset.name!r}: a mirrored character is "
+            "another one, or none"
+        )
+
+
 def _check_losses(setup: Setup) -> None:
     """Traces the losses and the metric on the shapes of one training batch."""
 
     def trace(rng_key: jax.Array) -> list[jax.Array]:
         params, model_state = setup.model.init(rng_key)
         inputs, targets = jax.tree.map(lambda array: array[:1], setup.dataset.train)
+        inputs = setup.dataset.normalize(jnp.asarray(inputs))
         outputs, _ = setup.model.apply(params, model_state, inputs, train=False, rng_key=None)
         phi_params = setup.learned_loss.init(rng_key)
+        targets = jnp.asarray(targets)
         losses = [setup.task_loss_fn(targets, outputs), setup.metric_fn(targets, outputs)]
         return [*losses, setup.learned_loss.apply(phi_params, targets, outputs)]
 
@@ -93,6 +126,6 @@ def _check_losses(setup: Setup) -> None:
     except ValueError as error:
         config = setup.config
         raise ValueError(
-            f"task loss {config.task_loss!r} or metric {config.metric!r} does not fit dataset {config.dataset!r}: "
+            f"task loss {config.task_loss!r} or metric {config.metric!r} does not fit dataset {setup.dataset.name!r}: "
             f"{error}"
         ) from error

@@ -9,6 +9,7 @@ import pytest
 import sklearn.datasets
 
 from adalfl_jax import data
+from adalfl_jax.data import Examples
 from adalfl_jax.data.splits import split_indices, standardize
 
 
@@ -21,15 +22,15 @@ def test_splits_have_their_sizes_and_live_on_the_device(name, sizes):
     assert {split.inputs.dtype for split in splits} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize("name", data.DATASETS)
+@pytest.mark.parametrize("name", ["digits", "diabetes"])
 def test_loading_twice_gives_the_same_splits(name):
     for first, again in zip(
-        *(jax.tree.leaves(dataclasses.astuple(data.load(name))[2:]) for _ in range(2)), strict=True
+        *(jax.tree.leaves(dataclasses.astuple(data.load(name))[2:5]) for _ in range(2)), strict=True
     ):
         assert jnp.array_equal(first, again)
 
 
-@pytest.mark.parametrize("name", data.DATASETS)
+@pytest.mark.parametrize("name", ["digits", "diabetes"])
 def test_no_example_is_in_two_splits(name):
     dataset = data.load(name)
     rows = [
@@ -41,7 +42,7 @@ def test_no_example_is_in_two_splits(name):
 
 def test_the_split_is_a_partition_of_the_rows():
     labels = np.repeat(np.arange(4), 50)
-    parts = split_indices(labels, stratify=True)
+    parts = split_indices("mine", labels, stratify=True)
     assert sorted(np.concatenate(parts).tolist()) == list(range(200))
     assert [np.bincount(labels[part]).tolist() for part in parts] == [[36] * 4, [4] * 4, [10] * 4]
 
@@ -114,7 +115,7 @@ LABELS = np.arange(100) % 4
 )
 def test_labels_that_do_not_fit_are_refused(targets, message):
     with pytest.raises(ValueError, match=message):
-        data.make_dataset("mine", INPUTS, targets, num_classes=4)
+        data.make_dataset("mine", Examples(INPUTS, targets, num_classes=4))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -122,8 +123,8 @@ def test_data_that_is_not_finite_is_refused(value):
     inputs = INPUTS.copy()
     inputs[[3, 70], 1] = value
     with pytest.raises(ValueError, match=r"dataset 'mine'.*inputs.*not finite in 2 of 100 examples.*number 3"):
-        data.make_dataset("mine", inputs, LABELS, num_classes=4)
+        data.make_dataset("mine", Examples(inputs, LABELS, num_classes=4))
     targets = INPUTS[:, 0].copy()
     targets[9] = value
     with pytest.raises(ValueError, match=r"dataset 'mine'.*targets.*not finite in 1 of 100 examples.*number 9"):
-        data.make_dataset("mine", INPUTS, targets)
+        data.make_dataset("mine", Examples(INPUTS, targets))

@@ -36,7 +36,7 @@ SETTINGS = {
     "inner.learning_rate": 0.1,
 }
 DIABETES = {
-    "dataset": "diabetes",
+    "dataset.name": "diabetes",
     "task_loss": "squared_error",
     "metric": "mean_squared_error",
     "learned_loss.predictions": "raw",

@@ -1,0 +1,84 @@
+"""Decoded arrays in one file that is verified each time it is read.
+
+The file is in safetensors format. Its metadata hold a SHA-256 of the arrays and a fingerprint of what they were made
+from, so damage and a changed source are noticed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from adalfl_jax.data.errors import DatasetError
+
+Arrays = dict[str, np.ndarray]
+
+
+def cached(path: Path, fingerprint: str, build: Callable[[], Arrays]) -> Arrays:
+    """The arrays in the file `path`, built and written first where it is missing, damaged or of another fingerprint.
+
+    Raises:
+      DatasetError: what `build` raises, or a file that cannot be written.
+    """
+    if path.exists():
+        try:
+            arrays = _read(path, fingerprint)
+        except (SafetensorError, OSError, ValueError) as error:
+            warnings.warn(f"{path} is damaged and is built anew: {error}", stacklevel=2)
+        else:
+            if arrays is not None:
+                return arrays
+    arrays = {name: np.ascontiguousarray(array) for name, array in build().items()}
+    _write(path, fingerprint, arrays)
+    return arrays
+
+
+def _read(path: Path, fingerprint: str) -> Arrays | None:
+    with safe_open(path, framework="np") as file:
+        metadata = file.metadata() or {}
+        if metadata.get("fingerprint") != fingerprint:
+            return None
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, the file is no dictionary
+    if metadata.get("sha256") != _digest(arrays):
+        raise ValueError("its checksum is not that of its contents")
+    return arrays
+
+
+def _write(path: Path, fingerprint: str, arrays: Arrays) -> None:
+    """Writes a temporary file and renames it, so that no half-written file ever has the name."""
+    remedy = "set dataset.cache_dir (or cache_dir=) to a folder with room that can be written to"
+    needed = sum(array.nbytes for array in arrays.values()) + 2**16
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(path.parent).free
+        if free < needed:
+            raise DatasetError(
+                f"{path} needs {needed / 1e6:.0f} MB and its disk has {free / 1e6:.0f} MB left; {remedy}"
+            )
+        save_file(arrays, temporary, metadata={"fingerprint": fingerprint, "sha256": _digest(arrays)})
+        temporary.chmod(0o644)  # others who share the folder may read it
+        temporary.replace(path)
+    except (SafetensorError, OSError) as error:
+        raise DatasetError(f"{path} cannot be written ({error}); {remedy}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _digest(arrays: Arrays) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()

@@ -1,0 +1,46 @@
+"""What every source of data delivers, before it is split."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Raw arrays of a dataset, on the host."""
+
+    inputs: np.ndarray  # uint8 images [N, H, W, channels], or values [N, ...]
+    targets: np.ndarray  # labels [N], or values [N] or [N, C]
+    num_classes: int | None = None  # C of a classification; None for a regression
+    test: tuple[np.ndarray, np.ndarray] | None = None  # inputs and targets of a test split of its own
+    can_flip: bool = True  # whether the mirror image of an input has the same label
+    fill_missing: bool = False  # whether nan among the inputs stands for a missing value; it becomes the column's mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Location:
+    """Where a source keeps its files, and how it reads them."""
+
+    data_dir: Path
+    cache_dir: Path | None = None  # None: beside the data
+    image_size: int = 0  # height and width images are scaled and cropped to; 0 leaves them as they are
+
+    def cache_file(self, folder: Path) -> Path:
+        """The file decoded arrays of the data in `folder` are kept in."""
+        size = f"_{self.image_size}" if self.image_size else ""
+        if self.cache_dir is None:
+            return folder / f"adalfl_jax{size}.safetensors"
+        try:
+            name = "-".join(folder.relative_to(self.data_dir).parts)
+        except ValueError:
+            name = folder.name
+        return self.cache_dir / f"{name}{size}.safetensors"
+
+
+def default_data_dir() -> Path:
+    """`$TFDS_DATA_DIR`, or the folder TensorFlow Datasets uses."""
+    return Path(os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets")

@@ -1,0 +1,77 @@
+"""The shapes of a dataset, known without its data."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adalfl_jax.data.splits import Dataset
+from adalfl_jax.types import Batch
+
+
+class Spec(NamedTuple):
+    """What a model and a step depend on."""
+
+    input_shape: tuple[int, ...]
+    num_outputs: int
+    num_train: int  # examples of the training split, the validation split included
+    num_test: int  # 0 where the test split is cut off the training split
+    is_classification: bool = True
+    is_image: bool = True  # of bytes
+    can_flip: bool = False
+
+
+SPECS = {
+    "digits": Spec((8, 8, 1), 10, 1797, 0, is_image=False),
+    "diabetes": Spec((10,), 1, 442, 0, is_classification=False, is_image=False),
+    "california": Spec((8,), 1, 20640, 0, is_classification=False, is_image=False),
+    "crime": Spec((100,), 1, 1994, 0, is_classification=False, is_image=False),
+    "mnist": Spec((28, 28, 1), 10, 60000, 10000),
+    "fashion_mnist": Spec((28, 28, 1), 10, 60000, 10000, can_flip=True),
+    "cifar10": Spec((32, 32, 3), 10, 50000, 10000, can_flip=True),
+    "cifar100": Spec((32, 32, 3), 100, 50000, 10000, can_flip=True),
+    "svhn_cropped": Spec((32, 32, 3), 10, 73257, 26032),
+}
+
+
+def random_dataset(name: str, spec: Spec, num_examples: int, *, seed: int = 0) -> Dataset:
+    """Noise in the shapes of a dataset, `num_examples` in every split: for a dry run, and for tests without data."""
+    rng = np.random.default_rng(seed)
+
+    def split() -> Batch:
+        shape = (num_examples, *spec.input_shape)
+        inputs = rng.integers(0, 256, shape, np.uint8) if spec.is_image else rng.normal(size=shape).astype(np.float32)
+        targets = (
+            rng.integers(0, spec.num_outputs, num_examples, np.int32)
+            if spec.is_classification
+            else rng.normal(size=(num_examples, spec.num_outputs)).astype(np.float32)
+        )
+        return Batch(jnp.asarray(inputs), jnp.asarray(targets))
+
+    channels = spec.input_shape[-1]
+    mean, deviation = ((127.5,) * channels, (73.9,) * channels) if spec.is_image else (None, None)
+    return Dataset(
+        name, spec.num_outputs, split(), split(), split(), mean=mean, deviation=deviation, can_flip=spec.can_flip
+    )
+
+
+def abstract_splits(spec: Spec, valid_fraction: float) -> tuple[Batch, Batch]:
+    """Shapes and types of the training and the validation split, without values."""
+    num_held_out = 0 if spec.num_test else round(0.2 * spec.num_train)
+    num_valid = round(valid_fraction * (spec.num_train - num_held_out))
+    sizes = (spec.num_train - num_held_out - num_valid, num_valid)
+
+    def split(size: int) -> Batch:
+        dtype = jnp.uint8 if spec.is_image else jnp.float32
+        inputs = jax.ShapeDtypeStruct((size, *spec.input_shape), dtype)
+        targets = (
+            jax.ShapeDtypeStruct((size,), jnp.int32)
+            if spec.is_classification
+            else jax.ShapeDtypeStruct((size, spec.num_outputs), jnp.float32)
+        )
+        return Batch(inputs, targets)  # pyright: ignore[reportArgumentType]
+
+    return split(sizes[0]), split(sizes[1])

@@ -1,0 +1,71 @@
+"""Data too large for the device: batches gathered on the host, by Grain's threads, while the device works."""
+
+from __future__ import annotations
+
+import os
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+
+from adalfl_jax.data.examples import Examples
+from adalfl_jax.types import Batch
+
+RESIDENT_SHARE = 0.25  # of the device's memory, what examples may fill; the rest is for models and their gradients
+BLOCK_BYTES = 2**27  # of batches that go to the device in one piece
+
+
+def exceeds_device(examples: Examples) -> bool:
+    """Whether examples would fill more than a quarter of the memory of the device."""
+    inputs = [examples.inputs, *([examples.test[0]] if examples.test else [])]
+    size = sum(array.size * min(array.itemsize, 4) for array in map(np.asarray, inputs))
+    return size > RESIDENT_SHARE * _device_memory()
+
+
+def stream(
+    splits: tuple[Batch, Batch], indices: tuple[np.ndarray, np.ndarray], others: Any
+) -> Iterator[tuple[Batch, Batch, Any]]:
+    """Blocks of batches on the device; the next ones are gathered and moved while the last is worked on.
+
+    Args:
+      splits: two splits on the host, for inner and for outer batches.
+      indices: into each of them, `[num_steps, ...]`.
+      others: a pytree of arrays `[num_steps, ...]` that go along.
+
+    Yields:
+      Inner batches, outer batches and `others`, of as many consecutive steps as fit a block, the same number each time.
+    """
+    steps = _Steps(splits, indices)
+    num_steps = len(steps)
+    first = steps[0]
+    at_most = max(1, BLOCK_BYTES // sum(leaf.nbytes for leaf in jax.tree.leaves(first)))
+    size = max(length for length in range(1, num_steps + 1) if num_steps % length == 0 and length <= at_most)
+    threads = min(16, os.cpu_count() or 1)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, 2 * size))
+    blocks: Any = grain.MapDataset.source(typing.cast(Any, steps)).to_iter_dataset(options).batch(size)
+    blocks = grain.experimental.device_put(blocks, jax.local_devices()[0], cpu_buffer_size=1, device_buffer_size=1)
+    for start, (inner, outer) in zip(range(0, num_steps, size), blocks, strict=True):
+        yield Batch(*inner), Batch(*outer), jax.tree.map(lambda array, s=start: array[s : s + size], others)
+
+
+class _Steps:
+    """The batches of each step, gathered when asked for."""
+
+    def __init__(self, splits: tuple[Batch, Batch], indices: tuple[np.ndarray, np.ndarray]):
+        self._splits, self._indices = splits, indices
+
+    def __len__(self) -> int:
+        return len(self._indices[0])
+
+    def __getitem__(self, index: Any) -> tuple[tuple[np.ndarray, ...], ...]:
+        rows = [indices[int(index)] for indices in self._indices]
+        return tuple((split.inputs[row], split.targets[row]) for split, row in zip(self._splits, rows, strict=True))  # pyright: ignore[reportReturnType]
+
+
+def _device_memory() -> int:
+    """Bytes of the device, those of the machine where the device is the CPU."""
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    return statistics.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,14 @@
+"""CIFAR-10 with All-CNN-C: 1,372,254 parameters.
+
+    python -m adalfl_jax.data.prepare cifar10
+    python -m experiments.compare --config=configs/cifar10_allcnnc.py --workdir=runs/cifar10_allcnnc
+"""
+
+from configs import cifar10_resnet18
+
+
+def get_config():
+    """Returns the configuration of ResNet-18 with another model."""
+    config = cifar10_resnet18.get_config()
+    config.model.name = "allcnnc"
+    return config

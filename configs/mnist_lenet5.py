@@ -1,0 +1,14 @@
+"""MNIST with LeNet-5: 44,426 parameters, SGD at 0.01.
+
+    python -m adalfl_jax.data.prepare mnist
+    python -m experiments.compare --config=configs/mnist_lenet5.py --workdir=runs/mnist_lenet5
+"""
+
+from configs import mnist_logistic
+
+
+def get_config():
+    """Returns the configuration of logistic regression with LeNet-5 in its place."""
+    config = mnist_logistic.get_config()
+    config.model.name = "lenet5"
+    return config
