@@ -12,8 +12,8 @@ def get_config():
     config = default.get_config()
     config.dataset.name = "mnist"
     config.model.hidden_sizes = (1000, 1000)
-    # The authors' neighbouring code has 10,000 steps of 128. The 4.5 % the paper reports of the task loss are what these
-    # give; the longer run gives less.
+    # The authors' neighbouring code has 10,000 steps of 128. The 4.5 % that the paper reports of the task loss are what
+    # these give; the longer run gives less.
     config.batch_size = 100
     config.num_steps = 5000
     config.eval_every = 250

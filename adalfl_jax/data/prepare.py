@@ -12,7 +12,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from adalfl_jax import data
 from adalfl_jax.data.errors import DatasetError
@@ -63,6 +63,8 @@ def _prepare_images(name: str, data_dir: Path) -> None:
 
 def main(argv: list[str]) -> None:
     """Prepares the datasets named on the command line."""
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
     if len(argv) < 2:
         raise app.UsageError("name one dataset or more, for example mnist")
     for name in argv[1:]:
