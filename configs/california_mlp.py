@@ -1,7 +1,7 @@
 """California Housing (20,640 districts, 8 columns) with an MLP 8-64-64-1: a regression.
 
-    python -m adalfl_jax.data.prepare california
-    python -m experiments.compare --config=configs/california_mlp.py --workdir=runs/california_mlp
+python -m adalfl_jax.data.prepare california
+python -m experiments.compare --config=configs/california_mlp.py --workdir=runs/california_mlp
 """
 
 from configs import diabetes_mlp

@@ -1,7 +1,7 @@
 """Communities and Crime (1,994 communities, 100 columns) with an MLP 100-64-64-1: a regression.
 
-    python -m adalfl_jax.data.prepare crime
-    python -m experiments.compare --config=configs/crime_mlp.py --workdir=runs/crime_mlp
+python -m adalfl_jax.data.prepare crime
+python -m experiments.compare --config=configs/crime_mlp.py --workdir=runs/crime_mlp
 """
 
 from configs import diabetes_mlp

@@ -1,7 +1,7 @@
 """Fashion-MNIST with LeNet-5: 44,426 parameters, SGD at 0.01.
 
-    python -m adalfl_jax.data.prepare fashion_mnist
-    python -m experiments.compare --config=configs/fashion_mnist_lenet5.py --workdir=runs/fashion_mnist_lenet5
+python -m adalfl_jax.data.prepare fashion_mnist
+python -m experiments.compare --config=configs/fashion_mnist_lenet5.py --workdir=runs/fashion_mnist_lenet5
 """
 
 from configs import mnist_lenet5

@@ -1,7 +1,7 @@
 """Fashion-MNIST with the MLP 784-1000-1000-10: 1,796,010 parameters, SGD at 0.01.
 
-    python -m adalfl_jax.data.prepare fashion_mnist
-    python -m experiments.compare --config=configs/fashion_mnist_mlp.py --workdir=runs/fashion_mnist_mlp
+python -m adalfl_jax.data.prepare fashion_mnist
+python -m experiments.compare --config=configs/fashion_mnist_mlp.py --workdir=runs/fashion_mnist_mlp
 """
 
 from configs import mnist_mlp

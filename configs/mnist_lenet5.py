@@ -1,7 +1,7 @@
 """MNIST with LeNet-5: 44,426 parameters, SGD at 0.01.
 
-    python -m adalfl_jax.data.prepare mnist
-    python -m experiments.compare --config=configs/mnist_lenet5.py --workdir=runs/mnist_lenet5
+python -m adalfl_jax.data.prepare mnist
+python -m experiments.compare --config=configs/mnist_lenet5.py --workdir=runs/mnist_lenet5
 """
 
 from configs import mnist_logistic

@@ -1,7 +1,7 @@
 """MNIST with logistic regression: 7,850 parameters, SGD at 0.01.
 
-    python -m adalfl_jax.data.prepare mnist
-    python -m experiments.compare --config=configs/mnist_logistic.py --workdir=runs/mnist_logistic
+python -m adalfl_jax.data.prepare mnist
+python -m experiments.compare --config=configs/mnist_logistic.py --workdir=runs/mnist_logistic
 """
 
 from configs import default

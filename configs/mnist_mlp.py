@@ -1,7 +1,7 @@
 """MNIST with the paper's MLP 784-1000-1000-10: 1,796,010 parameters, SGD at 0.01.
 
-    python -m adalfl_jax.data.prepare mnist
-    python -m experiments.compare --config=configs/mnist_mlp.py --workdir=runs/mnist_mlp
+python -m adalfl_jax.data.prepare mnist
+python -m experiments.compare --config=configs/mnist_mlp.py --workdir=runs/mnist_mlp
 """
 
 from configs import default

@@ -8,6 +8,7 @@ import jax
 import pytest
 
 import adalfl_jax
+from adalfl_jax import data
 from adalfl_jax.training import train
 from tests.training.tiny import ROOT, tiny_config
 
@@ -42,6 +43,18 @@ def test_a_state_is_read_back_as_the_docs_say(tmp_path):
     names = {}
     exec(block, names)  # noqa: S102, the code is ours
     assert names["params"]["output"]["kernel"].shape == (2, 8, 10)
+
+
+def test_a_users_own_arrays_are_loaded_as_the_docs_say(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "DATASETS", dict(data.DATASETS))
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "data.md").read_text(), flags=re.DOTALL):
+        exec(block, names)  # noqa: S102, the code is ours
+    for name in ("mine.npz", "mine"):
+        dataset = data.load(name)
+        assert (dataset.input_shape, dataset.num_outputs, len(dataset.train.inputs)) == ((12, 12, 3), 4, 360)
+    assert not dataset.can_flip
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -12,10 +12,12 @@ from adalfl_jax.data.errors import DatasetError as DatasetError
 from adalfl_jax.data.examples import Examples as Examples
 from adalfl_jax.data.examples import Location, default_data_dir
 from adalfl_jax.data.files import load_npz
-from adalfl_jax.data.images import load_images
+from adalfl_jax.data.images import find_spec, load_images
 from adalfl_jax.data.sampling import epoch_indices as epoch_indices
 from adalfl_jax.data.sampling import take as take
+from adalfl_jax.data.specs import SPECS
 from adalfl_jax.data.specs import Spec as Spec
+from adalfl_jax.data.specs import abstract_splits as abstract_splits
 from adalfl_jax.data.specs import random_dataset as random_dataset
 from adalfl_jax.data.splits import VALID_FRACTION
 from adalfl_jax.data.splits import Dataset as Dataset
@@ -71,8 +73,29 @@ def load(
         image_size=image_size,
     )
     examples = load_examples(name, location)
-    on_device = streaming == "never" or (streaming == "auto" and not exceeds_device(examples))
+    on_device = streaming == "never" or (streaming == "auto" and not exceeds_device(examples.num_bytes))
     return make_dataset(name, examples, valid_fraction=valid_fraction, on_device=on_device)
+
+
+def load_spec(name: str, *, data_dir: str | os.PathLike[str] | None = None, image_size: int = 0) -> Spec:
+    """The shapes of a dataset, without its data where they are known otherwise.
+
+    Arguments and errors are those of `load`.
+
+    Example:
+      >>> load_spec("cifar10").input_shape
+      (32, 32, 3)
+    """
+    location = Location(Path(data_dir).expanduser() if data_dir else default_data_dir(), image_size=image_size)
+    if name in SPECS:
+        spec = SPECS[name]
+    elif name in DATASETS or name.endswith(".npz"):
+        spec = Spec.of(load_examples(name, location))
+    else:
+        spec = find_spec(name, location.data_dir, others=DATASETS)
+    if image_size and spec.is_image:
+        spec = spec._replace(input_shape=(image_size, image_size, spec.input_shape[-1]))
+    return spec
 
 
 def load_examples(name: str, location: Location) -> Examples:

@@ -20,6 +20,12 @@ class Examples:
     can_flip: bool = True  # whether the mirror image of an input has the same label
     fill_missing: bool = False  # whether nan among the inputs stands for a missing value; it becomes the column's mean
 
+    @property
+    def num_bytes(self) -> int:
+        """Of all inputs, as they lie on a device."""
+        arrays = [np.asarray(self.inputs), *([np.asarray(self.test[0])] if self.test else [])]
+        return sum(array.size * (1 if array.dtype == np.uint8 else 4) for array in arrays)
+
 
 @dataclasses.dataclass(frozen=True)
 class Location:

@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import os
+import typing
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from rich.progress import track
 from adalfl_jax.data.cache import Arrays, cached
 from adalfl_jax.data.errors import DatasetError
 from adalfl_jax.data.examples import Examples, Location
+from adalfl_jax.data.specs import Spec
 from adalfl_jax.registry import suggestion
 
 CHUNK = 1000  # records a process decodes in one go
@@ -68,7 +70,29 @@ def load_images(name: str, location: Location, others: Iterable[str] = ()) -> Ex
         targets=arrays["train_targets"],
         num_classes=info.features[label_key].num_classes,
         test=(arrays["test_inputs"], arrays["test_targets"]),
-        can_flip=not any(word in name for word in CHARACTERS) or name == "fashion_mnist",
+        can_flip=_can_flip(name),
+    )
+
+
+def find_spec(name: str, data_dir: Path, others: Iterable[str] = ()) -> Spec:
+    """The shapes of a dataset, of its code where it is not prepared; then nobody knows its number of examples."""
+    import tensorflow_datasets as tfds
+
+    try:
+        info = _open(find_prepared(name, data_dir, others)).info
+    except DatasetError:
+        info = typing.cast(Any, tfds.builder(name, data_dir=data_dir).info)
+    image_key, label_key = _find_keys(name, info)
+    shape = info.features[image_key].shape
+    if None in shape:
+        raise DatasetError(f"images of dataset {name!r} have no common size; its shapes are known once it is read")
+    held_out = next((split for split in HELD_OUT if split in info.splits), None)
+    return Spec(
+        input_shape=tuple(shape),
+        num_outputs=info.features[label_key].num_classes,
+        num_train=info.splits["train"].num_examples if "train" in info.splits else 0,
+        num_test=info.splits[held_out].num_examples if held_out else 0,
+        can_flip=_can_flip(name),
     )
 
 
@@ -206,6 +230,10 @@ def _decode_image(encoded: bytes, channels: int, image_size: int) -> np.ndarray:
     if image_size:
         image = ImageOps.fit(image, (image_size, image_size), method=Image.Resampling.BILINEAR)
     return np.asarray(image).reshape(image.height, image.width, channels)
+
+
+def _can_flip(name: str) -> bool:
+    return name == "fashion_mnist" or not any(word in name for word in CHARACTERS)
 
 
 def _shard_of(split_info: Any, record: int) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adalfl_jax.data.examples import Examples
 from adalfl_jax.data.splits import Dataset
 from adalfl_jax.types import Batch
 
@@ -22,6 +24,26 @@ class Spec(NamedTuple):
     is_classification: bool = True
     is_image: bool = True  # of bytes
     can_flip: bool = False
+
+    @classmethod
+    def of(cls, examples: Examples) -> Spec:
+        """The shapes of examples that are there."""
+        inputs, targets = np.asarray(examples.inputs), np.asarray(examples.targets)
+        is_classification = examples.num_classes is not None
+        return cls(
+            input_shape=inputs.shape[1:],
+            num_outputs=examples.num_classes or targets.reshape(len(targets), -1).shape[1],
+            num_train=len(inputs),
+            num_test=len(examples.test[0]) if examples.test else 0,
+            is_classification=is_classification,
+            is_image=inputs.dtype == np.uint8 and inputs.ndim == 4,
+            can_flip=examples.can_flip,
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all inputs, as they lie on a device."""
+        return (self.num_train + self.num_test) * math.prod(self.input_shape) * (1 if self.is_image else 4)
 
 
 SPECS = {

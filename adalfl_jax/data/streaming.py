@@ -11,18 +11,15 @@ import grain
 import jax
 import numpy as np
 
-from adalfl_jax.data.examples import Examples
 from adalfl_jax.types import Batch
 
 RESIDENT_SHARE = 0.25  # of the device's memory, what examples may fill; the rest is for models and their gradients
 BLOCK_BYTES = 2**27  # of batches that go to the device in one piece
 
 
-def exceeds_device(examples: Examples) -> bool:
-    """Whether examples would fill more than a quarter of the memory of the device."""
-    inputs = [examples.inputs, *([examples.test[0]] if examples.test else [])]
-    size = sum(array.size * min(array.itemsize, 4) for array in map(np.asarray, inputs))
-    return size > RESIDENT_SHARE * _device_memory()
+def exceeds_device(num_bytes: int) -> bool:
+    """Whether inputs would fill more than a quarter of the memory of the device."""
+    return num_bytes > RESIDENT_SHARE * _device_memory()
 
 
 def stream(

@@ -68,6 +68,7 @@ def functionalize(make_module: Callable[[nnx.Rngs], nnx.Module], *, compute_dtyp
         if train and random_streams and rng_key is None:
             raise ValueError("this model draws random numbers in train mode (dropout): give it an rng_key")
         streams = _seed_streams(random_streams, rng_key)
+        model_state = jax.tree.map(jnp.asarray, model_state)  # flax writes into a numpy array, which is the caller's
         module: Any = nnx.merge(graphdefs[train], cast_down(params), streams, model_state)
         outputs = cast_up(module(cast_down(inputs)))
         *_, model_state = nnx.split(module, nnx.Param, nnx.RngState, ...)

@@ -34,7 +34,8 @@ def conv(
 
 def batch_norm(num_features: int, *, rngs: nnx.Rngs) -> nnx.BatchNorm:
     """Batch norm over all axes but the last."""
-    return nnx.BatchNorm(num_features, momentum=0.9, epsilon=1e-5, rngs=rngs)
+    # Nothing is promoted on the way in: the statistics would turn a bfloat16 input, and all after it, to float32.
+    return nnx.BatchNorm(num_features, momentum=0.9, epsilon=1e-5, promote_dtype=lambda arrays, **_: arrays, rngs=rngs)
 
 
 class ConvNormRelu(nnx.Module):

@@ -48,6 +48,7 @@ class StepSource(NamedTuple):
     augmentation_key: jax.Array  # []
 
 
+Splits = tuple[Batch, Batch | None]  # of inner and of outer batches; None: of the training split too, passed once
 ChunkMetrics = dict[str, jax.Array]  # name -> [S, num_steps]
 Advance = Callable[..., tuple[RunState, ChunkMetrics]]  # (state, keys, splits, learning_rate, first_step, *, num_steps)
 
@@ -74,9 +75,9 @@ def restart_outer_optimizer(phi: Phi) -> Phi:
     return jax.vmap(lambda params: Phi.create(params, optax.adam(1.0)))(phi.params)
 
 
-def splits_of(setup: Setup) -> tuple[Batch, Batch]:
+def splits_of(setup: Setup) -> Splits:
     """The training split and the one outer batches come from."""
-    return setup.dataset.train, getattr(setup.dataset, setup.config.outer.split)
+    return setup.dataset.train, setup.dataset.valid if setup.config.outer.split == "valid" else None
 
 
 def make_offline_phase(setup: Setup) -> Advance:
@@ -145,13 +146,7 @@ def _frozen_loss(setup: Setup, phi: Phi | None) -> LossFn:
 
 def _make_phase(setup: Setup, make_step, select_key, num_inner_steps: int) -> Advance:
     """Puts a step under scan, seeds and jit."""
-    train, outer = splits_of(setup)
-    draw = functools.partial(
-        _draw_sources,
-        num_inner_steps=num_inner_steps,
-        batch_size=setup.config.batch_size,
-        sizes=(len(train.inputs), len(outer.inputs)),
-    )
+    draw = functools.partial(_draw_sources, num_inner_steps=num_inner_steps, batch_size=setup.config.batch_size)
 
     def advance_one_seed(
         state: RunState, sources: StepSource, learning_rate: jax.Array, fetch: Callable[[StepSource], StepSource]
@@ -161,21 +156,21 @@ def _make_phase(setup: Setup, make_step, select_key, num_inner_steps: int) -> Ad
 
     @functools.partial(jax.jit, static_argnames="num_steps")
     def advance_resident(state, keys, splits, learning_rate, first_step, *, num_steps: int):
-        train, outer = splits
+        train, outer = _both(splits)
 
         def fetch(source: StepSource) -> StepSource:
             return source._replace(inner=take(train, source.inner), outer=take(outer, source.outer))
 
         def one_seed(state: RunState, key: jax.Array) -> tuple[RunState, ChunkMetrics]:
-            sources = draw(key, first_step, num_steps=num_steps)
+            sources = draw(key, _sizes(splits), first_step, num_steps=num_steps)
             return advance_one_seed(state, sources, learning_rate, fetch)
 
         return jax.vmap(one_seed)(state, select_key(keys))
 
-    @functools.partial(jax.jit, static_argnames="num_steps")
-    def draw_all(keys, first_step, *, num_steps: int) -> StepSource:  # [num_steps, S, ...]
-        one_seed = functools.partial(draw, num_steps=num_steps)
-        return jax.vmap(one_seed, in_axes=(0, None), out_axes=1)(select_key(keys), first_step)
+    @functools.partial(jax.jit, static_argnames=("sizes", "num_steps"))
+    def draw_all(keys, sizes: tuple[int, int], first_step, *, num_steps: int) -> StepSource:  # [num_steps, S, ...]
+        one_seed = functools.partial(draw, sizes=sizes, num_steps=num_steps)
+        return jax.vmap(lambda key: one_seed(key, first_step=first_step), out_axes=1)(select_key(keys))
 
     @jax.jit
     def advance_block(state, sources, learning_rate):
@@ -183,9 +178,9 @@ def _make_phase(setup: Setup, make_step, select_key, num_inner_steps: int) -> Ad
         return jax.vmap(one_seed, in_axes=(0, 1, None))(state, sources, learning_rate)
 
     def advance_streamed(state, keys, splits, learning_rate, first_step, *, num_steps: int):
-        sources, blocks = draw_all(keys, first_step, num_steps=num_steps), []
+        sources, blocks = draw_all(keys, _sizes(splits), first_step, num_steps=num_steps), []
         rng_keys = (sources.rng_key, sources.augmentation_key)
-        for inner, outer, block_keys in stream(splits, jax.device_get((sources.inner, sources.outer)), rng_keys):
+        for inner, outer, block_keys in stream(_both(splits), jax.device_get((sources.inner, sources.outer)), rng_keys):
             state, metrics = advance_block(state, StepSource(inner, outer, *block_keys), learning_rate)
             blocks.append(metrics)
         return state, jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *blocks)
@@ -208,14 +203,24 @@ def _make_batch(setup: Setup, source: StepSource) -> BilevelBatch:
     return BilevelBatch(inner, outer, source.rng_key)
 
 
+def _both(splits: Splits) -> tuple[Batch, Batch]:
+    train, outer = splits
+    return train, train if outer is None else outer
+
+
+def _sizes(splits: Splits) -> tuple[int, int]:
+    train, outer = _both(splits)
+    return len(train.inputs), len(outer.inputs)
+
+
 def _draw_sources(
     rng_key: jax.Array,
+    sizes: tuple[int, int],
     first_step: jax.Array,
     *,
     num_steps: int,
     num_inner_steps: int,
     batch_size: int,
-    sizes: tuple[int, int],
 ) -> StepSource:
     """Draws the batches and keys of a chunk. Inner and outer batches come from streams of their own."""
     inner_key, outer_key, step_key, augmentation_key = jax.random.split(rng_key, 4)

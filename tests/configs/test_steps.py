@@ -1,0 +1,42 @@
+"""One AdaLFL step of every configuration, on noise in the shapes of its data."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+
+from adalfl_jax.training.phases import RunState, init_phi, init_theta, make_seed_keys, make_training_phase, splits_of
+from tests.configs.test_configs import NAMES, get_config, random_setup
+
+SMALL_MODELS = ("logistic", "mlp", "lenet5")
+REDUCED = {"model.hidden_sizes": (8,), "learned_loss.hidden_sizes": (8,), "batch_size": 4, "num_seeds": 1}
+NARROW = {"model.width": 1, "model.depth": 10}  # of a wide ResNet
+
+
+def one_step(name, changes):
+    """theta before and after one AdaLFL step, and what was measured."""
+    setup = random_setup(name, dict(changes)["batch_size"], changes)
+    keys = make_seed_keys(setup.config.seeds)
+    start = RunState(init_theta(setup, keys), init_phi(setup, keys))
+    advance = make_training_phase(setup, "adalfl")
+    state, metrics = advance(start, keys, splits_of(setup), setup.config.inner.learning_rate, 0, num_steps=1)
+    return start, state, metrics
+
+
+def assert_step_moved_everything(start, state, metrics):
+    chex.assert_tree_all_finite((state, metrics))
+    for before, after in ((start.theta.params, state.theta.params), (start.phi.params, state.phi.params)):
+        moved = jax.tree.map(lambda old, new: not jnp.array_equal(old, new), before, after)
+        assert all(jax.tree.leaves(moved))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_takes_one_adalfl_step(name):
+    changes = REDUCED | (NARROW if get_config(name).model.name == "wide_resnet" else {})
+    assert_step_moved_everything(*one_step(name, changes))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NAMES if get_config(name).model.name not in SMALL_MODELS])
+def test_config_takes_one_adalfl_step_at_its_full_width(name):
+    assert_step_moved_everything(*one_step(name, {"batch_size": 4, "num_seeds": 1}))
