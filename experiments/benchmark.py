@@ -28,6 +28,7 @@ from absl import app, flags, logging
 from rich.console import Console
 from rich.table import Table
 
+from adalfl_jax.data import DatasetError
 from adalfl_jax.hypergradient import ESTIMATORS
 from adalfl_jax.training import ConfigError, TrainConfig
 from adalfl_jax.training.phases import (
@@ -55,9 +56,12 @@ def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
     try:
-        config = TrainConfig.from_mapping(CONFIG.value)
-    except ConfigError as error:
-        sys.exit(f"ConfigError: {error}")
+        _benchmark(TrainConfig.from_mapping(CONFIG.value))
+    except (ConfigError, DatasetError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+def _benchmark(config: TrainConfig) -> None:
     machine = _describe_machine()
     console = Console(width=100)
     console.print(", ".join(f"{key} {value}" for key, value in machine.items()), soft_wrap=True)

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from adalfl_jax import data
 from adalfl_jax.data import DatasetError
+from adalfl_jax.data.streaming import exceeds_device
 from adalfl_jax.models import count_params
 from adalfl_jax.training import ConfigError, TrainConfig
 from adalfl_jax.training.config import METHODS
@@ -61,7 +62,8 @@ def measure(setup: Setup, spec: data.Spec, method: str) -> dict[str, float]:
       flops; arguments (states of all seeds, and the data where they live on the device), temporary and output bytes.
     """
     config = setup.config
-    train, valid = data.abstract_splits(spec, config.dataset.valid_fraction)
+    resident = spec._replace(num_train=10 * config.batch_size, num_test=0) if is_streamed(config, spec) else spec
+    train, valid = data.abstract_splits(resident, config.dataset.valid_fraction)
     splits = (train, valid if config.outer.split == "valid" else None)
 
     def make_state() -> RunState:
@@ -83,14 +85,21 @@ def measure(setup: Setup, spec: data.Spec, method: str) -> dict[str, float]:
     }
 
 
+def is_streamed(config: TrainConfig, spec: data.Spec) -> bool:
+    """Whether the data would stay on the host."""
+    streaming = config.dataset.streaming
+    return streaming == "always" or (streaming == "auto" and exceeds_device(spec.num_bytes))
+
+
 def _summary(setup: Setup, spec: data.Spec) -> str:
     config = setup.config
     params, model_state = jax.eval_shape(setup.model.init, jax.random.key(0))
     phi = jax.eval_shape(setup.learned_loss.init, jax.random.key(0))
     shape = "x".join(map(str, spec.input_shape))
     sizes = f"{spec.num_train:,} training examples" if spec.num_train else "a number of examples not known before"
+    place = ", streamed from the host" if is_streamed(config, spec) else ""
     lines = {
-        "dataset": f"{config.dataset.name}: {sizes} of {shape}, {spec.num_outputs} outputs",
+        "dataset": f"{config.dataset.name}: {sizes} of {shape}, {spec.num_outputs} outputs{place}",
         "model": f"{config.model.name}: {count_params(params):,} parameters, {count_params(model_state):,} statistics",
         "loss": f"{config.learned_loss.family}: {count_params(phi):,} parameters",
         "steps": f"{config.num_steps:,} of {config.batch_size} examples, {_count(config.num_seeds, 'seed')} at once",

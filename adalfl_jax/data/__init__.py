@@ -58,8 +58,7 @@ def load(
         they would fill more than a quarter of the device.
 
     Raises:
-      ValueError: an unknown name; the text suggests the nearest.
-      DatasetError: data that is not there, damaged, or does not fit; the text says what to do.
+      DatasetError: an unknown name, or data that is not there, damaged, or does not fit; the text says what to do.
 
     Example:
       >>> digits = load("digits")
@@ -92,7 +91,7 @@ def load_spec(name: str, *, data_dir: str | os.PathLike[str] | None = None, imag
     elif name in DATASETS or name.endswith(".npz"):
         spec = Spec.of(load_examples(name, location))
     else:
-        spec = find_spec(name, location.data_dir, others=DATASETS)
+        return find_spec(name, location, others=DATASETS)
     if image_size and spec.is_image:
         spec = spec._replace(input_shape=(image_size, image_size, spec.input_shape[-1]))
     return spec

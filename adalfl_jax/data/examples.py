@@ -40,10 +40,7 @@ class Location:
         size = f"_{self.image_size}" if self.image_size else ""
         if self.cache_dir is None:
             return folder / f"adalfl_jax{size}.safetensors"
-        try:
-            name = "-".join(folder.relative_to(self.data_dir).parts)
-        except ValueError:
-            name = folder.name
+        name = "-".join(folder.relative_to(self.data_dir).parts)
         return self.cache_dir / f"{name}{size}.safetensors"
 
 

@@ -6,7 +6,6 @@ import functools
 import io
 import json
 import os
-import typing
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,10 +38,17 @@ def load_images(name: str, location: Location, others: Iterable[str] = ()) -> Ex
       others: names to suggest beside those of TFDS when there is no such dataset.
 
     Raises:
-      ValueError: TFDS knows no such dataset, and none was prepared.
-      DatasetError: not prepared, without these splits, damaged, in another format, with images of several sizes.
+      DatasetError: an unknown name; a dataset that is not prepared, without these splits, damaged, in another format, with images of several sizes.
     """
-    folder = find_prepared(name, location.data_dir, others)
+    folder = find_prepared(name, location.data_dir)
+    if folder is None:
+        check_known(name, others)
+        raise DatasetError(
+            f"dataset {name!r} is not prepared in {location.data_dir}; prepare it with\n"
+            f"  python -m adalfl_jax.data.prepare {name} --data_dir={location.data_dir}\n"
+            "or say where it is: dataset.data_dir in a configuration, data_dir= in Python, or the environment variable "
+            "TFDS_DATA_DIR"
+        )
     info = _open(folder).info
     image_key, label_key = _find_keys(name, info)
     wanted = ["train", next((split for split in HELD_OUT if split in info.splits), "test")]
@@ -74,21 +80,21 @@ def load_images(name: str, location: Location, others: Iterable[str] = ()) -> Ex
     )
 
 
-def find_spec(name: str, data_dir: Path, others: Iterable[str] = ()) -> Spec:
-    """The shapes of a dataset, of its code where it is not prepared; then nobody knows its number of examples."""
+def find_spec(name: str, location: Location, others: Iterable[str] = ()) -> Spec:
+    """The shapes of a dataset, of TFDS's code where it is not prepared; then nobody knows its number of examples."""
     import tensorflow_datasets as tfds
 
-    try:
-        info = _open(find_prepared(name, data_dir, others)).info
-    except DatasetError:
-        info = typing.cast(Any, tfds.builder(name, data_dir=data_dir).info)
+    folder = find_prepared(name, location.data_dir)
+    if folder is None:
+        check_known(name, others)
+    info: Any = tfds.builder(name, data_dir=location.data_dir).info if folder is None else _open(folder).info
     image_key, label_key = _find_keys(name, info)
-    shape = info.features[image_key].shape
-    if None in shape:
-        raise DatasetError(f"images of dataset {name!r} have no common size; its shapes are known once it is read")
+    size, shape = location.image_size, tuple(info.features[image_key].shape)
+    if None in shape and not size:
+        raise DatasetError(f"images of dataset {name!r} differ in size; set dataset.image_size to have them of one")
     held_out = next((split for split in HELD_OUT if split in info.splits), None)
     return Spec(
-        input_shape=tuple(shape),
+        input_shape=(size, size, shape[-1]) if size else shape,
         num_outputs=info.features[label_key].num_classes,
         num_train=info.splits["train"].num_examples if "train" in info.splits else 0,
         num_test=info.splits[held_out].num_examples if held_out else 0,
@@ -96,29 +102,22 @@ def find_spec(name: str, data_dir: Path, others: Iterable[str] = ()) -> Spec:
     )
 
 
-def find_prepared(name: str, data_dir: Path, others: Iterable[str] = ()) -> Path:
-    """The folder of the latest prepared version of a dataset.
-
-    Raises:
-      DatasetError: there is none; the text has the command that prepares it.
-    """
+def find_prepared(name: str, data_dir: Path) -> Path | None:
+    """The folder of the latest prepared version of a dataset, if there is one."""
     from tensorflow_datasets.core.utils.version import list_all_versions
 
     versions = list_all_versions(data_dir / name) if (data_dir / name).is_dir() else []
-    if versions:
-        return data_dir / name / str(max(versions))
+    return data_dir / name / str(max(versions)) if versions else None
+
+
+def check_known(name: str, others: Iterable[str] = ()) -> None:
+    """Raises DatasetError for a name TFDS has no code for, with the nearest of its names and of `others`."""
     if name.partition("/")[0] not in known_names():
         known = sorted(others)
-        raise ValueError(
+        raise DatasetError(
             f"unknown dataset {name!r}; {suggestion(name, [*known, *known_names()])}Known: {', '.join(known)}, the "
             "path of an .npz file, and the image classifications of TensorFlow Datasets (mnist, cifar10, ...)"
         )
-    raise DatasetError(
-        f"dataset {name!r} is not prepared in {data_dir}; prepare it with\n"
-        f"  python -m adalfl_jax.data.prepare {name} --data_dir={data_dir}\n"
-        "or say where it is: dataset.data_dir in a configuration, data_dir= in Python, or the environment variable "
-        "TFDS_DATA_DIR"
-    )
 
 
 @functools.cache

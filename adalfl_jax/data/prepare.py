@@ -17,7 +17,7 @@ from absl import app, flags, logging
 from adalfl_jax import data
 from adalfl_jax.data.errors import DatasetError
 from adalfl_jax.data.examples import default_data_dir
-from adalfl_jax.data.images import find_prepared
+from adalfl_jax.data.images import check_known, find_prepared
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where to; $TFDS_DATA_DIR or ~/tensorflow_datasets if not given.")
 _CACHE_DIR = flags.DEFINE_string("cache_dir", None, "Where decoded arrays are kept; beside the data if not given.")
@@ -32,8 +32,7 @@ def prepare(
     """Makes a dataset ready for `data.load`, whose arguments these are; one that is ready is left as it is.
 
     Raises:
-      ValueError: an unknown name.
-      DatasetError: TensorFlow is missing, or a download failed.
+      DatasetError: an unknown name, TensorFlow is missing, or a download failed.
     """
     folder = Path(data_dir).expanduser() if data_dir else default_data_dir()
     if name not in data.DATASETS and not name.endswith(".npz"):
@@ -42,16 +41,13 @@ def prepare(
 
 
 def _prepare_images(name: str, data_dir: Path) -> None:
-    try:
-        find_prepared(name, data_dir, data.DATASETS)
-    except DatasetError:
-        pass
-    else:
+    if find_prepared(name, data_dir) is not None:
         return
+    check_known(name, data.DATASETS)
     if importlib.util.find_spec("tensorflow") is None:
         raise DatasetError(
-            f"preparing {name!r} takes TensorFlow, which is not installed: pip install 'adalfl_jax[prepare]'. Reading "
-            "it afterwards does not, so it may be prepared on another machine"
+            f"preparing {name!r} takes TensorFlow, which is not installed: pip install '.[prepare]' in a checkout "
+            "brings it. Reading the data afterwards does not take it, so they may be prepared on another machine"
         )
     import tensorflow_datasets as tfds
 
@@ -70,8 +66,8 @@ def main(argv: list[str]) -> None:
     for name in argv[1:]:
         try:
             dataset = prepare(name, data_dir=_DATA_DIR.value, cache_dir=_CACHE_DIR.value, image_size=_IMAGE_SIZE.value)
-        except ValueError as error:
-            sys.exit(f"{type(error).__name__}: {error}")
+        except DatasetError as error:
+            sys.exit(f"DatasetError: {error}")
         sizes = ", ".join(f"{len(getattr(dataset, split).inputs):,} {split}" for split in ("train", "valid", "test"))
         kind = f"{dataset.num_outputs} classes" if dataset.is_classification else "a regression"
         print(f"{name} is ready: {sizes} examples of {dataset.input_shape}, {kind}")  # noqa: T201, a program's answer
