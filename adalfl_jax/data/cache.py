@@ -63,7 +63,7 @@ def _write(path: Path, fingerprint: str, arrays: Arrays) -> None:
         free = shutil.disk_usage(path.parent).free
         if free < needed:
             raise DatasetError(
-                f"{path} needs {needed / 1e6:.0f} MB and its disk has {free / 1e6:.0f} MB left; {remedy}"
+                f"{path} needs {needed / 1e6:.1f} MB and its disk has {free / 1e6:.1f} MB left; {remedy}"
             )
         save_file(arrays, temporary, metadata={"fingerprint": fingerprint, "sha256": _digest(arrays)})
         temporary.chmod(0o644)  # others who share the folder may read it

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 import json
 import os
+import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,14 +40,15 @@ def load_images(name: str, location: Location, others: Iterable[str] = ()) -> Ex
       others: names to suggest beside those of TFDS when there is no such dataset.
 
     Raises:
-      DatasetError: an unknown name; a dataset that is not prepared, without these splits, damaged, in another format, with images of several sizes.
+      DatasetError: an unknown name; a dataset that is not prepared, without these splits, damaged, in another format,
+        or with images of several sizes.
     """
     folder = find_prepared(name, location.data_dir)
     if folder is None:
         check_known(name, others)
         raise DatasetError(
             f"dataset {name!r} is not prepared in {location.data_dir}; prepare it with\n"
-            f"  python -m adalfl_jax.data.prepare {name} --data_dir={location.data_dir}\n"
+            f"  python -m adalfl_jax.data.prepare {name} --data_dir={shlex.quote(str(location.data_dir))}\n"
             "or say where it is: dataset.data_dir in a configuration, data_dir= in Python, or the environment variable "
             "TFDS_DATA_DIR"
         )
@@ -60,8 +63,8 @@ def load_images(name: str, location: Location, others: Iterable[str] = ()) -> Ex
         )
     shards = {split: info.splits[split].filepaths for split in wanted}
     files = [Path(path) for paths in shards.values() for path in paths]
-    sizes = {file.name: file.stat().st_size for file in files if file.exists()}
-    fingerprint = json.dumps([sizes, image_key, label_key, location.image_size], sort_keys=True)
+    beginnings = {file.name: _fingerprint(file) for file in files if file.exists()}
+    fingerprint = json.dumps([beginnings, image_key, label_key, location.image_size], sort_keys=True)
 
     def build() -> Arrays:
         arrays = {}
@@ -71,10 +74,19 @@ def load_images(name: str, location: Location, others: Iterable[str] = ()) -> Ex
         return arrays
 
     arrays = cached(location.cache_file(folder), fingerprint, build)
+    num_classes = info.features[label_key].num_classes
+    for split, stored_as in zip(wanted, ("train", "test"), strict=True):
+        labels = arrays[f"{stored_as}_targets"]
+        if labels.min() < 0 or labels.max() >= num_classes:
+            raise DatasetError(
+                f"{folder}: labels of split {split!r} go from {labels.min()} to {labels.max()}, and features.json has "
+                f"{num_classes} classes; delete the folder and prepare the dataset anew, or write the splits that have "
+                "labels to an .npz file"
+            )
     return Examples(
         inputs=arrays["train_inputs"],
         targets=arrays["train_targets"],
-        num_classes=info.features[label_key].num_classes,
+        num_classes=num_classes,
         test=(arrays["test_inputs"], arrays["test_targets"]),
         can_flip=_can_flip(name),
     )
@@ -103,11 +115,23 @@ def find_spec(name: str, location: Location, others: Iterable[str] = ()) -> Spec
 
 
 def find_prepared(name: str, data_dir: Path) -> Path | None:
-    """The folder of the latest prepared version of a dataset, if there is one."""
+    """The folder of the latest prepared version of a dataset, if there is one.
+
+    Raises:
+      DatasetError: several configurations of it are prepared, and none is named.
+    """
     from tensorflow_datasets.core.utils.version import list_all_versions
 
-    versions = list_all_versions(data_dir / name) if (data_dir / name).is_dir() else []
-    return data_dir / name / str(max(versions)) if versions else None
+    folder = data_dir / name
+    if versions := list_all_versions(folder):
+        return folder / str(max(versions))
+    configs = sorted(path.name for path in folder.iterdir() if list_all_versions(path)) if folder.is_dir() else []
+    if len(configs) > 1:
+        raise DatasetError(
+            f"dataset {name!r} is prepared in {folder} in the configurations {', '.join(configs)}; name one, as in "
+            f"{name}/{configs[0]}"
+        )
+    return find_prepared(f"{name}/{configs[0]}", data_dir) if configs else None  # TFDS prepares one if given none
 
 
 def check_known(name: str, others: Iterable[str] = ()) -> None:
@@ -150,13 +174,14 @@ def _find_keys(name: str, info: Any) -> tuple[str, str]:
         else:
             raise DatasetError(
                 f"dataset {name!r} is no image classification that can be read: of its features "
-                f"{', '.join(info.features)}, {len(keys)} are of the kind {kind!r} and none has that name"
+                f"{', '.join(info.features)}, {len(keys)} are of the kind {kind!r} and none has that name; write its "
+                "inputs and targets to an .npz file"
             )
     image = info.features[found["image"]]
     if image.np_dtype != np.uint8 or image.shape[-1] not in (1, 3, 4):
         raise DatasetError(
             f"images of dataset {name!r} are {np.dtype(image.np_dtype)} {image.shape}; only uint8 with 1, 3 or 4 "
-            "channels can be read"
+            "channels can be read; write its inputs and targets to an .npz file"
         )
     return found["image"], found["label"]
 
@@ -166,6 +191,8 @@ def _decode_split(
 ) -> tuple[np.ndarray, np.ndarray]:
     """All images of a split `[N, H, W, channels]` uint8 and their labels `[N]` int32."""
     num_examples = _open(folder).info.splits[split].num_examples
+    if not num_examples:
+        raise DatasetError(f"split {split!r} in {folder} is empty; delete the folder and prepare the dataset anew")
     starts = range(0, num_examples, CHUNK)
     jobs = (
         joblib.delayed(_decode)(
@@ -186,8 +213,7 @@ def _decode_split(
             raise _differing_sizes(folder, split, {images.shape[1:], inputs.shape[1:]})
         inputs[start : start + len(images)] = images
         labels[start : start + len(images)] = chunk_labels
-    if inputs is None:
-        raise DatasetError(f"split {split!r} in {folder} is empty")
+    assert inputs is not None
     return inputs, labels
 
 
@@ -201,22 +227,33 @@ def _decode(
     channels = builder.info.features[image_key].shape[-1]
     try:
         source = builder.as_data_source(split=split, decoders={image_key: tfds.decode.SkipDecoding()})
-        records = source.__getitems__(list(range(start, stop)))
-        images = [_decode_image(record[image_key], channels, image_size) for record in records]
     except NotImplementedError as error:
         raise DatasetError(
             f"{folder} is not in ArrayRecord format; prepare the dataset anew in another folder with python -m "
             "adalfl_jax.data.prepare"
         ) from error
-    except Exception as error:  # RuntimeError from ArrayRecord, others from the decoders of damaged records
-        shard = _shard_of(builder.info.splits[split], start)
+
+    def decode(record: Any) -> tuple[np.ndarray, int]:
+        return _decode_image(record[image_key], channels, image_size), int(record[label_key])
+
+    def is_damaged(index: int) -> bool:
+        try:
+            decode(source[index])
+        except Exception:  # RuntimeError from ArrayRecord, others from the decoders of damaged records
+            return True
+        return False
+
+    try:
+        images, labels = zip(*map(decode, source.__getitems__(list(range(start, stop)))), strict=True)
+    except Exception as error:
+        shard = _shard_of(builder.info.splits[split], next(filter(is_damaged, range(start, stop)), start))
         raise DatasetError(
             f"{shard} is damaged or cut short ({error}); delete the folder {folder} and prepare the dataset anew"
         ) from error
     shapes = {image.shape for image in images}
     if len(shapes) > 1:
         raise _differing_sizes(folder, split, shapes)
-    return np.stack(images), [int(record[label_key]) for record in records]
+    return np.stack(images), list(labels)
 
 
 def _decode_image(encoded: bytes, channels: int, image_size: int) -> np.ndarray:
@@ -235,8 +272,14 @@ def _can_flip(name: str) -> bool:
     return name == "fashion_mnist" or not any(word in name for word in CHARACTERS)
 
 
+def _fingerprint(file: Path) -> list[Any]:
+    """Size and hash of the first block of a file, which has the records' own hashes in it."""
+    with file.open("rb") as stream:
+        return [file.stat().st_size, hashlib.sha256(stream.read(2**16)).hexdigest()]
+
+
 def _shard_of(split_info: Any, record: int) -> str:
-    """The file that holds a record; of a chunk of records the one it begins in."""
+    """The file that holds a record."""
     ends = np.cumsum(split_info.shard_lengths)
     return str(split_info.filepaths[int(np.searchsorted(ends, record, side="right"))])
 

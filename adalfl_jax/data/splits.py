@@ -95,10 +95,12 @@ def make_dataset(
         train, valid, test = split_indices(where, targets, stratify=stratify, valid=valid_fraction)
     else:
         test_inputs, test_targets = _clean(f"{where}, test", *examples.test, examples)
-        if test_inputs.shape[1:] != inputs.shape[1:] or test_targets.shape[1:] != targets.shape[1:]:
-            raise DatasetError(
-                f"{where}: training examples of shape {inputs.shape[1:]} and test examples of {test_inputs.shape[1:]}"
-            )
+        described = [
+            f"inputs {x.shape[1:]} {x.dtype} and targets {y.shape[1:]}"
+            for x, y in ((inputs, targets), (test_inputs, test_targets))
+        ]
+        if described[0] != described[1]:
+            raise DatasetError(f"{where}: training examples have {described[0]}, test examples {described[1]}")
         train, valid = _cut(where, targets, np.arange(len(targets)), stratify, valid_fraction)
         test = np.arange(len(inputs), len(inputs) + len(test_inputs))
         inputs, targets = np.concatenate([inputs, test_inputs]), np.concatenate([targets, test_targets])
@@ -132,7 +134,10 @@ def byte_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float,
     levels = np.arange(256.0)
     means, deviations = [], []
     for channel in range(images.shape[-1]):
-        share = np.bincount(images[..., channel].ravel(), minlength=256) / images[..., channel].size
+        # block by block: bincount takes a copy of its input in 8-byte integers
+        blocks = (images[start : start + 1000, ..., channel] for start in range(0, len(images), 1000))
+        counts = sum(np.bincount(block.ravel(), minlength=256) for block in blocks)
+        share = counts / images[..., channel].size
         mean = float(share @ levels)
         means.append(mean)
         deviations.append(float(np.sqrt(share @ (levels - mean) ** 2)) or 1.0)
@@ -164,10 +169,11 @@ def _clean(where: str, inputs: np.ndarray, targets: np.ndarray, examples: Exampl
     for kind, values in (("inputs", inputs), ("targets", targets)):
         if not (np.issubdtype(values.dtype, np.number) or values.dtype == np.bool_) or np.iscomplexobj(values):
             raise DatasetError(f"{where}: {kind} must be numbers; got {values.dtype} values")
+        if values.ndim == 0:
+            raise DatasetError(f"{where}: {kind} must be arrays [N, ...]; got the single number {values}")
     if len(inputs) != len(targets):
         raise DatasetError(f"{where}: {len(inputs)} inputs but {len(targets)} targets")
-    if not examples.fill_missing:
-        _check_finite(where, inputs=inputs)
+    _check_finite(where, inputs=np.where(np.isnan(inputs), 0, inputs) if examples.fill_missing else inputs)
     _check_finite(where, targets=targets)
     is_image = inputs.dtype == np.uint8 and inputs.ndim == 4
     inputs = inputs if is_image else inputs.astype(np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -63,8 +64,9 @@ def _fetch(
             except Exception as error:  # of the network, of a checksum, of a table unlike the one described
                 raise DatasetError(
                     f"dataset {name!r} is not in {path} and its download failed ({type(error).__name__}: {error}); "
-                    f"with a network, python -m adalfl_jax.data.prepare {name} --data_dir={location.data_dir} fetches "
-                    "it, and the file can be copied from there"
+                    f"with a network, python -m adalfl_jax.data.prepare {name} "
+                    f"--data_dir={shlex.quote(str(location.data_dir))} fetches it, and the file can be copied from "
+                    "there"
                 ) from error
         if arrays["inputs"].shape != shape:
             raise DatasetError(f"dataset {name!r} was downloaded as {arrays['inputs'].shape}, not as {shape}")
