@@ -1,40 +1,151 @@
-"""The zoo and its adapter."""
+"""The zoo and its adapter.
+
+Large models are traced here and seldom computed; `test_parity` compares what they compute.
+"""
+
+import functools
+import math
+import re
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jax.flatten_util import ravel_pytree
 
-from adalfl_jax.models import MODELS, count_params, make_model
+import adalfl_jax
+from adalfl_jax.models import MODELS, count_params, make_model, model_options
+from adalfl_jax.task_losses import softmax_cross_entropy
 from tests.problems import make_model as make_test_model
 
+MIN_SIZES = {"lenet5": 16, "vgg16": 32, "allcnnc": 9, "squeezenet": 8, "resnet": 8, "wide_resnet": 4}
+WITH_BLOCKS = {"vgg16": 5, "allcnnc": 3, "squeezenet": 11, "resnet": 8, "wide_resnet": 3}  # name -> number of blocks
+CHEAP = {"logistic": {}, "mlp": {"hidden_sizes": (20, 10)}, "lenet5": {}, "wide_resnet": {"depth": 10, "width": 1}}
 
-@pytest.mark.parametrize(("name", "count"), [("logistic", 7_850), ("mlp", 1_796_010), ("lenet5", 44_426)])
-def test_parameter_counts_on_mnist_are_the_papers(name, count):
-    params, model_state = jax.eval_shape(make_model(name, (28, 28, 1), 10).init, jax.random.key(0))
+COMPUTED = [pytest.param(name, marks=[] if name in CHEAP else [pytest.mark.slow]) for name in MODELS]
+"""All models, for tests that compute them; a model that takes long to compile is left to the slow tests."""
+
+
+def smallest_shape(name, channels=3):
+    return (MIN_SIZES[name], MIN_SIZES[name], channels) if name in MIN_SIZES else (1,)
+
+
+def larger_shape(name):
+    return (MIN_SIZES.get(name, 1) + 3, MIN_SIZES.get(name, 1) + 10, 2)
+
+
+def compiled(function):
+    """`jax.jit` for models that run once, where compiling takes far longer than running."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def random_variables(model, seed=0, dtype=np.float32):
+    """Parameters and state drawn on the host, none of them trivially 0 or 1; the model's own takes long to compile."""
+    generator = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        kind = path[-1].key
+        if kind == "kernel":
+            values = generator.normal(scale=math.sqrt(2 / math.prod(leaf.shape[:-1])), size=leaf.shape)
+        elif kind in ("scale", "var"):
+            values = generator.uniform(0.5, 1.5, leaf.shape)
+        else:
+            assert kind in ("bias", "mean"), path
+            values = generator.normal(scale=0.2, size=leaf.shape)
+        return values.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(model.init, jax.random.key(0)))
+
+
+def random_images(shape, batch_size=4, seed=1):
+    return np.random.default_rng(seed).normal(size=(batch_size, *shape)).astype(np.float32)
+
+
+def equations(jaxpr):
+    """Every equation of a jaxpr and of the jaxprs inside it."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for parameter in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")):
+            if hasattr(parameter, "eqns"):
+                yield from equations(parameter)
+
+
+def assert_close(actual, expected, tolerance):
+    """Equal trees but for `tolerance` times the largest entry; some gradients are zero but for rounding."""
+    limit = tolerance * max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
+    chex.assert_trees_all_close(actual, expected, rtol=0, atol=limit)
+
+
+@pytest.mark.parametrize(
+    ("name", "input_shape", "options", "count"),
+    [
+        ("logistic", (28, 28, 1), {}, 7_850),
+        ("mlp", (28, 28, 1), {}, 1_796_010),
+        ("lenet5", (28, 28, 1), {}, 44_426),
+        ("vgg16", (32, 32, 3), {}, 14_728_266),
+        ("allcnnc", (32, 32, 3), {}, 1_372_254),
+        ("squeezenet", (32, 32, 3), {}, 734_986),
+        ("resnet", (32, 32, 3), {"depth": 18}, 11_173_962),
+        ("resnet", (32, 32, 3), {"depth": 34}, 21_282_122),
+        ("resnet", (32, 32, 3), {"depth": 50}, 23_520_842),
+        ("wide_resnet", (32, 32, 3), {"depth": 16, "width": 8}, 10_961_370),
+        ("wide_resnet", (32, 32, 3), {"depth": 28, "width": 10}, 36_479_194),
+        ("wide_resnet", (32, 32, 3), {"depth": 40, "width": 4}, 8_949_210),
+    ],
+)
+def test_parameter_counts_are_those_of_the_literature(name, input_shape, options, count):
+    params, model_state = jax.eval_shape(make_model(name, input_shape, 10, **options).init, jax.random.key(0))
     assert count_params(params) == count
-    assert count_params(model_state) == 0
+    scales = [leaf for path, leaf in jax.tree.leaves_with_path(params) if path[-1].key == "scale"]
+    assert count_params(model_state) == 2 * count_params(scales)  # a mean and a variance for every scale
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("num_outputs", [1, 7])
-def test_models_take_any_valid_input_and_any_number_of_outputs(name, num_outputs):
-    model = make_model(name, (17, 20, 3), num_outputs)
-    params, model_state = model.init(jax.random.key(0))
-    outputs, after = model.apply(params, model_state, jnp.ones((4, 17, 20, 3)), train=True, rng_key=None)
-    assert outputs.shape == (4, num_outputs)
-    assert after == model_state == {}
+@pytest.mark.parametrize(("shape_of", "num_outputs"), [(smallest_shape, 1), (larger_shape, 7)])
+def test_models_take_any_valid_input_and_any_number_of_outputs(name, shape_of, num_outputs):
+    model = make_model(name, shape_of(name), num_outputs)
+    params, model_state = jax.eval_shape(model.init, jax.random.key(0))
+    inputs = jax.ShapeDtypeStruct((4, *shape_of(name)), jnp.float32)
+    for train in (True, False):
+        rng_key = jax.random.key(1) if train and name == "allcnnc" else None  # the only one with dropout
+        apply = functools.partial(model.apply, train=train, rng_key=rng_key)
+        outputs, after = jax.eval_shape(apply, params, model_state, inputs)
+        assert (outputs.shape, outputs.dtype) == ((4, num_outputs), jnp.float32)
+        chex.assert_trees_all_equal_structs(after, model_state)
+        chex.assert_trees_all_equal_shapes_and_dtypes(after, model_state)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_examples_do_not_see_each_other(name):
-    model = make_model(name, (16, 16, 1), 3)
-    params, model_state = model.init(jax.random.key(0))
-    inputs = jax.random.normal(jax.random.key(1), (5, 16, 16, 1))
-    together, _ = model.apply(params, model_state, inputs, train=False, rng_key=None)
-    alone = [model.apply(params, model_state, inputs[i : i + 1], train=False, rng_key=None)[0] for i in range(5)]
-    np.testing.assert_allclose(together, jnp.concatenate(alone), rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("name", COMPUTED)
+def test_examples_do_not_see_each_other_in_eval_mode(name):
+    model = make_model(name, smallest_shape(name), 3, **CHEAP.get(name, {}))
+    inputs = random_images(smallest_shape(name))
+    outputs = compiled(functools.partial(model.apply, train=False, rng_key=None))
+    together, _ = outputs(*random_variables(model), inputs)
+    others_differ, _ = outputs(*random_variables(model), np.concatenate([inputs[:1], 5 * inputs[1:]]))
+    np.testing.assert_allclose(together[:1], others_differ[:1], rtol=1e-5)
+    assert not np.allclose(together[1:], others_differ[1:], rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_every_layer_learns_and_every_statistic_moves(name):
+    shape = larger_shape(name)
+    model = make_model(name, shape, 3, **CHEAP.get(name, {}))
+    params, model_state = random_variables(model)
+    inputs, targets = random_images(shape, batch_size=8), np.arange(8) % 3
+
+    def objective(params):
+        outputs, after = model.apply(params, model_state, inputs, train=True, rng_key=jax.random.key(1))
+        return softmax_cross_entropy(targets, outputs), after
+
+    gradient, after = compiled(jax.grad(objective, has_aux=True))(params)
+    chex.assert_tree_all_finite((gradient, after))
+    for path, leaf in jax.tree.leaves_with_path(gradient):
+        if path[-1].key != "bias":  # batch norm takes a convolution's bias out again
+            assert np.abs(leaf).max() > 1e-6, path
+    for (path, before), moved in zip(jax.tree.leaves_with_path(model_state), jax.tree.leaves(after), strict=True):
+        assert (np.abs(moved - before) > 0).all(), path
 
 
 def test_the_mlp_is_its_formula():
@@ -55,6 +166,36 @@ def test_equal_keys_give_equal_models():
     assert not jnp.array_equal(first, other)
 
 
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_kernels_start_with_the_variance_of_he_or_glorot_and_the_rest_at_nothing(name, every):
+    """He, 2 / fan_in, before ReLU; Glorot, 2 / (fan_in + fan_out), before tanh and at the output."""
+    num_outputs = 300  # so many that the two differ at the output too
+    model = make_model(name, (32, 32, 3), num_outputs, **({"depth": 10, "width": 1} if name == "wide_resnet" else {}))
+    variables = jax.tree.leaves_with_path(jax.eval_shape(model.init, jax.random.key(0)))
+    shapes = {jax.tree_util.keystr(path): leaf.shape for path, leaf in variables}
+    largest = max(shapes, key=lambda name: math.prod(shapes[name]))
+
+    def measure(rng_key):
+        values = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(model.init(rng_key))}
+        return {
+            path: (leaf.var(), leaf.min(), leaf.max())
+            for path, leaf in values.items()
+            if every or "kernel" not in path or "output" in path or path == largest
+        }
+
+    for path, (variance, least, most) in compiled(measure)(jax.random.key(0)).items():
+        if "kernel" in path:
+            size, fan_in = math.prod(shapes[path]), math.prod(shapes[path][:-1])
+            fan_out = size // shapes[path][-2]
+            is_glorot = name == "lenet5" or "output" in path
+            expected = 2 / (fan_in + fan_out) if is_glorot else 2 / fan_in
+            standard_error = math.sqrt(0.8 / size)  # of the sample variance of uniform numbers, relative
+            np.testing.assert_allclose(variance, expected, rtol=4 * standard_error, err_msg=path)
+        else:
+            assert least == most == (1 if "scale" in path or "var" in path else 0), path
+
+
 def test_the_adapter_works_inside_nested_transformations():
     model = make_test_model("batch_norm")
     params, model_state = model.init(jax.random.key(0))
@@ -67,7 +208,7 @@ def test_the_adapter_works_inside_nested_transformations():
     def nested(params):
         return jax.vmap(lambda inputs: jax.jvp(jax.grad(total), (params, inputs), (params, inputs))[1])(inputs)
 
-    chex.assert_tree_all_finite(jax.jit(nested)(params))
+    chex.assert_tree_all_finite(compiled(nested)(params))
 
 
 def test_batch_norm_uses_the_batch_in_train_mode_and_the_running_statistics_otherwise():
@@ -98,15 +239,180 @@ def test_dropout_is_drawn_from_the_key_and_off_in_eval_mode():
         outputs(True, None)
 
 
+def test_a_model_of_the_zoo_with_dropout_needs_a_key_in_train_mode():
+    model = make_model("allcnnc", (9, 9, 3), 3)
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    inputs = jax.ShapeDtypeStruct((2, 9, 9, 3), jnp.float32)
+    with pytest.raises(ValueError, match="give it an rng_key"):
+        jax.eval_shape(functools.partial(model.apply, train=True, rng_key=None), *variables, inputs)
+
+
+def test_apply_leaves_the_state_it_is_given_as_it_is():
+    """A state of numpy arrays, read from a file say, could be written to."""
+    model = make_test_model("batch_norm")
+    params, model_state = model.init(jax.random.key(0))
+    given = jax.tree.map(np.array, model_state)
+    _, after = model.apply(params, given, jnp.ones((4, 5)), train=True, rng_key=None)
+    chex.assert_trees_all_equal(given, model_state)
+    assert not np.array_equal(after["norm"]["mean"], given["norm"]["mean"])
+
+
+# Remat
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if "remat" in model_options(name)])
+def test_remat_puts_every_block_under_remat_and_keeps_little_for_the_backward_pass(name):
+    """Of the program before XLA; on a CPU XLA's own order of work keeps as much memory in use with remat as without."""
+    options = {"depth": 10, "width": 1} if name == "wide_resnet" else {}
+    inputs = jax.ShapeDtypeStruct((8, *smallest_shape(name)), jnp.float32)
+    kept = {}
+    for remat in (False, True):
+        model = make_model(name, smallest_shape(name), 3, remat=remat, **options)
+        params, model_state = jax.eval_shape(model.init, jax.random.key(0))
+
+        def outputs(params, model_state, inputs, model=model):
+            return model.apply(params, model_state, inputs, train=True, rng_key=jax.random.key(1))[0]
+
+        def pullback(params, *others, outputs=outputs):
+            return jax.vjp(lambda params: outputs(params, *others), params)[1]  # a pytree of all it will need
+
+        kept[remat] = count_params(jax.eval_shape(pullback, params, model_state, inputs)) - count_params(params)
+    jaxpr = jax.make_jaxpr(outputs)(params, model_state, inputs)
+    assert sum(equation.primitive.name == "remat2" for equation in equations(jaxpr.jaxpr)) == WITH_BLOCKS[name]
+    assert kept[True] < kept[False] / 2
+
+
+def test_remat_adds_work_to_the_compiled_gradient():
+    """That is, XLA does not merge the second computation of a block with the first."""
+    work = {}
+    for remat in (False, True):
+        model = make_model("wide_resnet", (8, 8, 3), 3, depth=10, width=1, remat=remat)
+        variables = jax.eval_shape(model.init, jax.random.key(0))
+
+        def total(params, model_state, inputs, model=model):
+            return model.apply(params, model_state, inputs, train=True, rng_key=None)[0].sum()
+
+        inputs = jax.ShapeDtypeStruct((8, 8, 8, 3), jnp.float32)
+        work[remat] = compiled(jax.grad(total)).lower(*variables, inputs).compile().cost_analysis()["flops"]
+    assert 1.05 * work[False] < work[True] < 1.5 * work[False]
+
+
+def test_remat_changes_no_output_state_or_gradient_and_draws_the_same_dropout():
+    results = []
+    for remat in (False, True):
+        model = make_model("allcnnc", smallest_shape("allcnnc"), 3, remat=remat)
+        params, model_state = random_variables(model)
+        inputs = random_images(smallest_shape("allcnnc"))
+
+        def objective(params, rng_key, model=model, model_state=model_state, inputs=inputs):
+            outputs, after = model.apply(params, model_state, inputs, train=True, rng_key=rng_key)
+            return softmax_cross_entropy(np.arange(4) % 3, outputs), (outputs, after)
+
+        measure = compiled(jax.value_and_grad(objective, has_aux=True))
+        results.append(measure(params, jax.random.key(1)))
+        other_key = measure(params, jax.random.key(2))
+        assert not np.allclose(results[-1][0][1][0], other_key[0][1][0], rtol=1e-2)
+    for part, expected in zip(results[1], results[0], strict=True):
+        assert_close(part, expected, 1e-5)
+
+
+@functools.cache
+def bilevel_step(estimator, remat=False, compute_dtype="float32"):
+    """(theta, phi, metrics, hypergradient) after a step of a small wide residual network and its loss."""
+    model = make_model("wide_resnet", (8, 8, 3), 3, depth=10, width=1, remat=remat, compute_dtype=compute_dtype)
+    loss, inner, outer = adalfl_jax.LossNetwork(hidden_sizes=(8, 8)), optax.sgd(0.1, 0.9, nesterov=True), optax.sgd(1.0)
+    step = adalfl_jax.make_bilevel_step(
+        model.apply, loss.apply, softmax_cross_entropy, inner, outer, hypergradient=estimator
+    )
+    theta = adalfl_jax.Theta.create(*random_variables(model), inner)
+    phi = adalfl_jax.Phi.create(loss.init(jax.random.key(0)), outer)
+    targets = np.arange(32) % 3
+    batch = adalfl_jax.BilevelBatch(*((random_images((8, 8, 3), 32, seed), targets) for seed in (1, 2)))
+    theta, after, metrics = compiled(step)(theta, phi, batch)
+    return theta, after, metrics, optax.tree.sub(phi.params, after.params)
+
+
+@pytest.mark.parametrize("estimator", ["forward", "unrolled"])
+def test_remat_changes_no_bilevel_step(estimator):
+    for part, expected in zip(bilevel_step(estimator, remat=True), bilevel_step(estimator), strict=True):
+        assert_close(part, expected, 1e-5)
+
+
+# Computing in bfloat16
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_bfloat16_reaches_every_layer(name):
+    """Batch norm must not promote what follows it to the float32 of its statistics."""
+    model = make_model(name, smallest_shape(name), 3, compute_dtype="bfloat16")
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    num_kernels = sum(path[-1].key == "kernel" for path, _ in jax.tree.leaves_with_path(variables))
+    for train in (True, False):
+        apply = functools.partial(model.apply, train=train, rng_key=jax.random.key(1))
+        jaxpr = jax.make_jaxpr(apply)(*variables, jax.ShapeDtypeStruct((2, *smallest_shape(name)), jnp.float32))
+        products = [
+            equation
+            for equation in equations(jaxpr.jaxpr)
+            if equation.primitive.name in ("conv_general_dilated", "dot_general")
+        ]
+        assert len(products) == num_kernels
+        assert {variable.aval.dtype.name for equation in products for variable in equation.invars} == {"bfloat16"}
+
+
+def test_bfloat16_leaves_parameters_statistics_losses_and_gradients_in_float32():
+    for leaf in jax.tree.leaves(bilevel_step("forward", compute_dtype="bfloat16")):
+        assert leaf.dtype == jnp.float32
+
+
+def test_bfloat16_outputs_are_near_those_of_float32():
+    outputs, states = {}, {}
+    for compute_dtype in ("bfloat16", "float32"):
+        model = make_model("wide_resnet", (8, 8, 3), 3, depth=10, width=1, compute_dtype=compute_dtype)
+        apply = compiled(functools.partial(model.apply, train=True, rng_key=None))
+        outputs[compute_dtype], states[compute_dtype] = apply(
+            *random_variables(model), random_images((8, 8, 3), batch_size=32)
+        )
+        assert outputs[compute_dtype].dtype == jnp.float32
+    assert not np.array_equal(outputs["bfloat16"], outputs["float32"])
+    assert_close(outputs["bfloat16"], outputs["float32"], 3e-2)
+    assert_close(states["bfloat16"], states["float32"], 3e-2)
+
+
+def test_the_meta_gradient_in_bfloat16_points_where_that_in_float32_does():
+    steps = bilevel_step("forward", compute_dtype="bfloat16"), bilevel_step("forward")
+    half, full = (ravel_pytree(hypergradient)[0] for *_, hypergradient in steps)
+    assert half @ full > 0.99 * jnp.linalg.norm(half) * jnp.linalg.norm(full)
+    assert not np.array_equal(half, full)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("name", MIN_SIZES)
+def test_images_are_taken_from_a_smallest_size_on_and_nothing_else(name):
+    size = MIN_SIZES[name]
+    make_model(name, (size, size, 3), 10)
+    for shape in ((size - 1, size, 3), (size, size - 1, 3), (size, size), (size * size * 3,), (1, size, size, 3)):
+        message = f"{name} takes images [H, W, channels] of at least {size}x{size}; got {shape}"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            make_model(name, shape, 10)
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (("mpl", (4,), 2), {}, r"unknown model 'mpl'; did you mean 'mlp'.*lenet5, logistic, mlp"),
-        (("lenet5", (8, 8, 1), 10), {}, r"at least 16x16; got \(8, 8, 1\)"),
-        (("lenet5", (64,), 10), {}, r"\[H, W, channels\].*got \(64,\)"),
+        (("mpl", (4,), 2), {}, r"unknown model 'mpl'; did you mean 'mlp'.*allcnnc, lenet5, logistic, mlp.*wide_resnet"),
         (("mlp", (4,), 2), {"hidden_sizes": (3, 0)}, r"at least 1 unit each; got \(3, 0\)"),
         (("mlp", (4,), 2), {"width": 3}, r"'mlp' has no option 'width'; it has hidden_sizes"),
         (("logistic", (4,), 2), {"hidden_sizes": (3,)}, r"'logistic' has no option 'hidden_sizes'; it has none"),
+        (("lenet5", (16, 16, 1), 2), {"remat": True}, r"'lenet5' has no option 'remat'; it has none"),
+        (("vgg16", (32, 32, 3), 2), {"depth": 19}, r"'vgg16' has no option 'depth'; it has remat"),
+        (("resnet", (8, 8, 3), 2), {"width": 2}, r"'resnet' has no option 'width'; it has depth, remat"),
+        (("resnet", (8, 8, 3), 2), {"depth": 19}, r"resnet has a depth of 18, 34, 50; got 19"),
+        (("wide_resnet", (8, 8, 3), 2), {"depth": 17}, r"depth of 6n \+ 4 .*10, 16, 22.*got depth 17, width 8"),
+        (("wide_resnet", (8, 8, 3), 2), {"depth": 4}, r"with n of at least 1 .*got depth 4, width 8"),
+        (("wide_resnet", (8, 8, 3), 2), {"width": 0}, r"a width of at least 1; got depth 16, width 0"),
+        (("mlp", (4,), 2), {"compute_dtype": "float15"}, r"unknown compute_dtype 'float15'.*bfloat16, float32"),
     ],
 )
 def test_what_a_model_cannot_be_is_refused(arguments, options, message):
