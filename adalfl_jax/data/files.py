@@ -45,7 +45,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             f"{path} is no .npz file, or one that is cut short; write it with np.savez(path, inputs=..., targets=...)"
         )
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             # an array whose header is damaged may end before its checksum is compared, so all are compared first
             if (damaged := file.zip.testzip()) is not None:
                 raise ValueError(f"the checksum of {damaged} is not that of its contents")

@@ -1,15 +1,16 @@
 import copy
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adalfl_jax.data import DATASETS
+from adalfl_jax.data import STREAMING
 from adalfl_jax.hypergradient import ESTIMATORS
 from adalfl_jax.learned_losses.activations import ACTIVATIONS
 from adalfl_jax.learned_losses.network import PREDICTIONS, REDUCTIONS
-from adalfl_jax.models import MODELS
+from adalfl_jax.models import COMPUTE_DTYPES, MODELS
 from adalfl_jax.task_losses import METRICS, TASK_LOSSES
 from adalfl_jax.training import ConfigError, TrainConfig
 from adalfl_jax.training.config import (
@@ -127,13 +128,24 @@ def test_wrong_type_is_refused(path, value):
         ("batch_size", 0),
         ("num_steps", 0),
         ("eval_every", 0),
+        ("dataset.name", ""),
+        ("dataset.image_size", -1),
+        ("dataset.valid_fraction", 0.0),
+        ("dataset.valid_fraction", 1.0),
+        ("augmentation.padding", -1),
         ("model.hidden_sizes", (8, 0)),
+        ("model.remat", True),  # the default is an MLP, which has no blocks
         ("inner.learning_rate", 0.0),
         ("inner.momentum", -0.1),
         ("inner.momentum", 1.0),
         ("inner.nesterov", True),  # the default has no momentum
         ("inner.weight_decay", -1e-4),
         ("inner.clip_norm", -1.0),
+        ("inner.milestones", (0, 5)),
+        ("inner.milestones", (5, 5)),
+        ("inner.milestones", (9, 5)),
+        ("inner.milestone_factor", 0.0),
+        ("inner.milestone_factor", 1.5),
         ("outer.learning_rate", 0.0),
         ("offline.num_steps", -1),
         ("offline.num_inner_steps", 0),
@@ -172,8 +184,9 @@ def test_seeds_beyond_what_a_key_can_hold_are_refused():
     ("path", "known"),
     [
         ("method", METHODS),
-        ("dataset", DATASETS),
+        ("dataset.streaming", STREAMING),
         ("model.name", MODELS),
+        ("model.compute_dtype", COMPUTE_DTYPES),
         ("task_loss", TASK_LOSSES),
         ("metric", METRICS),
         ("inner.schedule", SCHEDULES),
@@ -236,6 +249,31 @@ def test_loss_or_metric_of_the_other_kind_of_targets_is_refused(overrides):
         make_setup(tiny_config(overrides))
 
 
+@pytest.mark.parametrize("overrides", [{"augmentation.padding": 2}, {"augmentation.flip": True}])
+def test_augmentation_is_for_images(overrides):
+    with pytest.raises(ConfigError, match=r"config\.augmentation is for images .*'diabetes' has inputs of \(10,\)"):
+        make_setup(tiny_config(DIABETES | overrides))
+
+
+def test_digits_are_not_mirrored():
+    with pytest.raises(ConfigError, match=r"config\.augmentation\.flip must be False for dataset 'digits'"):
+        make_setup(tiny_config({"augmentation.flip": True}))
+    make_setup(tiny_config({"augmentation.padding": 1}))
+
+
+def test_options_of_other_models_are_left_out():
+    config = tiny_config({"model.name": "wide_resnet", "model.depth": 10, "model.width": 3, "model.remat": True})
+    params, _ = jax.eval_shape(config.model.make((8, 8, 1), 10).init, jax.random.key(0))
+    assert params["output"]["kernel"].shape == (3 * 64, 10)
+    with pytest.raises(ValueError, match=r"depth of 6n \+ 4"):
+        tiny_config({"model.name": "wide_resnet"}).model.make((8, 8, 1), 10)
+
+
+def test_milestones_are_asked_for_where_the_schedule_needs_them():
+    with pytest.raises(ConfigError, match=r"inner\.milestones must be one step or more for \"milestones\"; got \(\)"):
+        tiny_config({"inner.schedule": "milestones"})
+
+
 def test_model_the_images_are_too_small_for_is_refused():
     with pytest.raises(ConfigError, match=r"at least 16x16; got \(8, 8, 1\)"):
         make_setup(tiny_config({"model.name": "lenet5"}))
@@ -284,9 +322,11 @@ def test_nesterov_looks_ahead():
         ("constant", [1, 1, 1, 1, 1]),
         ("linear", [1, 0.75, 0.5, 0.25, 0]),
         ("cosine", [(1 + np.cos(np.pi * k / 4)) / 2 for k in range(5)]),
+        ("milestones", [1, 0.5, 0.5, 0.25, 0.25]),
     ],
 )
-def test_schedule_scales_the_rate_down_to_zero_over_num_steps(schedule, fractions):
-    path = inner_updates({"inner.schedule": schedule}, [[1.0, 0.0]] * 5)
+def test_schedule_scales_the_rate_over_num_steps(schedule, fractions):
+    milestones = {"inner.milestones": (1, 3), "inner.milestone_factor": 0.5}  # a factor takes hold at its step
+    path = inner_updates({"inner.schedule": schedule} | milestones, [[1.0, 0.0]] * 5)
     steps = -np.diff([3.0, *(params[0] for params in path)])
     np.testing.assert_allclose(steps, 0.5 * np.array(fractions), atol=1e-6)

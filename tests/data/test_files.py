@@ -1,0 +1,203 @@
+"""A user's own .npz: read as it is, or refused by name; nothing in it runs."""
+
+import os
+import pathlib
+
+import numpy as np
+import pytest
+
+from adalfl_jax import data
+from adalfl_jax.data import DatasetError, files
+from adalfl_jax.data.files import load_npz
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (60, 6, 5, 3), np.uint8)
+TABLE = RNG.normal(size=(60, 4))
+LABELS = np.arange(60) % 3
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "mine.npz"
+
+
+def save(path, **arrays):
+    np.savez(path, **({"inputs": TABLE, "targets": LABELS} | arrays))
+
+
+def message(path):
+    with pytest.raises(DatasetError) as caught:
+        data.load(str(path))
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+def test_arrays_are_those_that_were_written(write, file):
+    write(file, inputs=IMAGES, targets=LABELS)
+    examples = load_npz(file)
+    np.testing.assert_array_equal(examples.inputs, IMAGES)
+    np.testing.assert_array_equal(examples.targets, LABELS)
+    assert (examples.num_classes, examples.test) == (3, None)
+
+
+def test_bytes_are_images_and_grey_ones_get_a_channel(file):
+    for inputs, shape in ((IMAGES, (6, 5, 3)), (IMAGES[..., 0], (6, 5, 1))):
+        save(file, inputs=inputs)
+        dataset = data.load(str(file))
+        assert dataset.train.inputs.dtype == np.uint8
+        assert dataset.input_shape == shape
+
+
+def test_a_table_of_bytes_is_a_table(file):
+    save(file, inputs=IMAGES.reshape(60, -1))
+    dataset = data.load(str(file))
+    assert (dataset.train.inputs.dtype, dataset.input_shape) == (np.float32, (90,))
+
+
+@pytest.mark.parametrize(("targets", "num_outputs"), [(TABLE[:, 0], 1), (TABLE[:, :2], 2)])
+def test_targets_of_numbers_are_a_regression(targets, num_outputs, file):
+    save(file, targets=targets)
+    dataset = data.load(str(file))
+    assert (dataset.is_classification, dataset.num_outputs) == (False, num_outputs)
+
+
+def test_num_classes_may_exceed_the_largest_label(file):
+    save(file, num_classes=7)
+    assert data.load(str(file)).num_outputs == 7
+
+
+def test_whole_numbers_of_another_type_are_labels_where_the_number_of_classes_is_given(file):
+    save(file, targets=LABELS.astype(np.float64), num_classes=3)
+    dataset = data.load(str(file))
+    assert dataset.is_classification
+    assert sorted(np.unique(dataset.train.targets)) == [0, 1, 2]
+
+
+def test_a_test_split_of_ones_own_is_kept_whole_and_in_order(file):
+    test = IMAGES[::-1][:20]
+    save(file, inputs=IMAGES, test_inputs=test, test_targets=LABELS[:20])
+    dataset = data.load(str(file))
+    np.testing.assert_array_equal(dataset.test.inputs, test)
+    np.testing.assert_array_equal(dataset.test.targets, LABELS[:20])
+    assert [len(split.inputs) for split in (dataset.train, dataset.valid)] == [54, 6]
+
+
+def test_a_file_of_the_home_folder_is_found(tmp_path, monkeypatch):
+    save(tmp_path / "mine.npz")
+    monkeypatch.setattr(pathlib.Path, "home", lambda: tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert data.load("~/mine.npz").input_shape == (4,)
+
+
+class Pickled:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("name", ["inputs", "targets", "other"])
+def test_objects_are_refused_and_never_unpickled(name, file, tmp_path):
+    save(file, **{name: np.array([Pickled(tmp_path / "made")] * 60, object)})
+    assert "holds arrays of Python objects, which are not read since unpickling runs code" in message(file)
+    assert not (tmp_path / "made").exists()
+    with np.load(file, allow_pickle=True) as arrays:
+        _ = arrays[name]  # the file would have run it
+    assert (tmp_path / "made").exists()
+
+
+def test_a_pickle_with_the_name_of_an_npz_is_refused(file, tmp_path):
+    np.save(file.with_suffix(".npy"), np.array([Pickled(tmp_path / "made")], object))
+    file.with_suffix(".npy").rename(file)
+    assert "is no .npz file, or one that is cut short" in message(file)
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "held"),
+    [
+        ({"x": TABLE, "y": LABELS}, "it holds x, y"),
+        ({"inputs": TABLE}, "it holds inputs"),
+        ({"inputs": TABLE, "targets": LABELS, "weights": LABELS}, "it holds inputs, targets, weights"),
+        ({"inputs": TABLE, "targets": LABELS, "test_inputs": TABLE}, "it holds inputs, targets, test_inputs"),
+        ({}, "it holds none"),
+    ],
+)
+def test_arrays_that_are_missing_or_too_many_are_named(arrays, held, file):
+    np.savez(file, **arrays)
+    text = message(file)
+    assert "must hold the arrays inputs and targets, and may hold num_classes, test_inputs, test_targets" in text
+    assert held in text
+
+
+@pytest.mark.parametrize("value", [0, -3, 2.5, np.array([3, 4]), "three"])
+def test_a_number_of_classes_that_is_none_is_refused(value, file):
+    save(file, num_classes=value)
+    assert "num_classes must be one whole number of at least 1; got" in message(file)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "text"),
+    [
+        ({"targets": LABELS - 1}, "labels must be [N] integers from 0 to 1; got shape (60,) with values from -1 to 1"),
+        ({"num_classes": 2}, "labels must be [N] integers from 0 to 1; got shape (60,) with values from 0 to 2"),
+        ({"targets": LABELS[:50]}, "60 inputs but 50 targets"),
+        ({"targets": LABELS + 0.5, "num_classes": 4}, "labels must be whole numbers; got float64 values"),
+        ({"targets": LABELS.astype(str)}, "targets must be numbers; got <U21 values"),
+        ({"inputs": TABLE.astype(complex)}, "inputs must be numbers; got complex128 values"),
+        ({"inputs": np.float64(3)}, "inputs must be arrays [N, ...]; got the single number 3.0"),
+        ({"inputs": TABLE[:0], "targets": LABELS[:0]}, "got shape (0,) with no values"),
+        ({"test_inputs": TABLE[:, :3], "test_targets": LABELS}, "test examples inputs (3,)"),
+        ({"test_inputs": TABLE, "test_targets": LABELS + 1}, "labels must be [N] integers from 0 to 2"),
+        ({"inputs": np.where(TABLE > 2, np.nan, TABLE)}, "inputs are not finite in"),
+        ({"targets": np.full(60, np.inf)}, "targets are not finite in 60 of 60 examples, the first of them number 0"),
+        ({"targets": np.arange(60)}, "no split of 0.2 can be cut off 60 examples"),
+    ],
+)
+def test_arrays_that_do_not_fit_together_are_refused(arrays, text, file):
+    save(file, **arrays)
+    assert text in message(file)
+
+
+def test_a_file_that_is_not_there_is_named(file):
+    assert message(file) == f"there is no file {file}"
+
+
+def test_a_folder_is_no_file(file):
+    file.mkdir()
+    assert message(file) == f"there is no file {file}"
+
+
+@pytest.mark.parametrize("content", [b"", b"text", bytes(500)])
+def test_a_file_of_another_kind_is_refused(content, file):
+    file.write_bytes(content)
+    assert "is no .npz file, or one that is cut short; write it with np.savez" in message(file)
+
+
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+def test_any_flipped_byte_is_noticed_or_harmless(write, file):
+    write(file, inputs=TABLE[:12], targets=LABELS[:12])
+    content, whole = file.read_bytes(), files._read(file)
+    refused = 0
+    for position in range(0, len(content), 5):
+        file.write_bytes(content[:position] + bytes([content[position] ^ 0xFF]) + content[position + 1 :])
+        try:
+            found = files._read(file)
+        except DatasetError:
+            refused += 1
+        else:
+            for name, array in whole.items():
+                np.testing.assert_array_equal(found[name], array)
+    assert refused > len(content) / 10
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+def test_a_file_that_is_cut_short_is_refused(share, file):
+    save(file)
+    content = file.read_bytes()
+    file.write_bytes(content[: int(share * len(content))])
+    assert "cut short" in message(file)
