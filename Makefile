@@ -29,7 +29,7 @@ test: setup  ## Lint, and run all tests but the slow ones.
 	$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest
 
-test-slow: setup  ## Run the slow tests; installs PyTorch (CPU), which the models are compared with.
+test-slow: setup  ## Run the slow tests; installs PyTorch, which the models are compared with.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,parity]"
 	$(BIN)/python -m pytest -m slow
 

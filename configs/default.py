@@ -53,6 +53,9 @@ def get_config() -> ConfigDict:
     config.model.depth = 18
     # How many times as many channels as usual a "wide_resnet" has; other models ignore it.
     config.model.width = 1
+    # "he_glorot", the literature's (He before ReLU, Glorot before tanh and at the output), or "pytorch", whose default
+    # is uniform in +-1/sqrt(fan_in), a sixth of He's variance.
+    config.model.initialization = "he_glorot"
     # What the model computes in: "float32" or "bfloat16"; parameters, statistics and losses are float32 in both.
     config.model.compute_dtype = "float32"
     # Whether the backward pass computes each block anew to save memory; for the models that have blocks.

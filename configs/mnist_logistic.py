@@ -12,7 +12,9 @@ def get_config():
     config = default.get_config()
     config.dataset.name = "mnist"
     config.model.name = "logistic"
+    config.model.initialization = "pytorch"  # the default of the authors' stack
     config.batch_size = 128
     config.num_steps = 10_000
     config.eval_every = 500
+    config.outer.learning_rate = 1e-5  # the paper's
     return config

@@ -16,6 +16,7 @@ from adalfl_jax.models.classic import LogisticRegression as LogisticRegression
 from adalfl_jax.models.functional import COMPUTE_DTYPES as COMPUTE_DTYPES
 from adalfl_jax.models.functional import Model as Model
 from adalfl_jax.models.functional import functionalize as functionalize
+from adalfl_jax.models.initializers import redraw_as_pytorch as redraw_as_pytorch
 from adalfl_jax.models.resnet import ResNet as ResNet
 from adalfl_jax.models.squeezenet import SqueezeNet as SqueezeNet
 from adalfl_jax.models.vgg import VGG16 as VGG16
@@ -35,8 +36,17 @@ MODELS: dict[str, type] = {
 }  # name -> a module made by (input_shape, num_outputs, *, rngs, **options)
 
 
+INITIALIZATIONS = ("he_glorot", "pytorch")
+
+
 def make_model(
-    name: str, input_shape: Sequence[int], num_outputs: int, *, compute_dtype: str = "float32", **options: Any
+    name: str,
+    input_shape: Sequence[int],
+    num_outputs: int,
+    *,
+    compute_dtype: str = "float32",
+    initialization: str = "he_glorot",
+    **options: Any,
 ) -> Model:
     """Makes a base model of the zoo.
 
@@ -45,20 +55,32 @@ def make_model(
       input_shape: of one example, for example `(28, 28, 1)`.
       num_outputs: C.
       compute_dtype: as in `functionalize`.
+      initialization: "he_glorot", the literature's, or "pytorch", the default of the authors' stack
+        (`redraw_as_pytorch`).
       **options: those of the model's class, as `model_options` lists them: `hidden_sizes` of "mlp", `depth` of
         "resnet", `remat` of every model that has blocks.
 
     Raises:
-      ValueError: an unknown model or option, or inputs the model cannot take.
+      ValueError: an unknown model, initialization or option, or inputs the model cannot take.
     """
     module = lookup("model", MODELS, name)
+    lookup("initialization", dict.fromkeys(INITIALIZATIONS), initialization)
     known = model_options(name)
     for option in options:
         if option not in known:
             raise ValueError(f"model {name!r} has no option {option!r}; it has {', '.join(known) or 'none'}")
-    return functionalize(
+    model = functionalize(
         lambda rngs: module(input_shape, num_outputs, rngs=rngs, **options), compute_dtype=compute_dtype
     )
+    if initialization == "he_glorot":
+        return model
+
+    def init(rng_key: jax.Array, /) -> tuple[PyTree, PyTree]:
+        own_key, params_key = jax.random.split(rng_key)
+        params, model_state = model.init(own_key)
+        return redraw_as_pytorch(params_key, params), model_state
+
+    return model._replace(init=init)
 
 
 def model_options(name: str) -> list[str]:

@@ -1,6 +1,5 @@
-"""What the convolutional models share: initialisers, convolution with batch norm, a stack of blocks.
+"""What the convolutional models share: convolution with batch norm, a stack of blocks.
 
-Initialisation is the literature's: He et al. (2015) before ReLU, Glorot & Bengio (2010) before tanh and at the output.
 Batch norm has a momentum of 0.9 and an epsilon of 1e-5. Its running variance averages the batches' biased variances;
 PyTorch's averages the unbiased ones, n / (n - 1) times as large for n values a channel.
 """
@@ -12,8 +11,7 @@ from collections.abc import Iterable, Sequence
 import jax
 from flax import nnx
 
-he = nnx.initializers.he_uniform()
-glorot = nnx.initializers.glorot_uniform()
+from adalfl_jax.models.initializers import he
 
 
 def conv(

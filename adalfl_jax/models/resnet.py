@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import jax
 from flax import nnx
 
-from adalfl_jax.models.layers import ConvNormRelu, Stack, batch_norm, conv, global_average, glorot, require_images
+from adalfl_jax.models.initializers import glorot
+from adalfl_jax.models.layers import ConvNormRelu, Stack, batch_norm, conv, global_average, require_images
 
 WIDTHS = (64, 128, 256, 512)
 
@@ -33,7 +34,10 @@ class Basic(nnx.Module):
 
 
 class Bottleneck(nnx.Module):
-    """1x1 down to `width`, 3x3, 1x1 up to four times `width`, and a shortcut."""
+    """1x1 down to `width`, 3x3, 1x1 up to four times `width`, and a shortcut.
+
+    The stride is that of the 3x3, so that no value is skipped, and not of the first 1x1 as in He et al. (2016).
+    """
 
     expansion = 4
 

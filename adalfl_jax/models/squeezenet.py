@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from adalfl_jax.models.layers import ConvNormRelu, MaxPool, Stack, global_average, glorot, require_images
+from adalfl_jax.models.initializers import glorot
+from adalfl_jax.models.layers import ConvNormRelu, MaxPool, Stack, global_average, require_images
 
 
 class Fire(nnx.Module):
@@ -32,7 +33,7 @@ class Fire(nnx.Module):
 
 
 class SqueezeNet(nnx.Module):
-    """SqueezeNet (Iandola et al., 2016) with bypasses and batch norm after every convolution but the last.
+    """SqueezeNet (Iandola et al., 2016) with bypasses around three fires and batch norm after all convolutions but one.
 
     734,986 parameters on 32x32x3 and 10 classes.
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import jax
 from flax import nnx
 
-from adalfl_jax.models.layers import ConvNormRelu, MaxPool, Stack, global_average, glorot, require_images
+from adalfl_jax.models.initializers import glorot
+from adalfl_jax.models.layers import ConvNormRelu, MaxPool, Stack, global_average, require_images
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import jax
 from flax import nnx
 
-from adalfl_jax.models.layers import Stack, batch_norm, conv, global_average, glorot, require_images
+from adalfl_jax.models.initializers import glorot
+from adalfl_jax.models.layers import Stack, batch_norm, conv, global_average, require_images
 
 
 class PreActivation(nnx.Module):

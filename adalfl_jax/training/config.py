@@ -14,7 +14,7 @@ from typing import Any
 from adalfl_jax.data import STREAMING
 from adalfl_jax.hypergradient import ESTIMATORS
 from adalfl_jax.learned_losses import LossNetwork, ScaledTaskLoss
-from adalfl_jax.models import COMPUTE_DTYPES, MODELS, Model, make_model, model_options
+from adalfl_jax.models import COMPUTE_DTYPES, INITIALIZATIONS, MODELS, Model, make_model, model_options
 from adalfl_jax.registry import lookup, suggestion
 from adalfl_jax.task_losses import METRICS, TASK_LOSSES
 from adalfl_jax.types import LearnedLoss
@@ -42,6 +42,7 @@ class ModelConfig:
     hidden_sizes: tuple[int, ...]
     depth: int
     width: int
+    initialization: str
     compute_dtype: str
     remat: bool
 
@@ -50,6 +51,7 @@ class ModelConfig:
         _require(
             "model.hidden_sizes", self.hidden_sizes, all(s > 0 for s in self.hidden_sizes), "sizes of 1 unit or more"
         )
+        lookup("initialization", dict.fromkeys(INITIALIZATIONS), self.initialization)
         lookup("compute_dtype", dict.fromkeys(COMPUTE_DTYPES), self.compute_dtype)
         has_blocks = "remat" in model_options(self.name)
         _require("model.remat", self.remat, has_blocks or not self.remat, f"False: {self.name!r} has no blocks")
@@ -57,7 +59,8 @@ class ModelConfig:
     def make(self, input_shape: tuple[int, ...], num_outputs: int) -> Model:
         """The model these settings describe; those of other models are left out."""
         options = {option: getattr(self, option) for option in model_options(self.name) if hasattr(self, option)}
-        return make_model(self.name, input_shape, num_outputs, compute_dtype=self.compute_dtype, **options)
+        settings = {"compute_dtype": self.compute_dtype, "initialization": self.initialization}
+        return make_model(self.name, input_shape, num_outputs, **settings, **options)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -196,6 +196,34 @@ def test_kernels_start_with_the_variance_of_he_or_glorot_and_the_rest_at_nothing
             assert least == most == (1 if "scale" in path or "var" in path else 0), path
 
 
+@pytest.mark.parametrize(("name", "options"), [("lenet5", {}), ("wide_resnet", {"depth": 10, "width": 1})])
+def test_the_initialization_of_pytorch_is_uniform_up_to_one_over_the_root_of_fan_in(name, options):
+    model = make_model(name, (32, 32, 3), 10, initialization="pytorch", **options)
+    params, model_state = compiled(model.init)(jax.random.key(0))
+    plain = make_model(name, (32, 32, 3), 10, **options)
+    chex.assert_trees_all_equal_shapes_and_dtypes((params, model_state), jax.eval_shape(plain.init, jax.random.key(0)))
+    layers = {path[:-1]: leaf for path, leaf in jax.tree.leaves_with_path(params) if path[-1].key == "kernel"}
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if path[:-1] in layers:
+            bound = 1 / math.sqrt(math.prod(layers[path[:-1]].shape[:-1]))
+            assert np.abs(leaf).max() <= bound, path
+            np.testing.assert_allclose(leaf.var(), bound**2 / 3, rtol=4 * math.sqrt(0.8 / leaf.size), err_msg=path)
+        else:
+            assert leaf.min() == leaf.max() == (1 if path[-1].key == "scale" else 0), path  # of batch norm
+
+
+def test_the_initialization_of_pytorch_draws_every_layer_and_every_model_anew():
+    model = make_model("mlp", (9,), 9, hidden_sizes=(9,), initialization="pytorch")
+    kernels = [
+        layer["kernel"]
+        for seed in (0, 1)
+        for params in [model.init(jax.random.key(seed))[0]]
+        for layer in (params["hidden"][0], params["output"])
+    ]
+    assert len({np.asarray(kernel).tobytes() for kernel in kernels}) == 4
+    chex.assert_trees_all_equal(model.init(jax.random.key(1)), model.init(jax.random.key(1)))
+
+
 def test_the_adapter_works_inside_nested_transformations():
     model = make_test_model("batch_norm")
     params, model_state = model.init(jax.random.key(0))
@@ -412,6 +440,7 @@ def test_images_are_taken_from_a_smallest_size_on_and_nothing_else(name):
         (("wide_resnet", (8, 8, 3), 2), {"depth": 17}, r"depth of 6n \+ 4 .*10, 16, 22.*got depth 17, width 8"),
         (("wide_resnet", (8, 8, 3), 2), {"depth": 4}, r"with n of at least 1 .*got depth 4, width 8"),
         (("wide_resnet", (8, 8, 3), 2), {"width": 0}, r"a width of at least 1; got depth 16, width 0"),
+        (("mlp", (4,), 2), {"initialization": "torch"}, r"unknown initialization 'torch'; did you mean 'pytorch'"),
         (("mlp", (4,), 2), {"compute_dtype": "float15"}, r"unknown compute_dtype 'float15'.*bfloat16, float32"),
     ],
 )

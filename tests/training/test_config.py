@@ -10,7 +10,7 @@ from adalfl_jax.data import STREAMING
 from adalfl_jax.hypergradient import ESTIMATORS
 from adalfl_jax.learned_losses.activations import ACTIVATIONS
 from adalfl_jax.learned_losses.network import PREDICTIONS, REDUCTIONS
-from adalfl_jax.models import COMPUTE_DTYPES, MODELS
+from adalfl_jax.models import COMPUTE_DTYPES, INITIALIZATIONS, MODELS
 from adalfl_jax.task_losses import METRICS, TASK_LOSSES
 from adalfl_jax.training import ConfigError, TrainConfig
 from adalfl_jax.training.config import (
@@ -186,6 +186,7 @@ def test_seeds_beyond_what_a_key_can_hold_are_refused():
         ("method", METHODS),
         ("dataset.streaming", STREAMING),
         ("model.name", MODELS),
+        ("model.initialization", INITIALIZATIONS),
         ("model.compute_dtype", COMPUTE_DTYPES),
         ("task_loss", TASK_LOSSES),
         ("metric", METRICS),
