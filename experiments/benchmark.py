@@ -101,7 +101,7 @@ def make_program(config: TrainConfig, method: str) -> Program:
     keys = make_seed_keys(config.seeds)
     phi = None if method == "task_loss" else restart_outer_optimizer(init_phi(setup, keys))
     state, splits = RunState(init_theta(setup, keys), phi), splits_of(setup)
-    advance = make_training_phase(setup, method)
+    advance = make_training_phase(setup, method).advance
 
     def run() -> Any:
         rate = config.inner.learning_rate

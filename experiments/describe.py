@@ -2,8 +2,8 @@
 
     python -m experiments.describe --config=configs/cifar10_resnet18.py
 
-FLOPs are those of one step of one seed as XLA counts them before it optimises; memory is what XLA reports of the
-compiled program that trains all seeds of the configuration, on the kind of device this runs on.
+FLOPs are those of one step of one seed as XLA counts them before it optimises, batches drawn beforehand; memory is what
+XLA reports of the compiled program that trains all seeds of the configuration, on the kind of device this runs on.
 """
 
 from __future__ import annotations
@@ -12,25 +12,28 @@ import sys
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from absl import app, flags, logging
 from rich.console import Console
 from rich.table import Table
 
 from adalfl_jax import data
 from adalfl_jax.data import DatasetError
-from adalfl_jax.data.streaming import exceeds_device
+from adalfl_jax.data.streaming import block_length, exceeds_device
 from adalfl_jax.models import count_params
 from adalfl_jax.training import ConfigError, TrainConfig
 from adalfl_jax.training.config import METHODS
 from adalfl_jax.training.phases import (
     RunState,
+    StepSource,
     init_phi,
     init_theta,
     make_seed_keys,
     make_training_phase,
     restart_outer_optimizer,
 )
-from adalfl_jax.training.setup import Setup, make_setup
+from adalfl_jax.training.setup import Setup, check_batch_size, make_setup
+from adalfl_jax.types import Batch
 from experiments.launch import CONFIG, parse_flags
 
 MEGABYTE = 1e6
@@ -45,8 +48,9 @@ def main(argv: list[str]) -> None:
         spec = data.load_spec(
             config.dataset.name, data_dir=config.dataset.data_dir, image_size=config.dataset.image_size
         )
-        dataset = data.random_dataset(config.dataset.name, spec, config.batch_size)
-        setup = make_setup(config, dataset)
+        if spec.num_train:
+            check_batch_size(config, *data.abstract_splits(spec, config.dataset.valid_fraction))
+        setup = make_setup(config, data.random_dataset(config.dataset.name, spec, config.batch_size))
     except (ConfigError, DatasetError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     console = Console(width=100)
@@ -59,27 +63,26 @@ def measure(setup: Setup, spec: data.Spec, method: str) -> dict[str, float]:
     """FLOPs of a step of one seed, and bytes of the compiled program of all seeds.
 
     Returns:
-      flops; arguments (states of all seeds, and the data where they live on the device), temporary and output bytes.
+      flops; bytes of arguments (states of all seeds with the data where they live on the device, or else with the block
+      of batches at work and the one that follows it), of temporaries and of outputs.
     """
     config = setup.config
-    resident = spec._replace(num_train=10 * config.batch_size, num_test=0) if is_streamed(config, spec) else spec
-    train, valid = data.abstract_splits(resident, config.dataset.valid_fraction)
-    splits = (train, valid if config.outer.split == "valid" else None)
-
-    def make_state() -> RunState:
-        keys = make_seed_keys(config.seeds)
-        phi = restart_outer_optimizer(init_phi(setup, keys)) if method == "adalfl" else None
-        return RunState(init_theta(setup, keys), phi)
-
-    keys = jax.eval_shape(lambda: make_seed_keys(config.seeds))
+    train, valid = data.abstract_splits(spec, config.dataset.valid_fraction)
+    state, keys = jax.eval_shape(lambda: _start(setup, method))
     phase: Any = make_training_phase(setup, method)
-    lowered = phase.lower(
-        jax.eval_shape(make_state), keys, splits, config.inner.learning_rate, 0, num_steps=config.eval_every
-    )
-    memory = lowered.compile().memory_analysis()
+    rate, step = config.inner.learning_rate, _sources(config, train, num_steps=1)
+    one_step = phase.advance_block.lower(state, step, rate)
+    if spec.num_train and not is_streamed(config, spec):
+        splits, waiting = (train, valid if config.outer.split == "valid" else None), 0
+        chunk = phase.advance.lower(state, keys, splits, rate, 0, num_steps=config.eval_every)
+    else:
+        sources = _sources(config, train, block_length(config.eval_every, _bytes((step.inner, step.outer))))
+        waiting = _bytes((sources.inner, sources.outer))
+        chunk = phase.advance_block.lower(state, sources, rate)
+    memory = chunk.compile().memory_analysis()
     return {
-        "flops": lowered.cost_analysis()["flops"] / config.num_seeds,
-        "arguments": memory.argument_size_in_bytes,
+        "flops": one_step.cost_analysis()["flops"] / config.num_seeds,
+        "arguments": memory.argument_size_in_bytes + waiting,
         "temporary": memory.temp_size_in_bytes,
         "output": memory.output_size_in_bytes - memory.alias_size_in_bytes,
     }
@@ -91,15 +94,35 @@ def is_streamed(config: TrainConfig, spec: data.Spec) -> bool:
     return streaming == "always" or (streaming == "auto" and exceeds_device(spec.num_bytes))
 
 
+def _start(setup: Setup, method: str) -> tuple[RunState, Any]:
+    keys = make_seed_keys(setup.config.seeds)
+    phi = restart_outer_optimizer(init_phi(setup, keys)) if method == "adalfl" else None
+    return RunState(init_theta(setup, keys), phi), keys
+
+
+def _sources(config: TrainConfig, split: Batch, num_steps: int) -> StepSource:
+    """Shapes of the batches of some steps of all seeds."""
+    lead = (num_steps, config.num_seeds)
+    shapes = [jax.ShapeDtypeStruct((*lead, config.batch_size, *leaf.shape[1:]), leaf.dtype) for leaf in split]
+    batch = Batch(*shapes)  # pyright: ignore[reportArgumentType]
+    keys: Any = jax.eval_shape(lambda: jnp.broadcast_to(jax.random.key(0), lead))
+    return StepSource(batch, batch, keys, keys)
+
+
+def _bytes(shapes: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+
+
 def _summary(setup: Setup, spec: data.Spec) -> str:
     config = setup.config
     params, model_state = jax.eval_shape(setup.model.init, jax.random.key(0))
     phi = jax.eval_shape(setup.learned_loss.init, jax.random.key(0))
     shape = "x".join(map(str, spec.input_shape))
-    sizes = f"{spec.num_train:,} training examples" if spec.num_train else "a number of examples not known before"
+    train, _ = data.abstract_splits(spec, config.dataset.valid_fraction)
+    sizes = f"{train.inputs.shape[0]:,} training examples" if spec.num_train else "examples, unknown how many before,"
     place = ", streamed from the host" if is_streamed(config, spec) else ""
     lines = {
-        "dataset": f"{config.dataset.name}: {sizes} of {shape}, {spec.num_outputs} outputs{place}",
+        "dataset": f"{config.dataset.name}: {sizes} of {shape}, {_count(spec.num_outputs, 'output')}{place}",
         "model": f"{config.model.name}: {count_params(params):,} parameters, {count_params(model_state):,} statistics",
         "loss": f"{config.learned_loss.family}: {count_params(phi):,} parameters",
         "steps": f"{config.num_steps:,} of {config.batch_size} examples, {_count(config.num_seeds, 'seed')} at once",
@@ -115,10 +138,15 @@ def _table(rows: dict[str, dict[str, float]], num_seeds: int) -> Table:
         table.add_column(column, justify="left" if column == "loss" else "right", no_wrap=True)
     for method, row in rows.items():
         sizes = [row[kind] / MEGABYTE for kind in ("arguments", "temporary", "output")]
-        cells = [f"{size:,.0f}" for size in (*sizes, sum(sizes))]
         ratio = row["flops"] / rows["task_loss"]["flops"]
-        table.add_row(METHODS[method], f"{row['flops'] / 1e9:,.2f}", f"{ratio:.2f}", *cells)
+        cells = [_figure(size) for size in (*sizes, sum(sizes))]
+        table.add_row(METHODS[method], _figure(row["flops"] / 1e9), f"{ratio:.2f}", *cells)
     return table
+
+
+def _figure(value: float) -> str:
+    """Three digits that count."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _count(number: int, word: str) -> str:

@@ -29,8 +29,7 @@ def launch(run: Callable[[TrainConfig, str], dict[str, Any]]) -> None:
     flags.mark_flags_as_required(["config", "workdir"])
 
     def main(argv: list[str]) -> None:
-        if len(argv) > 1:
-            raise app.UsageError(f"unexpected arguments {argv[1:]}; flags look like --config.num_steps=100")
+        del argv
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # checkpoints are chatty
         try:
@@ -45,7 +44,7 @@ def launch(run: Callable[[TrainConfig, str], dict[str, Any]]) -> None:
 
 
 def parse_flags(arguments: list[str]) -> list[str]:
-    """absl's parser, after a check that every `--config.FIELD` exists."""
+    """absl's parser, with errors of a line: for a `--config.FIELD` that is none, a file that fails, a stray word."""
     for argument in arguments[1:]:
         name = argument.lstrip("-").partition("=")[0]
         if name.startswith("config."):
@@ -54,9 +53,14 @@ def parse_flags(arguments: list[str]) -> list[str]:
             except ValueError as error:
                 sys.exit(f"ConfigError: {error}")
     try:
-        return app.parse_flags_with_usage(arguments)
+        remaining = app.parse_flags_with_usage(arguments)
+        if CONFIG.value is not None:
+            CONFIG.value.lock()  # what stands for a file that is not there fails at any use
     except Exception as error:  # whatever a user's configuration file raises while it is loaded
         sys.exit(f"ConfigError: the configuration cannot be loaded: {type(error).__name__}: {error}")
+    if len(remaining) > 1:
+        sys.exit(f"unexpected arguments {remaining[1:]}; flags look like --config.num_steps=100")
+    return remaining
 
 
 def _print_summary(summary: dict[str, Any], workdir: str) -> None:

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from adalfl_jax.data.augmentation import augment as augment
+from adalfl_jax.data.catalog import find_spec
 from adalfl_jax.data.embedded import load_diabetes, load_digits
 from adalfl_jax.data.errors import DatasetError as DatasetError
 from adalfl_jax.data.examples import Examples as Examples
 from adalfl_jax.data.examples import Location, default_data_dir
 from adalfl_jax.data.files import load_npz
-from adalfl_jax.data.images import find_spec, load_images
+from adalfl_jax.data.images import load_images
 from adalfl_jax.data.sampling import epoch_indices as epoch_indices
 from adalfl_jax.data.sampling import take as take
 from adalfl_jax.data.specs import SPECS
@@ -88,13 +89,13 @@ def load_spec(name: str, *, data_dir: str | os.PathLike[str] | None = None, imag
     location = Location(Path(data_dir).expanduser() if data_dir else default_data_dir(), image_size=image_size)
     if name in SPECS:
         spec = SPECS[name]
-    elif name in DATASETS or name.endswith(".npz"):
-        spec = Spec.of(load_examples(name, location))
-    else:
-        return find_spec(name, location, others=DATASETS)
-    if image_size and spec.is_image:
-        spec = spec._replace(input_shape=(image_size, image_size, spec.input_shape[-1]))
-    return spec
+        size = (image_size, image_size, spec.input_shape[-1])
+        return spec._replace(input_shape=size) if image_size and spec.is_image else spec
+    if name in DATASETS or name.endswith(".npz"):
+        examples = load_examples(name, location)
+        make_dataset(name, examples, on_device=False)  # for its errors
+        return Spec.of(examples)
+    return find_spec(name, location, others=DATASETS)
 
 
 def load_examples(name: str, location: Location) -> Examples:
@@ -122,6 +123,6 @@ def register_dataset(name: str, load_examples: Callable[[], Examples]) -> None:
       >>> load("noise").input_shape
       (3,)
     """
-    if name in DATASETS:
+    if name in DATASETS or name in SPECS:
         raise ValueError(f"there is a dataset {name!r} already; register yours under another name")
     DATASETS[name] = lambda location: load_examples()

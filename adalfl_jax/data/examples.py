@@ -9,6 +9,11 @@ from pathlib import Path
 import numpy as np
 
 
+def is_image(inputs: np.ndarray) -> bool:
+    """Whether inputs are images of bytes `[N, H, W, channels]`, which stay bytes."""
+    return inputs.dtype == np.uint8 and inputs.ndim == 4
+
+
 @dataclasses.dataclass(frozen=True)
 class Examples:
     """Raw arrays of a dataset, on the host."""
@@ -24,7 +29,7 @@ class Examples:
     def num_bytes(self) -> int:
         """Of all inputs, as they lie on a device."""
         arrays = [np.asarray(self.inputs), *([np.asarray(self.test[0])] if self.test else [])]
-        return sum(array.size * (1 if array.dtype == np.uint8 else 4) for array in arrays)
+        return sum(array.size * (1 if is_image(array) else 4) for array in arrays)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import io
 import json
@@ -19,14 +18,19 @@ from rich.console import Console
 from rich.progress import track
 
 from adalfl_jax.data.cache import Arrays, cached
+from adalfl_jax.data.catalog import (
+    Keys,
+    can_flip,
+    check_known,
+    choose_splits,
+    find_keys,
+    find_prepared,
+    open_prepared,
+)
 from adalfl_jax.data.errors import DatasetError
 from adalfl_jax.data.examples import Examples, Location
-from adalfl_jax.data.specs import Spec
-from adalfl_jax.registry import suggestion
 
 CHUNK = 1000  # records a process decodes in one go
-CHARACTERS = ("mnist", "svhn", "cmaterdb", "omniglot", "kannada", "quickdraw")  # a mirrored one is another, or none
-HELD_OUT = ("test", "validation")  # what is taken for the test split, the first there is
 
 
 def load_images(name: str, location: Location, others: Iterable[str] = ()) -> Examples:
@@ -52,31 +56,20 @@ def load_images(name: str, location: Location, others: Iterable[str] = ()) -> Ex
             "or say where it is: dataset.data_dir in a configuration, data_dir= in Python, or the environment variable "
             "TFDS_DATA_DIR"
         )
-    info = _open(folder).info
-    image_key, label_key = _find_keys(name, info)
-    wanted = ["train", next((split for split in HELD_OUT if split in info.splits), "test")]
-    missing = [split for split in wanted if split not in info.splits]
-    if missing:
-        raise DatasetError(
-            f"dataset {name!r} has the splits {', '.join(info.splits) or 'none'}, and {missing[0]!r} is wanted; write "
-            "inputs and targets of the splits it has to an .npz file, which is split in training and test here"
-        )
-    shards = {split: info.splits[split].filepaths for split in wanted}
-    files = [Path(path) for paths in shards.values() for path in paths]
-    beginnings = {file.name: _fingerprint(file) for file in files if file.exists()}
-    fingerprint = json.dumps([beginnings, image_key, label_key, location.image_size], sort_keys=True)
+    info = open_prepared(folder).info
+    keys, splits = find_keys(name, info), choose_splits(name, info)
+    num_classes = info.features[keys.label].num_classes
 
     def build() -> Arrays:
         arrays = {}
-        for split, stored_as in zip(wanted, ("train", "test"), strict=True):
-            inputs, labels = _decode_split(name, folder, split, image_key, label_key, location.image_size)
+        for split, stored_as in zip(splits, ("train", "test"), strict=True):
+            inputs, labels = _decode_split(name, folder, split, keys, location.image_size)
             arrays |= {f"{stored_as}_inputs": inputs, f"{stored_as}_targets": labels}
         return arrays
 
+    fingerprint = json.dumps([_fingerprint(info, splits), *keys, location.image_size], sort_keys=True)
     arrays = cached(location.cache_file(folder), fingerprint, build)
-    num_classes = info.features[label_key].num_classes
-    for split, stored_as in zip(wanted, ("train", "test"), strict=True):
-        labels = arrays[f"{stored_as}_targets"]
+    for split, labels in zip(splits, (arrays["train_targets"], arrays["test_targets"]), strict=True):
         if labels.min() < 0 or labels.max() >= num_classes:
             raise DatasetError(
                 f"{folder}: labels of split {split!r} go from {labels.min()} to {labels.max()}, and features.json has "
@@ -88,116 +81,18 @@ def load_images(name: str, location: Location, others: Iterable[str] = ()) -> Ex
         targets=arrays["train_targets"],
         num_classes=num_classes,
         test=(arrays["test_inputs"], arrays["test_targets"]),
-        can_flip=_can_flip(name),
+        can_flip=can_flip(name),
     )
 
 
-def find_spec(name: str, location: Location, others: Iterable[str] = ()) -> Spec:
-    """The shapes of a dataset, of TFDS's code where it is not prepared; then nobody knows its number of examples."""
-    import tensorflow_datasets as tfds
-
-    folder = find_prepared(name, location.data_dir)
-    if folder is None:
-        check_known(name, others)
-    info: Any = tfds.builder(name, data_dir=location.data_dir).info if folder is None else _open(folder).info
-    image_key, label_key = _find_keys(name, info)
-    size, shape = location.image_size, tuple(info.features[image_key].shape)
-    if None in shape and not size:
-        raise DatasetError(f"images of dataset {name!r} differ in size; set dataset.image_size to have them of one")
-    held_out = next((split for split in HELD_OUT if split in info.splits), None)
-    return Spec(
-        input_shape=(size, size, shape[-1]) if size else shape,
-        num_outputs=info.features[label_key].num_classes,
-        num_train=info.splits["train"].num_examples if "train" in info.splits else 0,
-        num_test=info.splits[held_out].num_examples if held_out else 0,
-        can_flip=_can_flip(name),
-    )
-
-
-def find_prepared(name: str, data_dir: Path) -> Path | None:
-    """The folder of the latest prepared version of a dataset, if there is one.
-
-    Raises:
-      DatasetError: several configurations of it are prepared, and none is named.
-    """
-    from tensorflow_datasets.core.utils.version import list_all_versions
-
-    folder = data_dir / name
-    if versions := list_all_versions(folder):
-        return folder / str(max(versions))
-    configs = sorted(path.name for path in folder.iterdir() if list_all_versions(path)) if folder.is_dir() else []
-    if len(configs) > 1:
-        raise DatasetError(
-            f"dataset {name!r} is prepared in {folder} in the configurations {', '.join(configs)}; name one, as in "
-            f"{name}/{configs[0]}"
-        )
-    return find_prepared(f"{name}/{configs[0]}", data_dir) if configs else None  # TFDS prepares one if given none
-
-
-def check_known(name: str, others: Iterable[str] = ()) -> None:
-    """Raises DatasetError for a name TFDS has no code for, with the nearest of its names and of `others`."""
-    if name.partition("/")[0] not in known_names():
-        known = sorted(others)
-        raise DatasetError(
-            f"unknown dataset {name!r}; {suggestion(name, [*known, *known_names()])}Known: {', '.join(known)}, the "
-            "path of an .npz file, and the image classifications of TensorFlow Datasets (mnist, cifar10, ...)"
-        )
-
-
-@functools.cache
-def known_names() -> tuple[str, ...]:
-    """Names of the datasets TFDS has code for."""
-    import tensorflow_datasets as tfds
-
-    return tuple(tfds.list_builders(with_community_datasets=False))
-
-
-def _open(folder: Path) -> Any:
-    import tensorflow_datasets as tfds
-
-    try:
-        return tfds.builder_from_directory(folder)
-    except Exception as error:  # whatever its parsers raise
-        raise DatasetError(f"{folder} cannot be read as a TFDS dataset: {error}") from error
-
-
-def _find_keys(name: str, info: Any) -> tuple[str, str]:
-    """Names of the image and of the label among the features of an example."""
-    import tensorflow_datasets as tfds
-
-    kinds = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
-    found = {}
-    for kind, feature in kinds.items():
-        keys = [key for key in info.features if isinstance(info.features[key], feature)]
-        if kind in keys or len(keys) == 1:
-            found[kind] = kind if kind in keys else keys[0]
-        else:
-            raise DatasetError(
-                f"dataset {name!r} is no image classification that can be read: of its features "
-                f"{', '.join(info.features)}, {len(keys)} are of the kind {kind!r} and none has that name; write its "
-                "inputs and targets to an .npz file"
-            )
-    image = info.features[found["image"]]
-    if image.np_dtype != np.uint8 or image.shape[-1] not in (1, 3, 4):
-        raise DatasetError(
-            f"images of dataset {name!r} are {np.dtype(image.np_dtype)} {image.shape}; only uint8 with 1, 3 or 4 "
-            "channels can be read; write its inputs and targets to an .npz file"
-        )
-    return found["image"], found["label"]
-
-
-def _decode_split(
-    name: str, folder: Path, split: str, image_key: str, label_key: str, image_size: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _decode_split(name: str, folder: Path, split: str, keys: Keys, image_size: int) -> tuple[np.ndarray, np.ndarray]:
     """All images of a split `[N, H, W, channels]` uint8 and their labels `[N]` int32."""
-    num_examples = _open(folder).info.splits[split].num_examples
+    num_examples = open_prepared(folder).info.splits[split].num_examples
     if not num_examples:
         raise DatasetError(f"split {split!r} in {folder} is empty; delete the folder and prepare the dataset anew")
     starts = range(0, num_examples, CHUNK)
     jobs = (
-        joblib.delayed(_decode)(
-            folder, split, start, min(start + CHUNK, num_examples), image_key, label_key, image_size
-        )
+        joblib.delayed(_decode)(folder, split, start, min(start + CHUNK, num_examples), keys, image_size)
         for start in starts
     )
     workers = min(len(starts), os.cpu_count() or 1)
@@ -218,15 +113,15 @@ def _decode_split(
 
 
 def _decode(
-    folder: Path, split: str, start: int, stop: int, image_key: str, label_key: str, image_size: int
+    folder: Path, split: str, start: int, stop: int, keys: Keys, image_size: int
 ) -> tuple[np.ndarray, list[int]]:
     """Decodes the records `start` to `stop` of a split; runs in a process of its own."""
     import tensorflow_datasets as tfds
 
-    builder = _open(folder)
-    channels = builder.info.features[image_key].shape[-1]
+    builder = open_prepared(folder)
+    channels = builder.info.features[keys.image].shape[-1]
     try:
-        source = builder.as_data_source(split=split, decoders={image_key: tfds.decode.SkipDecoding()})
+        source = builder.as_data_source(split=split, decoders={keys.image: tfds.decode.SkipDecoding()})
     except NotImplementedError as error:
         raise DatasetError(
             f"{folder} is not in ArrayRecord format; prepare the dataset anew in another folder with python -m "
@@ -234,7 +129,7 @@ def _decode(
         ) from error
 
     def decode(record: Any) -> tuple[np.ndarray, int]:
-        return _decode_image(record[image_key], channels, image_size), int(record[label_key])
+        return _decode_image(record[keys.image], channels, image_size), int(record[keys.label])
 
     def is_damaged(index: int) -> bool:
         try:
@@ -268,14 +163,15 @@ def _decode_image(encoded: bytes, channels: int, image_size: int) -> np.ndarray:
     return np.asarray(image).reshape(image.height, image.width, channels)
 
 
-def _can_flip(name: str) -> bool:
-    return name == "fashion_mnist" or not any(word in name for word in CHARACTERS)
+def _fingerprint(info: Any, splits: Iterable[str]) -> dict[str, list[Any]]:
+    """Size and hash of the first block of every file, which has the records' own hashes in it."""
 
+    def of(file: Path) -> list[Any]:
+        with file.open("rb") as stream:
+            return [file.stat().st_size, hashlib.sha256(stream.read(2**16)).hexdigest()]
 
-def _fingerprint(file: Path) -> list[Any]:
-    """Size and hash of the first block of a file, which has the records' own hashes in it."""
-    with file.open("rb") as stream:
-        return [file.stat().st_size, hashlib.sha256(stream.read(2**16)).hexdigest()]
+    files = [Path(path) for split in splits for path in info.splits[split].filepaths]
+    return {file.name: of(file) for file in files if file.exists()}
 
 
 def _shard_of(split_info: Any, record: int) -> str:

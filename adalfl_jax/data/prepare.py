@@ -15,9 +15,9 @@ from pathlib import Path
 from absl import app, flags, logging
 
 from adalfl_jax import data
+from adalfl_jax.data.catalog import find_prepared, find_spec
 from adalfl_jax.data.errors import DatasetError
-from adalfl_jax.data.examples import default_data_dir
-from adalfl_jax.data.images import check_known, find_prepared
+from adalfl_jax.data.examples import Location, default_data_dir
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where to; $TFDS_DATA_DIR or ~/tensorflow_datasets if not given.")
 _CACHE_DIR = flags.DEFINE_string("cache_dir", None, "Where decoded arrays are kept; beside the data if not given.")
@@ -36,14 +36,15 @@ def prepare(
     """
     folder = Path(data_dir).expanduser() if data_dir else default_data_dir()
     if name not in data.DATASETS and not name.endswith(".npz"):
-        _prepare_images(name, folder)
+        _prepare_images(name, Location(folder, image_size=image_size))
     return data.load(name, data_dir=folder, cache_dir=cache_dir, image_size=image_size, streaming="always")
 
 
-def _prepare_images(name: str, data_dir: Path) -> None:
+def _prepare_images(name: str, location: Location) -> None:
+    data_dir = location.data_dir
     if find_prepared(name, data_dir) is not None:
         return
-    check_known(name, data.DATASETS)
+    find_spec(name, location, others=data.DATASETS)  # what could not be read is not downloaded
     if importlib.util.find_spec("tensorflow") is None:
         raise DatasetError(
             f"preparing {name!r} takes TensorFlow, which is not installed: pip install '.[prepare]' in a checkout "
@@ -68,6 +69,8 @@ def main(argv: list[str]) -> None:
             dataset = prepare(name, data_dir=_DATA_DIR.value, cache_dir=_CACHE_DIR.value, image_size=_IMAGE_SIZE.value)
         except DatasetError as error:
             sys.exit(f"DatasetError: {error}")
+        except KeyboardInterrupt:
+            sys.exit(f"Interrupted while {name} was prepared; the same command goes on with it.")
         sizes = ", ".join(f"{len(getattr(dataset, split).inputs):,} {split}" for split in ("train", "valid", "test"))
         kind = f"{dataset.num_outputs} classes" if dataset.is_classification else "a regression"
         print(f"{name} is ready: {sizes} examples of {dataset.input_shape}, {kind}")  # noqa: T201, a program's answer

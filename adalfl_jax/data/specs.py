@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adalfl_jax.data.examples import Examples
-from adalfl_jax.data.splits import Dataset
+from adalfl_jax.data.examples import Examples, is_image
+from adalfl_jax.data.splits import TEST_FRACTION, Dataset
 from adalfl_jax.types import Batch
 
 
@@ -36,7 +36,7 @@ class Spec(NamedTuple):
             num_train=len(inputs),
             num_test=len(examples.test[0]) if examples.test else 0,
             is_classification=is_classification,
-            is_image=inputs.dtype == np.uint8 and inputs.ndim == 4,
+            is_image=is_image(inputs),
             can_flip=examples.can_flip,
         )
 
@@ -48,9 +48,9 @@ class Spec(NamedTuple):
 
 SPECS = {
     "digits": Spec((8, 8, 1), 10, 1797, 0, is_image=False),
-    "diabetes": Spec((10,), 1, 442, 0, is_classification=False, is_image=False),
-    "california": Spec((8,), 1, 20640, 0, is_classification=False, is_image=False),
-    "crime": Spec((100,), 1, 1994, 0, is_classification=False, is_image=False),
+    "diabetes": Spec((10,), 1, 442, 0, is_classification=False, is_image=False, can_flip=True),
+    "california": Spec((8,), 1, 20640, 0, is_classification=False, is_image=False, can_flip=True),
+    "crime": Spec((100,), 1, 1994, 0, is_classification=False, is_image=False, can_flip=True),
     "mnist": Spec((28, 28, 1), 10, 60000, 10000),
     "fashion_mnist": Spec((28, 28, 1), 10, 60000, 10000, can_flip=True),
     "cifar10": Spec((32, 32, 3), 10, 50000, 10000, can_flip=True),
@@ -82,8 +82,8 @@ def random_dataset(name: str, spec: Spec, num_examples: int, *, seed: int = 0) -
 
 def abstract_splits(spec: Spec, valid_fraction: float) -> tuple[Batch, Batch]:
     """Shapes and types of the training and the validation split, without values."""
-    num_held_out = 0 if spec.num_test else round(0.2 * spec.num_train)
-    num_valid = round(valid_fraction * (spec.num_train - num_held_out))
+    num_held_out = 0 if spec.num_test else math.ceil(TEST_FRACTION * spec.num_train)
+    num_valid = math.ceil(valid_fraction * (spec.num_train - num_held_out))
     sizes = (spec.num_train - num_held_out - num_valid, num_valid)
 
     def split(size: int) -> Batch:

@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 from adalfl_jax.data.errors import DatasetError
-from adalfl_jax.data.examples import Examples
+from adalfl_jax.data.examples import Examples, is_image
 from adalfl_jax.types import Batch
 
 SPLIT_SEED = 2301  # of every split, so that all runs and all releases see the same examples in the same place
@@ -173,10 +173,11 @@ def _clean(where: str, inputs: np.ndarray, targets: np.ndarray, examples: Exampl
             raise DatasetError(f"{where}: {kind} must be arrays [N, ...]; got the single number {values}")
     if len(inputs) != len(targets):
         raise DatasetError(f"{where}: {len(inputs)} inputs but {len(targets)} targets")
+    if len(inputs) == 0:
+        raise DatasetError(f"{where} has no examples")
     _check_finite(where, inputs=np.where(np.isnan(inputs), 0, inputs) if examples.fill_missing else inputs)
     _check_finite(where, targets=targets)
-    is_image = inputs.dtype == np.uint8 and inputs.ndim == 4
-    inputs = inputs if is_image else inputs.astype(np.float32)
+    inputs = inputs if is_image(inputs) else inputs.astype(np.float32)
     if examples.num_classes is None:
         return inputs, targets.astype(np.float32).reshape(len(targets), -1)
     if not np.array_equal(targets, targets.astype(np.int32)):

@@ -37,15 +37,19 @@ def stream(
     """
     steps = _Steps(splits, indices)
     num_steps = len(steps)
-    first = steps[0]
-    at_most = max(1, BLOCK_BYTES // sum(leaf.nbytes for leaf in jax.tree.leaves(first)))
-    size = max(length for length in range(1, num_steps + 1) if num_steps % length == 0 and length <= at_most)
+    size = block_length(num_steps, sum(leaf.nbytes for leaf in jax.tree.leaves(steps[0])))
     threads = min(16, os.cpu_count() or 1)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, 2 * size))
     blocks: Any = grain.MapDataset.source(typing.cast(Any, steps)).to_iter_dataset(options).batch(size)
     blocks = grain.experimental.device_put(blocks, jax.local_devices()[0], cpu_buffer_size=1, device_buffer_size=1)
     for start, (inner, outer) in zip(range(0, num_steps, size), blocks, strict=True):
         yield Batch(*inner), Batch(*outer), jax.tree.map(lambda array, s=start: array[s : s + size], others)
+
+
+def block_length(num_steps: int, step_bytes: int) -> int:
+    """Steps of a block, of which `num_steps` is a multiple; `step_bytes` is the size of the batches of one step."""
+    at_most = max(1, BLOCK_BYTES // step_bytes)
+    return max(length for length in range(1, num_steps + 1) if num_steps % length == 0 and length <= at_most)
 
 
 class _Steps:

@@ -20,7 +20,7 @@ from adalfl_jax.training.config import METHODS, TrainConfig
 from adalfl_jax.training.evaluation import Evaluation
 from adalfl_jax.training.outputs import finish_run, save_last_finite_state
 from adalfl_jax.training.phases import (
-    Advance,
+    Phase,
     RunState,
     SeedKeys,
     init_phi,
@@ -96,7 +96,7 @@ class _Run:
         self.evaluation = Evaluation(setup)
         self.schedule = learning_rate_schedule(setup.config)
         self._offline: tuple[RunState, float] | None = None
-        self._programs: dict[str, Advance] = {}
+        self._programs: dict[str, Phase] = {}
 
     def method(self, method: str) -> MethodResult:
         """Trains one method from its start to its end."""
@@ -151,9 +151,9 @@ class _Run:
         kind = "adalfl" if method == "adalfl" else "fixed"  # the other methods share one program per kind of phi
         if kind not in self._programs:
             self._programs[kind] = make_training_phase(self.setup, method)
-        advance = self._programs[kind]
+        program = self._programs[kind]
         state = RunState(init_theta(self.setup, self.keys), phi)
-        history = self._advance(method, "training", advance, state, config.num_steps, learning_rate, observe)
+        history = self._advance(method, "training", program, state, config.num_steps, learning_rate, observe)
         return MethodResult(
             method=method,
             learning_rate=learning_rate,
@@ -170,7 +170,7 @@ class _Run:
         self,
         method: str,
         phase: str,
-        advance: Advance,
+        program: Phase,
         state: RunState,
         num_steps: int,
         learning_rate: float,
@@ -187,7 +187,9 @@ class _Run:
         with show_progress(_title(method, learning_rate), num_steps) as update:
             for first_step in range(0, num_steps, config.eval_every):
                 chunk = min(config.eval_every, num_steps - first_step)
-                state, metrics = advance(history.state, self.keys, splits, learning_rate, first_step, num_steps=chunk)
+                state, metrics = program.advance(
+                    history.state, self.keys, splits, learning_rate, first_step, num_steps=chunk
+                )
                 metrics, done = jax.device_get(metrics), first_step + chunk
                 means = {f"train/{name}": values.mean(axis=1) for name, values in metrics.items()}
                 measured = self._measure(state, learning_rate, done)

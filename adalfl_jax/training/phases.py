@@ -50,7 +50,15 @@ class StepSource(NamedTuple):
 
 Splits = tuple[Batch, Batch | None]  # of inner and of outer batches; None: of the training split too, passed once
 ChunkMetrics = dict[str, jax.Array]  # name -> [S, num_steps]
-Advance = Callable[..., tuple[RunState, ChunkMetrics]]  # (state, keys, splits, learning_rate, first_step, *, num_steps)
+
+
+class Phase(NamedTuple):
+    """Two programs of the same steps."""
+
+    # (state, keys, splits, learning_rate, first_step, *, num_steps) -> (state, metrics), which draws its batches
+    advance: Callable[..., tuple[RunState, ChunkMetrics]]
+    # (state, sources [num_steps, S, ...], learning_rate) -> (state, metrics), on examples it is given
+    advance_block: Callable[..., tuple[RunState, ChunkMetrics]]
 
 
 def make_seed_keys(seeds: tuple[int, ...]) -> SeedKeys:
@@ -80,7 +88,7 @@ def splits_of(setup: Setup) -> Splits:
     return setup.dataset.train, setup.dataset.valid if setup.config.outer.split == "valid" else None
 
 
-def make_offline_phase(setup: Setup) -> Advance:
+def make_offline_phase(setup: Setup) -> Phase:
     """Algorithm 1: advances phi on fresh models."""
     config = setup.config
     inner_optimizer = make_inner_optimizer(config, config.inner.learning_rate)
@@ -102,7 +110,7 @@ def make_offline_phase(setup: Setup) -> Advance:
     return _make_phase(setup, make_step, lambda keys: keys.offline, num_inner_steps)
 
 
-def make_training_phase(setup: Setup, method: str) -> Advance:
+def make_training_phase(setup: Setup, method: str) -> Phase:
     """Training of theta: on the task loss, on a frozen phi (ML3), or with phi learned meanwhile (Algorithm 2)."""
     config = setup.config
 
@@ -144,7 +152,7 @@ def _frozen_loss(setup: Setup, phi: Phi | None) -> LossFn:
     return setup.task_loss_fn if phi is None else functools.partial(setup.learned_loss.apply, phi.params)
 
 
-def _make_phase(setup: Setup, make_step, select_key, num_inner_steps: int) -> Advance:
+def _make_phase(setup: Setup, make_step, select_key, num_inner_steps: int) -> Phase:
     """Puts a step under scan, seeds and jit."""
     draw = functools.partial(_draw_sources, num_inner_steps=num_inner_steps, batch_size=setup.config.batch_size)
 
@@ -185,7 +193,7 @@ def _make_phase(setup: Setup, make_step, select_key, num_inner_steps: int) -> Ad
             blocks.append(metrics)
         return state, jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *blocks)
 
-    return advance_streamed if setup.dataset.is_streamed else advance_resident
+    return Phase(advance_streamed if setup.dataset.is_streamed else advance_resident, advance_block)
 
 
 def _make_batch(setup: Setup, source: StepSource) -> BilevelBatch:

@@ -13,7 +13,7 @@ from adalfl_jax.data import Dataset, DatasetError
 from adalfl_jax.models import Model
 from adalfl_jax.task_losses import FOR_LABELS, METRICS, TASK_LOSSES
 from adalfl_jax.training.config import ConfigError, TrainConfig
-from adalfl_jax.types import LearnedLoss, LossFn
+from adalfl_jax.types import Batch, LearnedLoss, LossFn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,14 +55,19 @@ def make_setup(config: TrainConfig, dataset: Dataset | None = None) -> Setup:
         raise
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    for split in ("train", config.outer.split):
-        num_examples = len(getattr(dataset, split).inputs)
-        if config.batch_size > num_examples:
+    check_batch_size(config, dataset.train, dataset.valid)
+    return setup
+
+
+def check_batch_size(config: TrainConfig, train: Batch, valid: Batch) -> None:
+    """Raises ConfigError if a split that batches are drawn from is smaller than a batch."""
+    for name, split in (("train", train), ("valid", valid)):
+        num_examples = split.inputs.shape[0]
+        if name in ("train", config.outer.split) and config.batch_size > num_examples:
             raise ConfigError(
-                f"config.batch_size is {config.batch_size}, and split {split!r} of {dataset.name!r} has only "
+                f"config.batch_size is {config.batch_size}, and split {name!r} of {config.dataset.name!r} has only "
                 f"{num_examples} examples; take a smaller batch"
             )
-    return setup
 
 
 def load_dataset(config: TrainConfig) -> Dataset:

@@ -18,7 +18,7 @@ def one_step(name, changes):
     setup = random_setup(name, dict(changes)["batch_size"], changes)
     keys = make_seed_keys(setup.config.seeds)
     start = RunState(init_theta(setup, keys), init_phi(setup, keys))
-    advance = make_training_phase(setup, "adalfl")
+    advance = make_training_phase(setup, "adalfl").advance
     state, metrics = advance(start, keys, splits_of(setup), setup.config.inner.learning_rate, 0, num_steps=1)
     return start, state, metrics
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from adalfl_jax import data
 from adalfl_jax.data import DatasetError, images
+from adalfl_jax.data.catalog import Keys, open_prepared
 from adalfl_jax.data.examples import Location
 from tests.data.prepared import (
     encode_example,
@@ -340,7 +341,7 @@ def test_no_flipped_byte_gives_wrong_images(tmp_path):
     file, folder = shard_file(tmp_path), folder_of(tmp_path)
 
     def decode():
-        return images._decode(folder, "train", 0, 12, "image", "label", 0)
+        return images._decode(folder, "train", 0, 12, Keys("image", "label"), 0)
 
     expected, labels = decode()
     content = np.frombuffer(file.read_bytes(), np.uint8)
@@ -450,5 +451,5 @@ def test_the_helper_writes_what_dataset_info_says(tmp_path):
     write_dataset(tmp_path, num_shards=3)
     info = json.loads((folder_of(tmp_path) / "dataset_info.json").read_text())
     assert [split["shardLengths"] for split in info["splits"]] == [["40"] * 3, ["14", "13", "13"]]
-    assert images._open(folder_of(tmp_path)).info.splits["train"].num_examples == 120
+    assert open_prepared(folder_of(tmp_path)).info.splits["train"].num_examples == 120
     assert Location(tmp_path).cache_file(folder_of(tmp_path)).parent == folder_of(tmp_path)

@@ -29,12 +29,12 @@ def run(first_seed, num_seeds, method):
     keys, splits, rate = make_seed_keys(setup.config.seeds), splits_of(setup), setup.config.inner.learning_rate
     phi = None
     if method != "task_loss":
-        offline = make_offline_phase(setup)
+        offline = make_offline_phase(setup).advance
         start = RunState(None, init_phi(setup, keys))
         state, _ = offline(start, keys, splits, rate, 0, num_steps=NUM_STEPS)
         phi = restart_outer_optimizer(state.phi)
     start = RunState(init_theta(setup, keys), phi)
-    return make_training_phase(setup, method)(start, keys, splits, rate, 0, num_steps=NUM_STEPS)
+    return make_training_phase(setup, method).advance(start, keys, splits, rate, 0, num_steps=NUM_STEPS)
 
 
 @pytest.mark.slow

@@ -1,0 +1,153 @@
+"""What TensorFlow Datasets knows of a dataset: where it is prepared, its features, its splits. No TensorFlow."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from adalfl_jax.data.errors import DatasetError
+from adalfl_jax.data.examples import Location
+from adalfl_jax.data.specs import Spec
+from adalfl_jax.registry import suggestion
+
+CHARACTERS = ("mnist", "svhn", "cmaterdb", "omniglot", "kannada", "quickdraw")  # a mirrored one is another, or none
+HELD_OUT = ("test", "validation")  # what is taken for the test split, the first there is
+
+
+class Keys(NamedTuple):
+    """Names of two of the features of an example."""
+
+    image: str
+    label: str
+
+
+def find_spec(name: str, location: Location, others: Iterable[str] = ()) -> Spec:
+    """The shapes of an image classification; of TFDS's code where it is not prepared, which has no number of examples.
+
+    Args:
+      name: of a TFDS dataset with one image and one label an example, "cifar10" say, or "name/config".
+      location: where it may be prepared, and the size its images get.
+      others: names to suggest beside those of TFDS when there is no such dataset.
+
+    Raises:
+      DatasetError: an unknown name, no image classification, images of several sizes and no size to bring them to, or
+        a prepared dataset that is damaged or lacks a split.
+    """
+    folder = find_prepared(name, location.data_dir)
+    info = _info_of_code(name, location.data_dir, others) if folder is None else open_prepared(folder).info
+    keys = find_keys(name, info)
+    size, shape = location.image_size, tuple(info.features[keys.image].shape)
+    if None in shape and not size:
+        raise DatasetError(f"images of dataset {name!r} differ in size; set dataset.image_size to have them of one")
+    num_train, num_test = (
+        (0, 0) if folder is None else (info.splits[split].num_examples for split in choose_splits(name, info))
+    )
+    return Spec(
+        input_shape=(size, size, shape[-1]) if size else shape,
+        num_outputs=info.features[keys.label].num_classes,
+        num_train=num_train,
+        num_test=num_test,
+        can_flip=can_flip(name),
+    )
+
+
+def find_prepared(name: str, data_dir: Path) -> Path | None:
+    """The folder of the latest prepared version of a dataset, if there is one.
+
+    Raises:
+      DatasetError: several configurations of it are prepared, and none is named.
+    """
+    from tensorflow_datasets.core.utils.version import list_all_versions
+
+    folder = data_dir / name
+    if versions := list_all_versions(folder):
+        return folder / str(max(versions))
+    configs = sorted(path.name for path in folder.iterdir() if list_all_versions(path)) if folder.is_dir() else []
+    if len(configs) > 1:
+        raise DatasetError(
+            f"dataset {name!r} is prepared in {folder} in the configurations {', '.join(configs)}; name one, as in "
+            f"{name}/{configs[0]}"
+        )
+    return find_prepared(f"{name}/{configs[0]}", data_dir) if configs else None  # TFDS prepares one if given none
+
+
+def open_prepared(folder: Path) -> Any:
+    """The builder of a prepared dataset, which reads it and has its `info`."""
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder_from_directory(folder)
+    except Exception as error:  # whatever its parsers raise
+        raise DatasetError(f"{folder} cannot be read as a TFDS dataset: {error}") from error
+
+
+def check_known(name: str, others: Iterable[str] = ()) -> None:
+    """Raises DatasetError for a name TFDS has no code for, with the nearest of its names and of `others`."""
+    if name.partition("/")[0] not in known_names():
+        known = sorted(others)
+        raise DatasetError(
+            f"unknown dataset {name!r}; {suggestion(name, [*known, *known_names()])}Known: {', '.join(known)}, the "
+            "path of an .npz file, and the image classifications of TensorFlow Datasets (mnist, cifar10, ...)"
+        )
+
+
+@functools.cache
+def known_names() -> tuple[str, ...]:
+    """Names of the datasets TFDS has code for."""
+    import tensorflow_datasets as tfds
+
+    return tuple(tfds.list_builders(with_community_datasets=False))
+
+
+def find_keys(name: str, info: Any) -> Keys:
+    """Which features of an example are its image and its label: the only ones, or those of these names."""
+    import tensorflow_datasets as tfds
+
+    found = {}
+    for kind, feature in (("image", tfds.features.Image), ("label", tfds.features.ClassLabel)):
+        keys = [key for key in info.features if isinstance(info.features[key], feature)]
+        if kind not in keys and len(keys) != 1:
+            raise DatasetError(
+                f"dataset {name!r} is no image classification that can be read: of its features "
+                f"{', '.join(info.features)}, {len(keys)} are of the kind {kind!r} and none has that name; write its "
+                "inputs and targets to an .npz file"
+            )
+        found[kind] = kind if kind in keys else keys[0]
+    image = info.features[found["image"]]
+    if image.np_dtype != np.uint8 or image.shape[-1] not in (1, 3, 4):
+        raise DatasetError(
+            f"images of dataset {name!r} are {np.dtype(image.np_dtype)} {image.shape}; only uint8 with 1, 3 or 4 "
+            "channels can be read; write its inputs and targets to an .npz file"
+        )
+    return Keys(**found)
+
+
+def choose_splits(name: str, info: Any) -> tuple[str, str]:
+    """Names of the splits that are taken for training and test."""
+    train, test = "train", next((split for split in HELD_OUT if split in info.splits), HELD_OUT[0])
+    for split in (train, test):
+        if split not in info.splits:
+            raise DatasetError(
+                f"dataset {name!r} has the splits {', '.join(info.splits) or 'none'}, and {split!r} is wanted; write "
+                "inputs and targets of the splits it has to an .npz file, which is split in training and test here"
+            )
+    return train, test
+
+
+def can_flip(name: str) -> bool:
+    """Whether the mirror image of an image has the same label."""
+    return name == "fashion_mnist" or not any(word in name for word in CHARACTERS)
+
+
+def _info_of_code(name: str, data_dir: Path, others: Iterable[str]) -> Any:
+    import tensorflow_datasets as tfds
+
+    check_known(name, others)
+    try:
+        return tfds.builder(name, data_dir=data_dir).info
+    except Exception as error:  # of a configuration that is not there, of a package its code imports
+        raise DatasetError(f"TensorFlow Datasets cannot describe {name!r}: {str(error).strip()}") from error

@@ -1,0 +1,312 @@
+"""What a configuration would cost: figures that agree with arithmetic, and data that need not be there."""
+
+import os
+import subprocess
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+from absl import logging
+from absl.testing import flagsaver
+
+from adalfl_jax import data
+from adalfl_jax.data import streaming
+from adalfl_jax.training.phases import RunState, init_phi, init_theta, make_seed_keys, restart_outer_optimizer
+from experiments import describe, launch
+from tests.configs.test_configs import random_setup
+from tests.training.tiny import ROOT, SETTINGS
+from tests.training.tiny import quick_compilation as quick_compilation
+
+# ml_collections loads a configuration in a way that Python means to drop
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+BATCH_SIZE = SETTINGS["batch_size"]
+LITTLE = {"flops": 1.5e9, "arguments": 2e6, "temporary": 30e6, "output": 4e8}
+MUCH = {"flops": 4e9, "arguments": 3e6, "temporary": 70e6, "output": 1.5e9}
+
+
+@pytest.fixture(autouse=True)
+def verbosity():
+    """The program is quiet about it, the tests after this one need not be."""
+    before = logging.get_verbosity()
+    yield
+    logging.set_verbosity(before)
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path):
+    """Runs the program here, without data; returns what it printed and its last words, None if it has none."""
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+
+    def run_program(*arguments, config="mnist_mlp"):
+        argv = ["describe", f"--config={ROOT / 'configs' / config}.py", *arguments]
+        monkeypatch.setattr(sys, "argv", argv)  # where the fields of a configuration are looked for
+        with flagsaver.flagsaver():
+            ended = None
+            try:
+                describe.main(launch.parse_flags(argv))
+            except SystemExit as end:
+                ended = end.code
+        return capsys.readouterr().out, ended
+
+    return run_program
+
+
+@pytest.fixture
+def no_measure(monkeypatch):
+    """Nothing is compiled; the figures are those above."""
+    figures = {"task_loss": LITTLE, "adalfl": MUCH}
+    monkeypatch.setattr(describe, "measure", lambda setup, spec, method: figures[method])
+
+
+@pytest.fixture
+def no_compilation(monkeypatch):
+    """Operations are counted before a program is compiled, so that can be left out."""
+    sizes = ("argument_size_in_bytes", "temp_size_in_bytes", "output_size_in_bytes", "alias_size_in_bytes")
+    compiled = types.SimpleNamespace(memory_analysis=lambda: types.SimpleNamespace(**dict.fromkeys(sizes, 0)))
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda lowered: compiled)
+
+
+def setup_of(name, changes=()):
+    """The setup of a config at tiny settings, on noise, and the shapes of its dataset."""
+    changes = SETTINGS | dict(changes)
+    setup = random_setup(name, changes["batch_size"], changes)
+    return setup, data.load_spec(setup.config.dataset.name)
+
+
+def measured(name, method, changes):
+    return describe.measure(*setup_of(name, changes), method)
+
+
+def bytes_of(tree):
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+def state_of(setup):
+    """The state AdaLFL starts from, for every seed."""
+    keys = make_seed_keys(setup.config.seeds)
+    return RunState(init_theta(setup, keys), restart_outer_optimizer(init_phi(setup, keys)))
+
+
+def write_images(tmp_path):
+    inputs = np.random.default_rng(0).integers(0, 256, (1000, 6, 5, 3), np.uint8)
+    np.savez(tmp_path / "mine.npz", inputs=inputs, targets=np.arange(1000) % 4)
+    return str(tmp_path / "mine.npz")
+
+
+# Each weight takes part in a multiplication and an addition an example, 2 operations, in every product that it has a
+# part in: three of a training step (the outputs, the gradient of the layer's inputs, that of its weights) and eight of
+# an AdaLFL step (three on the inner batch, three on the outer one, and two that push the outer gradient through the
+# inner one). No gradient of the inputs of the first layer is needed, and no such derivative.
+LARGE = {"model.hidden_sizes": (512, 512), "num_seeds": 1}
+WEIGHTS = (64 * 512, 512 * 512, 512 * 10)
+
+
+def test_a_step_takes_6_flops_a_parameter_and_example_and_that_of_adalfl_eight_thirds_of_them(no_compilation):
+    task_loss, adalfl = (measured("digits_mlp", method, LARGE)["flops"] for method in ("task_loss", "adalfl"))
+    num_params = sum(WEIGHTS) + 512 + 512 + 10
+    assert task_loss == pytest.approx(6 * num_params * BATCH_SIZE, rel=0.05)
+    assert adalfl / task_loss == pytest.approx(8 / 3, rel=0.02)
+    # and with what the first layer saves
+    assert task_loss == pytest.approx((6 * sum(WEIGHTS) - 2 * WEIGHTS[0]) * BATCH_SIZE, rel=0.015)
+    assert adalfl == pytest.approx((16 * sum(WEIGHTS) - 6 * WEIGHTS[0]) * BATCH_SIZE, rel=0.02)
+
+
+def test_the_flops_of_a_step_are_those_of_a_small_model_too(no_compilation):
+    flops = measured("mnist_logistic", "task_loss", {"num_seeds": 1})["flops"]
+    assert flops == pytest.approx(4 * 784 * 10 * BATCH_SIZE, rel=0.15)  # beside the products: bytes are normalised
+
+
+def test_data_that_are_streamed_are_no_arguments():
+    setup, spec = setup_of("mnist_mlp", {"num_seeds": 1, "dataset.streaming": "always", "outer.split": "valid"})
+    assert describe.measure(setup, spec, "task_loss")["arguments"] < spec.num_bytes / 20  # some batches, and the state
+
+
+@pytest.mark.parametrize(("how", "excess"), [("auto", 0), ("auto", 1), ("always", 0), ("never", 1)])
+def test_data_are_said_to_be_streamed_when_they_are(how, excess, tmp_path, monkeypatch, run, no_measure):
+    name = write_images(tmp_path)
+    num_bytes = data.load_spec(name).num_bytes
+    monkeypatch.setattr(streaming, "_device_memory", lambda: 4 * (num_bytes - excess))  # a quarter may be filled
+    expected = how == "always" or (how == "auto" and excess > 0)
+    out, ended = run(f"--config.dataset.name={name}", f"--config.dataset.streaming={how}")
+    assert ended is None
+    assert (", streamed from the host" in out) == expected
+    assert data.load(name, streaming=how).is_streamed == expected
+
+
+COUNTED = {
+    "mnist_logistic": (7850, 0),
+    "mnist_mlp": (1_796_010, 0),
+    "cifar10_resnet18": (11_173_962, 2 * (5 * 64 + 5 * 128 + 5 * 256 + 5 * 512)),
+}
+
+
+@pytest.mark.parametrize("config", COUNTED)
+def test_parameters_and_statistics_are_counted(config, run, no_measure):
+    out, ended = run(config=config)
+    assert ended is None
+    params, statistics = COUNTED[config]
+    assert f": {params:,} parameters, {statistics:,} statistics\n" in out
+    assert "loss        network: 1,720 parameters\n" in out  # 2 * 40 + 40 * 40 + 40, without biases
+
+
+@pytest.mark.parametrize("changes", [{}, {"learned_loss.family": "scaled_task_loss", "learned_loss.use_bias": False}])
+def test_parameters_are_as_many_as_are_drawn(changes, run, no_measure):
+    changes = {"model.hidden_sizes": (7, 5)} | changes
+    setup, _ = setup_of("digits_mlp", changes | {"learned_loss.hidden_sizes": (40, 40)})
+    params, model_state = jax.jit(setup.model.init)(jax.random.key(0))
+    counts = [
+        sum(np.size(leaf) for leaf in jax.tree.leaves(tree))
+        for tree in (params, model_state, setup.learned_loss.init(jax.random.key(0)))
+    ]
+    out, _ = run(*(f"--config.{name}={value}" for name, value in changes.items()), config="digits_mlp")
+    assert f"mlp: {counts[0]:,} parameters, {counts[1]:,} statistics\n" in out
+    assert f"{setup.config.learned_loss.family}: {counts[2]:,} parameters\n" in out
+
+
+SUMMARIES = {
+    "digits_mlp": (
+        "dataset     digits: 1,293 training examples of 8x8x1, 10 outputs\n",
+        "steps       1,000 of 100 examples, 8 seeds at once\n",
+        "computes in float32\n",
+        f"device      {jax.devices()[0].device_kind}\n",
+    ),
+    "diabetes_mlp": ("dataset     diabetes: 317 training examples of 10, 1 output",),
+}
+
+
+@pytest.mark.parametrize("config", SUMMARIES)
+def test_the_summary_says_what_is_trained(config, run, no_measure):
+    out, ended = run(config=config)
+    assert ended is None
+    for text in SUMMARIES[config]:
+        assert text in out
+
+
+def test_the_summary_follows_the_flags(run, no_measure):
+    flags = ("num_seeds=1", "batch_size=7", "num_steps=12", "model.compute_dtype=bfloat16", "dataset.image_size=20")
+    out, ended = run(*(f"--config.{flag}" for flag in flags))
+    assert ended is None
+    assert "steps       12 of 7 examples, 1 seed at once\n" in out
+    assert "computes in bfloat16\n" in out
+    assert "of 20x20x1, 10 outputs\n" in out
+
+
+def cells(out):
+    """The table, a list of cells a row."""
+    rows = [line for line in out.splitlines() if line.startswith(("┃", "│"))]
+    return [[cell.strip() for cell in row.strip("┃│").replace("┃", "│").split("│")] for row in rows]
+
+
+def test_the_table_has_the_figures_their_ratio_and_their_sum(run, no_measure):
+    out, ended = run()
+    assert ended is None
+    assert "One step of one seed, and the memory of 10 seeds on a device" in out
+    assert cells(out) == [
+        ["loss", "GFLOP", "ratio", "state and data MB", "temporary MB", "new state MB", "in all MB"],
+        ["task loss", "1.5", "1.00", "2", "30", "400", "432"],
+        ["AdaLFL", "4", "2.67", "3", "70", "1,500", "1,573"],
+    ]
+
+
+TINY_FLAGS = [f"--config.{name}={value}" for name, value in (SETTINGS | {"num_seeds": 1}).items()]
+
+
+def test_the_number_of_examples_need_not_be_known(run, tmp_path, monkeypatch, no_compilation):
+    figures = measured("mnist_mlp", "task_loss", {"dataset.name": "kmnist", "num_seeds": 1})
+    assert figures["flops"] == pytest.approx((4 * 784 * 8 + 6 * 8 * 10) * BATCH_SIZE, rel=0.15)
+    monkeypatch.setattr(describe, "measure", lambda setup, spec, method: figures)
+    out, ended = run(*TINY_FLAGS, "--config.dataset.name=kmnist")
+    assert ended is None
+    assert "kmnist: examples, unknown how many before, of 28x28x1, 10 outputs\n" in out
+    assert [row[0] for row in cells(out)] == ["loss", "task loss", "AdaLFL"]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """What is measured while the program runs, by method."""
+    measured, measure = {}, describe.measure
+
+    def record(setup, spec, method):
+        measured[method] = measure(setup, spec, method)
+        return measured[method]
+
+    monkeypatch.setattr(describe, "measure", record)
+    return measured
+
+
+def test_ten_seeds_take_ten_states_and_the_data_which_need_not_be_there(run, figures, tmp_path):
+    changes = {"outer.split": "valid", "num_seeds": 10}
+    out, ended = run(*TINY_FLAGS, *(f"--config.{name}={value}" for name, value in changes.items()))
+    assert ended is None
+    assert not list(tmp_path.iterdir())
+    assert [row[3] for row in cells(out)] == ["state and data MB", "42.8", "47.5"]
+    both = state_of(setup_of("mnist_mlp", changes)[0])
+    splits = {"task_loss": 54_000, "adalfl": 60_000}  # of outer batches the task loss has none
+    for method, state in (("task_loss", both.theta), ("adalfl", both)):
+        scalars = 10 * 8 + 4 + 4  # the key of each seed, the learning rate, the number of the step
+        num_bytes = bytes_of(state) + splits[method] * (28 * 28 + 4) + scalars
+        assert figures[method]["arguments"] == num_bytes
+        num_metrics = 3 if method == "adalfl" else 1
+        metrics = num_metrics * 10 * SETTINGS["eval_every"] * 4
+        pointers = 8 * (len(jax.tree.leaves(state)) + num_metrics)  # XLA keeps a table of the arrays
+        assert 0 <= figures[method]["output"] - bytes_of(state) - metrics <= pointers
+    ten, one = figures["task_loss"], measured("mnist_mlp", "task_loss", changes | {"num_seeds": 1})
+    assert ten["arguments"] - one["arguments"] == 0.9 * bytes_of(both.theta) + 9 * 8
+    assert ten["temporary"] > 2 * one["temporary"]
+    assert ten["flops"] == pytest.approx(one["flops"], rel=0.01)
+
+
+def test_the_program_parses_its_flags_and_refuses_without_a_traceback():
+    command = [sys.executable, "-m", "experiments.describe", "--config=configs/mnist_mlp.py", "--config.batch_size=0"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
+    assert done.returncode == 1
+    assert done.stderr.startswith("ConfigError: config.batch_size must be ")
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+
+
+CANNOT_BE = {
+    "num_stepss=3": "ConfigError: unknown field of the configuration 'num_stepss'; did you mean 'num_steps'?",
+    "inner.momentum=1.5": "ConfigError: config.inner.momentum must be a number in [0, 1); got 1.5",
+    "task_loss=squared_error": "ConfigError: 'squared_error' does not fit dataset 'mnist'",
+    "augmentation.flip=True": "ConfigError: config.augmentation.flip must be False for dataset 'mnist'",
+    "batch_size=54001": "ConfigError: config.batch_size is 54001, and split 'train' of 'mnist' has only 54000",
+    "batch_size=6001 outer.split=valid": (
+        "ConfigError: config.batch_size is 6001, and split 'valid' of 'mnist' has only 6000"
+    ),
+    "dataset.name=mnits": "DatasetError: unknown dataset 'mnits'; did you mean 'mnist'?",
+    "dataset.name=nosuch.npz": "DatasetError: there is no file nosuch.npz",
+    "dataset.name=imagenet2012": "DatasetError: images of dataset 'imagenet2012' differ in size; set dataset.",
+    "dataset.name=emnist/nosuch": "DatasetError: ",
+}
+
+
+@pytest.mark.parametrize("settings", CANNOT_BE)
+def test_a_configuration_that_cannot_be_ends_in_a_line(settings, run):
+    out, ended = run(*(f"--config.{setting}" for setting in settings.split()))
+    assert ended.startswith(CANNOT_BE[settings])
+    assert "\n" not in ended
+    assert out == ""
+
+
+def test_a_configuration_file_that_is_not_there_is_named(run):
+    out, ended = run(config="nosuch")
+    assert ended.startswith("ConfigError: the configuration cannot be loaded: ")
+    assert "nosuch.py" in ended
+    assert out == ""
+
+
+@pytest.mark.parametrize("flag", ["--config.num_seeds=many", "--nosuch=3"])
+def test_a_flag_that_cannot_be_is_refused(flag, run):
+    assert run(flag) == ("", 1)
+
+
+def test_arguments_that_are_no_flags_are_refused(run, no_measure):
+    out, ended = run("config.num_seeds=1")
+    assert ended == "unexpected arguments ['config.num_seeds=1']; flags look like --config.num_steps=100"
+    assert out == ""
