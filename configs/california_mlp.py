@@ -1,7 +1,11 @@
 """California Housing (20,640 districts, 8 columns) with an MLP 8-64-64-1: a regression.
 
-python -m adalfl_jax.data.prepare california
-python -m experiments.compare --config=configs/california_mlp.py --workdir=runs/california_mlp
+    python -m adalfl_jax.data.prepare california
+    python -m experiments.compare --config=configs/california_mlp.py --workdir=runs/california_mlp
+
+About two minutes on two CPU cores, measured on noise in the shape of the data. Expect a test MSE of the task loss near
+0.19, in units of the target's variance: Gorishniy et al. (2021) report a root mean squared error of 0.499 of a tuned
+MLP, and the target's deviation is 1.154. No figure of the paper is at hand, and it was not run on the data here yet.
 """
 
 from configs import diabetes_mlp
@@ -17,4 +21,5 @@ def get_config():
     config.inner.momentum = 0.9
     config.inner.nesterov = True
     config.inner.weight_decay = 5e-4
+    config.outer.learning_rate = 1e-5  # the paper's
     return config

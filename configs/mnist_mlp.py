@@ -1,7 +1,17 @@
 """MNIST with the paper's MLP 784-1000-1000-10: 1,796,010 parameters, SGD at 0.01.
 
-python -m adalfl_jax.data.prepare mnist
-python -m experiments.compare --config=configs/mnist_mlp.py --workdir=runs/mnist_mlp
+    python -m adalfl_jax.data.prepare mnist
+    python -m experiments.compare --config=configs/mnist_mlp.py --workdir=runs/mnist_mlp
+
+About 70 minutes on two CPU cores, an estimate: for ten seeds 4 for each of the six runs on the task loss (26 ms a step of
+five seeds), 18 for the offline phase, 10 for ML3, 13 for AdaLFL. --config.num_seeds=5
+--config.methods="('task_loss', 'ml3', 'adalfl')" took 26 minutes beside other work. Expect what that gave, test errors of
+4.3 ± 0.1 % of the task loss, 1.6 ± 0.4 % of ML3 and 1.7 ± 0.5 % of AdaLFL, which is no difference between the last two
+(p = 0.4); three seeds of five end at 1.3 %. The paper reports 4.47, 3.50 and 3.12 % on MNIST.
+
+The same five seeds with --config.model.initialization=he_glorot: 3.1 ± 0.1 % of the task loss and 2.5 ± 0.1 % of ML3. The
+offline phase learns the best single step. With PyTorch's small initial weights that is 48 times as large as alpha
+(`implicit_learning_rate` at step 0), with He's about as large, so there is little to learn.
 """
 
 from configs import mnist_logistic
@@ -12,8 +22,7 @@ def get_config():
     config = mnist_logistic.get_config()
     config.model.name = "mlp"
     config.model.hidden_sizes = (1000, 1000)
-    # The authors' neighbouring code has 10,000 steps of 128. The 4.5 % that the paper reports of the task loss are what
-    # these give; the longer run gives less.
+    # The authors' neighbouring code has 10,000 steps of 128; with these the task loss ends where the paper has it.
     config.batch_size = 100
     config.num_steps = 5000
     config.eval_every = 250
