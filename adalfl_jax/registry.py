@@ -19,9 +19,14 @@ def lookup(kind: str, known: Mapping[str, Value], name: str) -> Value:
     Traceback (most recent call last):
     ValueError: unknown colour 'gren'; did you mean 'green'? Known: green, red
     """
-    if name not in known:
-        raise ValueError(f"unknown {kind} {name!r}; {suggestion(name, known)}Known: {', '.join(sorted(known))}")
+    require_known(kind, known, name)
     return known[name]
+
+
+def require_known(kind: str, known: Iterable[str], name: str) -> None:
+    """Raises the ValueError of `lookup` for a name that is not among the known ones."""
+    if name not in (names := sorted(known)):
+        raise ValueError(f"unknown {kind} {name!r}; {suggestion(name, names)}Known: {', '.join(names)}")
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -1,9 +1,11 @@
-"""Says what a configuration would cost: parameters, arithmetic of a step, memory of the device. Needs no data.
+"""Says what a configuration would cost: parameters, arithmetic of a step, memory of the device.
 
     python -m experiments.describe --config=configs/cifar10_resnet18.py
 
-FLOPs are those of one step of one seed as XLA counts them before it optimises, batches drawn beforehand; memory is what
-XLA reports of the compiled program that trains all seeds of the configuration, on the kind of device this runs on.
+No data are needed but those of a file or a registered dataset. FLOPs are those of one step of one seed as XLA counts
+them before it optimises, batches drawn beforehand; memory is what XLA reports of the compiled program that trains all
+seeds of the configuration, on the kind of device this runs on. What evaluation and the offline phase add is not
+counted.
 """
 
 from __future__ import annotations
@@ -119,7 +121,7 @@ def _summary(setup: Setup, spec: data.Spec) -> str:
     phi = jax.eval_shape(setup.learned_loss.init, jax.random.key(0))
     shape = "x".join(map(str, spec.input_shape))
     train, _ = data.abstract_splits(spec, config.dataset.valid_fraction)
-    sizes = f"{train.inputs.shape[0]:,} training examples" if spec.num_train else "examples, unknown how many before,"
+    sizes = f"{train.inputs.shape[0]:,} training examples" if spec.num_train else "not prepared, examples"
     place = ", streamed from the host" if is_streamed(config, spec) else ""
     lines = {
         "dataset": f"{config.dataset.name}: {sizes} of {shape}, {_count(spec.num_outputs, 'output')}{place}",

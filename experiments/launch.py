@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from adalfl_jax.data import DatasetError
-from adalfl_jax.registry import lookup
+from adalfl_jax.registry import require_known
 from adalfl_jax.training import ConfigError, DivergenceError, TrainConfig, WorkdirError
 from adalfl_jax.training.config import field_paths
 
@@ -49,7 +49,7 @@ def parse_flags(arguments: list[str]) -> list[str]:
         name = argument.lstrip("-").partition("=")[0]
         if name.startswith("config."):
             try:
-                lookup("field of the configuration", dict.fromkeys(field_paths()), name.removeprefix("config."))
+                require_known("field of the configuration", field_paths(), name.removeprefix("config."))
             except ValueError as error:
                 sys.exit(f"ConfigError: {error}")
     try:

@@ -25,7 +25,7 @@ from adalfl_jax.data.splits import Dataset as Dataset
 from adalfl_jax.data.splits import make_dataset as make_dataset
 from adalfl_jax.data.streaming import exceeds_device
 from adalfl_jax.data.tables import load_california, load_crime
-from adalfl_jax.registry import lookup
+from adalfl_jax.registry import require_known
 
 DATASETS: dict[str, Callable[[Location], Examples]] = {
     "digits": lambda location: load_digits(),
@@ -37,7 +37,7 @@ STREAMING = ("auto", "always", "never")
 
 
 def load(
-    name: str,
+    name: str | os.PathLike[str],
     *,
     data_dir: str | os.PathLike[str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -66,18 +66,16 @@ def load(
       >>> digits.train.inputs.shape, digits.valid.targets.shape, digits.num_outputs
       ((1293, 8, 8, 1), (144,), 10)
     """
-    lookup("streaming", dict.fromkeys(STREAMING), streaming)
-    location = Location(
-        data_dir=Path(data_dir).expanduser() if data_dir else default_data_dir(),
-        cache_dir=Path(cache_dir).expanduser() if cache_dir else None,
-        image_size=image_size,
-    )
+    require_known("streaming", STREAMING, streaming)
+    name, location = os.fspath(name), _locate(data_dir, cache_dir, image_size)
     examples = load_examples(name, location)
     on_device = streaming == "never" or (streaming == "auto" and not exceeds_device(examples.num_bytes))
     return make_dataset(name, examples, valid_fraction=valid_fraction, on_device=on_device)
 
 
-def load_spec(name: str, *, data_dir: str | os.PathLike[str] | None = None, image_size: int = 0) -> Spec:
+def load_spec(
+    name: str | os.PathLike[str], *, data_dir: str | os.PathLike[str] | None = None, image_size: int = 0
+) -> Spec:
     """The shapes of a dataset, without its data where they are known otherwise.
 
     Arguments and errors are those of `load`.
@@ -86,12 +84,12 @@ def load_spec(name: str, *, data_dir: str | os.PathLike[str] | None = None, imag
       >>> load_spec("cifar10").input_shape
       (32, 32, 3)
     """
-    location = Location(Path(data_dir).expanduser() if data_dir else default_data_dir(), image_size=image_size)
+    name, location = os.fspath(name), _locate(data_dir, None, image_size)
     if name in SPECS:
         spec = SPECS[name]
         size = (image_size, image_size, spec.input_shape[-1])
         return spec._replace(input_shape=size) if image_size and spec.is_image else spec
-    if name in DATASETS or name.endswith(".npz"):
+    if name in DATASETS or _is_file(name):
         examples = load_examples(name, location)
         make_dataset(name, examples, on_device=False)  # for its errors
         return Spec.of(examples)
@@ -101,8 +99,14 @@ def load_spec(name: str, *, data_dir: str | os.PathLike[str] | None = None, imag
 def load_examples(name: str, location: Location) -> Examples:
     """The raw arrays of a dataset, as `load` finds them."""
     if name in DATASETS:
-        return DATASETS[name](location)
-    if name.endswith(".npz"):
+        examples = DATASETS[name](location)
+        if not isinstance(examples, Examples):
+            raise DatasetError(
+                f"dataset {name!r}: the function that was registered must return adalfl_jax.data.Examples(inputs, "
+                f"targets, ...); it returned {type(examples).__name__}"
+            )
+        return examples
+    if _is_file(name):
         return load_npz(Path(name).expanduser())
     return load_images(name, location, others=DATASETS)
 
@@ -115,7 +119,7 @@ def register_dataset(name: str, load_examples: Callable[[], Examples]) -> None:
       load_examples: called when the dataset is used.
 
     Raises:
-      ValueError: the name is taken.
+      ValueError: the name is taken. One of TensorFlow Datasets is not; yours hides it.
 
     Example:
       >>> import numpy as np
@@ -126,3 +130,19 @@ def register_dataset(name: str, load_examples: Callable[[], Examples]) -> None:
     if name in DATASETS or name in SPECS:
         raise ValueError(f"there is a dataset {name!r} already; register yours under another name")
     DATASETS[name] = lambda location: load_examples()
+
+
+def _is_file(name: str) -> bool:
+    return name.lower().endswith(".npz")
+
+
+def _locate(
+    data_dir: str | os.PathLike[str] | None, cache_dir: str | os.PathLike[str] | None, image_size: int
+) -> Location:
+    if image_size < 0:
+        raise DatasetError(f"image_size must be a number of pixels, or 0 for images as they are; got {image_size}")
+    return Location(
+        data_dir=Path(data_dir).expanduser() if data_dir else default_data_dir(),
+        cache_dir=Path(cache_dir).expanduser() if cache_dir else None,
+        image_size=image_size,
+    )

@@ -6,10 +6,10 @@ from, so damage and a changed source are noticed.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import shutil
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 from adalfl_jax.data.errors import DatasetError
 
 Arrays = dict[str, np.ndarray]
+REMEDY = "set dataset.cache_dir (or cache_dir=) to a folder with room that can be written to"
 
 
 def cached(path: Path, fingerprint: str, build: Callable[[], Arrays]) -> Arrays:
@@ -37,8 +38,12 @@ def cached(path: Path, fingerprint: str, build: Callable[[], Arrays]) -> Arrays:
         else:
             if arrays is not None:
                 return arrays
-    arrays = {name: np.ascontiguousarray(array) for name, array in build().items()}
-    _write(path, fingerprint, arrays)
+    partial = _open_partial(path)  # before what is to be written is built, which may take hours
+    try:
+        arrays = {name: np.ascontiguousarray(array) for name, array in build().items()}
+        _write(path, partial, fingerprint, arrays)
+    finally:
+        partial.unlink(missing_ok=True)
     return arrays
 
 
@@ -53,26 +58,30 @@ def _read(path: Path, fingerprint: str) -> Arrays | None:
     return arrays
 
 
-def _write(path: Path, fingerprint: str, arrays: Arrays) -> None:
-    """Writes a temporary file and renames it, so that no half-written file ever has the name."""
-    remedy = "set dataset.cache_dir (or cache_dir=) to a folder with room that can be written to"
-    needed = sum(array.nbytes for array in arrays.values()) + 2**16
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+def _open_partial(path: Path) -> Path:
+    """A new file beside `path` that gets that name once it is whole, so that no half-written file ever has it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".partial", dir=path.parent)
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be written ({error}); {REMEDY}") from error
+    os.close(handle)
+    return Path(name)
+
+
+def _write(path: Path, partial: Path, fingerprint: str, arrays: Arrays) -> None:
+    needed = sum(array.nbytes for array in arrays.values()) + 2**16
+    try:
         free = shutil.disk_usage(path.parent).free
         if free < needed:
             raise DatasetError(
-                f"{path} needs {needed / 1e6:.1f} MB and its disk has {free / 1e6:.1f} MB left; {remedy}"
+                f"{path} needs {needed / 1e6:.1f} MB and its disk has {free / 1e6:.1f} MB left; {REMEDY}"
             )
-        save_file(arrays, temporary, metadata={"fingerprint": fingerprint, "sha256": _digest(arrays)})
-        temporary.chmod(0o644)  # others who share the folder may read it
-        temporary.replace(path)
+        save_file(arrays, partial, metadata={"fingerprint": fingerprint, "sha256": _digest(arrays)})
+        partial.chmod(0o644)  # others who share the folder may read it
+        partial.replace(path)
     except (SafetensorError, OSError) as error:
-        raise DatasetError(f"{path} cannot be written ({error}); {remedy}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        raise DatasetError(f"{path} cannot be written ({error}); {REMEDY}") from error
 
 
 def _digest(arrays: Arrays) -> str:

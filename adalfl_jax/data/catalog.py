@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,13 +39,14 @@ def find_spec(name: str, location: Location, others: Iterable[str] = ()) -> Spec
         a prepared dataset that is damaged or lacks a split.
     """
     folder = find_prepared(name, location.data_dir)
-    info = _info_of_code(name, location.data_dir, others) if folder is None else open_prepared(folder).info
+    builder = _builder_of_code(name, location.data_dir, others) if folder is None else open_prepared(folder)
+    info = builder.info
     keys = find_keys(name, info)
     size, shape = location.image_size, tuple(info.features[keys.image].shape)
     if None in shape and not size:
         raise DatasetError(f"images of dataset {name!r} differ in size; set dataset.image_size to have them of one")
     num_train, num_test = (
-        (0, 0) if folder is None else (info.splits[split].num_examples for split in choose_splits(name, info))
+        (0, 0) if folder is None else (info.splits[split].num_examples for split in choose_splits(name, builder, keys))
     )
     return Spec(
         input_shape=(size, size, shape[-1]) if size else shape,
@@ -63,6 +65,8 @@ def find_prepared(name: str, data_dir: Path) -> Path | None:
     """
     from tensorflow_datasets.core.utils.version import list_all_versions
 
+    if not re.fullmatch(r"\w+(/[\w.\-]+)?", name):  # "..", say, leads out of the folder
+        return None
     folder = data_dir / name
     if versions := list_all_versions(folder):
         return folder / str(max(versions))
@@ -126,16 +130,30 @@ def find_keys(name: str, info: Any) -> Keys:
     return Keys(**found)
 
 
-def choose_splits(name: str, info: Any) -> tuple[str, str]:
-    """Names of the splits that are taken for training and test."""
-    train, test = "train", next((split for split in HELD_OUT if split in info.splits), HELD_OUT[0])
+def choose_splits(name: str, builder: Any, keys: Keys) -> tuple[str, str]:
+    """Names of the splits of a prepared dataset that are taken for training and test.
+
+    "validation" stands in for a test split that is not there, or whose labels are kept secret (-1).
+    """
+    splits = builder.info.splits
+    held_out = [split for split in HELD_OUT if split in splits]
+    if len(held_out) == 2 and not _has_labels(builder, held_out[0], keys):
+        held_out = held_out[1:]
+    train, test = "train", held_out[0] if held_out else HELD_OUT[0]
     for split in (train, test):
-        if split not in info.splits:
+        if split not in splits:
             raise DatasetError(
-                f"dataset {name!r} has the splits {', '.join(info.splits) or 'none'}, and {split!r} is wanted; write "
-                "inputs and targets of the splits it has to an .npz file, which is split in training and test here"
+                f"dataset {name!r} has the splits {', '.join(splits) or 'none'}, and {split!r} is wanted; write inputs "
+                "and targets of the splits it has to an .npz file, which is split in training and test here"
             )
     return train, test
+
+
+def open_split(builder: Any, split: str, keys: Keys) -> Any:
+    """The records of a split of a prepared dataset, the images in them encoded as they are."""
+    import tensorflow_datasets as tfds
+
+    return builder.as_data_source(split=split, decoders={keys.image: tfds.decode.SkipDecoding()})
 
 
 def can_flip(name: str) -> bool:
@@ -143,11 +161,18 @@ def can_flip(name: str) -> bool:
     return name == "fashion_mnist" or not any(word in name for word in CHARACTERS)
 
 
-def _info_of_code(name: str, data_dir: Path, others: Iterable[str]) -> Any:
+def _has_labels(builder: Any, split: str, keys: Keys) -> bool:
+    try:
+        return int(open_split(builder, split, keys)[0][keys.label]) >= 0
+    except Exception:  # an empty split, damage, another format: whoever decodes it says which
+        return True
+
+
+def _builder_of_code(name: str, data_dir: Path, others: Iterable[str]) -> Any:
     import tensorflow_datasets as tfds
 
     check_known(name, others)
     try:
-        return tfds.builder(name, data_dir=data_dir).info
+        return tfds.builder(name, data_dir=data_dir)
     except Exception as error:  # of a configuration that is not there, of a package its code imports
         raise DatasetError(f"TensorFlow Datasets cannot describe {name!r}: {str(error).strip()}") from error

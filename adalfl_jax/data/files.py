@@ -15,8 +15,9 @@ def load_npz(path: Path) -> Examples:
     """Reads `inputs` and `targets` from an .npz file; nothing in it is unpickled.
 
     uint8 inputs `[N, H, W]` or `[N, H, W, channels]` are images; others are images or tables of numbers. Targets of an
-    integer type are labels from 0 to the largest that occurs, or to `num_classes - 1` where the file holds that number
-    too; other targets are a regression's. A test split is cut off, unless `test_inputs` and `test_targets` are given.
+    integer or boolean type are labels from 0 to the largest that occurs, or to `num_classes - 1` where the file holds
+    that number too; other targets are a regression's. A test split is cut off, unless `test_inputs` and `test_targets`
+    are given.
 
     Raises:
       DatasetError: no such file, no .npz file, a damaged one, arrays missing, misnamed or of Python objects.
@@ -26,7 +27,7 @@ def load_npz(path: Path) -> Examples:
     num_classes = None
     if "num_classes" in arrays:
         num_classes = _whole_number(path, arrays["num_classes"])
-    elif np.issubdtype(targets.dtype, np.integer):
+    elif np.issubdtype(targets.dtype, np.integer) or targets.dtype == np.bool_:
         num_classes = int(targets.max(initial=0)) + 1
     test = None
     if "test_inputs" in arrays:

@@ -26,11 +26,14 @@ from adalfl_jax.data.catalog import (
     find_keys,
     find_prepared,
     open_prepared,
+    open_split,
 )
 from adalfl_jax.data.errors import DatasetError
 from adalfl_jax.data.examples import Examples, Location
 
 CHUNK = 1000  # records a process decodes in one go
+DECODING = 1  # its version; another one is another fingerprint
+SAMPLES, SAMPLE_BYTES = 64, 2**16  # of a file of records, what its fingerprint is taken of
 
 
 def load_images(name: str, location: Location, others: Iterable[str] = ()) -> Examples:
@@ -56,9 +59,10 @@ def load_images(name: str, location: Location, others: Iterable[str] = ()) -> Ex
             "or say where it is: dataset.data_dir in a configuration, data_dir= in Python, or the environment variable "
             "TFDS_DATA_DIR"
         )
-    info = open_prepared(folder).info
-    keys, splits = find_keys(name, info), choose_splits(name, info)
-    num_classes = info.features[keys.label].num_classes
+    builder = open_prepared(folder)
+    info = builder.info
+    keys = find_keys(name, info)
+    splits = choose_splits(name, builder, keys)
 
     def build() -> Arrays:
         arrays = {}
@@ -67,19 +71,12 @@ def load_images(name: str, location: Location, others: Iterable[str] = ()) -> Ex
             arrays |= {f"{stored_as}_inputs": inputs, f"{stored_as}_targets": labels}
         return arrays
 
-    fingerprint = json.dumps([_fingerprint(info, splits), *keys, location.image_size], sort_keys=True)
+    fingerprint = json.dumps([DECODING, _fingerprint(info, splits), *keys, location.image_size], sort_keys=True)
     arrays = cached(location.cache_file(folder), fingerprint, build)
-    for split, labels in zip(splits, (arrays["train_targets"], arrays["test_targets"]), strict=True):
-        if labels.min() < 0 or labels.max() >= num_classes:
-            raise DatasetError(
-                f"{folder}: labels of split {split!r} go from {labels.min()} to {labels.max()}, and features.json has "
-                f"{num_classes} classes; delete the folder and prepare the dataset anew, or write the splits that have "
-                "labels to an .npz file"
-            )
     return Examples(
         inputs=arrays["train_inputs"],
         targets=arrays["train_targets"],
-        num_classes=num_classes,
+        num_classes=info.features[keys.label].num_classes,
         test=(arrays["test_inputs"], arrays["test_targets"]),
         can_flip=can_flip(name),
     )
@@ -87,9 +84,10 @@ def load_images(name: str, location: Location, others: Iterable[str] = ()) -> Ex
 
 def _decode_split(name: str, folder: Path, split: str, keys: Keys, image_size: int) -> tuple[np.ndarray, np.ndarray]:
     """All images of a split `[N, H, W, channels]` uint8 and their labels `[N]` int32."""
-    num_examples = open_prepared(folder).info.splits[split].num_examples
+    info = open_prepared(folder).info
+    num_examples, num_classes = info.splits[split].num_examples, info.features[keys.label].num_classes
     if not num_examples:
-        raise DatasetError(f"split {split!r} in {folder} is empty; delete the folder and prepare the dataset anew")
+        raise DatasetError(f"split {split!r} in {folder} is empty; {_anew(folder)}")
     starts = range(0, num_examples, CHUNK)
     jobs = (
         joblib.delayed(_decode)(folder, split, start, min(start + CHUNK, num_examples), keys, image_size)
@@ -104,6 +102,12 @@ def _decode_split(name: str, folder: Path, split: str, keys: Keys, image_size: i
     ):
         if inputs is None:
             inputs = np.empty((num_examples, *images.shape[1:]), np.uint8)
+        if min(chunk_labels) < 0 or max(chunk_labels) >= num_classes:
+            raise DatasetError(
+                f"{folder}: split {split!r} has labels from {min(chunk_labels)} to {max(chunk_labels)}, and "
+                f"features.json has {num_classes} classes; {_anew(folder)}, or write the splits that have labels to an "
+                ".npz file"
+            )
         if images.shape[1:] != inputs.shape[1:]:
             raise _differing_sizes(folder, split, {images.shape[1:], inputs.shape[1:]})
         inputs[start : start + len(images)] = images
@@ -116,12 +120,10 @@ def _decode(
     folder: Path, split: str, start: int, stop: int, keys: Keys, image_size: int
 ) -> tuple[np.ndarray, list[int]]:
     """Decodes the records `start` to `stop` of a split; runs in a process of its own."""
-    import tensorflow_datasets as tfds
-
     builder = open_prepared(folder)
     channels = builder.info.features[keys.image].shape[-1]
     try:
-        source = builder.as_data_source(split=split, decoders={keys.image: tfds.decode.SkipDecoding()})
+        source = open_split(builder, split, keys)
     except NotImplementedError as error:
         raise DatasetError(
             f"{folder} is not in ArrayRecord format; prepare the dataset anew in another folder with python -m "
@@ -140,10 +142,12 @@ def _decode(
 
     try:
         images, labels = zip(*map(decode, source.__getitems__(list(range(start, stop)))), strict=True)
+    except MemoryError as error:
+        raise DatasetError(f"images of {folder} scaled to {image_size}x{image_size} do not fit in memory") from error
     except Exception as error:
         shard = _shard_of(builder.info.splits[split], next(filter(is_damaged, range(start, stop)), start))
         raise DatasetError(
-            f"{shard} is damaged or cut short ({error}); delete the folder {folder} and prepare the dataset anew"
+            f"{shard} is missing, damaged or cut short ({type(error).__name__}: {error}); {_anew(folder)}"
         ) from error
     shapes = {image.shape for image in images}
     if len(shapes) > 1:
@@ -164,14 +168,22 @@ def _decode_image(encoded: bytes, channels: int, image_size: int) -> np.ndarray:
 
 
 def _fingerprint(info: Any, splits: Iterable[str]) -> dict[str, list[Any]]:
-    """Size and hash of the first block of every file, which has the records' own hashes in it."""
+    """Size of every file of records, and the hash of samples spread over it, which are all of it up to 4 MiB."""
 
     def of(file: Path) -> list[Any]:
+        size, digest = file.stat().st_size, hashlib.sha256()
         with file.open("rb") as stream:
-            return [file.stat().st_size, hashlib.sha256(stream.read(2**16)).hexdigest()]
+            for start in range(0, size, max(SAMPLE_BYTES, size // SAMPLES)):
+                stream.seek(start)
+                digest.update(stream.read(SAMPLE_BYTES))
+        return [size, digest.hexdigest()]
 
     files = [Path(path) for split in splits for path in info.splits[split].filepaths]
     return {file.name: of(file) for file in files if file.exists()}
+
+
+def _anew(folder: Path) -> str:
+    return f"move {folder} away and prepare the dataset anew"
 
 
 def _shard_of(split_info: Any, record: int) -> str:

@@ -35,7 +35,7 @@ def prepare(
       DatasetError: an unknown name, TensorFlow is missing, or a download failed.
     """
     folder = Path(data_dir).expanduser() if data_dir else default_data_dir()
-    if name not in data.DATASETS and not name.endswith(".npz"):
+    if name not in data.DATASETS and not name.lower().endswith(".npz"):
         _prepare_images(name, Location(folder, image_size=image_size))
     return data.load(name, data_dir=folder, cache_dir=cache_dir, image_size=image_size, streaming="always")
 
@@ -55,7 +55,10 @@ def _prepare_images(name: str, location: Location) -> None:
     try:
         tfds.builder(name, data_dir=data_dir, file_format="array_record").download_and_prepare()
     except Exception as error:  # of the network, the disk, or a dataset that takes a download by hand
-        raise DatasetError(f"{name!r} cannot be prepared in {data_dir}: {type(error).__name__}: {error}") from error
+        raise DatasetError(
+            f"{name!r} cannot be prepared in {data_dir} ({type(error).__name__}: {error}); it can be prepared on "
+            "another machine, and the folder copied from there"
+        ) from error
 
 
 def main(argv: list[str]) -> None:
@@ -70,7 +73,7 @@ def main(argv: list[str]) -> None:
         except DatasetError as error:
             sys.exit(f"DatasetError: {error}")
         except KeyboardInterrupt:
-            sys.exit(f"Interrupted while {name} was prepared; the same command goes on with it.")
+            sys.exit(f"Interrupted while {name} was prepared; the same command does it again.")
         sizes = ", ".join(f"{len(getattr(dataset, split).inputs):,} {split}" for split in ("train", "valid", "test"))
         kind = f"{dataset.num_outputs} classes" if dataset.is_classification else "a regression"
         print(f"{name} is ready: {sizes} examples of {dataset.input_shape}, {kind}")  # noqa: T201, a program's answer

@@ -173,17 +173,24 @@ def _clean(where: str, inputs: np.ndarray, targets: np.ndarray, examples: Exampl
             raise DatasetError(f"{where}: {kind} must be arrays [N, ...]; got the single number {values}")
     if len(inputs) != len(targets):
         raise DatasetError(f"{where}: {len(inputs)} inputs but {len(targets)} targets")
-    if len(inputs) == 0:
-        raise DatasetError(f"{where} has no examples")
+    if 0 in (*inputs.shape, *targets.shape):
+        raise DatasetError(f"{where} is empty; got inputs {inputs.shape} and targets {targets.shape}")
+    inputs = inputs if is_image(inputs) else _to_float32(inputs)
     _check_finite(where, inputs=np.where(np.isnan(inputs), 0, inputs) if examples.fill_missing else inputs)
-    _check_finite(where, targets=targets)
-    inputs = inputs if is_image(inputs) else inputs.astype(np.float32)
     if examples.num_classes is None:
-        return inputs, targets.astype(np.float32).reshape(len(targets), -1)
-    if not np.array_equal(targets, targets.astype(np.int32)):
+        targets = _to_float32(targets).reshape(len(targets), -1)
+        _check_finite(where, targets=targets)
+        return inputs, targets
+    _check_finite(where, targets=targets)
+    if np.issubdtype(targets.dtype, np.floating) and (targets != np.round(targets)).any():
         raise DatasetError(f"{where}: labels must be whole numbers; got {targets.dtype} values")
     _check_labels(where, targets, examples.num_classes)
     return inputs, targets.astype(np.int32)
+
+
+def _to_float32(values: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # what is too large is refused as not finite
+        return values.astype(np.float32)
 
 
 def _check_finite(where: str, **arrays: np.ndarray) -> None:

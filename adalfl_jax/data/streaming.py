@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import typing
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ def stream(
       others: a pytree of arrays `[num_steps, ...]` that go along.
 
     Yields:
-      Inner batches, outer batches and `others`, of as many consecutive steps as fit a block, the same number each time.
+      Inner batches, outer batches and `others`, of as many consecutive steps as `block_length` says.
     """
     steps = _Steps(splits, indices)
     num_steps = len(steps)
@@ -47,9 +48,12 @@ def stream(
 
 
 def block_length(num_steps: int, step_bytes: int) -> int:
-    """Steps of a block, of which `num_steps` is a multiple; `step_bytes` is the size of the batches of one step."""
-    at_most = max(1, BLOCK_BYTES // step_bytes)
-    return max(length for length in range(1, num_steps + 1) if num_steps % length == 0 and length <= at_most)
+    """Steps of a block where as few as fit are as long as one another, the last one at most shorter.
+
+    `step_bytes` is the size of the batches of one step. Each length that occurs is compiled.
+    """
+    num_blocks = math.ceil(num_steps / max(1, BLOCK_BYTES // step_bytes))
+    return math.ceil(num_steps / num_blocks)
 
 
 class _Steps:

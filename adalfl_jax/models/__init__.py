@@ -21,7 +21,7 @@ from adalfl_jax.models.resnet import ResNet as ResNet
 from adalfl_jax.models.squeezenet import SqueezeNet as SqueezeNet
 from adalfl_jax.models.vgg import VGG16 as VGG16
 from adalfl_jax.models.wide_resnet import WideResNet as WideResNet
-from adalfl_jax.registry import lookup
+from adalfl_jax.registry import lookup, require_known
 from adalfl_jax.types import PyTree
 
 MODELS: dict[str, type] = {
@@ -64,7 +64,9 @@ def make_model(
       ValueError: an unknown model, initialization or option, or inputs the model cannot take.
     """
     module = lookup("model", MODELS, name)
-    lookup("initialization", dict.fromkeys(INITIALIZATIONS), initialization)
+    if min(input_shape, default=1) < 1 or num_outputs < 1:
+        raise ValueError(f"a model takes inputs and has outputs; got {tuple(input_shape)} and {num_outputs}")
+    require_known("initialization", INITIALIZATIONS, initialization)
     known = model_options(name)
     for option in options:
         if option not in known:

@@ -15,7 +15,7 @@ from adalfl_jax.data import STREAMING
 from adalfl_jax.hypergradient import ESTIMATORS
 from adalfl_jax.learned_losses import LossNetwork, ScaledTaskLoss
 from adalfl_jax.models import COMPUTE_DTYPES, INITIALIZATIONS, MODELS, Model, make_model, model_options
-from adalfl_jax.registry import lookup, suggestion
+from adalfl_jax.registry import lookup, require_known, suggestion
 from adalfl_jax.task_losses import METRICS, TASK_LOSSES
 from adalfl_jax.types import LearnedLoss
 
@@ -51,8 +51,8 @@ class ModelConfig:
         _require(
             "model.hidden_sizes", self.hidden_sizes, all(s > 0 for s in self.hidden_sizes), "sizes of 1 unit or more"
         )
-        lookup("initialization", dict.fromkeys(INITIALIZATIONS), self.initialization)
-        lookup("compute_dtype", dict.fromkeys(COMPUTE_DTYPES), self.compute_dtype)
+        require_known("initialization", INITIALIZATIONS, self.initialization)
+        require_known("compute_dtype", COMPUTE_DTYPES, self.compute_dtype)
         has_blocks = "remat" in model_options(self.name)
         _require("model.remat", self.remat, has_blocks or not self.remat, f"False: {self.name!r} has no blocks")
 
@@ -78,7 +78,7 @@ class DatasetConfig:
         _require("dataset.name", self.name, bool(self.name), "a name or the path of an .npz file")
         _require("dataset.image_size", self.image_size, self.image_size >= 0, "a whole number of at least 0")
         _require("dataset.valid_fraction", self.valid_fraction, 0 < self.valid_fraction < 1, "a number in (0, 1)")
-        lookup("streaming", dict.fromkeys(STREAMING), self.streaming)
+        require_known("streaming", STREAMING, self.streaming)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ class InnerConfig:
         _require("inner.nesterov", self.nesterov, not self.nesterov or self.momentum > 0, "a momentum above 0")
         _require("inner.weight_decay", self.weight_decay, self.weight_decay >= 0, "a number of at least 0")
         _require("inner.clip_norm", self.clip_norm, self.clip_norm >= 0, "a number of at least 0")
-        lookup("schedule", dict.fromkeys(SCHEDULES), self.schedule)
+        require_known("schedule", SCHEDULES, self.schedule)
         rising = list(self.milestones) == sorted({step for step in self.milestones if step > 0})
         _require("inner.milestones", self.milestones, rising, "steps above 0, each later than the one before")
         if self.schedule == "milestones":
@@ -128,7 +128,7 @@ class OuterConfig:
 
     def __post_init__(self) -> None:
         _require("outer.learning_rate", self.learning_rate, self.learning_rate > 0, "a number above 0")
-        lookup("split", dict.fromkeys(OUTER_SPLITS), self.split)
+        require_known("split", OUTER_SPLITS, self.split)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -160,7 +160,7 @@ class LearnedLossConfig:
     predictions: str
 
     def __post_init__(self) -> None:
-        lookup("family", dict.fromkeys(LEARNED_LOSS_FAMILIES), self.family)
+        require_known("family", LEARNED_LOSS_FAMILIES, self.family)
         self.network()
 
     def network(self) -> LossNetwork:

@@ -106,10 +106,15 @@ def _check_augmentation(config: TrainConfig, dataset: Dataset) -> None:
             f"config.augmentation is for images [H, W, channels], and dataset {dataset.name!r} has inputs of {shape}; "
             "set padding to 0 and flip to False"
         )
+    if augmentation.padding and augmentation.padding >= min(shape[:2]):
+        raise ConfigError(
+            f"config.augmentation.padding must be smaller than the images, {shape[0]}x{shape[1]}, or crops may hold "
+            f"none of them; got {augmentation.padding}"
+        )
     if augmentation.flip and not dataset.can_flip:
         raise ConfigError(
-            f"config.augmentation.flip must be False for dataset {dataset.name!r}: a mirrored character is "
-            "another one, or none"
+            f"config.augmentation.flip must be False for dataset {dataset.name!r}: a mirrored input has another label, "
+            "or none, as characters do"
         )
 
 

@@ -150,7 +150,7 @@ def test_a_number_of_classes_that_is_none_is_refused(value, file):
         ({"targets": LABELS.astype(str)}, "targets must be numbers; got <U21 values"),
         ({"inputs": TABLE.astype(complex)}, "inputs must be numbers; got complex128 values"),
         ({"inputs": np.float64(3)}, "inputs must be arrays [N, ...]; got the single number 3.0"),
-        ({"inputs": TABLE[:0], "targets": LABELS[:0]}, "has no examples"),
+        ({"inputs": TABLE[:0], "targets": LABELS[:0]}, "is empty; got inputs (0, 4) and targets (0,)"),
         ({"test_inputs": TABLE[:, :3], "test_targets": LABELS}, "test examples inputs (3,)"),
         ({"test_inputs": TABLE, "test_targets": LABELS + 1}, "labels must be [N] integers from 0 to 2"),
         ({"inputs": np.where(TABLE > 2, np.nan, TABLE)}, "inputs are not finite in"),

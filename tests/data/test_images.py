@@ -76,7 +76,7 @@ def test_damage_found_in_a_process_of_its_own_is_told_as_any_other(tmp_path, mon
     write_dataset(tmp_path, num_shards=2)
     file = shard_file(tmp_path, index=1, num_shards=2)
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(DatasetError, match=f"{file} is damaged"):
+    with pytest.raises(DatasetError, match=f"{file} is missing, damaged"):
         data.load("cifar10", data_dir=tmp_path)
 
 
@@ -294,8 +294,8 @@ def test_a_split_that_is_wanted_and_not_there_is_named(splits, lacking, tmp_path
 
 
 def assert_names_the_file(text, file, folder):
-    assert f"{file} is damaged or cut short" in text
-    assert f"delete the folder {folder} and prepare the dataset anew" in text
+    assert f"{file} is missing, damaged or cut short" in text
+    assert f"move {folder} away and prepare the dataset anew" in text
 
 
 @pytest.mark.parametrize("cut", [0, 1, 1000, 65535, 65536, 65537, 100_000, -65537, -65536, -1])
@@ -367,7 +367,7 @@ def test_no_flipped_byte_gives_wrong_images(tmp_path):
 def test_labels_beyond_the_classes_are_refused_with_the_folder(tmp_path):
     write_dataset(tmp_path, num_classes=4, num_labels=6)
     text = message(tmp_path)
-    assert f"{folder_of(tmp_path)}: labels of split 'train' go from 0 to 5, and features.json has 4 classes" in text
+    assert f"{folder_of(tmp_path)}: split 'train' has labels from 0 to 5, and features.json has 4 classes" in text
     assert "prepare the dataset anew" in text
 
 

@@ -259,7 +259,9 @@ def test_a_download_that_fails_is_told_with_its_reason(error, tmp_path, run, bui
     out, ended = run("digits", "mnist", f"--data_dir={tmp_path}")
     assert out.startswith("digits is ready")
     assert "mnist" not in out
-    assert ended == f"DatasetError: 'mnist' cannot be prepared in {tmp_path}: {type(error).__name__}: {error}"
+    assert ended.startswith(
+        f"DatasetError: 'mnist' cannot be prepared in {tmp_path} ({type(error).__name__}: {error}); "
+    )
     with pytest.raises(DatasetError) as caught:
         prepare.prepare("mnist", data_dir=str(tmp_path))
     assert caught.value.__cause__ is error
@@ -285,7 +287,7 @@ def test_an_interrupt_ends_in_a_line(tmp_path, run, builders):
     builders.error = KeyboardInterrupt()
     assert run("cifar10", f"--data_dir={tmp_path}") == (
         "",
-        "Interrupted while cifar10 was prepared; the same command goes on with it.",
+        "Interrupted while cifar10 was prepared; the same command does it again.",
     )
 
 

@@ -183,7 +183,7 @@ def test_without_a_network_the_file_the_reason_and_the_remedy_are_named(name, tm
     assert "URLError" in text
     assert "Name or service not known" in text
     assert f"python -m adalfl_jax.data.prepare {name} --data_dir={shlex.quote(str(folder))}" in text
-    assert not list(tmp_path.iterdir())
+    assert snapshot(tmp_path) == {}
 
 
 def test_a_table_is_read_without_a_network_once_it_is_there(tmp_path, downloads, monkeypatch):

@@ -220,7 +220,7 @@ def test_the_number_of_examples_need_not_be_known(run, tmp_path, monkeypatch, no
     monkeypatch.setattr(describe, "measure", lambda setup, spec, method: figures)
     out, ended = run(*TINY_FLAGS, "--config.dataset.name=kmnist")
     assert ended is None
-    assert "kmnist: examples, unknown how many before, of 28x28x1, 10 outputs\n" in out
+    assert "kmnist: not prepared, examples of 28x28x1, 10 outputs\n" in out
     assert [row[0] for row in cells(out)] == ["loss", "task loss", "AdaLFL"]
     assert not list(tmp_path.iterdir())
 
