@@ -12,7 +12,7 @@ from configs import diabetes_mlp
 
 
 def get_config():
-    """Returns the configuration of Diabetes with the authors' setting for regressions."""
+    """Returns the configuration of Diabetes, its outer batches from the validation split, in the authors' setting."""
     config = diabetes_mlp.get_config()
     config.dataset.name = "california"
     config.batch_size = 128

@@ -4,9 +4,10 @@
     python -m experiments.compare --config=configs/cifar10_resnet18.py --workdir=runs/cifar10_resnet18
 
 For a GPU. An estimate of the time: a task-loss step takes 371 GFLOP and an AdaLFL step 2.67 times that
-(experiments.describe counts them). Task loss, ML3 and AdaLFL together take (1 + 1 + 2.67) x 371 GFLOP x 150,000
-= 0.26 EFLOP a seed, so ten seeds take 36 hours on a device that sustains 20 TFLOP/s. Where its memory does not hold ten
-at once, --config.seed and --config.num_seeds run them in parts.
+(experiments.describe counts them). Task loss, ML3 and AdaLFL together take (1 + 1 + 2.67) x 371 GFLOP x 150,000 =
+0.26 EFLOP a seed, beside which the offline phase (1 %) and evaluation are little. Ten seeds take 36 hours on a device
+that sustains 20 TFLOP/s, which is assumed, not measured. Where its memory does not hold ten at once, --config.seed
+and --config.num_seeds run them in parts.
 
 Expect test errors of about 8.8 % of the task loss, 8.6 % of ML3 and 8.1 % of AdaLFL: the paper reports accuracies of
 91.2, 91.4 and 91.9 %. Not reproduced here yet.

@@ -3,10 +3,11 @@
     python -m adalfl_jax.data.prepare cifar10
     python -m experiments.compare --config=configs/cifar10_squeezenet.py --workdir=runs/cifar10_squeezenet
 
-For a GPU. An estimate of the time: a task-loss step takes 36.5 GFLOP and an AdaLFL step 2.67 times that
-(experiments.describe counts them). Task loss, ML3 and AdaLFL together take (1 + 1 + 2.67) x 36.5 GFLOP x 150,000
-= 0.026 EFLOP a seed, so ten seeds take 3.6 hours on a device that sustains 20 TFLOP/s. Where its memory does not hold
-ten at once, --config.seed and --config.num_seeds run them in parts.
+For a GPU. An estimate of the time: a task-loss step takes 36.5 GFLOP and an AdaLFL step 2.66 times that
+(experiments.describe counts them). Task loss, ML3 and AdaLFL together take (1 + 1 + 2.66) x 36.5 GFLOP x 150,000 =
+0.025 EFLOP a seed, beside which the offline phase (1 %) and evaluation are little. Ten seeds take 3.5 hours on a
+device that sustains 20 TFLOP/s, which is assumed, not measured. Where its memory does not hold ten at once,
+--config.seed and --config.num_seeds run them in parts.
 
 What to expect is not known: no figure of the paper for this pair is at hand, and it was not run here yet.
 """

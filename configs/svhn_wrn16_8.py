@@ -4,9 +4,10 @@
     python -m experiments.compare --config=configs/svhn_wrn16_8.py --workdir=runs/svhn_wrn16_8
 
 For a GPU. An estimate of the time: a task-loss step takes 1085 GFLOP and an AdaLFL step 2.67 times that
-(experiments.describe counts them). Task loss, ML3 and AdaLFL together take (1 + 1 + 2.67) x 1085 GFLOP x 150,000
-= 0.77 EFLOP a seed, so ten seeds take 4 days on a device that sustains 20 TFLOP/s. Where its memory does not hold ten
-at once, --config.seed and --config.num_seeds run them in parts.
+(experiments.describe counts them). Task loss, ML3 and AdaLFL together take (1 + 1 + 2.67) x 1085 GFLOP x 150,000 =
+0.76 EFLOP a seed, beside which the offline phase (1 %) and evaluation are little. Ten seeds take 4.4 days on a device
+that sustains 20 TFLOP/s, which is assumed, not measured. Where its memory does not hold ten at once, --config.seed
+and --config.num_seeds run them in parts.
 
 Expect a test error of the task loss above 2 %: Zagoruyko & Komodakis (2016) report 1.54 % with dropout and with the
 531,131 extra images, and this has neither. No figure of the paper for this pair is at hand, and it was not run here

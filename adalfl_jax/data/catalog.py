@@ -16,6 +16,7 @@ from adalfl_jax.data.specs import Spec
 from adalfl_jax.registry import suggestion
 
 CHARACTERS = ("mnist", "svhn", "cmaterdb", "omniglot", "kannada", "quickdraw")  # a mirrored one is another, or none
+NAME = re.compile(r"\w+(/\w[\w.\-]*)?")  # and no other, since ".." leads out of the folder of data
 HELD_OUT = ("test", "validation")  # what is taken for the test split, the first there is
 
 
@@ -65,7 +66,7 @@ def find_prepared(name: str, data_dir: Path) -> Path | None:
     """
     from tensorflow_datasets.core.utils.version import list_all_versions
 
-    if not re.fullmatch(r"\w+(/[\w.\-]+)?", name):  # "..", say, leads out of the folder
+    if not NAME.fullmatch(name):
         return None
     folder = data_dir / name
     if versions := list_all_versions(folder):
@@ -91,7 +92,7 @@ def open_prepared(folder: Path) -> Any:
 
 def check_known(name: str, others: Iterable[str] = ()) -> None:
     """Raises DatasetError for a name TFDS has no code for, with the nearest of its names and of `others`."""
-    if name.partition("/")[0] not in known_names():
+    if not NAME.fullmatch(name) or name.partition("/")[0] not in known_names():
         known = sorted(others)
         raise DatasetError(
             f"unknown dataset {name!r}; {suggestion(name, [*known, *known_names()])}Known: {', '.join(known)}, the "

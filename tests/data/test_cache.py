@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from adalfl_jax import data
 from adalfl_jax.data import DatasetError, cache, images
 from adalfl_jax.data.cache import cached
-from tests.data.prepared import shard_file, write_dataset
+from tests.data.prepared import encode_example, encode_image, shard_file, write_dataset, write_records
 from tests.training.tiny import snapshot
 
 ARRAYS = {
@@ -85,6 +85,20 @@ def test_another_source_is_decoded_anew_without_a_warning(tmp_path):
     assert not np.array_equal(first[0], second[0])
     cache_file(tmp_path / "data").unlink()
     assert_all_equal(load(tmp_path), second)
+
+
+def test_records_in_another_order_are_decoded_anew(tmp_path):
+    written = write_dataset(tmp_path / "data", splits={"train": 40, "test": 2000}, shape=(16, 16, 3))
+    first, file = load(tmp_path), shard_file(tmp_path / "data", split="test")
+    size = file.stat().st_size
+    order = [*range(1000), *range(1999, 999, -1)]  # the file begins as it did
+    records = [
+        encode_example({"image": encode_image(written["test"][0][row]), "label": int(written["test"][1][row])})
+        for row in order
+    ]
+    write_records(file, records)
+    assert file.stat().st_size == size
+    np.testing.assert_array_equal(load(tmp_path)[5], first[5][order])
 
 
 def test_another_fingerprint_is_built_anew(file):
@@ -196,6 +210,16 @@ def refuse_writes_below(folder, monkeypatch):
         write(arrays, path, **options)
 
     monkeypatch.setattr(cache, "save_file", save_file)
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_decoded(tmp_path, monkeypatch):
+    write_dataset(tmp_path / "data")
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setattr(images, "_decode", must_not_build)
+    with pytest.raises(
+        DatasetError, match=r"cifar10-1\.0\.0\.safetensors cannot be written .*; set dataset\.cache_dir"
+    ):
+        load(tmp_path, cache_dir=tmp_path / "file")
 
 
 def test_a_file_the_disk_has_no_room_for_is_not_begun(tmp_path, monkeypatch):

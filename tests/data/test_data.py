@@ -99,6 +99,17 @@ def test_an_unknown_dataset_lists_the_known():
         data.load("digit")
 
 
+@pytest.mark.parametrize("returned", [None, (np.zeros((50, 3)), np.arange(50) % 2)])
+def test_a_registered_function_that_returns_something_else_is_told_what_to_return(returned, monkeypatch):
+    monkeypatch.setattr(data, "DATASETS", dict(data.DATASETS))
+    data.register_dataset("mine", lambda: returned)
+    for load in (data.load, data.load_spec):
+        with pytest.raises(
+            data.DatasetError, match=rf"'mine': .* must return .*Examples\(.*{type(returned).__name__}$"
+        ):
+            load("mine")
+
+
 INPUTS = np.random.default_rng(0).normal(size=(100, 3))
 LABELS = np.arange(100) % 4
 

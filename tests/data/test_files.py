@@ -62,6 +62,20 @@ def test_targets_of_numbers_are_a_regression(targets, num_outputs, file):
     assert (dataset.is_classification, dataset.num_outputs) == (False, num_outputs)
 
 
+def test_truth_values_are_labels(file):
+    save(file, targets=LABELS == 1)
+    dataset = data.load(file)
+    assert (dataset.is_classification, dataset.num_outputs) == (True, 2)
+    assert dataset.train.targets.dtype == np.int32
+    assert float(dataset.train.targets.mean()) == pytest.approx(1 / 3, abs=0.01)
+
+
+def test_the_ending_may_be_in_capitals(tmp_path):
+    with (tmp_path / "MINE.NPZ").open("wb") as stream:
+        np.savez(stream, inputs=TABLE, targets=LABELS)
+    assert data.load(tmp_path / "MINE.NPZ").input_shape == (4,)
+
+
 def test_num_classes_may_exceed_the_largest_label(file):
     save(file, num_classes=7)
     assert data.load(str(file)).num_outputs == 7
@@ -151,6 +165,15 @@ def test_a_number_of_classes_that_is_none_is_refused(value, file):
         ({"inputs": TABLE.astype(complex)}, "inputs must be numbers; got complex128 values"),
         ({"inputs": np.float64(3)}, "inputs must be arrays [N, ...]; got the single number 3.0"),
         ({"inputs": TABLE[:0], "targets": LABELS[:0]}, "is empty; got inputs (0, 4) and targets (0,)"),
+        ({"inputs": TABLE[:, :0]}, "is empty; got inputs (60, 0) and targets (60,)"),
+        (
+            {"inputs": np.where(TABLE[7, 1] == TABLE, 1e300, TABLE)},
+            "not finite in 1 of 60 examples, the first of them number 7",
+        ),
+        (
+            {"targets": LABELS + 2**33, "num_classes": 3},
+            "from 0 to 2; got shape (60,) with values from 8589934592 to 8589934594",
+        ),
         ({"test_inputs": TABLE[:, :3], "test_targets": LABELS}, "test examples inputs (3,)"),
         ({"test_inputs": TABLE, "test_targets": LABELS + 1}, "labels must be [N] integers from 0 to 2"),
         ({"inputs": np.where(TABLE > 2, np.nan, TABLE)}, "inputs are not finite in"),

@@ -16,6 +16,7 @@ from adalfl_jax.data.catalog import Keys, open_prepared
 from adalfl_jax.data.examples import Location
 from tests.data.prepared import (
     encode_example,
+    encode_image,
     image_feature,
     label_feature,
     shard_file,
@@ -277,6 +278,29 @@ def test_the_folder_of_tensorflow_datasets_is_where_data_are_looked_for(tmp_path
     assert_holds(data.load("cifar10"), written)
 
 
+@pytest.mark.parametrize("name", ["../cifar10", "/cifar10", "cifar10:1.0.0", "", ".", "cifar10/../cifar10"])
+def test_a_name_that_leads_elsewhere_is_unknown(name, tmp_path):
+    write_dataset(tmp_path)
+    assert f"unknown dataset {name!r}" in message(tmp_path, name)
+
+
+@pytest.mark.parametrize("size", [-1, -8])
+def test_an_image_size_below_zero_is_refused(size, tmp_path):
+    write_dataset(tmp_path)
+    assert f"image_size must be a number of pixels, or 0 for images as they are; got {size}" in message(
+        tmp_path, image_size=size
+    )
+
+
+def test_images_too_large_for_memory_are_not_called_damaged(tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise MemoryError
+
+    write_dataset(tmp_path)
+    monkeypatch.setattr(images, "_decode_image", fail)
+    assert f"images of {folder_of(tmp_path)} scaled to 9x9 do not fit in memory" in message(tmp_path, image_size=9)
+
+
 def test_a_misspelt_name_is_refused_with_the_nearest_and_the_known(tmp_path):
     text = message(tmp_path, "cifar_10")
     assert "unknown dataset 'cifar_10'; did you mean 'cifar10'?" in text
@@ -369,6 +393,22 @@ def test_labels_beyond_the_classes_are_refused_with_the_folder(tmp_path):
     text = message(tmp_path)
     assert f"{folder_of(tmp_path)}: split 'train' has labels from 0 to 5, and features.json has 4 classes" in text
     assert "prepare the dataset anew" in text
+
+
+def test_labels_beyond_the_classes_are_refused_before_anything_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "CHUNK", 1)
+    write_dataset(tmp_path, num_classes=4, num_labels=6)
+    monkeypatch.setattr(images, "cached", lambda path, fingerprint, build: build())
+    assert "split 'train' has labels from" in message(tmp_path)
+    assert not list(folder_of(tmp_path).glob("*.safetensors*"))
+
+
+def test_validation_is_taken_where_the_labels_of_the_test_split_are_secret(tmp_path):
+    written = write_dataset(tmp_path, "beans", splits={"train": 40, "validation": 30, "test": 20})
+    records = [encode_example({"image": encode_image(image), "label": -1}) for image in written["test"][0]]
+    write_records(shard_file(tmp_path, "beans", split="test"), records)
+    assert_holds(data.load("beans", data_dir=tmp_path), written, test="validation")
+    assert data.load_spec("beans", data_dir=tmp_path).num_test == 30
 
 
 @pytest.mark.parametrize("chunk", [1000, 1])

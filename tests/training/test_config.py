@@ -262,6 +262,14 @@ def test_digits_are_not_mirrored():
     make_setup(tiny_config({"augmentation.padding": 1}))
 
 
+def test_padding_beyond_the_images_is_refused():
+    make_setup(tiny_config({"augmentation.padding": 7}))
+    with pytest.raises(
+        ConfigError, match=r"config\.augmentation\.padding must be smaller than the images, 8x8, .*got 8"
+    ):
+        make_setup(tiny_config({"augmentation.padding": 8}))
+
+
 def test_options_of_other_models_are_left_out():
     config = tiny_config({"model.name": "wide_resnet", "model.depth": 10, "model.width": 3, "model.remat": True})
     params, _ = jax.eval_shape(config.model.make((8, 8, 1), 10).init, jax.random.key(0))
