@@ -1,7 +1,12 @@
 """Fashion-MNIST with the MLP 784-1000-1000-10: 1,796,010 parameters, SGD at 0.01.
 
-python -m adalfl_jax.data.prepare fashion_mnist
-python -m experiments.compare --config=configs/fashion_mnist_mlp.py --workdir=runs/fashion_mnist_mlp
+    python -m adalfl_jax.data.prepare fashion_mnist
+    python -m experiments.compare --config=configs/fashion_mnist_mlp.py --workdir=runs/fashion_mnist_mlp
+
+About two and a half hours on two CPU cores, an estimate: 2.56 times the training of mnist_mlp (47 minutes of its 65),
+in steps times batch size, and 1.28 times its offline phase (18 minutes). Expect what one seed gave, with
+--config.num_seeds=1 --config.methods="('task_loss', 'ml3', 'adalfl')" in nine minutes: test errors of 12.7 % of the
+task loss, 10.4 % of ML3 and 10.4 % of AdaLFL. The paper has no figure for this pair.
 """
 
 from configs import mnist_mlp

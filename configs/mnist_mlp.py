@@ -3,7 +3,7 @@
     python -m adalfl_jax.data.prepare mnist
     python -m experiments.compare --config=configs/mnist_mlp.py --workdir=runs/mnist_mlp
 
-About 70 minutes on two CPU cores, an estimate: for ten seeds 4 for each of the six runs on the task loss (26 ms a
+About 65 minutes on two CPU cores, an estimate: for ten seeds 4 for each of the six runs on the task loss (26 ms a
 step of five seeds), 18 for the offline phase, 10 for ML3, 13 for AdaLFL. --config.num_seeds=5
 --config.methods="('task_loss', 'ml3', 'adalfl')" took 26 minutes beside other work. Expect what that gave, test
 errors of 4.3 ± 0.1 % of the task loss, 1.6 ± 0.4 % of ML3 and 1.7 ± 0.5 % of AdaLFL, which is no difference between
