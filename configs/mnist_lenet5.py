@@ -1,7 +1,13 @@
 """MNIST with LeNet-5: 44,426 parameters, SGD at 0.01.
 
-python -m adalfl_jax.data.prepare mnist
-python -m experiments.compare --config=configs/mnist_lenet5.py --workdir=runs/mnist_lenet5
+    python -m adalfl_jax.data.prepare mnist
+    python -m experiments.compare --config=configs/mnist_lenet5.py --workdir=runs/mnist_lenet5
+
+About ten hours on two CPU cores, an estimate: 33 ms a step and seed on the task loss and with ML3, 2.5 times that
+with AdaLFL, and 0.1 s a step of the offline phase make 57 minutes a seed, of which the tuned rate takes 28. A GPU is
+advised. Expect what one seed gave, with --config.num_seeds=1 --config.methods="('task_loss', 'ml3', 'adalfl')" in 37
+minutes beside other work: test errors of 2.05 % of the task loss, 0.93 % of ML3 and 0.93 % of AdaLFL. The paper's
+figures for MNIST are 4.47, 3.50 and 3.12 %; of which model is not known here.
 """
 
 from configs import mnist_logistic
