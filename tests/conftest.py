@@ -6,6 +6,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest
+from absl import logging
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -22,3 +23,11 @@ def strict_dtypes():
     """Forbids implicit promotion between types, as `jnp.float32 + jnp.float64`."""
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture
+def verbosity():
+    """For a program that runs in the tests' process: it is quiet, and what comes after it need not be."""
+    before = logging.get_verbosity()
+    yield
+    logging.set_verbosity(before)

@@ -9,7 +9,7 @@ from importlib.machinery import ModuleSpec
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from absl import app, logging
+from absl import app
 from absl.testing import flagsaver
 
 from adalfl_jax import data
@@ -22,12 +22,7 @@ from tests.training.tiny import ROOT, snapshot
 READY = "cifar10 is ready: 108 train, 12 valid, 40 test examples of (8, 8, 3), 4 classes\n"
 
 
-@pytest.fixture(autouse=True)
-def verbosity():
-    """The program is quiet about it, the tests after this one need not be."""
-    before = logging.get_verbosity()
-    yield
-    logging.set_verbosity(before)
+pytestmark = pytest.mark.usefixtures("verbosity")
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import types
 import jax
 import numpy as np
 import pytest
-from absl import logging
 from absl.testing import flagsaver
 
 from adalfl_jax import data
@@ -20,19 +19,14 @@ from tests.training.tiny import ROOT, SETTINGS
 from tests.training.tiny import quick_compilation as quick_compilation
 
 # ml_collections loads a configuration in a way that Python means to drop
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning"),
+    pytest.mark.usefixtures("verbosity"),
+]
 
 BATCH_SIZE = SETTINGS["batch_size"]
 LITTLE = {"flops": 1.5e9, "arguments": 2e6, "temporary": 30e6, "output": 4e8}
 MUCH = {"flops": 4e9, "arguments": 3e6, "temporary": 70e6, "output": 1.5e9}
-
-
-@pytest.fixture(autouse=True)
-def verbosity():
-    """The program is quiet about it, the tests after this one need not be."""
-    before = logging.get_verbosity()
-    yield
-    logging.set_verbosity(before)
 
 
 @pytest.fixture
