@@ -5,6 +5,8 @@ from importlib.metadata import version
 from adalfl_jax import task_losses as task_losses
 from adalfl_jax.bilevel import make_bilevel_step as make_bilevel_step
 from adalfl_jax.bilevel import make_task_step as make_task_step
+from adalfl_jax.bilevel import prime as prime
+from adalfl_jax.hypergradient import make_estimator as make_estimator
 from adalfl_jax.initialization import initialize_offline as initialize_offline
 from adalfl_jax.initialization import make_offline_step as make_offline_step
 from adalfl_jax.learned_losses import FrozenLoss as FrozenLoss

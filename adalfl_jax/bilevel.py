@@ -5,10 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from adalfl_jax.hypergradient import ESTIMATORS, BilevelProblem, descend, reads_params
-from adalfl_jax.registry import lookup
+from adalfl_jax.hypergradient import (
+    JACOBIAN_PRODUCTS,
+    BilevelProblem,
+    Estimator,
+    MetaBatch,
+    PersistentEvolutionStrategies,
+    Truncated,
+    descend,
+    estimator_name,
+    make_estimator,
+    make_pipelined_step,
+    num_inner_steps,
+    reads_params,
+)
+from adalfl_jax.hypergradient.problem import bind_learned_loss, split
 from adalfl_jax.types import (
     ApplyFn,
     Batch,
@@ -17,6 +31,7 @@ from adalfl_jax.types import (
     LearnedLossFn,
     LossFn,
     Phi,
+    PyTree,
     TaskMetrics,
     Theta,
 )
@@ -31,7 +46,11 @@ def make_bilevel_step(
     inner_optimizer: optax.GradientTransformation,
     outer_optimizer: optax.GradientTransformation,
     *,
-    hypergradient: str = "forward",
+    hypergradient: str | Estimator = "forward",
+    meta_batch_fraction: float = 1.0,
+    meta_statistics_fn: Callable[[PyTree, PyTree], PyTree] | None = None,
+    outer_every: int = 1,
+    pipelined: bool = False,
 ) -> BilevelStep:
     r"""Makes the step that trains the base model and its loss together.
 
@@ -52,15 +71,28 @@ def make_bilevel_step(
       inner_optimizer: any optax transformation that needs gradient, state and parameters alone (a line search needs
         more); the paper's is `optax.sgd`.
       outer_optimizer: any optax transformation; the paper's is `optax.adam`.
-      hypergradient: a key of `adalfl_jax.hypergradient.ESTIMATORS`: "forward" (exact, one inner step) or
-        "unrolled" (exact, any number of inner steps, any learned loss).
+      hypergradient: a key of `adalfl_jax.hypergradient.ESTIMATORS`, or an estimator with settings of your own from
+        `adalfl_jax.make_estimator`. "forward" is exact through one inner step, "unrolled" through any number.
+      meta_batch_fraction: share of both batches on which the meta-gradient is estimated, their first examples; theta
+        is updated on the whole inner batch. Unbiased for models without batch norm, if the examples of a batch come
+        in random order. For the one-step estimators.
+      meta_statistics_fn: with a fraction below 1, keeps the statistics of the whole inner batch: the meta-gradient is
+        taken in eval mode with the model state `meta_statistics_fn(state_before, state_after)`, for batch norm
+        `adalfl_jax.models.batch_statistics`. None: train mode, with the statistics of the part.
+      outer_every: n, to update phi at the steps numbered n - 1, 2n - 1, ... alone, by `batch.step`. The others cost no
+        more than training on a frozen loss, and report the task loss at theta_t on the inner batch as `outer_loss`.
+        Under `jax.vmap` leave `batch.step` unmapped, or every step pays in full.
+      pipelined: takes as outer batch of a step the inner batch of the *next*, whose forward pass then serves both
+        losses: step t first updates phi for what step t - 1 did, then theta. `batch.outer` is not looked at. For the
+        one-step estimators.
 
     Returns:
-      `bilevel_step(theta, phi, batch) -> (theta, phi, metrics)`.
+      `bilevel_step(theta, phi, batch) -> (theta, phi, metrics)`. A step that remembers something ("truncated",
+      "persistent_evolution_strategies", pipelined) keeps it in `phi.carry`; see `prime` for its use under a scan.
 
     Raises:
-      ValueError: an unknown hypergradient, or one that does not fit the learned loss; by the returned step, shapes
-        that do not fit together.
+      ValueError: an unknown hypergradient, options that do not fit each other or the learned loss; by the returned
+        step, shapes that do not fit together.
 
     Example:
       >>> import jax, optax, adalfl_jax
@@ -80,22 +112,62 @@ def make_bilevel_step(
     References:
       Algorithm 2 of Raymond et al., "Meta-Learning Adaptive Loss Functions", arXiv 2301.13247.
     """
-    estimate = lookup("hypergradient", ESTIMATORS, hypergradient)
-    if hypergradient == "forward" and reads_params(learned_loss_fn):
+    estimate = make_estimator(hypergradient) if isinstance(hypergradient, str) else hypergradient
+    _check_estimator(estimate, learned_loss_fn, outer_every, pipelined)
+    meta_batch = _meta_batch(estimate, meta_batch_fraction, meta_statistics_fn)
+    if pipelined and (meta_batch is not None or outer_every > 1):
         raise ValueError(
-            'hypergradient="forward" needs a learned loss that depends on theta only through the outputs, and this one '
-            'reads it (keyword argument `params`); build the step with hypergradient="unrolled"'
+            "pipelined shares the forward pass of the whole batch at every step, so it goes with neither "
+            f"meta_batch_fraction nor outer_every; got {meta_batch_fraction} and {outer_every}"
         )
-    problem = BilevelProblem(apply_fn, learned_loss_fn, task_loss_fn, inner_optimizer)
+    problem = BilevelProblem(apply_fn, learned_loss_fn, task_loss_fn, inner_optimizer, meta_batch)
+
+    def update_phi(phi: Phi, gradient: PyTree, carry: PyTree) -> Phi:
+        updates, opt_state = outer_optimizer.update(gradient, phi.opt_state, phi.params)
+        return Phi(optax.apply_updates(phi.params, updates), opt_state, carry)
+
+    if pipelined:
+        return make_pipelined_step(problem, estimate, update_phi)
 
     def bilevel_step(theta: Theta, phi: Phi, batch: BilevelBatch) -> tuple[Theta, Phi, BilevelMetrics]:
-        result = estimate(problem, theta, phi.params, batch)
-        updates, opt_state = outer_optimizer.update(result.gradient, phi.opt_state, phi.params)
-        phi = Phi(optax.apply_updates(phi.params, updates), opt_state)
-        norm = optax.tree.norm(result.gradient)
-        return result.theta, phi, BilevelMetrics(result.inner_loss, result.outer_loss, norm)
+        result = estimate(problem, theta, phi.params, batch, phi.carry)
+        metrics = BilevelMetrics(result.inner_loss, result.outer_loss, optax.tree.norm(result.gradient))
+        return result.theta, update_phi(phi, result.gradient, result.carry), metrics
 
-    return bilevel_step
+    return bilevel_step if outer_every == 1 else _sometimes(bilevel_step, problem, outer_every)
+
+
+def prime(bilevel_step: BilevelStep, theta: Theta, phi: Phi, batch: BilevelBatch) -> Phi:
+    """phi with an empty carry of the shape that the step will give it, which `jax.lax.scan` wants from the start.
+
+    A step called on an empty carry does what it does on none. Steps that remember nothing return phi as it is. Call it
+    again when theta is replaced by another.
+
+    Args:
+      bilevel_step: from `make_bilevel_step`.
+      theta: the base model, for its shapes.
+      phi: the learned loss.
+      batch: one batch of a step, or its shapes (`jax.ShapeDtypeStruct`).
+
+    Example:
+      >>> import jax, optax, adalfl_jax
+      >>> loss, inner, outer = adalfl_jax.ScaledTaskLoss(), optax.sgd(0.1), optax.adam(1e-3)
+      >>> step = adalfl_jax.make_bilevel_step(
+      ...   lambda params, model_state, inputs, *, train, rng_key: (inputs @ params, model_state),
+      ...   loss.apply, adalfl_jax.task_losses.softmax_cross_entropy, inner, outer, pipelined=True)
+      >>> theta = adalfl_jax.Theta.create(jax.numpy.zeros((4, 3)), (), inner)
+      >>> phi = adalfl_jax.Phi.create(loss.init(jax.random.key(0)), outer)
+      >>> x, y = jax.numpy.ones((5, 8, 4)), jax.numpy.zeros((5, 8), int)  # five batches
+      >>> batches = adalfl_jax.BilevelBatch((x, y), (x, y))
+      >>> phi = adalfl_jax.prime(step, theta, phi, jax.tree.map(lambda leaf: leaf[0], batches))
+      >>> _, metrics = jax.lax.scan(
+      ...   lambda carry, batch: (lambda theta, phi, metrics: ((theta, phi), metrics))(*step(*carry, batch)),
+      ...   (theta, phi), batches)
+      >>> metrics.outer_loss.shape
+      (5,)
+    """
+    _, after, _ = jax.eval_shape(bilevel_step, theta, phi._replace(carry=()), batch)
+    return phi._replace(carry=jax.tree.map(lambda leaf: jax.lax.full(leaf.shape, 0, leaf.dtype), after.carry))
 
 
 def make_task_step(
@@ -121,7 +193,64 @@ def make_task_step(
         def loss(targets: jax.Array, outputs: jax.Array, _) -> jax.Array:
             return loss_fn(targets, outputs)
 
-        theta, value = descend(apply_fn, loss, optimizer, theta, batch, rng_key)
+        theta, value, _ = descend(apply_fn, loss, optimizer, theta, batch, rng_key)
         return theta, TaskMetrics(value)
 
     return task_step
+
+
+def _sometimes(bilevel_step: BilevelStep, problem: BilevelProblem, outer_every: int) -> BilevelStep:
+    """The step at every n-th number, one on a frozen phi at the others."""
+
+    def frozen_step(theta: Theta, phi: Phi, batch: BilevelBatch) -> tuple[Theta, Phi, BilevelMetrics]:
+        rng_key, _ = split(batch.rng_key)
+        loss_fn = bind_learned_loss(problem.learned_loss_fn, phi.params)
+        theta, loss, outputs = descend(problem.apply_fn, loss_fn, problem.inner_optimizer, theta, batch.inner, rng_key)
+        task_loss = problem.task_loss_fn(batch.inner[1], outputs)
+        return theta, phi, BilevelMetrics(loss, task_loss, jnp.zeros_like(task_loss))
+
+    def step(theta: Theta, phi: Phi, batch: BilevelBatch) -> tuple[Theta, Phi, BilevelMetrics]:
+        if batch.step is None:
+            raise ValueError(f"outer_every = {outer_every} goes by the number of the step: give batch.step; got None")
+        if num_inner_steps(batch) is not None:
+            raise ValueError("outer_every counts single inner steps; drop the leading axis K of batch.inner")
+        is_due = batch.step % outer_every == outer_every - 1
+        return jax.lax.cond(is_due, bilevel_step, frozen_step, theta, phi, batch)
+
+    return step
+
+
+def _meta_batch(
+    estimator: Estimator, fraction: float, statistics_fn: Callable[[PyTree, PyTree], PyTree] | None
+) -> MetaBatch | None:
+    if not 0 < fraction <= 1:
+        raise ValueError(f"meta_batch_fraction must be a number in (0, 1]; got {fraction}")
+    if fraction == 1:
+        if statistics_fn is not None:
+            raise ValueError("meta_statistics_fn is for a meta_batch_fraction below 1: the whole batch has its own")
+        return None
+    _require_one_step(estimator, "meta_batch_fraction")
+    return MetaBatch(fraction, statistics_fn)
+
+
+def _check_estimator(estimator: Estimator, learned_loss_fn: LearnedLossFn, outer_every: int, pipelined: bool) -> None:
+    if estimator in JACOBIAN_PRODUCTS and reads_params(learned_loss_fn):
+        raise ValueError(
+            f"hypergradient={estimator_name(estimator)} needs a learned loss that depends on theta only through the "
+            'outputs, and this one reads it (keyword argument `params`); build the step with hypergradient="unrolled"'
+        )
+    if not (isinstance(outer_every, int) and outer_every >= 1):
+        raise ValueError(f"outer_every must be a whole number of at least 1; got {outer_every}")
+    if outer_every > 1 and isinstance(estimator, Truncated | PersistentEvolutionStrategies):
+        raise ValueError(
+            f"hypergradient={estimator_name(estimator)} has to see every step of theta, and outer_every = "
+            f"{outer_every} skips some; set outer_every to 1, or take another estimator"
+        )
+    if pipelined:
+        _require_one_step(estimator, "pipelined")
+
+
+def _require_one_step(estimator: Estimator, option: str) -> None:
+    if estimator not in JACOBIAN_PRODUCTS:
+        fitting = ", ".join(estimator_name(fitting) for fitting in JACOBIAN_PRODUCTS)
+        raise ValueError(f"{option} is for one of the hypergradients {fitting}; got {estimator_name(estimator)}")

@@ -29,6 +29,7 @@ class BilevelBatch(NamedTuple):
     inner: Batch | tuple[jax.Array, jax.Array]  # the batch of the update of theta on M_phi
     outer: Batch | tuple[jax.Array, jax.Array]  # the batch the task loss is taken on at the new theta
     rng_key: jax.Array | None = None  # for dropout and the like; None for a deterministic model
+    step: jax.Array | int | None = None  # [] number of the step, from 0; read by `outer_every` alone
 
 
 class Theta(NamedTuple):
@@ -49,6 +50,7 @@ class Phi(NamedTuple):
 
     params: PyTree
     opt_state: optax.OptState
+    carry: PyTree = ()  # what the step remembers of the steps before, () for most; see `adalfl_jax.prime`
 
     @classmethod
     def create(cls, params: PyTree, outer_optimizer: optax.GradientTransformation) -> Phi:
@@ -61,7 +63,7 @@ class BilevelMetrics(NamedTuple):
 
     inner_loss: jax.Array  # [] M_phi at theta_t on the inner batch; the mean of the K values in a K-step unroll
     outer_loss: jax.Array  # [] task loss at theta_{t+1} on the outer batch
-    hypergradient_norm: jax.Array  # [] Euclidean norm of d outer_loss / d phi
+    hypergradient_norm: jax.Array  # [] Euclidean norm of d outer_loss / d phi; 0 where a step leaves phi alone
 
 
 class TaskMetrics(NamedTuple):
@@ -94,7 +96,7 @@ class LearnedLossFn(Protocol):
     """M_phi: a scalar from phi, targets `[B]` or `[B, C]` and outputs `[B, C]`.
 
     A loss that reads theta itself, a learned regulariser say, declares a keyword-only argument `params` and receives
-    the parameters of the base model there; it needs the "unrolled" hypergradient.
+    the parameters of the base model there. The one-step estimators cannot differentiate it, all others can.
     """
 
     def __call__(self, phi_params: PyTree, targets: jax.Array, outputs: jax.Array, /) -> jax.Array: ...

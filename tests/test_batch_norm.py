@@ -17,9 +17,9 @@ import adalfl_jax
 from adalfl_jax.models import Model, functionalize, make_model
 from adalfl_jax.models.layers import ConvNormRelu, Stack, global_average
 from adalfl_jax.task_losses import softmax_cross_entropy
+from tests.hypergradient.reference import assert_relative, estimate, finite_differences, outer_loss
 from tests.models.test_models import compiled, random_variables
 from tests.problems import NUM_INPUTS, NUM_OUTPUTS, OPTIMIZERS, make_batch, make_problem
-from tests.test_hypergradient import assert_relative, estimate, finite_differences, outer_loss
 
 IMAGE_SHAPE = (8, 8, 3)
 

@@ -181,7 +181,7 @@ def test_a_task_step_on_the_frozen_loss_moves_theta_as_the_bilevel_step_does(hyp
 
 
 def test_an_unknown_hypergradient_lists_the_known():
-    with pytest.raises(ValueError, match=r"'forwards'.*did you mean 'forward'.*forward, unrolled"):
+    with pytest.raises(ValueError, match=r"'forwards'.*did you mean 'forward'.*forward, mixed_mode"):
         make_step(hypergradient="forwards")
 
 

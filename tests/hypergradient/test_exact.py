@@ -1,4 +1,4 @@
-"""Every exact estimator against central finite differences in float64, of an outer loss composed here from scratch."""
+"""Every exact estimator against central finite differences in float64, of an outer loss composed from scratch."""
 
 import itertools
 
@@ -11,51 +11,10 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import adalfl_jax
-from adalfl_jax.hypergradient import ESTIMATORS, BilevelProblem, differentiable_update, num_inner_steps
+from adalfl_jax.hypergradient import ESTIMATORS, ONE_STEP, BilevelProblem, differentiable_update, num_inner_steps
 from adalfl_jax.task_losses import softmax_cross_entropy
+from tests.hypergradient.reference import assert_relative, estimate, finite_differences, outer_loss
 from tests.problems import BATCH_SIZE, MODELS, NUM_INPUTS, OPTIMIZERS, make_batch, make_problem
-
-TOLERANCE = 1e-6
-
-
-def outer_loss(apply_fn, learned_loss_fn, optimizer, theta, batch, phi_params):
-    """L after the inner steps, straight from Algorithm 1 with `jax.grad` and the plain `optimizer.update`."""
-    inner_key, outer_key = jax.random.split(batch.rng_key)
-    num_steps = num_inner_steps(batch)
-    keys = [inner_key] if num_steps is None else list(jax.random.split(inner_key, num_steps))
-    for step, key in enumerate(keys):
-        inputs, targets = batch.inner if num_steps is None else jax.tree.map(lambda leaf, k=step: leaf[k], batch.inner)
-
-        def objective(params, theta=theta, inputs=inputs, targets=targets, key=key):
-            outputs, state = apply_fn(params, theta.model_state, inputs, train=True, rng_key=key)
-            return learned_loss_fn(phi_params, targets, outputs), state
-
-        gradient, state = jax.grad(objective, has_aux=True)(theta.params)
-        updates, opt_state = optimizer.update(gradient, theta.opt_state, theta.params)
-        theta = adalfl_jax.Theta(optax.apply_updates(theta.params, updates), state, opt_state)
-    outputs, _ = apply_fn(theta.params, theta.model_state, batch.outer[0], train=True, rng_key=outer_key)
-    return softmax_cross_entropy(batch.outer[1], outputs)
-
-
-def finite_differences(function, phi_params, step=1e-5):
-    """Central differences along every coordinate of phi, all in one program; returns a flat vector."""
-    flat, unravel = ravel_pytree(phi_params)
-    offsets = step * jnp.eye(flat.size)
-    values = jax.jit(jax.vmap(lambda offset: function(unravel(flat + offset)) - function(unravel(flat - offset))))(
-        offsets
-    )
-    return np.asarray(values) / (2 * step)
-
-
-def estimate(name, model, loss, optimizer, theta, phi_params, batch):
-    problem = BilevelProblem(model.apply, loss.apply, softmax_cross_entropy, optimizer)
-    return jax.jit(lambda theta, phi, batch: ESTIMATORS[name](problem, theta, phi, batch))(theta, phi_params, batch)
-
-
-def assert_relative(actual, expected, tolerance=TOLERANCE):
-    assert np.isfinite(actual).all()
-    assert np.abs(expected).max() > 0
-    assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()
 
 
 @pytest.mark.usefixtures("float64")
@@ -75,8 +34,19 @@ def test_estimators_equal_finite_differences_and_each_other(model_name, optimize
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("optimizer_name", ["sgd", "nesterov", "clip", "adam"])
-@pytest.mark.parametrize("model_name", ["batch_norm", "dropout"])
+@pytest.mark.parametrize("name", ["recompute", "checkpointed", "mixed_mode"])
+@pytest.mark.parametrize(
+    ("model_name", "optimizer_name"), [("plain", "adam"), ("batch_norm", "nesterov"), ("dropout", "clip")]
+)
+def test_the_other_exact_estimators_equal_the_unrolled_one(name, model_name, optimizer_name):
+    model, optimizer, loss, theta, phi_params = make_problem(model_name, optimizer_name)
+    batch = make_batch(jax.random.key(1))
+    result, expected = (estimate(each, model, loss, optimizer, theta, phi_params, batch) for each in (name, "unrolled"))
+    chex.assert_trees_all_close(result, expected, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("model_name", "optimizer_name"), [("batch_norm", "nesterov"), ("dropout", "adam")])
 def test_unrolling_several_inner_steps_is_exact(model_name, optimizer_name):
     model, optimizer, loss, theta, phi_params = make_problem(model_name, optimizer_name)
     batch = make_batch(jax.random.key(1), num_inner_steps=3)
@@ -85,6 +55,17 @@ def test_unrolling_several_inner_steps_is_exact(model_name, optimizer_name):
         lambda phi: outer_loss(model.apply, loss.apply, optimizer, theta, batch, phi), phi_params
     )
     assert_relative(ravel_pytree(result.gradient)[0], expected)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("name", ["checkpointed", "mixed_mode"])
+@pytest.mark.parametrize(("model_name", "optimizer_name"), [("batch_norm", "nesterov"), ("dropout", "adam")])
+def test_saving_memory_changes_nothing(name, model_name, optimizer_name):
+    """Five steps: two segments of two and one that is left over for the checkpointed estimator."""
+    model, optimizer, loss, theta, phi_params = make_problem(model_name, optimizer_name)
+    batch = make_batch(jax.random.key(1), num_inner_steps=5)
+    result, expected = (estimate(each, model, loss, optimizer, theta, phi_params, batch) for each in (name, "unrolled"))
+    chex.assert_trees_all_close(result, expected, rtol=1e-8, atol=1e-12)
 
 
 @pytest.mark.usefixtures("float64")
@@ -99,7 +80,8 @@ def test_one_inner_step_on_a_leading_axis_equals_one_without():
 
 
 @pytest.mark.usefixtures("float64")
-def test_a_loss_that_reads_theta_is_exact_when_unrolled():
+@pytest.mark.parametrize("name", ["unrolled", "mixed_mode"])
+def test_a_loss_that_reads_theta_is_exact_when_unrolled(name):
     model, optimizer, loss, theta, phi_params = make_problem("plain", "sgd")
 
     def regularised(phi, targets, outputs, *, params):
@@ -109,7 +91,7 @@ def test_a_loss_that_reads_theta_is_exact_when_unrolled():
 
     batch = make_batch(jax.random.key(1))
     problem = BilevelProblem(model.apply, regularised, softmax_cross_entropy, optimizer)
-    result = ESTIMATORS["unrolled"](problem, theta, phi_params, batch)
+    result = ESTIMATORS[name](problem, theta, phi_params, batch)
 
     def reference(phi):
         def objective(params):
@@ -200,10 +182,11 @@ def test_an_empty_batch_is_refused():
         num_inner_steps(adalfl_jax.BilevelBatch(batch, batch))
 
 
-def test_forward_refuses_several_inner_steps():
+@pytest.mark.parametrize("name", ONE_STEP)
+def test_one_step_estimators_refuse_several_inner_steps(name):
     model, optimizer, loss, theta, phi_params = make_problem()
-    with pytest.raises(ValueError, match=r"leading axis K = 3.*unrolled"):
-        estimate("forward", model, loss, optimizer, theta, phi_params, make_batch(jax.random.key(1), num_inner_steps=3))
+    with pytest.raises(ValueError, match=rf"'{name}' differentiates through exactly one.*leading axis K = 3.*unrolled"):
+        estimate(name, model, loss, optimizer, theta, phi_params, make_batch(jax.random.key(1), num_inner_steps=3))
 
 
 @pytest.mark.parametrize(

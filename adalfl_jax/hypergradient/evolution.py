@@ -1,0 +1,178 @@
+"""Meta-gradients without differentiation: the outer loss at random displacements of phi."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adalfl_jax.hypergradient.problem import BilevelProblem, Hypergradient, outer_objective
+from adalfl_jax.hypergradient.unrolled import run_inner_steps
+from adalfl_jax.types import BilevelBatch, PyTree, Theta
+
+
+@dataclasses.dataclass(frozen=True)
+class EvolutionStrategies:
+    r"""Antithetic evolution strategies: the gradient of the outer loss smoothed by a Gaussian.
+
+    .. math:: \frac{1}{2 N \sigma} \sum_{i=1}^{N} \big(L(\theta'(\phi + \sigma\epsilon_i)) -
+      L(\theta'(\phi - \sigma\epsilon_i))\big)\,\epsilon_i, \qquad \epsilon_i \sim \mathcal N(0, I)
+
+    Unbiased for the smoothed loss, of which phi's gradient is off by O(sigma^2). Its variance grows with the number
+    of parameters of phi over N. Needs no derivative of the task loss, so L may be an error rate. The pairs run side by
+    side, and take the memory of 2N thetas.
+
+    Attributes:
+      num_pairs: N.
+      sigma: the standard deviation of each parameter's displacement.
+
+    Raises:
+      ValueError: a setting out of its range; when called, a batch without `rng_key`.
+
+    References:
+      Salimans et al., "Evolution Strategies as a Scalable Alternative to Reinforcement Learning", arXiv 1703.03864.
+    """
+
+    num_pairs: int = 8
+    sigma: float = 0.01
+
+    def __post_init__(self) -> None:
+        _check_sampling(self.num_pairs, self.sigma)
+
+    def __call__(
+        self, problem: BilevelProblem, theta: Theta, phi_params: PyTree, batch: BilevelBatch, carry: PyTree = (), /
+    ) -> Hypergradient:
+        """The estimate, with the signature of every estimator."""
+        keys = _Keys.of(batch, "evolution_strategies")
+        noise = _draw(keys.noise, phi_params, self.num_pairs)
+
+        def outer_loss(displacement: PyTree) -> jax.Array:
+            displaced = optax.tree.add_scale(phi_params, self.sigma, displacement)
+            return _run(problem, theta, displaced, batch, keys)[2]
+
+        pairs = jax.vmap(outer_loss)(_both_signs(noise)).reshape(2, -1)
+        gradient = _correlate(pairs, noise, self.sigma)
+        theta_next, inner_loss, loss = _run(problem, theta, phi_params, batch, keys)
+        return Hypergradient(theta_next, gradient, inner_loss, loss, carry)
+
+
+class Particles(NamedTuple):
+    """The carry of `PersistentEvolutionStrategies`: models that train on displaced losses beside the real one."""
+
+    theta: Theta  # [2N], the displaced upwards first
+    displacement: PyTree  # [N], the sum of all since the last restart, in units of sigma
+    age: jax.Array  # [] int32, steps since the last restart
+
+
+@dataclasses.dataclass(frozen=True)
+class PersistentEvolutionStrategies:
+    r"""Persistent evolution strategies: unbiased over a long horizon at the price of short steps.
+
+    N antithetic pairs of models train on for `horizon` steps, each on losses displaced afresh at every step, and the
+    outer loss is correlated with the *sum* of a model's displacements, so that what phi did many steps ago counts:
+
+    .. math:: \frac{1}{2 N \sigma} \sum_{i=1}^{N} (L_i^+ - L_i^-)\, \sum_{s \le t} \epsilon_{i,s}
+
+    After `horizon` steps all models start again from the real theta, so that sums do not grow without bound.
+
+    Attributes:
+      num_pairs: N.
+      sigma: the standard deviation of each parameter's displacement in one step.
+      horizon: steps between restarts; 1 makes it `EvolutionStrategies`.
+
+    Raises:
+      ValueError: a setting out of its range; when called, a batch without `rng_key`.
+
+    References:
+      Vicol, Metz and Sohl-Dickstein, "Unbiased Gradient Estimation in Unrolled Computation Graphs with Persistent
+      Evolution Strategies", ICML 2021, arXiv 2112.13835.
+    """
+
+    num_pairs: int = 8
+    sigma: float = 0.01
+    horizon: int = 100
+
+    def __post_init__(self) -> None:
+        _check_sampling(self.num_pairs, self.sigma)
+        if not (isinstance(self.horizon, int) and self.horizon >= 1):
+            raise ValueError(f"horizon must be a whole number of at least 1; got {self.horizon}")
+
+    def __call__(
+        self, problem: BilevelProblem, theta: Theta, phi_params: PyTree, batch: BilevelBatch, carry: PyTree = (), /
+    ) -> Hypergradient:
+        """The estimate, with the signature of every estimator."""
+        keys = _Keys.of(batch, "persistent_evolution_strategies")
+        particles = self._started(theta, phi_params, carry)
+        noise = _draw(keys.noise, phi_params, self.num_pairs)
+
+        def advance(theta: Theta, displacement: PyTree) -> tuple[Theta, jax.Array]:
+            displaced = optax.tree.add_scale(phi_params, self.sigma, displacement)
+            theta, _, loss = _run(problem, theta, displaced, batch, keys)
+            return theta, loss
+
+        thetas, losses = jax.vmap(advance)(particles.theta, _both_signs(noise))
+        total = optax.tree.add(particles.displacement, noise)
+        gradient = _correlate(losses.reshape(2, -1), total, self.sigma)
+        theta_next, inner_loss, loss = _run(problem, theta, phi_params, batch, keys)
+        return Hypergradient(theta_next, gradient, inner_loss, loss, Particles(thetas, total, particles.age + 1))
+
+    def _started(self, theta: Theta, phi_params: PyTree, carry: PyTree) -> Particles:
+        """The particles, or new ones at theta where there are none or their horizon is reached."""
+        fresh = Particles(
+            theta=jax.tree.map(lambda leaf: jnp.stack([leaf] * 2 * self.num_pairs), theta),
+            displacement=jax.tree.map(lambda leaf: jnp.stack([jnp.zeros_like(leaf)] * self.num_pairs), phi_params),
+            age=jnp.zeros((), jnp.int32),
+        )
+        if not carry:
+            return fresh
+        restart = carry.age % self.horizon == 0
+        return jax.tree.map(lambda new, old: jnp.where(restart, new, old), fresh, carry)
+
+
+class _Keys(NamedTuple):
+    inner: jax.Array
+    outer: jax.Array
+    noise: jax.Array
+
+    @classmethod
+    def of(cls, batch: BilevelBatch, name: str) -> _Keys:
+        if batch.rng_key is None:
+            raise ValueError(f"hypergradient={name!r} draws displacements of phi from batch.rng_key; got None")
+        # Inner and outer keys are those of all other estimators, so that theta goes the same way.
+        inner_key, outer_key = jax.random.split(batch.rng_key)
+        return cls(inner_key, outer_key, jax.random.fold_in(batch.rng_key, 2))
+
+
+def _run(
+    problem: BilevelProblem, theta: Theta, phi_params: PyTree, batch: BilevelBatch, keys: _Keys
+) -> tuple[Theta, jax.Array, jax.Array]:
+    """theta after the inner steps, M_phi before them, the outer loss after them."""
+    theta, inner_loss = run_inner_steps(problem, theta, phi_params, batch, keys.inner)
+    return theta, inner_loss, outer_objective(problem, theta.params, theta.model_state, batch.outer, keys.outer)
+
+
+def _draw(rng_key: jax.Array, phi_params: PyTree, num_pairs: int) -> PyTree:
+    """Standard normal numbers, `[N]` of phi's shape."""
+    keys = jax.random.split(rng_key, num_pairs)
+    return jax.vmap(lambda key: optax.tree.random_like(key, phi_params))(keys)
+
+
+def _both_signs(noise: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: jnp.concatenate([leaf, -leaf]), noise)
+
+
+def _correlate(losses: jax.Array, displacement: PyTree, sigma: float) -> PyTree:
+    """1 / (2 N sigma) sum_i (L_i^+ - L_i^-) displacement_i, of losses `[2, N]`."""
+    weights = (losses[0] - losses[1]) / (2 * sigma * losses.shape[1])
+    return jax.tree.map(lambda leaf: jnp.tensordot(weights.astype(leaf.dtype), leaf, axes=1), displacement)
+
+
+def _check_sampling(num_pairs: int, sigma: float) -> None:
+    if not (isinstance(num_pairs, int) and num_pairs >= 1):
+        raise ValueError(f"num_pairs must be a whole number of at least 1; got {num_pairs}")
+    if not (math.isfinite(sigma) and sigma > 0):
+        raise ValueError(f"sigma must be a number above 0; got {sigma}")

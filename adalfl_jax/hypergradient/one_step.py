@@ -1,0 +1,240 @@
+"""Meta-gradients through one inner step: a product with the base model's Jacobian, then a tiny gradient.
+
+M_phi depends on theta only through the outputs f = f_theta(x). With w = (du/dg)^T dL/dtheta', the direction in which
+the outer loss would have the gradient move, the chain rule is
+
+    dL/dphi = d/dphi <g(phi), w> = d/dphi <dM_phi/df, J_f w>.
+
+No second-order pass goes through the base model. The estimators here differ in how they form J_f w, `[B, C]`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from types import FunctionType
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adalfl_jax.hypergradient.problem import (
+    AnyBatch,
+    BilevelProblem,
+    Estimator,
+    Hypergradient,
+    outer_objective,
+    require_one_step,
+    split,
+)
+from adalfl_jax.hypergradient.update import differentiable_update
+from adalfl_jax.types import Batch, BilevelBatch, PyTree, Theta
+
+
+class Linearization(NamedTuple):
+    """The base model at theta on one batch. A pytree, its functions included."""
+
+    model: Callable[[PyTree], jax.Array]  # params -> outputs
+    params: PyTree
+    outputs: jax.Array  # [B, C]
+    pullback: Callable[[jax.Array], tuple[PyTree]]  # c -> J_f^T c
+
+
+def forward(
+    problem: BilevelProblem, theta: Theta, phi_params: PyTree, batch: BilevelBatch, carry: PyTree = ()
+) -> Hypergradient:
+    """Exact. J_f w is the transpose of the pullback c -> J_f^T c that gave g: two passes, and no new evaluation of f.
+
+    Transposing the pullback, rather than `jax.jvp`, keeps the memory layouts of the backward pass, in which matrix
+    products with w are faster on a CPU. The linearisation lives on until w is known.
+
+    Raises:
+      ValueError: `batch.inner` has a leading axis K (see `num_inner_steps`).
+    """
+    return _one_step(forward, problem, theta, phi_params, batch, carry)
+
+
+def recompute(
+    problem: BilevelProblem, theta: Theta, phi_params: PyTree, batch: BilevelBatch, carry: PyTree = ()
+) -> Hypergradient:
+    """Exact. J_f w by evaluating f anew together with its tangent, so that nothing is kept but theta.
+
+    One pass more than `forward`, and hardly more memory than a step on a fixed loss.
+
+    Raises:
+      ValueError: `batch.inner` has a leading axis K.
+    """
+    return _one_step(recompute, problem, theta, phi_params, batch, carry)
+
+
+def finite_difference(
+    problem: BilevelProblem, theta: Theta, phi_params: PyTree, batch: BilevelBatch, carry: PyTree = ()
+) -> Hypergradient:
+    """J_f w = (f(theta + h w) - f(theta)) / h + O(h): one forward pass, nothing kept.
+
+    The step moves theta by a distance h |w| = sqrt(eps) |theta|, eps being the precision of the outputs, which balances
+    the error of the difference, of order h, and that of rounding, of order eps / h. In float32 the gradient is off by
+    about a thousandth.
+
+    Raises:
+      ValueError: `batch.inner` has a leading axis K, or the outputs have 16 bits, too few to subtract.
+    """
+    return _one_step(finite_difference, problem, theta, phi_params, batch, carry)
+
+
+def central_difference(
+    problem: BilevelProblem, theta: Theta, phi_params: PyTree, batch: BilevelBatch, carry: PyTree = ()
+) -> Hypergradient:
+    """J_f w = (f(theta + h w) - f(theta - h w)) / 2h + O(h^2): two forward passes, nothing kept.
+
+    h |w| = eps^(1/3) |theta|, which balances the error of the difference with that of rounding.
+
+    Raises:
+      ValueError: `batch.inner` has a leading axis K, or the outputs have 16 bits, too few to subtract.
+    """
+    return _one_step(central_difference, problem, theta, phi_params, batch, carry)
+
+
+def _transposed_pullback(point: Linearization, direction: PyTree) -> jax.Array:
+    return jax.linear_transpose(lambda c: point.pullback(c)[0], point.outputs)(direction)[0]
+
+
+def _new_evaluation(point: Linearization, direction: PyTree) -> jax.Array:
+    # XLA would find f(theta) computed already and keep all of that pass for this one; theta + 0 w it cannot simplify.
+    # (`optimization_barrier` does not help: the compiler for CPUs drops it before it looks for equal subexpressions.)
+    params = jax.tree.map(lambda leaf, tangent: leaf + 0 * tangent.astype(leaf.dtype), point.params, direction)
+    return jax.jvp(point.model, (params,), (direction,))[1]
+
+
+def _one_sided(point: Linearization, direction: PyTree) -> jax.Array:
+    step = _difference_step(point, direction, order=1)
+    return (point.model(_moved(point.params, direction, step)) - point.outputs) / step
+
+
+def _central(point: Linearization, direction: PyTree) -> jax.Array:
+    step = _difference_step(point, direction, order=2)
+    above, below = (point.model(_moved(point.params, direction, sign * step)) for sign in (1, -1))
+    return (above - below) / (2 * step)
+
+
+JACOBIAN_PRODUCTS: dict[Estimator, Callable[[Linearization, PyTree], jax.Array]] = {
+    forward: _transposed_pullback,
+    recompute: _new_evaluation,
+    finite_difference: _one_sided,
+    central_difference: _central,
+}
+
+
+def _one_step(
+    estimator: FunctionType,
+    problem: BilevelProblem,
+    theta: Theta,
+    phi_params: PyTree,
+    batch: BilevelBatch,
+    carry: PyTree,
+) -> Hypergradient:
+    require_one_step(estimator.__name__, batch)
+    inner_key, outer_key = split(batch.rng_key)
+    point, model_state = linearize(problem, theta, batch.inner, inner_key)
+    inner_loss, loss_gradient, to_phi = loss_gradient_of(problem, phi_params, batch.inner[1], point.outputs)
+    theta_next, to_direction = update_theta(problem, theta, model_state, point.pullback(loss_gradient)[0])
+    if problem.meta_batch is not None:
+        problem, point, to_phi, batch = _on_part(problem, theta, phi_params, batch, model_state, inner_key)
+    outer_loss, task_gradient = jax.value_and_grad(outer_objective, argnums=1)(
+        problem, theta_next.params, model_state, batch.outer, outer_key
+    )
+    (direction,) = to_direction(task_gradient)  # w
+    outputs_tangent = JACOBIAN_PRODUCTS[estimator](point, direction)  # J_f w
+    (phi_gradient,) = to_phi(outputs_tangent)
+    return Hypergradient(theta_next, phi_gradient, inner_loss, outer_loss, carry)
+
+
+def _on_part(
+    problem: BilevelProblem,
+    theta: Theta,
+    phi_params: PyTree,
+    batch: BilevelBatch,
+    model_state: PyTree,
+    rng_key: jax.Array | None,
+) -> tuple[BilevelProblem, Linearization, Callable[[jax.Array], tuple[PyTree]], BilevelBatch]:
+    """What the meta-gradient is made of, on the first examples of both batches."""
+    assert problem.meta_batch is not None
+    fraction, statistics_fn = problem.meta_batch
+    inner, outer = (
+        Batch(*(leaf[: max(1, round(fraction * len(leaf)))] for leaf in whole)) for whole in (batch.inner, batch.outer)
+    )
+    if statistics_fn is not None:
+        problem = _at_statistics(problem, statistics_fn(theta.model_state, model_state))
+    point, _ = linearize(problem, theta, inner, rng_key)
+    *_, to_phi = loss_gradient_of(problem, phi_params, inner.targets, point.outputs)
+    return problem, point, to_phi, batch._replace(inner=inner, outer=outer)
+
+
+def _at_statistics(problem: BilevelProblem, statistics: PyTree) -> BilevelProblem:
+    """The problem with a base model in eval mode, at one model state."""
+
+    def apply_fn(
+        params: PyTree, model_state: PyTree, inputs: jax.Array, /, *, train: bool, rng_key: jax.Array | None
+    ) -> tuple[jax.Array, PyTree]:
+        del model_state, train
+        return problem.apply_fn(params, statistics, inputs, train=False, rng_key=rng_key)
+
+    return problem._replace(apply_fn=apply_fn)
+
+
+def linearize(
+    problem: BilevelProblem, theta: Theta, batch: AnyBatch, rng_key: jax.Array | None
+) -> tuple[Linearization, PyTree]:
+    """The base model in train mode on a batch, and the model state after it."""
+
+    def model(given: tuple, params: PyTree) -> tuple[jax.Array, PyTree]:
+        model_state, inputs, rng_key = given
+        return problem.apply_fn(params, model_state, inputs, train=True, rng_key=rng_key)
+
+    given = theta.model_state, batch[0], rng_key
+    outputs, pullback, model_state = jax.vjp(functools.partial(model, given), theta.params, has_aux=True)
+    outputs_alone = jax.tree_util.Partial(lambda given, params: model(given, params)[0], given)
+    return Linearization(outputs_alone, theta.params, outputs, pullback), model_state
+
+
+def update_theta(
+    problem: BilevelProblem, theta: Theta, model_state: PyTree, gradient: PyTree
+) -> tuple[Theta, Callable[[PyTree], tuple[PyTree]]]:
+    """theta after the inner optimiser's step along a gradient, and dL/dtheta' -> w."""
+    updates, to_direction, opt_state = jax.vjp(
+        lambda gradient: differentiable_update(problem.inner_optimizer, gradient, theta.opt_state, theta.params),
+        gradient,
+        has_aux=True,
+    )
+    return Theta(optax.apply_updates(theta.params, updates), model_state, opt_state), to_direction
+
+
+def loss_gradient_of(
+    problem: BilevelProblem, phi_params: PyTree, targets: jax.Array, outputs: jax.Array
+) -> tuple[jax.Array, jax.Array, Callable[[jax.Array], tuple[PyTree]]]:
+    """M_phi, dM_phi/df `[B, C]`, and the pullback t -> d/dphi <dM_phi/df, t>."""
+
+    def loss_gradient(phi_params: PyTree) -> tuple[jax.Array, jax.Array]:
+        loss, gradient = jax.value_and_grad(lambda f: problem.learned_loss_fn(phi_params, targets, f))(outputs)
+        return gradient, loss
+
+    gradient, pullback, loss = jax.vjp(loss_gradient, phi_params, has_aux=True)
+    return loss, gradient, pullback
+
+
+def _difference_step(point: Linearization, direction: PyTree, *, order: int) -> jax.Array:
+    """h for a difference quotient whose error is of the given order; 1 where there is nothing to differentiate."""
+    if jnp.finfo(point.outputs.dtype).bits < 32:
+        raise ValueError(
+            f"a finite difference needs outputs of 32 bits or more; got {point.outputs.dtype}, in which the difference "
+            'drowns in rounding. Build the step with hypergradient="forward"'
+        )
+    distance = jnp.finfo(point.outputs.dtype).eps ** (1 / (1 + order)) * optax.tree.norm(point.params)
+    length = optax.tree.norm(direction)
+    is_defined = (length > 0) & (distance > 0)
+    return jnp.where(is_defined, distance / jnp.where(is_defined, length, 1.0), 1.0).astype(point.outputs.dtype)
+
+
+def _moved(params: PyTree, direction: PyTree, step: jax.Array) -> PyTree:
+    return jax.tree.map(lambda leaf, tangent: leaf + (step * tangent).astype(leaf.dtype), params, direction)

@@ -1,0 +1,158 @@
+"""The bilevel problem: what an estimator takes and returns, the inner step, the outer objective."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import jax
+import optax
+
+from adalfl_jax.hypergradient.update import differentiable_update
+from adalfl_jax.types import ApplyFn, Batch, BilevelBatch, LearnedLossFn, LossFn, PyTree, Theta
+
+AnyBatch = Batch | tuple[jax.Array, jax.Array]
+
+
+class MetaBatch(NamedTuple):
+    """The share of both batches on which the meta-gradient is estimated; the update of theta takes the whole."""
+
+    fraction: float  # in (0, 1)
+    statistics_fn: Callable[[PyTree, PyTree], PyTree] | None = None  # see `make_bilevel_step`
+
+
+class BilevelProblem(NamedTuple):
+    """The functions that define the inner update and the outer objective."""
+
+    apply_fn: ApplyFn
+    learned_loss_fn: LearnedLossFn
+    task_loss_fn: LossFn
+    inner_optimizer: optax.GradientTransformation
+    meta_batch: MetaBatch | None = None  # None: the whole batches
+
+
+class Hypergradient(NamedTuple):
+    """What an estimator returns."""
+
+    theta: Theta  # theta_{t+1}, K steps later in a K-step unroll
+    gradient: PyTree  # d outer_loss / d phi, the shape of phi
+    inner_loss: jax.Array  # [] M_phi before the update, mean over the K steps
+    outer_loss: jax.Array  # [] task loss at theta_{t+1} on the outer batch
+    carry: PyTree = ()  # what the estimator remembers for the next step
+
+
+class Estimator(Protocol):
+    """The signature of every estimator. `carry` is the one returned by the step before, `()` at the start."""
+
+    def __call__(
+        self, problem: BilevelProblem, theta: Theta, phi_params: PyTree, batch: BilevelBatch, carry: PyTree = (), /
+    ) -> Hypergradient: ...
+
+
+def descend(
+    apply_fn: ApplyFn,
+    loss_fn: Callable[[jax.Array, jax.Array, PyTree], jax.Array],
+    optimizer: optax.GradientTransformation,
+    theta: Theta,
+    batch: AnyBatch,
+    rng_key: jax.Array | None,
+) -> tuple[Theta, jax.Array, jax.Array]:
+    """One differentiable optimiser step of theta on `loss_fn(targets, outputs, params)`.
+
+    Returns:
+      theta after the step; the loss `[]` and the outputs `[B, C]` before it.
+    """
+    inputs, targets = batch
+
+    def objective(params: PyTree) -> tuple[jax.Array, tuple[PyTree, jax.Array]]:
+        outputs, model_state = apply_fn(params, theta.model_state, inputs, train=True, rng_key=rng_key)
+        return loss_fn(targets, outputs, params), (model_state, outputs)
+
+    (loss, (model_state, outputs)), gradient = jax.value_and_grad(objective, has_aux=True)(theta.params)
+    updates, opt_state = differentiable_update(optimizer, gradient, theta.opt_state, theta.params)
+    return Theta(optax.apply_updates(theta.params, updates), model_state, opt_state), loss, outputs
+
+
+def inner_step(
+    problem: BilevelProblem, theta: Theta, phi_params: PyTree, batch: AnyBatch, rng_key: jax.Array | None
+) -> tuple[Theta, jax.Array]:
+    """One differentiable step of theta on M_phi; returns M_phi before it."""
+    loss_fn = bind_learned_loss(problem.learned_loss_fn, phi_params)
+    theta, loss, _ = descend(problem.apply_fn, loss_fn, problem.inner_optimizer, theta, batch, rng_key)
+    return theta, loss
+
+
+def outer_objective(
+    problem: BilevelProblem, params: PyTree, model_state: PyTree, batch: AnyBatch, rng_key: jax.Array | None
+) -> jax.Array:
+    """Task loss on the outer batch. Batch norm normalises by that batch; the statistics it would record are dropped."""
+    inputs, targets = batch
+    outputs, _ = problem.apply_fn(params, model_state, inputs, train=True, rng_key=rng_key)
+    return problem.task_loss_fn(targets, outputs)
+
+
+def num_inner_steps(batch: BilevelBatch) -> int | None:
+    """K when `batch.inner` carries a leading axis of inner steps, None when it is one plain batch.
+
+    The inner batch is unrolled when its inputs have one axis more than the outer batch's.
+
+    Raises:
+      ValueError: leading axes of inputs and targets or ranks of inner and outer inputs differ, or a batch is empty.
+    """
+    (inner_inputs, inner_targets), (outer_inputs, outer_targets) = batch.inner, batch.outer
+    extra_axes = inner_inputs.ndim - outer_inputs.ndim
+    if extra_axes not in (0, 1):
+        raise ValueError(
+            "batch.inner inputs must be shaped like batch.outer inputs, or have one leading axis K more; got "
+            f"inner {inner_inputs.shape} and outer {outer_inputs.shape}"
+        )
+    for name, inputs, targets, axes in (
+        ("inner", inner_inputs, inner_targets, 1 + extra_axes),
+        ("outer", outer_inputs, outer_targets, 1),
+    ):
+        if inputs.shape[:axes] != targets.shape[:axes] or inputs.ndim < axes:
+            letters = "[K, B]" if axes == 2 else "[B]"
+            raise ValueError(
+                f"batch.{name}: inputs and targets must share their leading axes {letters}; got inputs "
+                f"{inputs.shape} and targets {targets.shape}"
+            )
+    if 0 in outer_targets.shape[:1] + inner_targets.shape[: 1 + extra_axes]:
+        raise ValueError(f"batches are empty; got inner {inner_inputs.shape} and outer {outer_inputs.shape}")
+    return inner_inputs.shape[0] if extra_axes else None
+
+
+def require_one_step(name: str, batch: BilevelBatch) -> None:
+    """Raises ValueError where `batch.inner` has a leading axis K that the named estimator has no use for."""
+    if (num_steps := num_inner_steps(batch)) is not None:
+        raise ValueError(
+            f"hypergradient={name!r} differentiates through exactly one inner step, and batch.inner carries a leading "
+            f'axis K = {num_steps}; drop that axis, or build the step with hypergradient="unrolled", "checkpointed" or '
+            '"mixed_mode"'
+        )
+
+
+def reads_params(learned_loss_fn: LearnedLossFn) -> bool:
+    """Whether a learned loss declares the keyword-only argument `params`, by which it reads theta directly."""
+    try:
+        parameter = inspect.signature(learned_loss_fn).parameters.get("params")
+    except (TypeError, ValueError):  # a callable without an inspectable signature cannot ask for it
+        return False
+    return parameter is not None and parameter.kind is inspect.Parameter.KEYWORD_ONLY
+
+
+def bind_learned_loss(
+    learned_loss_fn: LearnedLossFn, phi_params: PyTree
+) -> Callable[[jax.Array, jax.Array, PyTree], jax.Array]:
+    """M_phi as a function of (targets, outputs, params), whether it reads theta or not."""
+    if reads_params(learned_loss_fn):
+        return lambda targets, outputs, params: learned_loss_fn(phi_params, targets, outputs, params=params)  # pyright: ignore[reportCallIssue]
+    return lambda targets, outputs, _: learned_loss_fn(phi_params, targets, outputs)
+
+
+def split(rng_key: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None]:
+    """Keys of the inner and of the outer pass."""
+    if rng_key is None:
+        return None, None
+    inner_key, outer_key = jax.random.split(rng_key)
+    return inner_key, outer_key

@@ -1,0 +1,119 @@
+"""Meta-gradients through a window of past steps that slides along with training."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from adalfl_jax.hypergradient.problem import (
+    BilevelProblem,
+    Hypergradient,
+    inner_step,
+    outer_objective,
+    require_one_step,
+    split,
+)
+from adalfl_jax.hypergradient.unrolled import unrolled
+from adalfl_jax.types import Batch, BilevelBatch, PyTree, Theta
+
+
+class PastSteps(NamedTuple):
+    """What went into the steps of theta before this one, `[K - 1]` of each, the latest last."""
+
+    phi_params: PyTree
+    batch: Batch
+    rng_key: jax.Array | None
+    is_taken: jax.Array  # False for what stands for a step before the first
+
+
+class Window(NamedTuple):
+    """The carry of `Truncated`."""
+
+    theta: Theta  # before the oldest of the steps
+    steps: PastSteps
+
+
+@dataclasses.dataclass(frozen=True)
+class Truncated:
+    r"""Truncated back-propagation: through the last K steps of theta, each with the phi it was taken with.
+
+    .. math:: \sum_{s=t-K+1}^{t} \frac{\partial L(\theta_{t+1})}{\partial \phi_s}
+
+    Every step updates phi, and replays the K - 1 before it from the theta it keeps. K = 1 is `unrolled`. When theta is
+    replaced by another, start with an empty carry.
+
+    Attributes:
+      window: K, the number of steps.
+
+    Raises:
+      ValueError: a window below 1; when called, a leading axis K of `batch.inner`.
+
+    References:
+      Williams and Peng, "An Efficient Gradient-Based Algorithm for On-Line Training of Recurrent Network Trajectories",
+      Neural Computation 2(4), 1990.
+    """
+
+    window: int = 5
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.window, int) and self.window >= 1):
+            raise ValueError(f"window must be a whole number of at least 1; got {self.window}")
+
+    def __call__(
+        self, problem: BilevelProblem, theta: Theta, phi_params: PyTree, batch: BilevelBatch, carry: PyTree = (), /
+    ) -> Hypergradient:
+        """The estimate, with the signature of every estimator."""
+        require_one_step("truncated", batch)
+        if self.window == 1:
+            return unrolled(problem, theta, phi_params, batch, carry)
+        inner_key, outer_key = split(batch.rng_key)
+        now = PastSteps(phi_params, Batch(*batch.inner), inner_key, jnp.array(True))
+        window = _opened(carry or self._empty_window(theta, now), theta)
+
+        def objective(past_phis: PyTree, phi_params: PyTree) -> tuple[jax.Array, tuple[Theta, Theta, jax.Array]]:
+            second, replayed = _replay(problem, window._replace(steps=window.steps._replace(phi_params=past_phis)))
+            here = jax.tree.map(_value_and_derivative, theta, replayed)
+            theta_next, inner_loss = inner_step(problem, here, phi_params, batch.inner, inner_key)
+            loss = outer_objective(problem, theta_next.params, theta_next.model_state, batch.outer, outer_key)
+            return loss, (second, theta_next, inner_loss)
+
+        differentiate = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)
+        (outer_loss, (second, theta_next, inner_loss)), gradients = differentiate(window.steps.phi_params, phi_params)
+        gradient = jax.tree.map(lambda past, last: past.sum(axis=0) + last, *gradients)
+        steps = jax.tree.map(lambda past, last: jnp.concatenate([past[1:], last[None]]), window.steps, now)
+        return Hypergradient(theta_next, gradient, inner_loss, outer_loss, Window(second, steps))
+
+    def _empty_window(self, theta: Theta, now: PastSteps) -> Window:
+        steps = jax.tree.map(lambda leaf: jnp.stack([leaf] * (self.window - 1)), now)
+        return Window(theta, steps._replace(is_taken=jnp.zeros(self.window - 1, bool)))
+
+
+def _opened(window: Window, theta: Theta) -> Window:
+    """A window without a step yet begins at theta."""
+    return window._replace(theta=_select(window.steps.is_taken[-1], window.theta, theta))
+
+
+def _replay(problem: BilevelProblem, window: Window) -> tuple[Theta, Theta]:
+    """theta after the oldest step, and after all of them."""
+
+    def step(theta: Theta, past: PastSteps) -> tuple[Theta, None]:
+        theta_next, _ = inner_step(problem, theta, past.phi_params, past.batch, past.rng_key)
+        return _select(past.is_taken, theta_next, theta), None
+
+    second, _ = step(window.theta, jax.tree.map(lambda leaf: leaf[0], window.steps))
+    last, _ = jax.lax.scan(step, second, jax.tree.map(lambda leaf: leaf[1:], window.steps))
+    return second, last
+
+
+def _select(condition: jax.Array, if_true: Theta, if_false: Theta) -> Theta:
+    return jax.tree.map(lambda left, right: jnp.where(condition, left, right), if_true, if_false)
+
+
+def _value_and_derivative(value: jax.Array, derivative: jax.Array) -> jax.Array:
+    """The value of one, so that rounding in a replay never reaches theta, with the derivative of the other."""
+    if not jnp.issubdtype(value.dtype, jnp.inexact):
+        return value
+    return value + (derivative - jax.lax.stop_gradient(derivative))

@@ -1,0 +1,40 @@
+"""An optimiser's update as a function that can be differentiated everywhere."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adalfl_jax.types import PyTree
+
+
+def differentiable_update(
+    optimizer: optax.GradientTransformation, gradient: PyTree, opt_state: optax.OptState, params: PyTree
+) -> tuple[PyTree, optax.OptState]:
+    """`optimizer.update` with a derivative that is finite where the gradient vanishes.
+
+    Norms and square roots inside an optimiser (clipping, Adam with `eps_root=0`) have a derivative 0 * inf = nan at
+    a gradient of exactly zero, which dead units and constant pixels produce all the time. The values here are those
+    of `optimizer.update`, bit for bit; the derivative is taken a hair away from zero, where it is the limit.
+    """
+
+    # What the optimiser closes over, a traced learning rate say, becomes an argument and can be differentiated too.
+    plain_update, closed_over = jax.closure_convert(optimizer.update, gradient, opt_state, params)
+    update = jax.custom_jvp(plain_update)
+
+    @update.defjvp
+    def update_jvp(primals, tangents):  # pyright: ignore[reportUnusedFunction]
+        gradient, *others = primals
+        _, tangents_out = jax.jvp(plain_update, (jax.tree.map(_away_from_zero, gradient), *others), tangents)
+        return update(*primals), tangents_out
+
+    return update(gradient, opt_state, params, *closed_over)
+
+
+def _away_from_zero(gradient: jax.Array) -> jax.Array:
+    if gradient.dtype == jnp.float16:
+        raise ValueError("float16 has too little range for meta-gradients; keep parameters in float32 or bfloat16")
+    # Its square must not underflow, nor that square's power -3/2 overflow: 7e-13 in float32 and bfloat16.
+    floor = float(jnp.finfo(gradient.dtype).tiny) ** 0.32
+    return jnp.where(jnp.abs(gradient) < floor, jnp.asarray(floor, gradient.dtype), gradient)

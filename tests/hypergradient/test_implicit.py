@@ -1,0 +1,109 @@
+"""Implicit estimators on a quadratic M_phi whose minimum, Hessian and remainder are known."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adalfl_jax
+from adalfl_jax.hypergradient import BilevelProblem, ConjugateGradient, Neumann, make_estimator
+from adalfl_jax.task_losses import softmax_cross_entropy, squared_error
+from tests.problems import make_batch, make_problem
+
+NUM_PARAMS = 6
+EIGENVALUES = np.linspace(0.5, 2.0, NUM_PARAMS)
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def quadratic():
+    """M = (theta - A phi)^T H (theta - A phi) / 2, so that theta* = A phi; L is the squared error of X theta."""
+    keys = jax.random.split(jax.random.key(0), 5)
+    basis, _ = jnp.linalg.qr(jax.random.normal(keys[0], (NUM_PARAMS, NUM_PARAMS)))
+    hessian = basis @ jnp.diag(jnp.asarray(EIGENVALUES)) @ basis.T
+    matrix, phi = jax.random.normal(keys[1], (NUM_PARAMS, 3)), jax.random.normal(keys[2], (3,))
+    inputs, targets = jax.random.normal(keys[3], (7, NUM_PARAMS)), jax.random.normal(keys[4], (7, 1))
+
+    def learned_loss(phi, targets, outputs, *, params):
+        distance = params - matrix @ phi
+        return distance @ hessian @ distance / 2
+
+    def apply_fn(params, model_state, inputs, *, train, rng_key):
+        return (inputs @ params)[:, None], model_state
+
+    optimizer = optax.sgd(0.1)
+    problem = BilevelProblem(apply_fn, learned_loss, squared_error, optimizer)
+    theta = adalfl_jax.Theta.create(matrix @ phi, (), optimizer)  # where M is stationary
+    batch = adalfl_jax.BilevelBatch((inputs, targets), (inputs, targets))
+    task_gradient = jax.grad(lambda params: squared_error(targets, (inputs @ params)[:, None]))(theta.params)
+    return problem, theta, phi, batch, hessian, matrix, task_gradient
+
+
+def test_conjugate_gradients_give_the_exact_derivative_at_the_minimum():
+    problem, theta, phi, batch, _, matrix, task_gradient = quadratic()
+    result = ConjugateGradient(num_iterations=NUM_PARAMS, damping=0.0)(problem, theta, phi, batch)
+    np.testing.assert_allclose(result.gradient, matrix.T @ task_gradient, rtol=1e-4)  # theta*(phi) = A phi
+    np.testing.assert_allclose(result.theta.params, theta.params, rtol=1e-12)
+
+
+@pytest.mark.parametrize("estimator", [ConjugateGradient(NUM_PARAMS, 0.3), Neumann(200, 0.4, 0.3)])
+def test_damping_is_added_to_the_hessian(estimator):
+    problem, theta, phi, batch, hessian, matrix, task_gradient = quadratic()
+    result = estimator(problem, theta, phi, batch)
+    inverse = jnp.linalg.inv(hessian + 0.3 * jnp.eye(NUM_PARAMS))
+    np.testing.assert_allclose(result.gradient, matrix.T @ hessian @ inverse @ task_gradient, rtol=1e-4)
+
+
+@pytest.mark.parametrize("num_iterations", [1, 5, 20])
+def test_the_bias_of_the_neumann_series_is_its_remainder(num_iterations):
+    problem, theta, phi, batch, hessian, matrix, task_gradient = quadratic()
+    gradient = Neumann(num_iterations, step_size=0.4)(problem, theta, phi, batch).gradient
+    remainder = jnp.linalg.matrix_power(jnp.eye(NUM_PARAMS) - 0.4 * hessian, num_iterations)
+    np.testing.assert_allclose(matrix.T @ task_gradient - gradient, matrix.T @ remainder @ task_gradient, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["neumann", "conjugate_gradient"])
+def test_the_bias_is_of_the_order_of_the_distance_from_the_minimum(name):
+    """With a cubic term beside the quadratic one the Hessian changes on the way to the minimum."""
+    problem, theta, phi, batch, _, matrix, _ = quadratic()
+    still, quadratic_loss = optax.set_to_zero(), problem.learned_loss_fn  # theta stays where it is put
+
+    def learned_loss(phi, targets, outputs, *, params):
+        distance = params - matrix @ phi
+        return quadratic_loss(phi, targets, outputs, params=params) + (distance**3).sum()
+
+    problem = problem._replace(learned_loss_fn=learned_loss, inner_optimizer=still)
+    settings = {"num_iterations": 40} | ({"step_size": 0.4} if name == "neumann" else {"damping": 0.0})
+    estimator = jax.jit(lambda theta: make_estimator(name, **settings)(problem, theta, phi, batch).gradient)
+    at_minimum, far, near = (
+        estimator(theta._replace(params=theta.params + distance, opt_state=still.init(theta.params)))
+        for distance in (0.0, 2e-3, 1e-3)
+    )
+    np.testing.assert_allclose((far - at_minimum) / (near - at_minimum), 2.0, rtol=0.05)
+
+
+def test_k_inner_steps_lead_to_the_point_where_the_theorem_is_applied():
+    model, optimizer, loss, theta, phi_params = make_problem("batch_norm", "sgd")
+    problem = BilevelProblem(model.apply, loss.apply, softmax_cross_entropy, optimizer)
+    batch = make_batch(jax.random.key(1), num_inner_steps=3)
+    result = jax.jit(lambda: Neumann(3, 0.01)(problem, theta, phi_params, batch))()
+    expected = jax.jit(lambda: make_estimator("unrolled")(problem, theta, phi_params, batch))()
+    chex.assert_trees_all_close(result._replace(gradient=()), expected._replace(gradient=()), rtol=1e-10)
+    chex.assert_tree_all_finite(result.gradient)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("neumann", {"num_iterations": 0}, "num_iterations must be .* got 0.*forward"),
+        ("conjugate_gradient", {"num_iterations": 0}, "num_iterations must be .* got 0.*forward"),
+        ("neumann", {"step_size": 0.0}, "step_size must be a number above 0; got 0.0"),
+        ("conjugate_gradient", {"damping": -1.0}, "damping must be a number of at least 0; got -1.0"),
+        ("neumann", {"num_terms": 3}, "unknown setting of 'neumann' 'num_terms'.*damping, num_iterations, step_size"),
+        ("forward", {"damping": 1.0}, "unknown setting of 'forward' 'damping'"),
+    ],
+)
+def test_settings_out_of_range_are_refused(name, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_estimator(name, **settings)

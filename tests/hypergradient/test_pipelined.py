@@ -1,0 +1,105 @@
+"""A pipelined step against plain steps whose outer batch is the next step's inner batch."""
+
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import adalfl_jax
+from adalfl_jax.task_losses import softmax_cross_entropy
+from tests.problems import make_batch, make_problem
+
+
+def functions(model_name="plain", optimizer_name="nesterov"):
+    model, optimizer, loss, theta, phi_params = make_problem(model_name, optimizer_name)
+    outer = optax.adam(0.01)
+    phi = adalfl_jax.Phi.create(phi_params, outer)
+    return (model.apply, loss.apply, softmax_cross_entropy, optimizer, outer), theta, phi
+
+
+def batches(num_steps):
+    return [make_batch(key)._replace(rng_key=None) for key in jax.random.split(jax.random.key(3), num_steps)]
+
+
+def scan(step, theta, phi, batches):
+    def body(state, batch):
+        *state, metrics = step(*state, batch)
+        return tuple(state), metrics
+
+    phi = adalfl_jax.prime(step, theta, phi, batches[0])
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+    return jax.jit(lambda *arguments: jax.lax.scan(body, *arguments))((theta, phi), stacked)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(
+    ("estimator", "model_name", "optimizer_name"),
+    [
+        ("forward", "batch_norm", "nesterov"),
+        ("forward", "plain", "adam"),
+        ("recompute", "batch_norm", "sgd"),
+        ("finite_difference", "plain", "clip"),
+        ("central_difference", "batch_norm", "momentum"),
+    ],
+)
+def test_it_makes_the_same_updates_one_step_later(estimator, model_name, optimizer_name):
+    problem, theta, phi = functions(model_name, optimizer_name)
+    plain = jax.jit(adalfl_jax.make_bilevel_step(*problem, hypergradient=estimator))
+    pipelined = adalfl_jax.make_bilevel_step(*problem, hypergradient=estimator, pipelined=True)
+    parts = batches(4)
+    (_, later), metrics = scan(pipelined, theta, phi, parts)
+    expected, outer_losses = (theta, phi), []
+    for this, following in itertools.pairwise(parts):
+        *expected, plain_metrics = plain(*expected, this._replace(outer=following.inner))
+        outer_losses.append(plain_metrics.outer_loss)
+    chex.assert_trees_all_close(later.params, expected[1].params, rtol=1e-11)
+    chex.assert_trees_all_close(metrics.outer_loss[1:], jnp.stack(outer_losses), rtol=1e-12)
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_loop_equals_a_scan_and_vmapped_seeds_equal_single_ones():
+    problem, theta, phi = functions()
+    step = adalfl_jax.make_bilevel_step(*problem, pipelined=True)
+    parts = batches(3)
+    scanned, scanned_metrics = scan(step, theta, phi, parts)
+    state, jitted, losses = (theta, phi), jax.jit(step), []
+    for part in parts:
+        *state, metrics = jitted(*state, part)
+        losses.append(metrics)
+    chex.assert_trees_all_close(scanned[0], state[0], rtol=1e-12)
+    chex.assert_trees_all_close(scanned[1].params, state[1].params, rtol=1e-12)
+    chex.assert_trees_all_close(scanned_metrics, jax.tree.map(lambda *leaves: jnp.stack(leaves), *losses), rtol=1e-12)
+
+    shifted = jax.tree.map(lambda leaf: leaf + jnp.asarray(0.1, leaf.dtype), phi.params)
+    two = jax.tree.map(lambda *leaves: jnp.stack(leaves), phi, phi._replace(params=shifted))
+    vmapped, _ = jax.jit(jax.vmap(lambda phi: scan(step, theta, phi, parts)))(two)
+    chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[0], vmapped[1].params), scanned[1].params, rtol=1e-11)
+    assert jnp.abs(vmapped[1].params["layer_0"]["kernel"][1] - scanned[1].params["layer_0"]["kernel"]).max() > 0.05
+
+
+def test_the_first_step_leaves_phi_alone():
+    problem, theta, phi = functions()
+    step = jax.jit(adalfl_jax.make_bilevel_step(*problem, pipelined=True))
+    (first,) = batches(1)
+    for start in (phi, adalfl_jax.prime(step, theta, phi, first)):
+        _, after, metrics = step(theta, start, first)
+        chex.assert_trees_all_equal(after._replace(carry=()), phi)
+        assert metrics.hypergradient_norm == 0
+        assert metrics.outer_loss > 0
+
+
+def test_what_does_not_fit_together_is_refused():
+    problem, theta, phi = functions()
+    with pytest.raises(ValueError, match=r"pipelined is for one of the hypergradients 'forward'.*got 'unrolled'"):
+        adalfl_jax.make_bilevel_step(*problem, hypergradient="unrolled", pipelined=True)
+    for option in ({"outer_every": 2}, {"meta_batch_fraction": 0.5}):
+        with pytest.raises(ValueError, match=r"neither meta_batch_fraction nor outer_every"):
+            adalfl_jax.make_bilevel_step(*problem, pipelined=True, **option)
+    step = adalfl_jax.make_bilevel_step(*problem, pipelined=True)
+    (batch,) = batches(1)
+    inputs, targets = batch.inner
+    with pytest.raises(ValueError, match=r"same leading axis \[B\], not empty; got inputs \(8, 5\) and targets \(7,\)"):
+        step(theta, phi, batch._replace(inner=(inputs, targets[:7])))

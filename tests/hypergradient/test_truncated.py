@@ -1,0 +1,101 @@
+"""The sliding window against a gradient through the same steps written out."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import adalfl_jax
+from adalfl_jax.hypergradient import BilevelProblem, Truncated
+from adalfl_jax.hypergradient.problem import inner_step, outer_objective
+from adalfl_jax.task_losses import softmax_cross_entropy
+from tests.problems import make_batch, make_problem
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def walk(model_name="dropout", optimizer_name="momentum", window=3, num_steps=5, is_primed=False):
+    """Five steps with a phi that moves: the problem, and what went into and came out of each."""
+    model, optimizer, loss, theta, phi_params = make_problem(model_name, optimizer_name)
+    problem = BilevelProblem(model.apply, loss.apply, softmax_cross_entropy, optimizer)
+    outer = optax.sgd(0.05)
+    estimator = Truncated(window)
+    step = jax.jit(lambda theta, phi, batch, carry: estimator(problem, theta, phi, batch, carry))
+    batches = [make_batch(key) for key in jax.random.split(jax.random.key(2), num_steps)]
+    carry, opt_state, past = (), outer.init(phi_params), []
+    if is_primed:
+        whole = adalfl_jax.make_bilevel_step(*problem[:4], outer, hypergradient=estimator)
+        carry = adalfl_jax.prime(whole, theta, adalfl_jax.Phi(phi_params, opt_state), batches[0]).carry
+    for batch in batches:
+        result = step(theta, phi_params, batch, carry)
+        past.append((theta, phi_params, batch, result))
+        updates, opt_state = outer.update(result.gradient, opt_state)
+        theta, phi_params, carry = result.theta, optax.apply_updates(phi_params, updates), result.carry
+    return problem, past
+
+
+def written_out(problem, past, index, window):
+    """The sum over the window's steps of the derivatives of L(theta_{t+1}) by the phi each was taken with."""
+    steps = past[max(0, index - window + 1) : index + 1]
+
+    def loss(phis):
+        theta = steps[0][0]
+        for (_, _, batch, _), phi in zip(steps, phis, strict=True):
+            inner_key, outer_key = jax.random.split(batch.rng_key)
+            theta, _ = inner_step(problem, theta, phi, batch.inner, inner_key)
+        return outer_objective(problem, theta.params, theta.model_state, batch.outer, outer_key)
+
+    gradients = jax.jit(jax.grad(loss))([phi for _, phi, _, _ in steps])
+    return jax.tree.map(lambda *parts: sum(parts), *gradients)
+
+
+@pytest.mark.parametrize("is_primed", [False, True])
+def test_every_step_differentiates_through_the_window_before_it(is_primed):
+    problem, past = walk(is_primed=is_primed)
+    for index in (0, 1, 4):
+        chex.assert_trees_all_close(past[index][3].gradient, written_out(problem, past, index, 3), rtol=1e-9)
+
+
+def test_theta_goes_where_the_unrolled_step_takes_it():
+    problem, past = walk()
+    for theta, phi_params, batch, result in past:
+        inner_key, _ = jax.random.split(batch.rng_key)
+        expected, _ = jax.jit(inner_step, static_argnums=0)(problem, theta, phi_params, batch.inner, inner_key)
+        chex.assert_trees_all_close(result.theta, expected, rtol=1e-14, atol=1e-15)
+
+
+def test_a_window_of_one_is_the_unrolled_estimator():
+    problem, past = walk(window=1, num_steps=2)
+    chex.assert_trees_all_close(past[1][3].gradient, written_out(problem, past, 1, 1), rtol=1e-12)
+    assert past[1][3].carry == ()
+
+
+def test_it_goes_under_a_scan():
+    model, optimizer, loss, theta, phi_params = make_problem("batch_norm", "nesterov")
+    outer = optax.adam(0.01)
+    step = adalfl_jax.make_bilevel_step(
+        model.apply, loss.apply, softmax_cross_entropy, optimizer, outer, hypergradient=Truncated(3)
+    )
+    batches = [make_batch(key) for key in jax.random.split(jax.random.key(2), 4)]
+    phi = adalfl_jax.Phi.create(phi_params, outer)
+    looped, jitted = (theta, phi), jax.jit(step)
+    for batch in batches:
+        *looped, _ = jitted(*looped, batch)
+
+    def body(state, batch):
+        *state, metrics = step(*state, batch)
+        return tuple(state), metrics
+
+    phi = adalfl_jax.prime(step, theta, phi, batches[0])
+    scanned, _ = jax.jit(lambda *arguments: jax.lax.scan(body, *arguments))(
+        (theta, phi), jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+    )
+    chex.assert_trees_all_close(scanned[1].params, looped[1].params, rtol=1e-9)
+    chex.assert_trees_all_close(scanned[0], looped[0], rtol=1e-9)
+
+
+@pytest.mark.parametrize("window", [0, -1, 2.0])
+def test_a_window_without_a_step_is_refused(window):
+    with pytest.raises(ValueError, match=rf"window must be a whole number of at least 1; got {window}"):
+        Truncated(window)
