@@ -97,12 +97,22 @@ def get_config() -> ConfigDict:
     config.outer.learning_rate = 3e-4
     # Where outer batches come from: "train" (a second training batch) or "valid".
     config.outer.split = "train"
+    # n, to update phi at every n-th step alone; the steps between cost no more than training on a fixed loss.
+    config.outer.every = 1
+    # Share of both batches on which the gradient of phi is estimated, unbiased without batch norm; theta is updated on
+    # the whole. With 0.25 a step costs about one and a half times a step of plain training.
+    config.outer.meta_batch_fraction = 1.0
+    # With a share below 1 and batch norm: "part" normalises by the statistics of the part, "whole" by those of the
+    # whole inner batch, held fixed (dropout is off then).
+    config.outer.meta_statistics = "part"
+    # Whether the outer batch of a step is the inner batch of the next, whose forward pass then serves both losses.
+    config.outer.pipelined = False
 
     # Algorithm 1: phi learned on fresh models before the real one is trained. Outer batches come from `outer.split`.
     config.offline = ConfigDict()
     # S_init; 0 leaves phi as drawn.
     config.offline.num_steps = 2500
-    # S_inner; above 1 the hypergradient of this phase is "unrolled".
+    # S_inner; above 1 an estimator that takes one step alone gives way to "unrolled" in this phase.
     config.offline.num_inner_steps = 1
     # Of Adam in this phase.
     config.offline.learning_rate = 1e-3
@@ -128,8 +138,27 @@ def get_config() -> ConfigDict:
     # What the network sees of the outputs: "probabilities", "log_probabilities" or "raw" (for a regression).
     config.learned_loss.predictions = "probabilities"
 
-    # How d L / d phi is computed: "forward" (exact) or "unrolled" (exact, reverse mode through the step).
+    # How d L / d phi is computed; docs/meta_gradients.md compares them. Exact through one step: "forward", "recompute"
+    # (least memory), "unrolled", "checkpointed", "mixed_mode" (these three through offline.num_inner_steps too). Nearly
+    # exact, and cheaper: "finite_difference", "central_difference". Longer horizons: "truncated". As if theta minimised
+    # M_phi: "neumann", "conjugate_gradient". Without derivatives: "evolution_strategies",
+    # "persistent_evolution_strategies".
     config.hypergradient = "forward"
+    config.estimator = ConfigDict()
+    # Steps "truncated" goes back through.
+    config.estimator.window = 5
+    # Products with the Hessian of "neumann" and "conjugate_gradient".
+    config.estimator.num_iterations = 10
+    # Of the descent that "neumann" is; below 2 / (largest eigenvalue of the Hessian).
+    config.estimator.step_size = 0.1
+    # Added to the Hessian's eigenvalues by "neumann" and "conjugate_gradient".
+    config.estimator.damping = 0.01
+    # Antithetic pairs of both evolution strategies.
+    config.estimator.num_pairs = 8
+    # Standard deviation of phi's displacements in them.
+    config.estimator.sigma = 0.01
+    # Steps between restarts of the "persistent_evolution_strategies".
+    config.estimator.horizon = 100
 
     # The method "tuned_task_loss" trains at each rate and keeps the one with the best mean validation metric.
     config.tuning = ConfigDict()

@@ -32,9 +32,8 @@ from adalfl_jax.data import DatasetError
 from adalfl_jax.hypergradient import ESTIMATORS
 from adalfl_jax.training import ConfigError, TrainConfig
 from adalfl_jax.training.phases import (
-    RunState,
     init_phi,
-    init_theta,
+    init_training,
     make_seed_keys,
     make_training_phase,
     restart_outer_optimizer,
@@ -100,7 +99,7 @@ def make_program(config: TrainConfig, method: str) -> Program:
     setup = make_setup(config)
     keys = make_seed_keys(config.seeds)
     phi = None if method == "task_loss" else restart_outer_optimizer(init_phi(setup, keys))
-    state, splits = RunState(init_theta(setup, keys), phi), splits_of(setup)
+    state, splits = init_training(setup, method, keys, phi), splits_of(setup)
     advance = make_training_phase(setup, method).advance
 
     def run() -> Any:

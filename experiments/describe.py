@@ -29,7 +29,7 @@ from adalfl_jax.training.phases import (
     RunState,
     StepSource,
     init_phi,
-    init_theta,
+    init_training,
     make_seed_keys,
     make_training_phase,
     restart_outer_optimizer,
@@ -99,7 +99,7 @@ def is_streamed(config: TrainConfig, spec: data.Spec) -> bool:
 def _start(setup: Setup, method: str) -> tuple[RunState, Any]:
     keys = make_seed_keys(setup.config.seeds)
     phi = restart_outer_optimizer(init_phi(setup, keys)) if method == "adalfl" else None
-    return RunState(init_theta(setup, keys), phi), keys
+    return init_training(setup, method, keys, phi), keys
 
 
 def _sources(config: TrainConfig, split: Batch, num_steps: int) -> StepSource:
@@ -108,7 +108,7 @@ def _sources(config: TrainConfig, split: Batch, num_steps: int) -> StepSource:
     shapes = [jax.ShapeDtypeStruct((*lead, config.batch_size, *leaf.shape[1:]), leaf.dtype) for leaf in split]
     batch = Batch(*shapes)  # pyright: ignore[reportArgumentType]
     keys: Any = jax.eval_shape(lambda: jnp.broadcast_to(jax.random.key(0), lead))
-    return StepSource(batch, batch, keys, keys)
+    return StepSource(batch, batch, keys, keys, jax.ShapeDtypeStruct((num_steps,), jnp.int32))  # pyright: ignore[reportArgumentType]
 
 
 def _bytes(shapes: Any) -> int:

@@ -53,6 +53,7 @@ ESTIMATORS: dict[str, Estimator] = {
 }  # name -> the estimator with its default settings
 
 ONE_STEP = ("forward", "recompute", "finite_difference", "central_difference", "truncated")  # take no leading axis K
+NEEDS_ONE_THETA = ("truncated", "persistent_evolution_strategies")  # remember the steps of theta before
 
 
 def make_estimator(name: str, **settings: Any) -> Estimator:
@@ -93,6 +94,7 @@ def estimator_name(estimator: Estimator) -> str:
 __all__ = [
     "ESTIMATORS",
     "JACOBIAN_PRODUCTS",
+    "NEEDS_ONE_THETA",
     "ONE_STEP",
     "BilevelProblem",
     "ConjugateGradient",

@@ -61,8 +61,7 @@ def make_pipelined_step(
 
         norm = jnp.zeros_like(outer_loss)
         if phi.carry:
-            functions = jax.tree.structure(jax.eval_shape(lambda phi: finish(phi)[0], phi))
-            last = jax.tree.unflatten(functions, phi.carry.arrays)
+            last = _restored(phi.carry, jax.eval_shape(lambda phi: finish(phi)[0], phi))
             (direction,) = last.to_direction(point.pullback(task_gradient)[0])
             outputs_tangent = JACOBIAN_PRODUCTS[estimator](last.point, direction)
             *_, to_phi = loss_gradient_of(problem, phi.params, last.targets, last.point.outputs)
@@ -76,6 +75,18 @@ def make_pipelined_step(
         return theta_next, phi._replace(carry=carry), BilevelMetrics(inner_loss, outer_loss, norm)
 
     return pipelined_step
+
+
+def _restored(carry: Carry, like: LastStep) -> LastStep:
+    """The functions of this step with the arrays of the one before."""
+    arrays, functions = jax.tree.flatten(like)
+    shapes, expected = ([(each.shape, each.dtype) for each in given] for given in (carry.arrays, arrays))
+    if shapes != expected:
+        raise ValueError(
+            f"phi.carry is not that of this step: it holds {len(shapes)} arrays where {len(expected)} are expected, or "
+            "others of shape or type. Begin with Phi.create, or with adalfl_jax.prime of this very step and batch"
+        )
+    return jax.tree.unflatten(functions, carry.arrays)
 
 
 def _kept(estimator: Estimator, point: Linearization) -> Linearization:

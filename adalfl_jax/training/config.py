@@ -12,7 +12,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from adalfl_jax.data import STREAMING
-from adalfl_jax.hypergradient import ESTIMATORS
+from adalfl_jax.hypergradient import (
+    ESTIMATORS,
+    JACOBIAN_PRODUCTS,
+    NEEDS_ONE_THETA,
+    Estimator,
+    estimator_settings,
+    make_estimator,
+)
 from adalfl_jax.learned_losses import LossNetwork, ScaledTaskLoss
 from adalfl_jax.models import COMPUTE_DTYPES, INITIALIZATIONS, MODELS, Model, make_model, model_options
 from adalfl_jax.registry import lookup, require_known, suggestion
@@ -28,6 +35,7 @@ METHODS: dict[str, str] = {
 SCHEDULES = ("constant", "linear", "cosine", "milestones")
 LEARNED_LOSS_FAMILIES = ("network", "scaled_task_loss")
 OUTER_SPLITS = ("train", "valid")
+META_STATISTICS = ("part", "whole")
 
 
 class ConfigError(ValueError):
@@ -121,14 +129,27 @@ class InnerConfig:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class OuterConfig:
-    """Adam of phi while theta trains."""
+    """Adam of phi while theta trains, and what its gradient may cost."""
 
     learning_rate: float
     split: str
+    every: int
+    meta_batch_fraction: float
+    meta_statistics: str
+    pipelined: bool
 
     def __post_init__(self) -> None:
         _require("outer.learning_rate", self.learning_rate, self.learning_rate > 0, "a number above 0")
         require_known("split", OUTER_SPLITS, self.split)
+        _require("outer.every", self.every, self.every >= 1, "a whole number of at least 1")
+        fraction = self.meta_batch_fraction
+        _require("outer.meta_batch_fraction", fraction, 0 < fraction <= 1, "a number in (0, 1]")
+        require_known("meta_statistics", META_STATISTICS, self.meta_statistics)
+        is_whole = self.meta_statistics == "whole"
+        _require("outer.meta_statistics", "whole", not is_whole or fraction < 1, '"part" with all of the batch')
+        if self.pipelined:
+            alone = self.every == 1 and fraction == 1 and self.split == "train"
+            _require("outer.pipelined", True, alone, 'False with another "every", "meta_batch_fraction" or "split"')
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -175,6 +196,23 @@ class LearnedLossConfig:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class EstimatorConfig:
+    """Settings of the estimators that have some."""
+
+    window: int
+    num_iterations: int
+    step_size: float
+    damping: float
+    num_pairs: int
+    sigma: float
+    horizon: int
+
+    def make(self, name: str) -> Estimator:
+        """The named estimator; settings of others are left out."""
+        return make_estimator(name, **{setting: getattr(self, setting) for setting in estimator_settings(name)})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class TuningConfig:
     """The search behind the method "tuned_task_loss"."""
 
@@ -206,6 +244,7 @@ class TrainConfig:
     offline: OfflineConfig
     learned_loss: LearnedLossConfig
     hypergradient: str
+    estimator: EstimatorConfig
     tuning: TuningConfig
 
     def __post_init__(self) -> None:
@@ -216,11 +255,30 @@ class TrainConfig:
         )
         lookup("task loss", TASK_LOSSES, self.task_loss)
         lookup("metric", METRICS, self.metric)
-        lookup("hypergradient", ESTIMATORS, self.hypergradient)
+        self._check_hypergradient()
         for field in ("num_seeds", "batch_size", "num_steps", "eval_every"):
             _require(field, getattr(self, field), getattr(self, field) >= 1, "a whole number of at least 1")
         fits = 0 <= self.seed <= 2**31 - self.num_seeds
         _require("seed", self.seed, fits, "a whole number from 0, with all of num_seeds below 2**31")
+
+    def _check_hypergradient(self) -> None:
+        name = self.hypergradient
+        lookup("hypergradient", ESTIMATORS, name)
+        for known in ESTIMATORS:
+            self.estimator.make(known)
+        one_step = [known for known, estimator in ESTIMATORS.items() if estimator in JACOBIAN_PRODUCTS]
+        if self.outer.pipelined or self.outer.meta_batch_fraction < 1:
+            _require("hypergradient", name, name in one_step, f"one of {', '.join(one_step)} with thrift in outer")
+        if self.outer.every > 1:
+            _require(
+                "hypergradient",
+                name,
+                name not in NEEDS_ONE_THETA,
+                "one that remembers nothing with outer.every above 1",
+            )
+        if name in ("finite_difference", "central_difference"):
+            is_coarse = self.model.compute_dtype == "bfloat16"
+            _require("hypergradient", name, not is_coarse, '"forward" with model.compute_dtype "bfloat16"')
 
     @property
     def seeds(self) -> tuple[int, ...]:

@@ -24,12 +24,13 @@ from adalfl_jax.training.phases import (
     RunState,
     SeedKeys,
     init_phi,
-    init_theta,
+    init_training,
     make_offline_phase,
     make_seed_keys,
     make_training_phase,
     restart_outer_optimizer,
     splits_of,
+    without_carry,
 )
 from adalfl_jax.training.progress import show_progress
 from adalfl_jax.training.results import DivergenceError, History, MethodResult
@@ -152,12 +153,12 @@ class _Run:
         if kind not in self._programs:
             self._programs[kind] = make_training_phase(self.setup, method)
         program = self._programs[kind]
-        state = RunState(init_theta(self.setup, self.keys), phi)
+        state = init_training(self.setup, method, self.keys, phi)
         history = self._advance(method, "training", program, state, config.num_steps, learning_rate, observe)
         return MethodResult(
             method=method,
             learning_rate=learning_rate,
-            state=history.state,
+            state=without_carry(history.state),
             test=history.scalars[f"test/{config.metric}"],
             valid=history.scalars[f"valid/{config.metric}"],
             seconds=history.seconds,
@@ -191,7 +192,8 @@ class _Run:
                     history.state, self.keys, splits, learning_rate, first_step, num_steps=chunk
                 )
                 metrics, done = jax.device_get(metrics), first_step + chunk
-                means = {f"train/{name}": values.mean(axis=1) for name, values in metrics.items()}
+                every = config.outer.every if phase == "training" else 1
+                means = {f"train/{name}": value for name, value in _means(metrics, first_step, every).items()}
                 measured = self._measure(state, learning_rate, done)
                 check(metrics, measured, state, last_finite=history.state, first_step=first_step)
                 self._record(history, state, done, means | measured, observe)
@@ -232,6 +234,17 @@ def _words(scalars: dict[str, np.ndarray], metric: str) -> str:
     return ""
 
 
+def _means(metrics: dict[str, np.ndarray], first_step: int, outer_every: int) -> dict[str, np.ndarray]:
+    """Means `[S]` over the steps of a chunk; what is measured where phi is updated, over those steps."""
+    num_steps = next(iter(metrics.values())).shape[1]
+    is_due = (first_step + np.arange(num_steps)) % outer_every == outer_every - 1
+    is_due |= not is_due.any()
+    of_updates = ("outer_loss", "hypergradient_norm")
+    return {
+        name: (values[:, is_due] if name in of_updates else values).mean(axis=1) for name, values in metrics.items()
+    }
+
+
 def _check_finite(
     metrics: dict[str, np.ndarray],  # [S, num_steps] each; empty before the first step
     measured: dict[str, np.ndarray],  # [S] each, after the last of these steps
@@ -251,7 +264,7 @@ def _check_finite(
         for index, step in np.argwhere(~np.isfinite(values))
     ]
     last = num_steps - 1
-    for name, tree in (("theta", state.theta), ("phi", state.phi)):
+    for name, tree in without_carry(state)._asdict().items():
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tree) if np.issubdtype(leaf.dtype, np.floating)]
         broken = (i for i in range(len(seeds)) if not all(np.isfinite(leaf[i]).all() for leaf in leaves))
         found += [(last, name, index) for index in broken]
@@ -259,4 +272,6 @@ def _check_finite(
         found += [(last, name, int(index)) for index in np.flatnonzero(~np.isfinite(values))]
     if found:
         step, name, index = min(found, key=lambda item: item[0])
-        raise DivergenceError(method, phase, name, first_step + step + 1, seeds[index], last_finite, first_step)
+        raise DivergenceError(
+            method, phase, name, first_step + step + 1, seeds[index], without_carry(last_finite), first_step
+        )

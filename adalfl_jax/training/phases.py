@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from adalfl_jax.bilevel import BilevelStep, make_bilevel_step, make_task_step
+from adalfl_jax.bilevel import BilevelStep, make_bilevel_step, make_task_step, prime
 from adalfl_jax.data import augment, epoch_indices, take
 from adalfl_jax.data.streaming import stream
+from adalfl_jax.hypergradient import NEEDS_ONE_THETA, ONE_STEP
 from adalfl_jax.initialization import make_offline_step
+from adalfl_jax.models import batch_statistics
 from adalfl_jax.training.setup import Setup, make_inner_optimizer
 from adalfl_jax.types import Batch, BilevelBatch, LossFn, Phi, PyTree, Theta
 
@@ -46,7 +48,10 @@ class StepSource(NamedTuple):
     outer: PyTree  # [B]: indices into the outer split, or its examples
     rng_key: jax.Array  # []
     augmentation_key: jax.Array  # []
+    step: jax.Array  # [] int32, its number; the same for all seeds
 
+
+_SEED_AXES = StepSource(inner=1, outer=1, rng_key=1, augmentation_key=1, step=None)  # pyright: ignore[reportArgumentType]
 
 Splits = tuple[Batch, Batch | None]  # of inner and of outer batches; None: of the training split too, passed once
 ChunkMetrics = dict[str, jax.Array]  # name -> [S, num_steps]
@@ -83,6 +88,36 @@ def restart_outer_optimizer(phi: Phi) -> Phi:
     return jax.vmap(lambda params: Phi.create(params, optax.adam(1.0)))(phi.params)
 
 
+def init_training(setup: Setup, method: str, keys: SeedKeys, phi: Phi | None) -> RunState:
+    """The state a method starts from: a fresh theta, a given phi, and what an online step wants to remember."""
+    theta = init_theta(setup, keys)
+    if phi is None or method != "adalfl":
+        return RunState(theta, phi)
+    batch, config = _batch_shapes(setup), setup.config
+
+    def one_seed(theta: Theta, phi: Phi, learning_rate: jax.Array) -> Phi:  # traced, as in the steps to come
+        return prime(_online_step(setup, make_inner_optimizer(config, learning_rate)), theta, phi, batch)
+
+    phi = jax.jit(jax.vmap(one_seed, (0, 0, None)))(theta, phi, config.inner.learning_rate)
+    return RunState(theta, phi)
+
+
+def without_carry(state: RunState) -> RunState:
+    """What there is to keep of a state: theta and phi, without what a step remembers of the steps before."""
+    return state if state.phi is None else state._replace(phi=state.phi._replace(carry=()))
+
+
+def _batch_shapes(setup: Setup) -> BilevelBatch:
+    """The batch of a step, without values."""
+
+    def make(rng_key: jax.Array) -> BilevelBatch:
+        size = setup.config.batch_size
+        batch = Batch(*(jnp.zeros((size, *leaf.shape[1:]), leaf.dtype) for leaf in setup.dataset.train))
+        return _make_batch(setup, StepSource(batch, batch, rng_key, rng_key, jnp.zeros((), jnp.int32)))
+
+    return jax.eval_shape(make, jax.random.key(0))
+
+
 def splits_of(setup: Setup) -> Splits:
     """The training split and the one outer batches come from."""
     return setup.dataset.train, setup.dataset.valid if setup.config.outer.split == "valid" else None
@@ -93,8 +128,12 @@ def make_offline_phase(setup: Setup) -> Phase:
     config = setup.config
     inner_optimizer = make_inner_optimizer(config, config.inner.learning_rate)
     num_inner_steps = config.offline.num_inner_steps
-    hypergradient = config.hypergradient if num_inner_steps == 1 else "unrolled"
-    bilevel_step = _bilevel_step(setup, inner_optimizer, config.offline.learning_rate, hypergradient)
+    fits = config.hypergradient not in (ONE_STEP if num_inner_steps > 1 else NEEDS_ONE_THETA)
+    bilevel_step = make_bilevel_step(
+        *_problem(setup, inner_optimizer),
+        optax.adam(config.offline.learning_rate),
+        hypergradient=config.estimator.make(config.hypergradient if fits else "unrolled"),
+    )
     offline_step = make_offline_step(bilevel_step, setup.model.init, inner_optimizer)
 
     def make_step(learning_rate: jax.Array):
@@ -116,7 +155,7 @@ def make_training_phase(setup: Setup, method: str) -> Phase:
 
     def make_step(learning_rate: jax.Array):
         inner_optimizer = make_inner_optimizer(config, learning_rate)
-        bilevel_step = _bilevel_step(setup, inner_optimizer, config.outer.learning_rate, config.hypergradient)
+        bilevel_step = _online_step(setup, inner_optimizer)
 
         def online_step(state: RunState, batch: BilevelBatch) -> tuple[RunState, ChunkMetrics]:
             assert state.theta is not None
@@ -135,17 +174,22 @@ def make_training_phase(setup: Setup, method: str) -> Phase:
     return _make_phase(setup, make_step, lambda keys: keys.training, num_inner_steps=1)
 
 
-def _bilevel_step(
-    setup: Setup, inner_optimizer: optax.GradientTransformation, outer_learning_rate: float, hypergradient: str
-) -> BilevelStep:
+def _online_step(setup: Setup, inner_optimizer: optax.GradientTransformation) -> BilevelStep:
+    """Algorithm 2's step as the config wants it."""
+    config, outer = setup.config, setup.config.outer
     return make_bilevel_step(
-        setup.model.apply,
-        setup.learned_loss.apply,
-        setup.task_loss_fn,
-        inner_optimizer,
-        optax.adam(outer_learning_rate),
-        hypergradient=hypergradient,
+        *_problem(setup, inner_optimizer),
+        optax.adam(outer.learning_rate),
+        hypergradient=config.estimator.make(config.hypergradient),
+        meta_batch_fraction=outer.meta_batch_fraction,
+        meta_statistics_fn=batch_statistics if outer.meta_statistics == "whole" else None,
+        outer_every=outer.every,
+        pipelined=outer.pipelined,
     )
+
+
+def _problem(setup: Setup, inner_optimizer: optax.GradientTransformation) -> tuple[Any, Any, Any, Any]:
+    return setup.model.apply, setup.learned_loss.apply, setup.task_loss_fn, inner_optimizer
 
 
 def _frozen_loss(setup: Setup, phi: Phi | None) -> LossFn:
@@ -178,18 +222,18 @@ def _make_phase(setup: Setup, make_step, select_key, num_inner_steps: int) -> Ph
     @functools.partial(jax.jit, static_argnames=("sizes", "num_steps"))
     def draw_all(keys, sizes: tuple[int, int], first_step, *, num_steps: int) -> StepSource:  # [num_steps, S, ...]
         one_seed = functools.partial(draw, sizes=sizes, num_steps=num_steps)
-        return jax.vmap(lambda key: one_seed(key, first_step=first_step), out_axes=1)(select_key(keys))
+        return jax.vmap(lambda key: one_seed(key, first_step=first_step), out_axes=_SEED_AXES)(select_key(keys))
 
     @jax.jit
     def advance_block(state, sources, learning_rate):
         one_seed = functools.partial(advance_one_seed, fetch=lambda source: source)
-        return jax.vmap(one_seed, in_axes=(0, 1, None))(state, sources, learning_rate)
+        return jax.vmap(one_seed, in_axes=(0, _SEED_AXES, None))(state, sources, learning_rate)
 
     def advance_streamed(state, keys, splits, learning_rate, first_step, *, num_steps: int):
         sources, blocks = draw_all(keys, _sizes(splits), first_step, num_steps=num_steps), []
-        rng_keys = (sources.rng_key, sources.augmentation_key)
-        for inner, outer, block_keys in stream(_both(splits), jax.device_get((sources.inner, sources.outer)), rng_keys):
-            state, metrics = advance_block(state, StepSource(inner, outer, *block_keys), learning_rate)
+        rest = (sources.rng_key, sources.augmentation_key, sources.step)
+        for inner, outer, block in stream(_both(splits), jax.device_get((sources.inner, sources.outer)), rest):
+            state, metrics = advance_block(state, StepSource(inner, outer, *block), learning_rate)
             blocks.append(metrics)
         return state, jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *blocks)
 
@@ -208,7 +252,7 @@ def _make_batch(setup: Setup, source: StepSource) -> BilevelBatch:
 
     inner = prepare(source.inner, inner_key, augmented=True)
     outer = prepare(source.outer, outer_key, augmented=setup.config.outer.split == "train")
-    return BilevelBatch(inner, outer, source.rng_key)
+    return BilevelBatch(inner, outer, source.rng_key, source.step)
 
 
 def _both(splits: Splits) -> tuple[Batch, Batch]:
@@ -238,7 +282,9 @@ def _draw_sources(
         inner = inner.reshape(num_steps, num_inner_steps, batch_size)
     outer = draw(outer_key, first_step, num_steps=num_steps, num_examples=sizes[1])
 
-    def fold_steps(key: jax.Array) -> jax.Array:
-        return jax.vmap(functools.partial(jax.random.fold_in, key))(first_step + jnp.arange(num_steps))
+    steps = first_step + jnp.arange(num_steps)
 
-    return StepSource(inner, outer, fold_steps(step_key), fold_steps(augmentation_key))
+    def fold_steps(key: jax.Array) -> jax.Array:
+        return jax.vmap(functools.partial(jax.random.fold_in, key))(steps)
+
+    return StepSource(inner, outer, fold_steps(step_key), fold_steps(augmentation_key), steps)

@@ -103,3 +103,12 @@ def test_what_does_not_fit_together_is_refused():
     inputs, targets = batch.inner
     with pytest.raises(ValueError, match=r"same leading axis \[B\], not empty; got inputs \(8, 5\) and targets \(7,\)"):
         step(theta, phi, batch._replace(inner=(inputs, targets[:7])))
+
+
+def test_a_carry_of_another_step_is_refused():
+    problem, theta, phi = functions("plain", "sgd")
+    step = adalfl_jax.make_bilevel_step(*problem, pipelined=True)
+    other = adalfl_jax.make_bilevel_step(*problem, pipelined=True, hypergradient="finite_difference")
+    (batch,) = batches(1)
+    with pytest.raises(ValueError, match=r"phi.carry is not that of this step.*adalfl_jax.prime"):
+        step(theta, adalfl_jax.prime(other, theta, phi, batch), batch)
