@@ -8,7 +8,7 @@ from adalfl_jax.training import TrainConfig
 from adalfl_jax.training.phases import (
     RunState,
     init_phi,
-    init_theta,
+    init_training,
     make_offline_phase,
     make_seed_keys,
     make_training_phase,
@@ -33,7 +33,7 @@ def run(first_seed, num_seeds, method):
         start = RunState(None, init_phi(setup, keys))
         state, _ = offline(start, keys, splits, rate, 0, num_steps=NUM_STEPS)
         phi = restart_outer_optimizer(state.phi)
-    start = RunState(init_theta(setup, keys), phi)
+    start = init_training(setup, method, keys, phi)
     return make_training_phase(setup, method).advance(start, keys, splits, rate, 0, num_steps=NUM_STEPS)
 
 

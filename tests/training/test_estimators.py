@@ -1,0 +1,120 @@
+"""Estimators that remember, and thrift, in the programs of a run: chunks, streams, seeds, what is written."""
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from adalfl_jax.training import ConfigError, train
+from adalfl_jax.training.loop import _means
+from adalfl_jax.training.phases import (
+    RunState,
+    init_phi,
+    init_training,
+    make_offline_phase,
+    make_seed_keys,
+    make_training_phase,
+    restart_outer_optimizer,
+    splits_of,
+    without_carry,
+)
+from adalfl_jax.training.setup import make_setup
+from tests.training.tiny import final_state, quick_compilation, tiny_config
+
+__all__ = ["quick_compilation"]
+
+REMEMBERING = [
+    {"outer.pipelined": True},
+    {"outer.pipelined": True, "hypergradient": "finite_difference"},
+    {"hypergradient": "truncated", "estimator.window": 3},
+    {"hypergradient": "persistent_evolution_strategies", "estimator.num_pairs": 2, "estimator.horizon": 4},
+    {"outer.every": 4},
+]
+
+
+def advance(overrides, chunks):
+    """The state and the metrics of every step, in chunks of given lengths."""
+    setup = make_setup(tiny_config(overrides))
+    keys, splits, rate = make_seed_keys(setup.config.seeds), splits_of(setup), setup.config.inner.learning_rate
+    state = init_training(setup, "adalfl", keys, restart_outer_optimizer(init_phi(setup, keys)))
+    phase, metrics, done = make_training_phase(setup, "adalfl"), [], 0
+    for num_steps in chunks:
+        state, chunk = phase.advance(state, keys, splits, rate, done, num_steps=num_steps)
+        metrics.append(chunk)
+        done += num_steps
+    return state, jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *metrics)
+
+
+@pytest.mark.parametrize("overrides", REMEMBERING, ids=lambda overrides: "-".join(map(str, overrides.values())))
+def test_chunks_of_any_length_and_streams_give_the_same_run(overrides):
+    whole, parts = advance(overrides, [10]), advance(overrides, [5, 5])
+    chex.assert_trees_all_close(without_carry(whole[0]), without_carry(parts[0]), rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(whole[1], parts[1], rtol=1e-4, atol=1e-6)
+    if "outer.every" in overrides or overrides.get("hypergradient") == "finite_difference":
+        streamed = advance({**overrides, "dataset.streaming": "always"}, [10])
+        chex.assert_trees_all_close(without_carry(whole[0]), without_carry(streamed[0]), rtol=1e-5, atol=1e-6)
+
+
+def test_phi_stays_between_its_updates():
+    (first, metrics), (start, _) = advance({"outer.every": 4}, [3]), advance({"outer.every": 4}, [1])
+    chex.assert_trees_all_equal(first.phi, start.phi)
+    assert not metrics["hypergradient_norm"].any()
+    assert advance({"outer.every": 4}, [4])[1]["hypergradient_norm"][:, 3].all()
+
+
+def test_means_of_updates_leave_out_the_steps_between():
+    metrics = {name: np.arange(6.0)[None] for name in ("inner_loss", "outer_loss", "hypergradient_norm")}
+    assert _means(metrics, 1, 3) == {"inner_loss": 2.5, "outer_loss": 2.5, "hypergradient_norm": 2.5}  # steps 2 and 5
+    assert _means(metrics, 2, 3)["outer_loss"] == 1.5  # steps 2 and 5 again, the first and fourth of this chunk
+    assert _means(metrics, 0, 100)["outer_loss"] == 2.5  # none is an update: all of them
+    assert _means(metrics, 0, 1)["outer_loss"] == 2.5
+
+
+@pytest.mark.parametrize("name", ["truncated", "persistent_evolution_strategies", "conjugate_gradient", "mixed_mode"])
+def test_the_offline_phase_takes_any_estimator(name):
+    """Those that remember give way to "unrolled": the offline phase forgets theta at every step."""
+    setups = [make_setup(tiny_config({"hypergradient": each})) for each in (name, "unrolled")]
+    states = []
+    for setup in setups:
+        keys = make_seed_keys(setup.config.seeds)
+        start = RunState(None, init_phi(setup, keys))
+        rate = setup.config.inner.learning_rate
+        state, _ = make_offline_phase(setup).advance(start, keys, splits_of(setup), rate, 0, num_steps=2)
+        states.append(jax.tree.leaves(state.phi.params))
+    differ = any(np.abs(a - b).max() > 1e-6 for a, b in zip(*states, strict=True))
+    assert differ == (name == "conjugate_gradient")
+
+
+@pytest.mark.parametrize("overrides", [{"outer.pipelined": True}, {"hypergradient": "truncated"}])
+def test_a_run_keeps_theta_and_phi_and_no_more(overrides, tmp_path):
+    config = tiny_config({**overrides, "num_steps": 4, "eval_every": 2, "offline.num_steps": 2})
+    train(config, tmp_path / "run")
+    state = final_state(config, tmp_path / "run", "adalfl")
+    chex.assert_tree_all_finite(state)
+    assert state.phi.carry == ()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"outer.every": 0}, r"outer\.every must be a whole number of at least 1; got 0"),
+        ({"outer.meta_batch_fraction": 0.0}, r"outer\.meta_batch_fraction must be a number in \(0, 1\]; got 0\.0"),
+        ({"outer.meta_statistics": "whole"}, r'outer\.meta_statistics must be "part" with all of the batch'),
+        ({"outer.meta_statistics": "some"}, r"unknown meta_statistics 'some'.*part, whole"),
+        ({"outer.pipelined": True, "outer.every": 2}, r"outer\.pipelined must be False with another \"every\""),
+        ({"outer.pipelined": True, "outer.split": "valid"}, r"outer\.pipelined must be False"),
+        ({"outer.pipelined": True, "hypergradient": "unrolled"}, r"hypergradient must be one of forward, recompute"),
+        ({"outer.meta_batch_fraction": 0.5, "hypergradient": "neumann"}, r"hypergradient must be one of forward"),
+        ({"outer.every": 2, "hypergradient": "truncated"}, r"hypergradient must be one that remembers nothing"),
+        (
+            {"hypergradient": "finite_difference", "model.compute_dtype": "bfloat16"},
+            r'hypergradient must be "forward" with model.compute_dtype "bfloat16"; got \'finite_difference\'',
+        ),
+        ({"estimator.window": 0}, r"window must be a whole number of at least 1; got 0"),
+        ({"estimator.num_iterations": 0}, r"num_iterations must be .* got 0"),
+        ({"estimator.sigma": 0.0}, r"sigma must be a number above 0; got 0\.0"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        tiny_config(overrides)
