@@ -9,6 +9,7 @@ import pytest
 
 import adalfl_jax
 from adalfl_jax import data
+from adalfl_jax.hypergradient import ESTIMATORS, estimator_settings
 from adalfl_jax.training import train
 from tests.training.tiny import ROOT, tiny_config
 
@@ -35,6 +36,21 @@ def test_the_loop_of_the_readme_trains(tmp_path, monkeypatch):
 def test_the_example_of_the_readme_is_about_fifteen_lines():
     lines = [line for line in python_block(ROOT / "README.md").splitlines() if line.strip()]
     assert len(lines) <= 16
+
+
+def test_a_step_that_remembers_is_scanned_as_the_docs_say():
+    names = {}
+    exec(python_block(ROOT / "docs" / "meta_gradients.md"), names)  # noqa: S102, the code is ours
+    assert names["metrics"].outer_loss.shape == (10,)
+    assert bool(names["phi"].carry.steps.is_taken.all())
+
+
+def test_the_docs_list_every_estimator_and_its_settings():
+    text = (ROOT / "docs" / "meta_gradients.md").read_text()
+    for name in ESTIMATORS:
+        assert re.search(rf"^\| `{name}` \|", text, flags=re.MULTILINE), name
+        for setting in estimator_settings(name):
+            assert f"estimator.{setting}" in (ROOT / "configs" / "default.py").read_text()
 
 
 def test_a_state_is_read_back_as_the_docs_say(tmp_path):
