@@ -28,7 +28,6 @@ from adalfl_jax.training.setup import load_dataset, make_setup
 from experiments.benchmark.page import Row, Table
 from experiments.benchmark.timing import Program, Times, median, ratio, time_in_turn
 
-NUM_STEPS = 100
 SEEDS = (1, 2, 4, 8, 10, 16, 32)
 METHODS = {"task_loss": "task loss", "adalfl": "AdaLFL"}
 COLUMNS: dict[str, Callable[[Row], str]] = {
@@ -89,7 +88,7 @@ def make_program(config: TrainConfig, dataset: Dataset, method: str, num_steps: 
     Raises:
       ValueError: the configuration cannot be trained so.
     """
-    num_steps = num_steps or NUM_STEPS
+    num_steps = num_steps or config.eval_every  # the chunk that training runs
     setup = make_setup(config, dataset)
     keys = make_seed_keys(config.seeds)
     phi = None if method == "task_loss" else restart_outer_optimizer(init_phi(setup, keys))

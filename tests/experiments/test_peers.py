@@ -35,7 +35,7 @@ def test_every_step_has_a_row(table):
 
 
 def test_gradients_agree_to_rounding_even_through_batch_norm(monkeypatch):
-    monkeypatch.setattr(peers, "EXACT", ["forward"])  # one to compile
+    monkeypatch.setattr(peers, "EXACT", ["forward"])  # a minute to compile where the machine is busy
     batches = problems.draw_batches(RESNET, 1)
     assert peers.check_gradients(RESNET, problems.draw_start(RESNET), batches) < 1e-8
 
