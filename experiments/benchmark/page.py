@@ -37,7 +37,7 @@ def render_table(table: Table) -> str:
 def render_section(command: str, machine: Mapping[str, Any], tables: list[Table], picture: str | None = None) -> str:
     """Tables with the command that made them and what they were made on."""
     facts = ", ".join(f"{name} {value}" for name, value in machine.items())
-    pictures = [f"![{tables[0].title}]({picture})"] if picture else []
+    pictures = [f"![{tables[-1].title}]({picture})"] if picture else []
     return "\n\n".join([f"```sh\n{command}\n```", f"{facts}.", *map(render_table, tables), *pictures])
 
 
