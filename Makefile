@@ -29,8 +29,8 @@ test: setup  ## Lint, and run all tests but the slow ones.
 	$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest
 
-test-slow: setup  ## Run the slow tests; installs PyTorch, which the models are compared with.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,parity]"
+test-slow: setup  ## Run the slow tests; installs PyTorch, higher and TorchOpt, which models and steps are compared with.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,bench]"
 	$(BIN)/python -m pytest -m slow
 
 lint: setup  ## Check style, types and the direction of imports.
@@ -43,8 +43,8 @@ format: setup  ## Rewrite the code in the project's style.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-benchmark: setup  ## Measure the cost of a step.
-	$(BIN)/python -m experiments.benchmark --config=configs/digits_mlp.py
+benchmark: setup  ## Measure the cost of a step and of several seeds (two minutes).
+	$(BIN)/python -m experiments.benchmark --suite=step --suite=seeds --config=configs/digits_mlp.py --steps=20 --rounds=5
 
 clean:  ## Remove the environment and caches; runs/ stays.
 	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache *.egg-info

@@ -1,0 +1,1 @@
+"""Measures what a step costs; a program, run by `python -m experiments.benchmark`."""

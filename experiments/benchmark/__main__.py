@@ -1,0 +1,160 @@
+"""Measures what a step costs, as ratios within one run.
+
+    python -m experiments.benchmark --suite=peers
+    python -m experiments.benchmark --suite=step --suite=seeds --config=configs/digits_mlp.py
+
+Suites with problems of their own, on noise:
+
+  peers       a step here, and in PyTorch: alone, with higher and with TorchOpt (needs the extra [bench])
+  thrift      what a cheaper meta-gradient saves, and its bias with batch norm
+  estimators  time, arithmetic and memory of every estimator of the meta-gradient, for one inner step and for K
+  scaling     batch size, width and number of outputs
+
+Suites that time the program `experiments.train` runs for a --config:
+
+  step        one AdaLFL step by every estimator against one step on the task loss
+  seeds       1 to 32 seeds in one program, for the task loss and for AdaLFL
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from adalfl_jax.data import DatasetError
+from adalfl_jax.training import ConfigError, TrainConfig
+from experiments.benchmark import estimators, page, peers, scaling, thrift, training_program
+from experiments.benchmark.machine import describe_machine, system_load
+from experiments.benchmark.page import Table
+from experiments.benchmark.problems import PROBLEMS
+from experiments.launch import CONFIG, parse_flags
+
+OF_PROBLEMS = {
+    "peers": tuple(PROBLEMS),
+    "estimators": ("mlp", "lenet5"),
+    "thrift": ("mlp", "resnet18"),
+}  # suite -> the problems it takes by itself
+OF_A_CONFIG = ("step", "seeds")
+NAMES = (*OF_PROBLEMS, "scaling", *OF_A_CONFIG)
+PACKAGES = ("jax", "jaxlib", "flax", "optax")
+QUIET = 0.3  # load below which a machine is taken to be idle
+PICTURE = "images/inner_steps.png"  # beside the page
+
+_SUITES = flags.DEFINE_multi_enum("suite", list(OF_A_CONFIG), NAMES, "What to measure; may be repeated.")
+_PROBLEMS = flags.DEFINE_multi_enum(
+    "problem", None, list(PROBLEMS), "Problem of peers, estimators or thrift, in place of its own; may be repeated."
+)
+_RANDOM_DATA = flags.DEFINE_bool(
+    "random_data", False, "Times step and seeds on noise in the shapes of the dataset, which then need not be there."
+)
+_STEPS = flags.DEFINE_integer("steps", None, "Steps of one timed run, in place of the suite's own.", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer("rounds", 9, "Timed runs of every program.", lower_bound=3)
+_JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
+_WRITE = flags.DEFINE_string("write", None, "Also put the tables into their sections of this Markdown page.")
+
+
+class UsageError(Exception):
+    """Flags that do not go together."""
+
+
+def main(argv: list[str]) -> None:
+    """Runs the suites, prints their tables and writes them where they are wanted."""
+    del argv
+    logging.set_verbosity(logging.WARNING)
+    try:
+        _check_flags()
+        _benchmark(shlex.join(["python", "-m", "experiments.benchmark", *sys.argv[1:]]))
+    except (ConfigError, DatasetError, UsageError, peers.MissingPeerError, peers.GradientMismatchError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+def _check_flags() -> None:
+    suites = _SUITES.value
+    of_a_config = [suite for suite in suites if suite in OF_A_CONFIG]
+    if of_a_config and CONFIG.value is None:
+        raise UsageError(
+            f"suite {of_a_config[0]!r} times the training of a configuration; add --config=configs/digits_mlp.py, say, "
+            f"or choose another --suite: {', '.join(name for name in NAMES if name not in OF_A_CONFIG)}"
+        )
+    if not of_a_config and (CONFIG.value is not None or _RANDOM_DATA.value):
+        raise UsageError(f"--config and --random_data are of the suites {', '.join(OF_A_CONFIG)}; leave them out")
+    if _PROBLEMS.value and not set(suites) & set(OF_PROBLEMS):
+        raise UsageError(f"--problem is of the suites {', '.join(OF_PROBLEMS)}; leave it out")
+    if "peers" in suites:
+        peers.require_peers()
+    for suite in suites if _WRITE.value else ():
+        _require_section(suite)
+
+
+def _benchmark(command: str) -> None:
+    load = system_load()
+    if load > QUIET:
+        print(f"This machine is busy, load {load:.1f}: the figures of PyTorch suffer most from that.", file=sys.stderr)
+    results = {}
+    for suite in _SUITES.value:
+        packages = peers.PACKAGES if suite == "peers" else PACKAGES
+        machine = describe_machine(packages) | {"load": f"{load:.1f}"} | (peers.facts() if suite == "peers" else {})
+        tables = _run(suite)
+        print(page.render_section(command, machine, tables), end="\n\n")
+        if _WRITE.value:
+            picture = _draw(tables) if suite == "estimators" else None
+            _write_section(suite, page.render_section(command, machine, tables, picture))
+        results[_section(suite)] = {
+            "machine": machine,
+            "tables": {table.title: page.as_json(table) for table in tables},
+        }
+    if _JSON.value:
+        Path(_JSON.value).write_text(json.dumps({"command": command, "suites": results}, indent=2) + "\n")
+
+
+def _run(suite: str) -> list[Table]:
+    amount = (_STEPS.value, _ROUNDS.value)
+    if suite == "scaling":
+        return scaling.scaling_suite(*amount)
+    if suite in OF_PROBLEMS:
+        run_suite = {
+            "peers": peers.peers_suite,
+            "estimators": estimators.estimators_suite,
+            "thrift": thrift.thrift_suite,
+        }[suite]
+        return run_suite(list(_PROBLEMS.value or OF_PROBLEMS[suite]), *amount)
+    config = TrainConfig.from_mapping(CONFIG.value)
+    dataset = training_program.dataset_of(config, _RANDOM_DATA.value)
+    run_suite = {"step": training_program.step_suite, "seeds": training_program.seeds_suite}[suite]
+    return run_suite(config, dataset, *amount)
+
+
+def _section(suite: str) -> str:
+    """The name of a suite's section; of one that times a configuration there is one for each."""
+    if suite not in OF_A_CONFIG:
+        return suite
+    return f"{suite} {Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem}"
+
+
+def _require_section(suite: str) -> None:
+    try:
+        page.replace_section(_page().read_text(), _section(suite), "")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--write={_WRITE.value}: {error}") from error
+
+
+def _write_section(suite: str, content: str) -> None:
+    _page().write_text(page.replace_section(_page().read_text(), _section(suite), content))
+
+
+def _page() -> Path:
+    return Path(_WRITE.value or "")
+
+
+def _draw(tables: list[Table]) -> str:
+    estimators.draw_growth(tables, _page().parent / PICTURE)
+    return PICTURE
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

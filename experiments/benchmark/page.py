@@ -1,0 +1,67 @@
+"""Tables as Markdown, on the terminal and in the section of a page that is theirs.
+
+A section lies between the lines `<!-- benchmark: NAME -->` and `<!-- end of benchmark -->`; all around it stays.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from experiments.benchmark.timing import Ratio
+
+Row = dict[str, Any]
+END = "<!-- end of benchmark -->"
+
+
+class Table(NamedTuple):
+    """Figures, and how to show them."""
+
+    title: str
+    columns: Mapping[str, Callable[[Row], str]]  # heading -> the cell of a row
+    rows: list[Row]
+    notes: tuple[str, ...] = ()  # a paragraph each
+
+
+def render_table(table: Table) -> str:
+    """A Markdown table whose columns also line up as plain text."""
+    cells = [list(table.columns), *([cell(row) for cell in table.columns.values()] for row in table.rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in cells]
+    lines.insert(1, "|-" + "-|-".join("-" * width for width in widths) + "-|")
+    body = "\n".join(lines)
+    return "\n\n".join([f"**{table.title}**", body, *table.notes])
+
+
+def render_section(command: str, machine: Mapping[str, Any], tables: list[Table], picture: str | None = None) -> str:
+    """Tables with the command that made them and what they were made on."""
+    facts = ", ".join(f"{name} {value}" for name, value in machine.items())
+    pictures = [f"![{tables[-1].title}]({picture})"] if picture else []
+    return "\n\n".join([f"```sh\n{command}\n```", f"{facts}.", *map(render_table, tables), *pictures])
+
+
+def replace_section(text: str, name: str, content: str) -> str:
+    """The page with other content in one section.
+
+    Raises:
+      ValueError: the page has no such section, or several.
+    """
+    start = f"<!-- benchmark: {name} -->"
+    pattern = re.compile(rf"{re.escape(start)}\n((?!<!-- benchmark: ).)*?{re.escape(END)}", re.DOTALL)
+    section = "\n".join([start, *([f"{content}\n"] if content else []), END])
+    replaced, count = pattern.subn(lambda _: section, text)
+    if count != 1:
+        raise ValueError(
+            f"the page must have one section {name!r} and has {count}; put these two lines where its tables belong:\n"
+            f"{start}\n{END}"
+        )
+    return replaced
+
+
+def as_json(table: Table) -> list[Row]:
+    """The rows, with names for the parts of ratios."""
+    return [
+        {key: value._asdict() if isinstance(value, Ratio) else value for key, value in row.items()}
+        for row in table.rows
+    ]
