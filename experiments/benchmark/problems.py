@@ -81,7 +81,8 @@ def draw_batches(problem: Problem, num_steps: int, num_inner_steps: int | None =
 
     unroll = () if num_inner_steps is None else (num_inner_steps,)
     keys = jax.random.split(jax.random.key(0), num_steps)
-    return BilevelBatch(batch(num_steps, *unroll), batch(num_steps), keys, np.arange(num_steps))
+    steps = jnp.arange(num_steps, dtype=jnp.int32)
+    return BilevelBatch(batch(num_steps, *unroll), batch(num_steps), keys, steps)
 
 
 def draw_start(problem: Problem) -> Start:

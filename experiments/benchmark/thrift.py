@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
 from adalfl_jax import BilevelBatch, Theta
 from adalfl_jax.hypergradient import BilevelProblem, MetaBatch, forward
@@ -42,7 +44,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "pipelined": {"pipelined": True},
     "pipelined, finite difference": {"pipelined": True, "hypergradient": "finite_difference"},
 }
-WITH_BATCH_NORM = Problem("wide_resnet", CIFAR, 32, 1, {"depth": 10})
+WITH_BATCH_NORM = Problem("wide_resnet", CIFAR, 32, 1, {"depth": 10, "width": 1})
 FRACTIONS = (1 / 2, 1 / 4, 1 / 8)
 STATISTICS = {"part": None, "whole": batch_statistics}
 BIAS: dict[str, Callable[[Row], str]] = {
@@ -91,12 +93,11 @@ def bias(heading: str, problem: Problem, num_draws: int) -> Table:
     optimizer, apply_fn = optax.sgd(INNER_RATE), problem.make_model().apply
     theta = Theta.create(start.params, start.model_state, optimizer)
 
-    def gradient(meta_batch: MetaBatch | None, batch: BilevelBatch) -> jax.Array:
+    def gradient(meta_batch: MetaBatch | None, theta: Theta, batch: BilevelBatch) -> jax.Array:
         task = BilevelProblem(apply_fn, LOSS.apply, softmax_cross_entropy, optimizer, meta_batch)
-        result = forward(task, theta, start.phi_params, batch)
-        return jax.flatten_util.ravel_pytree(result.gradient)[0]
+        return ravel_pytree(forward(task, theta, start.phi_params, batch).gradient)[0]
 
-    def shuffled(rng_key: jax.Array) -> BilevelBatch:
+    def shuffled(batch: BilevelBatch, rng_key: jax.Array) -> BilevelBatch:
         orders = (jax.random.permutation(key, problem.batch_size) for key in jax.random.split(rng_key))
         inner, outer = (
             jax.tree.map(lambda leaf, order=order: leaf[order], part)
@@ -104,14 +105,13 @@ def bias(heading: str, problem: Problem, num_draws: int) -> Table:
         )
         return batch._replace(inner=inner, outer=outer)
 
-    whole = jax.jit(lambda: gradient(None, batch))()
+    whole = jax.jit(functools.partial(gradient, None))(theta, batch)
     keys, rows = jax.random.split(jax.random.key(3), num_draws), []
     for fraction in FRACTIONS:
         for statistics, statistics_fn in STATISTICS.items():
-            meta_batch = MetaBatch(fraction, statistics_fn)
-            estimates = jax.jit(
-                lambda keys, meta=meta_batch: jax.lax.map(lambda key: gradient(meta, shuffled(key)), keys)
-            )(keys)
+            on_part = functools.partial(gradient, MetaBatch(fraction, statistics_fn))
+            estimate = jax.jit(lambda key, theta, batch, of=on_part: of(theta, shuffled(batch, key)))
+            estimates = jnp.stack([estimate(key, theta, batch) for key in keys])
             errors = (estimates - whole[None]) / jnp.linalg.norm(whole)
             noise = jnp.sqrt(errors.var(axis=0, ddof=1).sum())
             rows.append(
