@@ -12,7 +12,6 @@ from adalfl_jax.hypergradient import (
     JACOBIAN_PRODUCTS,
     BilevelProblem,
     Estimator,
-    MetaBatch,
     PersistentEvolutionStrategies,
     Truncated,
     descend,
@@ -22,7 +21,7 @@ from adalfl_jax.hypergradient import (
     num_inner_steps,
     reads_params,
 )
-from adalfl_jax.hypergradient.problem import bind_learned_loss, split
+from adalfl_jax.hypergradient.problem import bind_learned_loss, first_examples, split
 from adalfl_jax.types import (
     ApplyFn,
     Batch,
@@ -47,8 +46,7 @@ def make_bilevel_step(
     outer_optimizer: optax.GradientTransformation,
     *,
     hypergradient: str | Estimator = "forward",
-    meta_batch_fraction: float = 1.0,
-    meta_statistics_fn: Callable[[PyTree, PyTree], PyTree] | None = None,
+    meta_batch_fraction: float | tuple[float, float] = 1.0,
     outer_every: int = 1,
     pipelined: bool = False,
 ) -> BilevelStep:
@@ -73,12 +71,10 @@ def make_bilevel_step(
       outer_optimizer: any optax transformation; the paper's is `optax.adam`.
       hypergradient: a key of `adalfl_jax.hypergradient.ESTIMATORS`, or an estimator with settings of your own from
         `adalfl_jax.make_estimator`. "forward" is exact through one inner step, "unrolled" through any number.
-      meta_batch_fraction: share of both batches on which the meta-gradient is estimated, their first examples; theta
-        is updated on the whole inner batch. Unbiased for models without batch norm, if the examples of a batch come
-        in random order. For the one-step estimators.
-      meta_statistics_fn: with a fraction below 1, keeps the statistics of the whole inner batch: the meta-gradient is
-        taken in eval mode with the model state `meta_statistics_fn(state_before, state_after)`, for batch norm
-        `adalfl_jax.models.batch_statistics`. None: train mode, with the statistics of the part.
+      meta_batch_fraction: share of the inner and of the outer batch, or of each, on which the meta-gradient is
+        estimated, their first examples; theta is updated on the whole inner batch. Unbiased for models without batch
+        norm if the examples of a batch come in random order. Below 1 for the inner batch it is for the one-step
+        estimators.
       outer_every: n, to update phi at the steps numbered n - 1, 2n - 1, ... alone, by `batch.step`. The others cost no
         more than training on a frozen loss, and report the task loss at theta_t on the inner batch as `outer_loss`.
         Under `jax.vmap` leave `batch.step` unmapped, or every step pays in full.
@@ -114,13 +110,13 @@ def make_bilevel_step(
     """
     estimate = make_estimator(hypergradient) if isinstance(hypergradient, str) else hypergradient
     _check_estimator(estimate, learned_loss_fn, outer_every, pipelined)
-    meta_batch = _meta_batch(estimate, meta_batch_fraction, meta_statistics_fn)
-    if pipelined and (meta_batch is not None or outer_every > 1):
+    inner_fraction, outer_fraction = _fractions(estimate, meta_batch_fraction)
+    if pipelined and (inner_fraction < 1 or outer_fraction < 1 or outer_every > 1):
         raise ValueError(
             "pipelined shares the forward pass of the whole batch at every step, so it goes with neither "
             f"meta_batch_fraction nor outer_every; got {meta_batch_fraction} and {outer_every}"
         )
-    problem = BilevelProblem(apply_fn, learned_loss_fn, task_loss_fn, inner_optimizer, meta_batch)
+    problem = BilevelProblem(apply_fn, learned_loss_fn, task_loss_fn, inner_optimizer, inner_fraction)
 
     def update_phi(phi: Phi, gradient: PyTree, carry: PyTree) -> Phi:
         updates, opt_state = outer_optimizer.update(gradient, phi.opt_state, phi.params)
@@ -130,6 +126,8 @@ def make_bilevel_step(
         return make_pipelined_step(problem, estimate, update_phi)
 
     def bilevel_step(theta: Theta, phi: Phi, batch: BilevelBatch) -> tuple[Theta, Phi, BilevelMetrics]:
+        if outer_fraction < 1:
+            batch = batch._replace(outer=first_examples(batch.outer, outer_fraction))
         result = estimate(problem, theta, phi.params, batch, phi.carry)
         metrics = BilevelMetrics(result.inner_loss, result.outer_loss, optax.tree.norm(result.gradient))
         return result.theta, update_phi(phi, result.gradient, result.carry), metrics
@@ -220,17 +218,14 @@ def _sometimes(bilevel_step: BilevelStep, problem: BilevelProblem, outer_every: 
     return step
 
 
-def _meta_batch(
-    estimator: Estimator, fraction: float, statistics_fn: Callable[[PyTree, PyTree], PyTree] | None
-) -> MetaBatch | None:
-    if not 0 < fraction <= 1:
-        raise ValueError(f"meta_batch_fraction must be a number in (0, 1]; got {fraction}")
-    if fraction == 1:
-        if statistics_fn is not None:
-            raise ValueError("meta_statistics_fn is for a meta_batch_fraction below 1: the whole batch has its own")
-        return None
-    _require_one_step(estimator, "meta_batch_fraction")
-    return MetaBatch(fraction, statistics_fn)
+def _fractions(estimator: Estimator, given: float | tuple[float, float]) -> tuple[float, float]:
+    """Shares of the inner and of the outer batch."""
+    inner, outer = given if isinstance(given, tuple) else (given, given)
+    if not (0 < inner <= 1 and 0 < outer <= 1):
+        raise ValueError(f"meta_batch_fraction must be a number in (0, 1], or two: of inner and outer; got {given}")
+    if inner < 1:
+        _require_one_step(estimator, "meta_batch_fraction of the inner batch")
+    return inner, outer
 
 
 def _check_estimator(estimator: Estimator, learned_loss_fn: LearnedLossFn, outer_every: int, pipelined: bool) -> None:

@@ -99,12 +99,11 @@ def get_config() -> ConfigDict:
     config.outer.split = "train"
     # n, to update phi at every n-th step alone; the steps between cost no more than training on a fixed loss.
     config.outer.every = 1
-    # Share of both batches on which the gradient of phi is estimated, unbiased without batch norm; theta is updated on
-    # the whole. With 0.25 a step costs about one and a half times a step of plain training.
-    config.outer.meta_batch_fraction = 1.0
-    # With a share below 1 and batch norm: "part" normalises by the statistics of the part, "whole" by those of the
-    # whole inner batch, held fixed (dropout is off then).
-    config.outer.meta_statistics = "part"
+    # Shares of the inner and of the outer batch on which the gradient of phi is estimated; theta is updated on the
+    # whole. Unbiased without batch norm; with it, 1.0 for the inner batch keeps the statistics of the whole there. With
+    # 0.25 for both, a step costs about one and a half times a step of plain training.
+    config.outer.inner_fraction = 1.0
+    config.outer.outer_fraction = 1.0
     # Whether the outer batch of a step is the inner batch of the next, whose forward pass then serves both losses.
     config.outer.pipelined = False
 

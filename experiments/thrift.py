@@ -23,8 +23,8 @@ from experiments.launch import launch
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "full": {},
-    "quarter": {"meta_batch_fraction": 0.25},
-    "eighth": {"meta_batch_fraction": 0.125},
+    "quarter": {"inner_fraction": 0.25, "outer_fraction": 0.25},
+    "eighth": {"inner_fraction": 0.125, "outer_fraction": 0.125},
     "every_4th": {"every": 4},
     "pipelined": {"pipelined": True},
 }  # name -> fields of `outer`; the first is what the others are compared with

@@ -24,12 +24,13 @@ from adalfl_jax.hypergradient.problem import (
     BilevelProblem,
     Estimator,
     Hypergradient,
+    first_examples,
     outer_objective,
     require_one_step,
     split,
 )
 from adalfl_jax.hypergradient.update import differentiable_update
-from adalfl_jax.types import Batch, BilevelBatch, PyTree, Theta
+from adalfl_jax.types import BilevelBatch, PyTree, Theta
 
 
 class Linearization(NamedTuple):
@@ -139,8 +140,10 @@ def _one_step(
     point, model_state = linearize(problem, theta, batch.inner, inner_key)
     inner_loss, loss_gradient, to_phi = loss_gradient_of(problem, phi_params, batch.inner[1], point.outputs)
     theta_next, to_direction = update_theta(problem, theta, model_state, point.pullback(loss_gradient)[0])
-    if problem.meta_batch is not None:
-        problem, point, to_phi, batch = _on_part(problem, theta, phi_params, batch, model_state, inner_key)
+    if problem.sensitivity_fraction < 1:
+        part = first_examples(batch.inner, problem.sensitivity_fraction)
+        point, _ = linearize(problem, theta, part, inner_key)
+        *_, to_phi = loss_gradient_of(problem, phi_params, part.targets, point.outputs)
     outer_loss, task_gradient = jax.value_and_grad(outer_objective, argnums=1)(
         problem, theta_next.params, model_state, batch.outer, outer_key
     )
@@ -148,39 +151,6 @@ def _one_step(
     outputs_tangent = JACOBIAN_PRODUCTS[estimator](point, direction)  # J_f w
     (phi_gradient,) = to_phi(outputs_tangent)
     return Hypergradient(theta_next, phi_gradient, inner_loss, outer_loss, carry)
-
-
-def _on_part(
-    problem: BilevelProblem,
-    theta: Theta,
-    phi_params: PyTree,
-    batch: BilevelBatch,
-    model_state: PyTree,
-    rng_key: jax.Array | None,
-) -> tuple[BilevelProblem, Linearization, Callable[[jax.Array], tuple[PyTree]], BilevelBatch]:
-    """What the meta-gradient is made of, on the first examples of both batches."""
-    assert problem.meta_batch is not None
-    fraction, statistics_fn = problem.meta_batch
-    inner, outer = (
-        Batch(*(leaf[: max(1, round(fraction * len(leaf)))] for leaf in whole)) for whole in (batch.inner, batch.outer)
-    )
-    if statistics_fn is not None:
-        problem = _at_statistics(problem, statistics_fn(theta.model_state, model_state))
-    point, _ = linearize(problem, theta, inner, rng_key)
-    *_, to_phi = loss_gradient_of(problem, phi_params, inner.targets, point.outputs)
-    return problem, point, to_phi, batch._replace(inner=inner, outer=outer)
-
-
-def _at_statistics(problem: BilevelProblem, statistics: PyTree) -> BilevelProblem:
-    """The problem with a base model in eval mode, at one model state."""
-
-    def apply_fn(
-        params: PyTree, model_state: PyTree, inputs: jax.Array, /, *, train: bool, rng_key: jax.Array | None
-    ) -> tuple[jax.Array, PyTree]:
-        del model_state, train
-        return problem.apply_fn(params, statistics, inputs, train=False, rng_key=rng_key)
-
-    return problem._replace(apply_fn=apply_fn)
 
 
 def linearize(

@@ -15,13 +15,6 @@ from adalfl_jax.types import ApplyFn, Batch, BilevelBatch, LearnedLossFn, LossFn
 AnyBatch = Batch | tuple[jax.Array, jax.Array]
 
 
-class MetaBatch(NamedTuple):
-    """The share of both batches on which the meta-gradient is estimated; the update of theta takes the whole."""
-
-    fraction: float  # in (0, 1)
-    statistics_fn: Callable[[PyTree, PyTree], PyTree] | None = None  # see `make_bilevel_step`
-
-
 class BilevelProblem(NamedTuple):
     """The functions that define the inner update and the outer objective."""
 
@@ -29,7 +22,7 @@ class BilevelProblem(NamedTuple):
     learned_loss_fn: LearnedLossFn
     task_loss_fn: LossFn
     inner_optimizer: optax.GradientTransformation
-    meta_batch: MetaBatch | None = None  # None: the whole batches
+    sensitivity_fraction: float = 1.0  # share of the inner batch on which J_f w is taken; g takes the whole
 
 
 class Hypergradient(NamedTuple):
@@ -120,6 +113,11 @@ def num_inner_steps(batch: BilevelBatch) -> int | None:
     if 0 in outer_targets.shape[:1] + inner_targets.shape[: 1 + extra_axes]:
         raise ValueError(f"batches are empty; got inner {inner_inputs.shape} and outer {outer_inputs.shape}")
     return inner_inputs.shape[0] if extra_axes else None
+
+
+def first_examples(batch: AnyBatch, fraction: float) -> Batch:
+    """A share of a batch, at least one example."""
+    return Batch(*(leaf[: max(1, round(fraction * len(leaf)))] for leaf in batch))
 
 
 def require_one_step(name: str, batch: BilevelBatch) -> None:

@@ -17,7 +17,6 @@ from adalfl_jax.models.functional import COMPUTE_DTYPES as COMPUTE_DTYPES
 from adalfl_jax.models.functional import Model as Model
 from adalfl_jax.models.functional import functionalize as functionalize
 from adalfl_jax.models.initializers import redraw_as_pytorch as redraw_as_pytorch
-from adalfl_jax.models.layers import batch_statistics as batch_statistics
 from adalfl_jax.models.resnet import ResNet as ResNet
 from adalfl_jax.models.squeezenet import SqueezeNet as SqueezeNet
 from adalfl_jax.models.vgg import VGG16 as VGG16

@@ -12,7 +12,6 @@ import jax
 from flax import nnx
 
 from adalfl_jax.models.initializers import he
-from adalfl_jax.types import PyTree
 
 
 def conv(
@@ -104,16 +103,3 @@ def require_images(model: str, input_shape: Sequence[int], min_size: int) -> int
             f"{model} takes images [H, W, channels] of at least {min_size}x{min_size}; got {tuple(input_shape)}"
         )
     return input_shape[2]
-
-
-def batch_statistics(before: PyTree, after: PyTree, *, momentum: float = 0.9) -> PyTree:
-    """The mean and variance of one batch, from batch norm's running statistics before and after it.
-
-    For `meta_statistics_fn` of `adalfl_jax.make_bilevel_step`.
-
-    Args:
-      before: the model state that was given to the model.
-      after: the one it returned, `momentum * before + (1 - momentum) * (statistics of the batch)`.
-      momentum: of the model's batch norm; 0.9 in all models here.
-    """
-    return jax.tree.map(lambda old, new: (new - momentum * old) / (1.0 - momentum), before, after)

@@ -35,7 +35,6 @@ METHODS: dict[str, str] = {
 SCHEDULES = ("constant", "linear", "cosine", "milestones")
 LEARNED_LOSS_FAMILIES = ("network", "scaled_task_loss")
 OUTER_SPLITS = ("train", "valid")
-META_STATISTICS = ("part", "whole")
 
 
 class ConfigError(ValueError):
@@ -134,22 +133,19 @@ class OuterConfig:
     learning_rate: float
     split: str
     every: int
-    meta_batch_fraction: float
-    meta_statistics: str
+    inner_fraction: float
+    outer_fraction: float
     pipelined: bool
 
     def __post_init__(self) -> None:
         _require("outer.learning_rate", self.learning_rate, self.learning_rate > 0, "a number above 0")
         require_known("split", OUTER_SPLITS, self.split)
         _require("outer.every", self.every, self.every >= 1, "a whole number of at least 1")
-        fraction = self.meta_batch_fraction
-        _require("outer.meta_batch_fraction", fraction, 0 < fraction <= 1, "a number in (0, 1]")
-        require_known("meta_statistics", META_STATISTICS, self.meta_statistics)
-        is_whole = self.meta_statistics == "whole"
-        _require("outer.meta_statistics", "whole", not is_whole or fraction < 1, '"part" with all of the batch')
+        for field in ("inner_fraction", "outer_fraction"):
+            _require(f"outer.{field}", getattr(self, field), 0 < getattr(self, field) <= 1, "a number in (0, 1]")
         if self.pipelined:
-            alone = self.every == 1 and fraction == 1 and self.split == "train"
-            _require("outer.pipelined", True, alone, 'False with another "every", "meta_batch_fraction" or "split"')
+            alone = self.every == self.inner_fraction == self.outer_fraction == 1 and self.split == "train"
+            _require("outer.pipelined", True, alone, 'False with another "every", "split" or fraction')
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -267,8 +263,13 @@ class TrainConfig:
         for known in ESTIMATORS:
             self.estimator.make(known)
         one_step = [known for known, estimator in ESTIMATORS.items() if estimator in JACOBIAN_PRODUCTS]
-        if self.outer.pipelined or self.outer.meta_batch_fraction < 1:
-            _require("hypergradient", name, name in one_step, f"one of {', '.join(one_step)} with thrift in outer")
+        if self.outer.pipelined or self.outer.inner_fraction < 1:
+            _require(
+                "hypergradient",
+                name,
+                name in one_step,
+                f"one of {', '.join(one_step)} with outer.pipelined or outer.inner_fraction",
+            )
         if self.outer.every > 1:
             _require(
                 "hypergradient",

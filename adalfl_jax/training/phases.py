@@ -20,7 +20,6 @@ from adalfl_jax.data import augment, epoch_indices, take
 from adalfl_jax.data.streaming import stream
 from adalfl_jax.hypergradient import NEEDS_ONE_THETA, ONE_STEP
 from adalfl_jax.initialization import make_offline_step
-from adalfl_jax.models import batch_statistics
 from adalfl_jax.training.setup import Setup, make_inner_optimizer
 from adalfl_jax.types import Batch, BilevelBatch, LossFn, Phi, PyTree, Theta
 
@@ -181,8 +180,7 @@ def _online_step(setup: Setup, inner_optimizer: optax.GradientTransformation) ->
         *_problem(setup, inner_optimizer),
         optax.adam(outer.learning_rate),
         hypergradient=config.estimator.make(config.hypergradient),
-        meta_batch_fraction=outer.meta_batch_fraction,
-        meta_statistics_fn=batch_statistics if outer.meta_statistics == "whole" else None,
+        meta_batch_fraction=(outer.inner_fraction, outer.outer_fraction),
         outer_every=outer.every,
         pipelined=outer.pipelined,
     )

@@ -12,8 +12,8 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from adalfl_jax import BilevelBatch, Theta
-from adalfl_jax.hypergradient import BilevelProblem, MetaBatch, forward
-from adalfl_jax.models import batch_statistics
+from adalfl_jax.hypergradient import BilevelProblem, forward
+from adalfl_jax.hypergradient.problem import first_examples
 from adalfl_jax.task_losses import softmax_cross_entropy
 from experiments.benchmark.estimators import COSTS
 from experiments.benchmark.page import Row, Table
@@ -39,17 +39,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "half of the batch": {"meta_batch_fraction": 1 / 2},
     "a quarter": {"meta_batch_fraction": 1 / 4},
     "an eighth": {"meta_batch_fraction": 1 / 8},
+    "a quarter of the outer batch": {"meta_batch_fraction": (1.0, 1 / 4)},
     "every 4th step": {"outer_every": 4},
     "every 4th step, a quarter": {"outer_every": 4, "meta_batch_fraction": 1 / 4},
     "pipelined": {"pipelined": True},
     "pipelined, finite difference": {"pipelined": True, "hypergradient": "finite_difference"},
 }
 WITH_BATCH_NORM = Problem("wide_resnet", CIFAR, 32, 1, {"depth": 10, "width": 1})
-FRACTIONS = (1 / 2, 1 / 4, 1 / 8)
-STATISTICS = {"part": None, "whole": batch_statistics}
+FRACTIONS = tuple((inner, outer) for outer in (1 / 2, 1 / 4, 1 / 8) for inner in (outer, 1.0))
 BIAS: dict[str, Callable[[Row], str]] = {
-    "share of the batch": lambda row: f"1/{round(1 / row['fraction'])}",
-    "statistics of the": lambda row: row["statistics"],
+    "share of the inner batch": lambda row: f"1/{round(1 / row['inner'])}",
+    "of the outer": lambda row: f"1/{round(1 / row['outer'])}",
     "one estimate": lambda row: f"{row['noise']:.2f}",
     "mean of all": lambda row: f"{row['bias']:.2f}",
     "its standard error": lambda row: f"{row['error']:.2f}",
@@ -93,8 +93,9 @@ def bias(heading: str, problem: Problem, num_draws: int) -> Table:
     optimizer, apply_fn = optax.sgd(INNER_RATE), problem.make_model().apply
     theta = Theta.create(start.params, start.model_state, optimizer)
 
-    def gradient(meta_batch: MetaBatch | None, theta: Theta, batch: BilevelBatch) -> jax.Array:
-        task = BilevelProblem(apply_fn, LOSS.apply, softmax_cross_entropy, optimizer, meta_batch)
+    def gradient(fractions: tuple[float, float], theta: Theta, batch: BilevelBatch) -> jax.Array:
+        task = BilevelProblem(apply_fn, LOSS.apply, softmax_cross_entropy, optimizer, fractions[0])
+        batch = batch._replace(outer=first_examples(batch.outer, fractions[1]))
         return ravel_pytree(forward(task, theta, start.phi_params, batch).gradient)[0]
 
     def shuffled(batch: BilevelBatch, rng_key: jax.Array) -> BilevelBatch:
@@ -105,24 +106,21 @@ def bias(heading: str, problem: Problem, num_draws: int) -> Table:
         )
         return batch._replace(inner=inner, outer=outer)
 
-    whole = jax.jit(functools.partial(gradient, None))(theta, batch)
+    whole = jax.jit(functools.partial(gradient, (1.0, 1.0)))(theta, batch)
     keys, rows = jax.random.split(jax.random.key(3), num_draws), []
-    for fraction in FRACTIONS:
-        for statistics, statistics_fn in STATISTICS.items():
-            on_part = functools.partial(gradient, MetaBatch(fraction, statistics_fn))
-            estimate = jax.jit(lambda key, theta, batch, of=on_part: of(theta, shuffled(batch, key)))
-            estimates = jnp.stack([estimate(key, theta, batch) for key in keys])
-            errors = (estimates - whole[None]) / jnp.linalg.norm(whole)
-            noise = jnp.sqrt(errors.var(axis=0, ddof=1).sum())
-            rows.append(
-                {
-                    "fraction": fraction,
-                    "statistics": statistics,
-                    "noise": float(jnp.linalg.norm(errors, axis=1).mean()),
-                    "bias": float(jnp.linalg.norm(errors.mean(axis=0))),
-                    "error": float(noise / num_draws**0.5),
-                }
-            )
+    for fractions in FRACTIONS:
+        on_part = functools.partial(gradient, fractions)
+        estimate = jax.jit(lambda key, theta, batch, of=on_part: of(theta, shuffled(batch, key)))
+        errors = jnp.stack([estimate(key, theta, batch) - whole for key in keys]) / jnp.linalg.norm(whole)
+        rows.append(
+            {
+                "inner": fractions[0],
+                "outer": fractions[1],
+                "noise": float(jnp.linalg.norm(errors, axis=1).mean()),
+                "bias": float(jnp.linalg.norm(errors.mean(axis=0))),
+                "error": float(jnp.sqrt(errors.var(axis=0, ddof=1).sum() / num_draws)),
+            }
+        )
     return Table(
         heading, BIAS, rows, (f"Distances from the gradient of the whole batch, over its norm; {num_draws} draws.",)
     )

@@ -15,7 +15,6 @@ from adalfl_jax.task_losses import METRICS, TASK_LOSSES
 from adalfl_jax.training import ConfigError, TrainConfig
 from adalfl_jax.training.config import (
     LEARNED_LOSS_FAMILIES,
-    META_STATISTICS,
     METHODS,
     OUTER_SPLITS,
     SCHEDULES,
@@ -193,7 +192,6 @@ def test_seeds_beyond_what_a_key_can_hold_are_refused():
         ("metric", METRICS),
         ("inner.schedule", SCHEDULES),
         ("outer.split", OUTER_SPLITS),
-        ("outer.meta_statistics", META_STATISTICS),
         ("learned_loss.family", LEARNED_LOSS_FAMILIES),
         ("learned_loss.activation", ACTIVATIONS),
         ("learned_loss.output_activation", ACTIVATIONS),

@@ -98,13 +98,12 @@ def test_a_run_keeps_theta_and_phi_and_no_more(overrides, tmp_path):
     ("overrides", "message"),
     [
         ({"outer.every": 0}, r"outer\.every must be a whole number of at least 1; got 0"),
-        ({"outer.meta_batch_fraction": 0.0}, r"outer\.meta_batch_fraction must be a number in \(0, 1\]; got 0\.0"),
-        ({"outer.meta_statistics": "whole"}, r'outer\.meta_statistics must be "part" with all of the batch'),
-        ({"outer.meta_statistics": "some"}, r"unknown meta_statistics 'some'.*part, whole"),
+        ({"outer.inner_fraction": 0.0}, r"outer\.inner_fraction must be a number in \(0, 1\]; got 0\.0"),
+        ({"outer.outer_fraction": 1.5}, r"outer\.outer_fraction must be a number in \(0, 1\]; got 1\.5"),
         ({"outer.pipelined": True, "outer.every": 2}, r"outer\.pipelined must be False with another \"every\""),
         ({"outer.pipelined": True, "outer.split": "valid"}, r"outer\.pipelined must be False"),
         ({"outer.pipelined": True, "hypergradient": "unrolled"}, r"hypergradient must be one of forward, recompute"),
-        ({"outer.meta_batch_fraction": 0.5, "hypergradient": "neumann"}, r"hypergradient must be one of forward"),
+        ({"outer.inner_fraction": 0.5, "hypergradient": "neumann"}, r"hypergradient must be one of forward"),
         ({"outer.every": 2, "hypergradient": "truncated"}, r"hypergradient must be one that remembers nothing"),
         (
             {"hypergradient": "finite_difference", "model.compute_dtype": "bfloat16"},
