@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ import jax
 from flax import nnx
 
 from adalfl_jax.models.initializers import glorot, he
-from adalfl_jax.models.layers import require_images
+from adalfl_jax.models.layers import convolve, require_images
 
 
 class LogisticRegression(nnx.Module):
@@ -66,8 +67,11 @@ class LeNet5(nnx.Module):
         channels = require_images("lenet5", input_shape, 16)
         height, width = (((size - 4) // 2 - 4) // 2 for size in input_shape[:2])
         num_features = math.prod((height, width, 16))
-        self.conv_0 = nnx.Conv(channels, 6, (5, 5), padding="VALID", kernel_init=glorot, rngs=rngs)
-        self.conv_1 = nnx.Conv(6, 16, (5, 5), padding="VALID", kernel_init=glorot, rngs=rngs)
+        make_conv = functools.partial(
+            nnx.Conv, kernel_size=(5, 5), padding="VALID", kernel_init=glorot, conv_general_dilated=convolve, rngs=rngs
+        )
+        self.conv_0 = make_conv(channels, 6)
+        self.conv_1 = make_conv(6, 16)
         self.hidden_0 = nnx.Linear(num_features, 120, kernel_init=glorot, rngs=rngs)
         self.hidden_1 = nnx.Linear(120, 84, kernel_init=glorot, rngs=rngs)
         self.output = nnx.Linear(84, num_outputs, kernel_init=glorot, rngs=rngs)

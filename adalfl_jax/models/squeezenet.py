@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from adalfl_jax.models.initializers import glorot
-from adalfl_jax.models.layers import ConvNormRelu, MaxPool, Stack, global_average, require_images
+from adalfl_jax.models.layers import ConvNormRelu, MaxPool, Stack, convolve, global_average, require_images
 
 
 class Fire(nnx.Module):
@@ -57,7 +57,7 @@ class SqueezeNet(nnx.Module):
             Fire(512, 64, 512, rngs=rngs),
         ]
         self.features = Stack(blocks, remat=remat)
-        self.output = nnx.Conv(512, num_outputs, (1, 1), kernel_init=glorot, rngs=rngs)
+        self.output = nnx.Conv(512, num_outputs, (1, 1), kernel_init=glorot, conv_general_dilated=convolve, rngs=rngs)
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Images `[B, H, W, channels]` to outputs `[B, C]`."""

@@ -2,18 +2,21 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from adalfl_jax.training.workdir import open_workdir
+from experiments.launch import keep_compiled_programs
 from tests.training.tiny import DIABETES, ROOT, SETTINGS, snapshot, tiny_config
 
 
-def launch(program, workdir, *, config="digits_mlp", overrides=()):
+def launch(program, workdir, *, config="digits_mlp", overrides=(), variables=()):
     """Runs a program at tiny settings as a user would, and returns what it printed and how it ended."""
     settings = {**SETTINGS, **dict(overrides)}
     flags = [f"--config.{name}={value}" for name, value in settings.items()]
     command = [sys.executable, "-m", f"experiments.{program}", f"--config=configs/{config}.py", f"--workdir={workdir}"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "COLUMNS": "120"}
+    environment |= dict(variables)
     return subprocess.run(  # noqa: S603, the command is ours
         [*command, *flags], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
@@ -72,3 +75,81 @@ def test_divergence_is_told_without_a_traceback(tmp_path):
     assert done.returncode == 1
     assert "DivergenceError: task_loss diverged" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# Compiled programs
+
+CACHE_SETTINGS = (
+    "jax_enable_compilation_cache",
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+)
+
+
+@pytest.fixture
+def cache_settings(monkeypatch, tmp_path):
+    """JAX's settings, as a user has them who never set one, and back; nothing is compiled meanwhile."""
+    before = {name: getattr(jax.config, name) for name in CACHE_SETTINGS}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", raising=False)
+    for name, value in zip(CACHE_SETTINGS, (True, None, 1.0), strict=True):
+        jax.config.update(name, value)
+    yield lambda: [getattr(jax.config, name) for name in CACHE_SETTINGS]
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def test_a_second_run_reads_compiled_programs_and_gives_the_same_bits(tmp_path):
+    variables = {"JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs")}
+    variables["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    kept, measured = [], []
+    for run in ("first", "second"):
+        done = launch("train", tmp_path / run, overrides={"method": "adalfl"}, variables=variables)
+        assert done.returncode == 0, done.stderr
+        kept.append(sorted(path.name for path in (tmp_path / "programs").glob("*-cache")))
+        files = (tmp_path / run / name for name in ("metrics.jsonl", "learned_loss.safetensors"))
+        measured.append([file.read_bytes() for file in files])
+    assert any("advance_resident" in name for name in kept[0])
+    assert kept[0] == kept[1]
+    assert measured[0] == measured[1]
+
+
+def test_compiled_programs_are_kept_in_the_users_cache_by_kind_of_processor(cache_settings, tmp_path):
+    keep_compiled_programs(None)
+    enabled, folder, seconds = cache_settings()
+    assert enabled
+    assert seconds == 0.1
+    (below,) = (tmp_path / "caches" / "adalfl_jax").iterdir()
+    assert folder == str(below)
+    assert not list(below.iterdir())
+
+
+def test_a_folder_of_compiled_programs_that_is_set_already_stays(cache_settings, tmp_path, monkeypatch):
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "mine"))  # as JAX_COMPILATION_CACHE_DIR does
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1.0")
+    keep_compiled_programs(None)
+    assert cache_settings() == [True, str(tmp_path / "mine"), 1.0]
+    keep_compiled_programs(str(tmp_path / "other"))  # the flag goes before
+    assert cache_settings()[1] == str(tmp_path / "other")
+    assert not (tmp_path / "caches").exists()
+
+
+def test_an_empty_folder_name_keeps_no_compiled_programs(cache_settings, tmp_path):
+    keep_compiled_programs("")
+    assert cache_settings()[0] is False
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_compiled_programs_that_cannot_be_written_stops_nothing(cache_settings, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    keep_compiled_programs(str(tmp_path / "file" / "programs"))
+    assert cache_settings()[0] is False
+    assert "compiled programs are not kept" in caplog.text
+    assert "--compilation_cache=DIR" in caplog.text
+
+
+def test_where_the_cache_is_off_no_folder_is_made(cache_settings, tmp_path):
+    jax.config.update("jax_enable_compilation_cache", False)
+    keep_compiled_programs(str(tmp_path / "programs"))
+    assert cache_settings()[:2] == [False, None]
+    assert not list(tmp_path.iterdir())

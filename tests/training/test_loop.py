@@ -6,7 +6,7 @@ import pytest
 from tbparse import SummaryReader
 
 import adalfl_jax
-from adalfl_jax.training import ConfigError, DivergenceError, WorkdirError, compare, train
+from adalfl_jax.training import ConfigError, DivergenceError, WorkdirError, compare, loop, train
 from adalfl_jax.training.checkpoint import load_state, save_state
 from adalfl_jax.training.phases import RunState, init_phi, init_theta, make_seed_keys
 from adalfl_jax.training.setup import make_setup
@@ -218,6 +218,24 @@ def test_vmapped_seeds_equal_single_runs(method, tmp_path):
         assert alone == pytest.approx(together[seed : seed + 1], abs=1e-5)
         expected = jax.tree.map(lambda leaf, index=seed: leaf[index : index + 1], state.theta.params)
         assert_trees_close(final_state(single, tmp_path / f"seed_{seed}", method).theta.params, expected, 1e-5)
+
+
+@pytest.mark.parametrize("method", ["task_loss", "adalfl"])
+def test_chunks_of_one_length_run_one_compiled_program(method, tmp_path, monkeypatch):
+    made = []
+
+    def spy(make):
+        def wrapped(*arguments):
+            made.append(make(*arguments))
+            return made[-1]
+
+        return wrapped
+
+    for name in ("make_offline_phase", "make_training_phase"):
+        monkeypatch.setattr(loop, name, spy(getattr(loop, name)))
+    train(tiny_config(method=method, num_steps=8, eval_every=3, **{"offline.num_steps": 6}), tmp_path / "run")
+    sizes = [phase.advance._cache_size() for phase in made]
+    assert sizes == ([2] if method == "task_loss" else [1, 2])  # chunks of 3, 3 and 2 steps; of 3 and 3
 
 
 @pytest.mark.parametrize(("method", "lengths"), [("task_loss", (10, 7, 40)), ("adalfl", (10, 5))])

@@ -1,0 +1,90 @@
+"""Convolution as a product of matrices against the one of XLA."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.test_util import check_grads
+
+from adalfl_jax.models.layers import BAND_COLUMNS, conv, convolve
+
+NUMBERS = ("NHWC", "HWIO", "NHWC")
+CASES = {  # inputs, kernel, strides, padding
+    "first of LeNet-5": ((2, 28, 28, 1), (5, 5, 1, 6), (1, 1), "VALID"),
+    "second of LeNet-5": ((2, 12, 12, 6), (5, 5, 6, 16), (1, 1), "VALID"),
+    "stem": ((2, 32, 32, 3), (3, 3, 3, 64), (1, 1), ((1, 1), (1, 1))),
+    "strided": ((2, 32, 32, 4), (3, 3, 4, 20), (2, 2), ((1, 1), (1, 1))),
+    "band with strides": ((3, 9, 7, 2), (3, 2, 2, 5), (2, 3), ((1, 0), (2, 1))),
+    "SAME": ((2, 8, 9, 2), (3, 4, 2, 40), (2, 1), "SAME"),
+    "1x1": ((2, 16, 16, 8), (1, 1, 8, 24), (2, 2), "VALID"),
+    "kernel as large as the image": ((2, 5, 5, 3), (5, 5, 3, 4), (1, 1), "VALID"),
+}
+
+
+def native(inputs, kernel, strides, padding):
+    return jax.lax.conv_general_dilated(inputs, kernel, strides, padding, dimension_numbers=NUMBERS)
+
+
+def draw(name):
+    (inputs_shape, kernel_shape, *settings), rng = CASES[name], np.random.default_rng(0)
+    arrays = [jnp.array(rng.normal(size=shape), jnp.float32) for shape in (inputs_shape, kernel_shape)] * 2
+    ours, theirs = (
+        functools.partial(function, strides=settings[0], padding=settings[1])
+        for function in (functools.partial(convolve, dimension_numbers=NUMBERS), native)
+    )
+    return ours, theirs, arrays[:2], [jnp.flip(array) for array in arrays[2:]]
+
+
+def test_cases_are_of_both_forms():
+    columns = [native(*map(jnp.zeros, case[:2]), *case[2:]).shape[2:] for case in CASES.values()]
+    assert {size * num_out <= BAND_COLUMNS for size, num_out in columns} == {True, False}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_outputs_gradients_and_tangents_are_those_of_the_native_convolution(name):
+    ours, theirs, primals, tangents = draw(name)
+
+    def everything(function):
+        outputs, pullback = jax.vjp(function, *primals)
+        return outputs, pullback(jnp.cos(outputs)), jax.jvp(function, primals, tangents)[1]
+
+    results = (jax.jit(functools.partial(everything, function))() for function in (ours, theirs))
+    for mine, expected in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(mine, expected, rtol=1e-5, atol=1e-5 * float(jnp.abs(expected).max()))
+
+
+@pytest.mark.usefixtures("float64", "strict_dtypes")
+@pytest.mark.parametrize("name", ["band with strides", "1x1"])
+def test_two_derivatives_of_a_convolution_equal_finite_differences(name):
+    ours, _, primals, _ = draw(name)
+    check_grads(jax.jit(ours), [array.astype(jnp.float64) for array in primals], order=2, rtol=1e-6, atol=1e-6)
+
+
+def test_kernels_under_vmap_give_what_each_gives_alone():
+    ours, _, (inputs, kernel), _ = draw("second of LeNet-5")
+    images, kernels = jnp.stack([inputs, -2 * inputs]), jnp.stack([kernel, kernel + 1])
+    together = jax.vmap(ours)(images, kernels)
+    for index in range(2):
+        np.testing.assert_allclose(together[index], ours(images[index], kernels[index]), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("name", ["stem", "first of LeNet-5"])
+def test_the_type_is_kept(name, dtype):
+    ours, _, primals, _ = draw(name)
+    assert jax.eval_shape(ours, *(array.astype(dtype) for array in primals)).dtype == dtype
+
+
+@pytest.mark.parametrize(("platform", "is_native"), [("cpu", False), ("cuda", True), ("tpu", True)])
+def test_the_platform_a_program_is_lowered_for_chooses_the_form(platform, is_native):
+    module = conv(3, 64, 3, rngs=nnx.Rngs(0))
+    graphdef, params = nnx.split(module)
+
+    def apply(params, inputs):
+        return nnx.merge(graphdef, params)(inputs)
+
+    lowered = jax.jit(apply).trace(params, jnp.ones((2, 8, 8, 3))).lower(lowering_platforms=(platform,))
+    assert ("stablehlo.convolution" in lowered.as_text()) == is_native
