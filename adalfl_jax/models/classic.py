@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import jax
 from flax import nnx
 
+from adalfl_jax.models.convolution import convolve
 from adalfl_jax.models.initializers import glorot, he
-from adalfl_jax.models.layers import convolve, require_images
+from adalfl_jax.models.layers import require_images
 
 
 class LogisticRegression(nnx.Module):

@@ -1,4 +1,4 @@
-"""What the convolutional models share: convolution, the same with batch norm, a stack of blocks.
+"""What the convolutional models share: convolution with batch norm, a stack of blocks.
 
 Batch norm has a momentum of 0.9 and an epsilon of 1e-5. Its running variance averages the batches' biased variances;
 PyTorch's averages the unbiased ones, n / (n - 1) times as large for n values a channel.
@@ -6,74 +6,13 @@ PyTorch's averages the unbiased ones, n / (n - 1) times as large for n values a 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
+from adalfl_jax.models.convolution import convolve
 from adalfl_jax.models.initializers import he
-
-BAND_COLUMNS = 256
-
-
-def convolve(
-    inputs: jax.Array,
-    kernel: jax.Array,
-    strides: Sequence[int],
-    padding: str | Sequence[tuple[int, int]],
-    **options: Any,
-) -> jax.Array:
-    """Convolution of images, for `nnx.Conv(conv_general_dilated=...)`; on a CPU it is a product of matrices.
-
-    XLA compiles the gradient to a kernel, inside a loop and for a CPU, to code 25 to 55 times as slow as outside of
-    one; training is such a loop. Which form is taken is settled when a program is lowered, not when it is traced, so
-    that one lowered on a CPU for a GPU has the GPU's own convolution.
-
-    Args:
-      inputs: `[B, H, W, channels]`.
-      kernel: `[h, w, channels, num_out]`.
-      strides: down and across.
-      padding: before and after, down and across; or "VALID" or "SAME".
-      **options: others of `jax.lax.conv_general_dilated` at the defaults of `nnx.Conv`: no groups, no dilation.
-
-    Returns:
-      `[B, H', W', num_out]`.
-
-    References:
-      https://github.com/jax-ml/jax/issues/12868
-    """
-    if isinstance(padding, str):
-        padding = jax.lax.padtype_to_pads(inputs.shape[1:3], kernel.shape[:2], strides, padding)
-    native = functools.partial(jax.lax.conv_general_dilated, window_strides=strides, padding=padding, **options)
-    product = functools.partial(_convolve_by_product, strides=strides, padding=padding)
-    return jax.lax.platform_dependent(inputs, kernel, cpu=product, default=native)
-
-
-def _convolve_by_product(
-    inputs: jax.Array, kernel: jax.Array, *, strides: Sequence[int], padding: Sequence[tuple[int, int]]
-) -> jax.Array:
-    inputs = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
-    _, height, width, num_in = inputs.shape
-    h, w, _, num_out = kernel.shape
-    num_rows, num_columns = (height - h) // strides[0] + 1, (width - w) // strides[1] + 1
-    down = [slice(i, i + (num_rows - 1) * strides[0] + 1, strides[0]) for i in range(h)]
-    if num_columns * num_out <= BAND_COLUMNS:
-        # Of few channels the product below is too narrow to be fast. Here h rows of inputs give a row of outputs, by a
-        # matrix with the kernel along its diagonals and zeros elsewhere: more arithmetic, and half the time of LeNet-5.
-        offsets = jnp.arange(width)[:, None] - strides[1] * jnp.arange(num_columns)[None, :]
-        diagonals = (offsets[None] == jnp.arange(w)[:, None, None]).astype(kernel.dtype)  # [w, width, num_columns]
-        matrix = jnp.einsum("hwio,wxy->hxiyo", kernel, diagonals).reshape(h * width * num_in, num_columns * num_out)
-        rows = inputs.reshape(-1, height, width * num_in)
-        patches = [rows[:, i] for i in down]
-    else:
-        across = [slice(j, j + (num_columns - 1) * strides[1] + 1, strides[1]) for j in range(w)]
-        matrix = kernel.reshape(h * w * num_in, num_out)
-        patches = [inputs[:, i, j] for i in down for j in across]
-    outputs = jnp.concatenate(patches, axis=-1).reshape(-1, len(matrix)) @ matrix
-    return outputs.reshape(-1, num_rows, num_columns, num_out)
 
 
 def conv(

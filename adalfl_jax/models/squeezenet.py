@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from adalfl_jax.models.convolution import convolve
 from adalfl_jax.models.initializers import glorot
-from adalfl_jax.models.layers import ConvNormRelu, MaxPool, Stack, convolve, global_average, require_images
+from adalfl_jax.models.layers import ConvNormRelu, MaxPool, Stack, global_average, require_images
 
 
 class Fire(nnx.Module):

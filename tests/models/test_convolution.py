@@ -1,4 +1,4 @@
-"""Convolution as a product of matrices against the one of XLA."""
+"""The convolution of the models, in all its forms, against the one of XLA."""
 
 import functools
 
@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 from jax.test_util import check_grads
 
-from adalfl_jax.models.layers import BAND_COLUMNS, conv, convolve
+from adalfl_jax.models.convolution import BAND_COLUMNS, convolve
+from adalfl_jax.models.layers import conv
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
 CASES = {  # inputs, kernel, strides, padding
@@ -78,13 +79,22 @@ def test_the_type_is_kept(name, dtype):
     assert jax.eval_shape(ours, *(array.astype(dtype) for array in primals)).dtype == dtype
 
 
-@pytest.mark.parametrize(("platform", "is_native"), [("cpu", False), ("cuda", True), ("tpu", True)])
-def test_the_platform_a_program_is_lowered_for_chooses_the_form(platform, is_native):
+@pytest.mark.parametrize(("platform", "is_dilated"), [("cpu", True), ("cuda", False), ("tpu", False)])
+def test_the_platform_a_program_is_lowered_for_chooses_the_form(platform, is_dilated):
+    """Of the kernel's gradient: on a CPU a convolution over the batch, in the layout of the forward pass."""
     module = conv(3, 64, 3, rngs=nnx.Rngs(0))
     graphdef, params = nnx.split(module)
 
-    def apply(params, inputs):
-        return nnx.merge(graphdef, params)(inputs)
+    def gradient(params, inputs):
+        return jax.grad(lambda params: nnx.merge(graphdef, params)(inputs).sum())(params)
 
-    lowered = jax.jit(apply).trace(params, jnp.ones((2, 8, 8, 3))).lower(lowering_platforms=(platform,))
-    assert ("stablehlo.convolution" in lowered.as_text()) == is_native
+    lowered = jax.jit(gradient).trace(params, jnp.ones((2, 8, 8, 3))).lower(lowering_platforms=(platform,))
+    assert ("[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]" in lowered.as_text()) == is_dilated
+
+
+def test_groups_and_dilation_are_refused():
+    inputs, kernel = jnp.ones((1, 8, 8, 2)), jnp.ones((3, 3, 1, 2))
+    with pytest.raises(ValueError, match=r"neither groups nor dilation; got {'feature_group_count': 2}"):
+        convolve(inputs, kernel, (1, 1), "VALID", feature_group_count=2)
+    with pytest.raises(ValueError, match="neither groups nor dilation"):
+        convolve(inputs, kernel, (1, 1), "VALID", rhs_dilation=(2, 2))
