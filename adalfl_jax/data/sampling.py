@@ -30,7 +30,12 @@ def epoch_indices(
     def permutation(epoch: jax.Array) -> jax.Array:
         return jax.random.permutation(jax.random.fold_in(rng_key, epoch), num_examples)
 
-    order = jax.vmap(permutation)(first_epoch + jnp.arange(num_epochs))  # [num_epochs, num_examples]
+    def touched(epoch: jax.Array) -> jax.Array:
+        """Sorting is dear: an epoch that begins after the last step is not drawn."""
+        last_epoch = steps[-1] // steps_per_epoch
+        return jax.lax.cond(epoch <= last_epoch, permutation, lambda _: jnp.arange(num_examples), epoch)
+
+    order = jax.lax.map(touched, first_epoch + jnp.arange(num_epochs))  # [num_epochs, num_examples]
     rows = steps // steps_per_epoch - first_epoch
     columns = (steps % steps_per_epoch * batch_size)[:, None] + jnp.arange(batch_size)[None, :]
     return order[rows[:, None], columns]
