@@ -41,11 +41,9 @@ def run_variants(config: TrainConfig, workdir: str) -> dict[str, Any]:
       The summary of the first, with `methods` keyed by variant, and `comparisons`, the paired tests against "full".
     """
     names = ["full", *(name for name in _VARIANTS.value if name != "full")]
-    summaries = {}
-    for name in names:
-        outer = dataclasses.replace(config.outer, **VARIANTS[name])
-        variant = dataclasses.replace(config, method="adalfl", outer=outer)
-        summaries[name] = train(variant, pathlib.Path(workdir) / name)
+    outers = {name: dataclasses.replace(config.outer, **VARIANTS[name]) for name in names}
+    variants = {name: dataclasses.replace(config, method="adalfl", outer=outer) for name, outer in outers.items()}
+    summaries = {name: train(variant, pathlib.Path(workdir) / name) for name, variant in variants.items()}
     methods = {name: {**summary["methods"]["adalfl"], "title": name} for name, summary in summaries.items()}
     full = methods["full"]["test"]["per_seed"]
     comparisons = {name: paired_difference(full, methods[name]["test"]["per_seed"]) for name in names[1:]}

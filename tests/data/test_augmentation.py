@@ -136,7 +136,7 @@ def prepared(setup, num_inner_steps=None):
     rows = np.arange(20) if num_inner_steps is None else np.arange(20 * num_inner_steps).reshape(num_inner_steps, 20)
     inner = Batch(setup.dataset.train.inputs[rows], setup.dataset.train.targets[rows])
     outer = data.take(setup.dataset.valid, np.arange(20))
-    batch = _make_batch(setup, StepSource(inner, outer, jax.random.key(3), jax.random.key(4)))
+    batch = _make_batch(setup, StepSource(inner, outer, jax.random.key(3), jax.random.key(4), jnp.zeros((), jnp.int32)))
     return batch, inner, outer
 
 
@@ -150,7 +150,7 @@ def test_validation_images_in_the_outer_batch_are_left_alone(setup_of):
 def test_training_images_of_both_batches_are_augmented_each_in_its_own_way(setup_of):
     setup = setup_of()
     inner = data.take(setup.dataset.train, np.arange(20))
-    batch = _make_batch(setup, StepSource(inner, inner, jax.random.key(3), jax.random.key(4)))
+    batch = _make_batch(setup, StepSource(inner, inner, jax.random.key(3), jax.random.key(4), jnp.zeros((), jnp.int32)))
     plain = setup.dataset.normalize(inner.inputs)
     for left, right in ((batch.inner, batch.outer), (batch.inner, inner), (batch.outer, inner)):
         assert not np.allclose(left.inputs, plain if right is inner else right.inputs)
@@ -171,7 +171,8 @@ def test_every_inner_step_of_an_unroll_is_augmented_in_its_own_way(setup_of):
     assert batch.inner.inputs.shape == (3, 20, 6, 6, 3)
     same = np.broadcast_to(inner.inputs[:1], inner.inputs.shape)
     again = _make_batch(
-        setup, StepSource(inner._replace(inputs=same), inner, jax.random.key(3), jax.random.key(4))
+        setup,
+        StepSource(inner._replace(inputs=same), inner, jax.random.key(3), jax.random.key(4), jnp.zeros((), jnp.int32)),
     ).inner.inputs
     assert not np.allclose(again[0], again[1])
 

@@ -13,7 +13,7 @@ from absl.testing import flagsaver
 from adalfl_jax.hypergradient import ESTIMATORS
 from experiments import launch
 from experiments.benchmark import __main__ as program
-from experiments.benchmark import estimators, machine, page, problems, scaling, timing, training_program
+from experiments.benchmark import estimators, machine, page, problems, scaling, thrift, timing, training_program
 from experiments.benchmark.flops import count_flops
 from tests.training.tiny import ROOT, tiny_config
 from tests.training.tiny import quick_compilation as quick_compilation
@@ -291,3 +291,17 @@ def test_the_program_is_run_by_the_name_of_the_package():
     command = [sys.executable, "-m", "experiments.benchmark", "--helpshort"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603
     assert "Measures what a step costs" in done.stdout
+
+
+def test_thrift_is_timed_variant_by_variant():
+    table = thrift.costs("Tiny", TINY._replace(num_steps=4), 3)
+    assert [row["program"] for row in table.rows] == [problems.TASK_LOSS, *thrift.VARIANTS]
+    assert all(row["ms"] > 0 for row in table.rows)
+
+
+def test_without_batch_norm_no_bias_is_found():
+    table = thrift.bias("Tiny", TINY, num_draws=64)
+    assert [(row["inner"], row["outer"]) for row in table.rows] == list(thrift.FRACTIONS)
+    for row in table.rows:
+        assert row["bias"] < 3 * row["error"]
+        assert row["noise"] > 3 * row["error"]
