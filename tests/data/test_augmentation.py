@@ -1,6 +1,7 @@
 """Crops and mirror images: every one is made of its own image and of nothing else."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
