@@ -99,11 +99,11 @@ def get_config() -> ConfigDict:
     config.outer.split = "train"
     # n, to update phi at every n-th step alone; the steps between cost no more than training on a fixed loss.
     config.outer.every = 1
-    # Share of the inner batch on which the gradient of phi is estimated; theta is updated on the whole. Unbiased without
-    # batch norm; with it, 1.0 keeps the statistics of the whole.
+    # Share of the inner batch on which the gradient of phi is estimated; theta is updated on the whole. Unbiased
+    # without batch norm; with it, 1.0 keeps the statistics of the whole.
     config.outer.inner_fraction = 1.0
-    # The same of the outer batch. With 0.25 for both, a step of a large model costs about one and a half times a step of
-    # plain training.
+    # The same of the outer batch. With 0.25 for both, a step of a large model costs about one and a half times a step
+    # of plain training.
     config.outer.outer_fraction = 1.0
     # Whether the outer batch of a step is the inner batch of the next, whose forward pass then serves both losses.
     config.outer.pipelined = False
