@@ -293,9 +293,11 @@ def test_the_program_is_run_by_the_name_of_the_package():
     assert "Measures what a step costs" in done.stdout
 
 
-def test_thrift_is_timed_variant_by_variant():
+def test_thrift_is_timed_variant_by_variant(monkeypatch):
+    some = ("a quarter", "every 4th step", "pipelined, finite difference")
+    monkeypatch.setattr(thrift, "VARIANTS", {name: thrift.VARIANTS[name] for name in some})
     table = thrift.costs("Tiny", TINY._replace(num_steps=4), 3)
-    assert [row["program"] for row in table.rows] == [problems.TASK_LOSS, *thrift.VARIANTS]
+    assert [row["program"] for row in table.rows] == [problems.TASK_LOSS, *some]
     assert all(row["ms"] > 0 for row in table.rows)
 
 

@@ -39,18 +39,18 @@ def test_the_error_has_the_order_of_the_difference(monkeypatch, name, order):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize(("name", "tolerance"), [("finite_difference", 1e-6), ("central_difference", 1e-8)])
-@pytest.mark.parametrize("model_name", MODELS)
-def test_in_double_precision_the_step_is_chosen_well(model_name, name, tolerance):
-    estimate_, exact = gradients([name, "forward"], model_name)
-    assert 0 < relative_error(estimate_, exact) < tolerance
+@pytest.mark.parametrize("model_name", ["batch_norm", "dropout"])
+def test_in_double_precision_the_step_is_chosen_well(model_name):
+    one_sided, central, exact = gradients(["finite_difference", "central_difference", "forward"], model_name)
+    assert 0 < relative_error(one_sided, exact) < 1e-6
+    assert 0 < relative_error(central, exact) < 1e-8
 
 
-@pytest.mark.parametrize("name", ["finite_difference", "central_difference"])
-@pytest.mark.parametrize("model_name", MODELS)
-def test_in_single_precision_a_hundredth_is_never_reached(model_name, name):
-    estimate_, exact = gradients([name, "forward"], model_name)
-    assert relative_error(estimate_, exact) < 1e-2
+@pytest.mark.parametrize("model_name", ["batch_norm", "dropout"])
+def test_in_single_precision_a_hundredth_is_never_reached(model_name):
+    *estimates, exact = gradients(["finite_difference", "central_difference", "forward"], model_name)
+    for each in estimates:
+        assert relative_error(each, exact) < 1e-2
 
 
 @pytest.mark.parametrize("name", ["finite_difference", "central_difference"])

@@ -24,10 +24,13 @@ from tests.training.tiny import final_state, quick_compilation, tiny_config
 __all__ = ["quick_compilation"]
 
 REMEMBERING = [
-    {"outer.pipelined": True},
     {"outer.pipelined": True, "hypergradient": "finite_difference"},
     {"hypergradient": "truncated", "estimator.window": 3},
-    {"hypergradient": "persistent_evolution_strategies", "estimator.num_pairs": 2, "estimator.horizon": 4},
+    pytest.param(
+        {"hypergradient": "persistent_evolution_strategies", "estimator.num_pairs": 2, "estimator.horizon": 4},
+        marks=pytest.mark.slow,
+    ),
+    pytest.param({"outer.pipelined": True}, marks=pytest.mark.slow),
     {"outer.every": 4},
 ]
 
@@ -70,7 +73,7 @@ def test_means_of_updates_leave_out_the_steps_between():
     assert _means(metrics, 0, 1)["outer_loss"] == 2.5
 
 
-@pytest.mark.parametrize("name", ["truncated", "persistent_evolution_strategies", "conjugate_gradient", "mixed_mode"])
+@pytest.mark.parametrize("name", ["truncated", "conjugate_gradient"])
 def test_the_offline_phase_takes_any_estimator(name):
     """Those that remember give way to "unrolled": the offline phase forgets theta at every step."""
     setups = [make_setup(tiny_config({"hypergradient": each})) for each in (name, "unrolled")]
@@ -85,9 +88,8 @@ def test_the_offline_phase_takes_any_estimator(name):
     assert differ == (name == "conjugate_gradient")
 
 
-@pytest.mark.parametrize("overrides", [{"outer.pipelined": True}, {"hypergradient": "truncated"}])
-def test_a_run_keeps_theta_and_phi_and_no_more(overrides, tmp_path):
-    config = tiny_config({**overrides, "num_steps": 4, "eval_every": 2, "offline.num_steps": 2})
+def test_a_run_keeps_theta_and_phi_and_no_more(tmp_path):
+    config = tiny_config({"hypergradient": "truncated", "num_steps": 4, "eval_every": 2, "offline.num_steps": 2})
     train(config, tmp_path / "run")
     state = final_state(config, tmp_path / "run", "adalfl")
     chex.assert_tree_all_finite(state)
