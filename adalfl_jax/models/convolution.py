@@ -185,6 +185,9 @@ def _fast_to_inputs(outputs: jax.Array, kernel: jax.Array, geometry: Geometry) -
 def _fast_to_kernel(inputs: jax.Array, outputs: jax.Array, geometry: Geometry) -> jax.Array:
     num_rows, num_columns = geometry.output_size
     by_product = _is_narrow(geometry, outputs.shape[-1]) or num_rows * num_columns >= PATCH_OUTPUTS
+    if by_product:
+        # Else patches, which need nothing of the backward pass, are made before it begins, of all layers at once.
+        inputs = inputs + 0 * outputs[:1, :1, :1, :1]
     form = _to_kernel(_product) if by_product else _canonical_to_kernel
     return form(inputs, outputs, geometry)
 

@@ -78,7 +78,6 @@ def costs(heading: str, problem: Problem, num_rounds: int) -> Table:
             "program": name,
             "ms": median(times, name),
             "to_task_loss": ratio(times, name, TASK_LOSS),
-            "flops": program.flops(),
             "temporary_bytes": program.temporary_bytes,
         }
         for name, program in programs.items()
