@@ -50,7 +50,7 @@ def written_out(problem, past, index, window):
     return jax.tree.map(lambda *parts: sum(parts), *gradients)
 
 
-@pytest.mark.parametrize("is_primed", [False, True])
+@pytest.mark.parametrize("is_primed", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_every_step_differentiates_through_the_window_before_it(is_primed):
     problem, past = walk(is_primed=is_primed)
     for index in (0, 1, 4):
