@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -109,6 +109,8 @@ def make_bilevel_step(
       Algorithm 2 of Raymond et al., "Meta-Learning Adaptive Loss Functions", arXiv 2301.13247.
     """
     estimate = make_estimator(hypergradient) if isinstance(hypergradient, str) else hypergradient
+    if isinstance(estimate, type) or not callable(estimate):
+        raise ValueError(f"hypergradient must be a name or an estimator, as `make_estimator` makes; got {estimate!r}")
     _check_estimator(estimate, learned_loss_fn, outer_every, pipelined)
     inner_fraction, outer_fraction = _fractions(estimate, meta_batch_fraction)
     if pipelined and (inner_fraction < 1 or outer_fraction < 1 or outer_every > 1):
@@ -127,6 +129,7 @@ def make_bilevel_step(
 
     def bilevel_step(theta: Theta, phi: Phi, batch: BilevelBatch) -> tuple[Theta, Phi, BilevelMetrics]:
         if outer_fraction < 1:
+            num_inner_steps(batch)  # what does not fit together is told of the whole batch, not of a part
             batch = batch._replace(outer=first_examples(batch.outer, outer_fraction))
         result = estimate(problem, theta, phi.params, batch, phi.carry)
         metrics = BilevelMetrics(result.inner_loss, result.outer_loss, optax.tree.norm(result.gradient))
@@ -212,17 +215,24 @@ def _sometimes(bilevel_step: BilevelStep, problem: BilevelProblem, outer_every: 
             raise ValueError(f"outer_every = {outer_every} goes by the number of the step: give batch.step; got None")
         if num_inner_steps(batch) is not None:
             raise ValueError("outer_every counts single inner steps; drop the leading axis K of batch.inner")
+        like = jax.eval_shape(bilevel_step, theta, phi, batch)[2]
+
+        def frozen(*state) -> tuple[Theta, Phi, BilevelMetrics]:  # the branches agree in the types of what they measure
+            theta, phi, metrics = frozen_step(*state)
+            return theta, phi, jax.tree.map(lambda value, other: value.astype(other.dtype), metrics, like)
+
         is_due = batch.step % outer_every == outer_every - 1
-        return jax.lax.cond(is_due, bilevel_step, frozen_step, theta, phi, batch)
+        return jax.lax.cond(is_due, bilevel_step, frozen, theta, phi, batch)
 
     return step
 
 
 def _fractions(estimator: Estimator, given: float | tuple[float, float]) -> tuple[float, float]:
     """Shares of the inner and of the outer batch."""
-    inner, outer = given if isinstance(given, tuple) else (given, given)
-    if not (0 < inner <= 1 and 0 < outer <= 1):
+    shares = given if isinstance(given, Sequence) else (given, given)
+    if len(shares) != 2 or not all(isinstance(share, float | int) and 0 < share <= 1 for share in shares):
         raise ValueError(f"meta_batch_fraction must be a number in (0, 1], or two: of inner and outer; got {given}")
+    inner, outer = shares
     if inner < 1:
         _require_one_step(estimator, "meta_batch_fraction of the inner batch")
     return inner, outer

@@ -37,6 +37,11 @@ def make_offline_step(
         init_key, step_key = jax.random.split(batch.rng_key)
         theta = Theta.create(*init_fn(init_key), inner_optimizer)
         _, phi, metrics = bilevel_step(theta, phi, batch._replace(rng_key=step_key))
+        if phi.carry:
+            raise ValueError(
+                "the offline phase forgets theta at every step, and this bilevel step remembers the steps before; make "
+                "it without pipelined and with a hypergradient that remembers nothing"
+            )
         return phi, metrics
 
     return offline_step

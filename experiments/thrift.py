@@ -18,16 +18,17 @@ from rich.console import Console
 from rich.table import Table
 
 from adalfl_jax.analysis.statistics import paired_difference
-from adalfl_jax.training import TrainConfig, train
+from adalfl_jax.training import TrainConfig, WorkdirError, train
 from experiments.launch import launch
 
+FULL: dict[str, Any] = {"every": 1, "inner_fraction": 1.0, "outer_fraction": 1.0, "pipelined": False}
 VARIANTS: dict[str, dict[str, Any]] = {
     "full": {},
     "quarter": {"inner_fraction": 0.25, "outer_fraction": 0.25},
     "eighth": {"inner_fraction": 0.125, "outer_fraction": 0.125},
     "every_4th": {"every": 4},
     "pipelined": {"pipelined": True},
-}  # name -> fields of `outer`; the first is what the others are compared with
+}  # name -> what differs from FULL in `outer`; the first is what the others are compared with
 
 _VARIANTS = flags.DEFINE_multi_enum(
     "variant", list(VARIANTS), list(VARIANTS), 'What to run beside "full"; may be repeated.'
@@ -40,15 +41,18 @@ def run_variants(config: TrainConfig, workdir: str) -> dict[str, Any]:
     Returns:
       The summary of the first, with `methods` keyed by variant, and `comparisons`, the paired tests against "full".
     """
+    root = pathlib.Path(workdir).expanduser()
+    if (root / "config.json").exists():
+        raise WorkdirError(f"{root} holds a run; give the study a folder of its own")
     names = ["full", *(name for name in _VARIANTS.value if name != "full")]
-    outers = {name: dataclasses.replace(config.outer, **VARIANTS[name]) for name in names}
+    outers = {name: dataclasses.replace(config.outer, **{**FULL, **VARIANTS[name]}) for name in names}
     variants = {name: dataclasses.replace(config, method="adalfl", outer=outer) for name, outer in outers.items()}
-    summaries = {name: train(variant, pathlib.Path(workdir) / name) for name, variant in variants.items()}
+    summaries = {name: train(variant, root / name) for name, variant in variants.items()}
     methods = {name: {**summary["methods"]["adalfl"], "title": name} for name, summary in summaries.items()}
     full = methods["full"]["test"]["per_seed"]
     comparisons = {name: paired_difference(full, methods[name]["test"]["per_seed"]) for name in names[1:]}
     summary = {**summaries["full"], "methods": methods, "comparisons": comparisons}
-    (pathlib.Path(workdir) / "thrift.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (root / "thrift.json").write_text(json.dumps(summary, indent=2) + "\n")
     Console().print(_table(comparisons))
     return summary
 

@@ -71,3 +71,13 @@ def test_the_offline_phase_lowers_the_loss_one_step_after_a_fresh_start():
     phi = adalfl_jax.Phi.create(loss.init(jax.random.key(2)), outer)
     _, metrics = jax.jit(adalfl_jax.initialize_offline, static_argnums=0)(step, phi, batches)
     assert metrics.outer_loss[-50:].mean() < 0.8 * metrics.outer_loss[:50].mean()
+
+
+@pytest.mark.parametrize("options", [{"pipelined": True}, {"hypergradient": "truncated"}])
+def test_a_step_that_remembers_theta_is_refused(options):
+    _, phi, batches, (_, model, inner) = make_offline()
+    loss, outer = adalfl_jax.LossNetwork(hidden_sizes=(4, 4)), optax.adam(1e-2)
+    bilevel_step = adalfl_jax.make_bilevel_step(model.apply, loss.apply, softmax_cross_entropy, inner, outer, **options)
+    step = adalfl_jax.make_offline_step(bilevel_step, model.init, inner)
+    with pytest.raises(ValueError, match="the offline phase forgets theta at every step"):
+        adalfl_jax.initialize_offline(step, phi, batches)

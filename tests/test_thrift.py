@@ -9,6 +9,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import adalfl_jax
+from adalfl_jax.hypergradient import Truncated
 from adalfl_jax.task_losses import softmax_cross_entropy
 from tests.problems import BATCH_SIZE, make_batch, make_problem
 
@@ -70,17 +71,26 @@ def test_with_batch_norm_a_part_is_biased():
     assert jnp.linalg.norm(mean - expected) > 0.05 * jnp.linalg.norm(expected)
 
 
-@pytest.mark.usefixtures("float64")
-def test_the_whole_inner_batch_keeps_its_statistics_and_is_linear_in_the_part_of_the_outer():
-    """With two halves whose outer loss is known, the gradient is that of an outer batch of the first half alone."""
-    functions, theta, phi = make("batch_norm")
+def test_a_batch_that_does_not_fit_is_refused_before_a_part_is_taken():
+    functions, theta, phi = make()
     batch = make_batch(jax.random.key(1))
-    half = batch._replace(outer=jax.tree.map(lambda leaf: leaf[: BATCH_SIZE // 2], batch.outer))
-    chex.assert_trees_all_close(
-        jax.jit(lambda: hypergradient(functions, theta, phi, batch, meta_batch_fraction=(1.0, 0.5)))(),
-        jax.jit(lambda: hypergradient(functions, theta, phi, half))(),
-        rtol=1e-12,
-    )
+    inputs, targets = batch.outer
+    step = adalfl_jax.make_bilevel_step(*functions, meta_batch_fraction=0.5)
+    with pytest.raises(ValueError, match=r"batch.outer: inputs and targets must share.*\(8, 5\) and targets \(7,\)"):
+        step(theta, phi, batch._replace(outer=(inputs, targets[:7])))
+
+
+def test_outer_every_takes_outputs_of_another_type_than_phi():
+    functions, theta, phi = make()
+
+    def apply_fn(*arguments, **keywords):
+        outputs, model_state = functions[0](*arguments, **keywords)
+        return outputs.astype(jnp.bfloat16), model_state
+
+    step = jax.jit(adalfl_jax.make_bilevel_step(apply_fn, *functions[1:], outer_every=2))
+    for number in range(2):
+        *_, metrics = step(theta, phi, make_batch(jax.random.key(1))._replace(step=number))
+        chex.assert_tree_all_finite(metrics)
 
 
 @pytest.mark.parametrize("model_name", ["plain", "batch_norm"])
@@ -141,6 +151,9 @@ def test_steps_in_between_pay_for_no_second_model_under_seeds_and_scan():
         ({"meta_batch_fraction": 0.0}, r"meta_batch_fraction must be a number in \(0, 1\].*got 0.0"),
         ({"meta_batch_fraction": (1.0, 1.5)}, r"meta_batch_fraction must be a number in \(0, 1\].*got \(1.0, 1.5\)"),
         ({"meta_batch_fraction": 0.5, "hypergradient": "unrolled"}, r"of the inner batch is for .* got 'unrolled'"),
+        ({"meta_batch_fraction": (0.5, 0.5, 0.5)}, r"or two: of inner and outer; got \(0.5, 0.5, 0.5\)"),
+        ({"meta_batch_fraction": "half"}, r"meta_batch_fraction must be a number.*got half"),
+        ({"hypergradient": Truncated}, r"hypergradient must be a name or an estimator.*got <class"),
         ({"outer_every": 0}, r"outer_every must be a whole number of at least 1; got 0"),
         ({"outer_every": 2, "hypergradient": "truncated"}, r"'truncated' has to see every step.*outer_every = 2"),
     ],

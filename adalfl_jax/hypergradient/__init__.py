@@ -51,7 +51,13 @@ ESTIMATORS: dict[str, Estimator] = {
     "persistent_evolution_strategies": PersistentEvolutionStrategies(),
 }  # name -> the estimator with its default settings
 
-ONE_STEP = ("forward", "recompute", "finite_difference", "central_difference", "truncated")  # take no leading axis K
+ONE_INNER_STEP = (
+    "forward",
+    "recompute",
+    "finite_difference",
+    "central_difference",
+    "truncated",
+)  # take no leading axis K
 NEEDS_ONE_THETA = ("truncated", "persistent_evolution_strategies")  # remember the steps of theta before
 
 
@@ -71,6 +77,8 @@ def make_estimator(name: str, **settings: Any) -> Estimator:
       20
     """
     estimator = lookup("hypergradient", ESTIMATORS, name)
+    if settings and not estimator_settings(name):
+        raise ValueError(f"hypergradient {name!r} has no settings; got {', '.join(settings)}")
     for setting in settings:
         require_known(f"setting of {name!r}", estimator_settings(name), setting)
     return dataclasses.replace(estimator, **settings) if settings else estimator  # pyright: ignore[reportArgumentType]
@@ -94,7 +102,7 @@ __all__ = [
     "ESTIMATORS",
     "JACOBIAN_PRODUCTS",
     "NEEDS_ONE_THETA",
-    "ONE_STEP",
+    "ONE_INNER_STEP",
     "BilevelProblem",
     "ConjugateGradient",
     "Estimator",

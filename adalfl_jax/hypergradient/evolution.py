@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adalfl_jax.hypergradient.problem import BilevelProblem, Hypergradient, outer_objective
+from adalfl_jax.hypergradient.problem import BilevelProblem, Hypergradient, outer_objective, require_carry
 from adalfl_jax.hypergradient.unrolled import run_inner_steps
 from adalfl_jax.types import BilevelBatch, PyTree, Theta
 
@@ -24,7 +24,7 @@ class EvolutionStrategies:
 
     Unbiased for the smoothed loss, of which phi's gradient is off by O(sigma^2). Its variance grows with the number
     of parameters of phi over N. Needs no derivative of the task loss, so L may be an error rate. The pairs run side by
-    side, and take the memory of 2N thetas.
+    side, and take the memory of 2N models with what their passes keep.
 
     Attributes:
       num_pairs: N.
@@ -129,6 +129,7 @@ class PersistentEvolutionStrategies:
         )
         if not carry:
             return fresh
+        require_carry("persistent_evolution_strategies", carry, fresh)
         restart = carry.age % self.horizon == 0
         return jax.tree.map(lambda new, old: jnp.where(restart, new, old), fresh, carry)
 

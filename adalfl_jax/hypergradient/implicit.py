@@ -57,7 +57,7 @@ class Neumann:
 
     num_iterations: int = 10
     step_size: float = 0.1
-    damping: float = 0.0
+    damping: float = 0.01
 
     def __post_init__(self) -> None:
         _check_solver(self.num_iterations, self.damping)
@@ -131,10 +131,13 @@ def _implicit(
     outer_loss, task_gradient = jax.value_and_grad(outer_objective, argnums=1)(
         problem, theta_next.params, theta_next.model_state, batch.outer, outer_key
     )
-    inputs, targets = batch.inner if num_inner_steps(batch) is None else jax.tree.map(lambda x: x[-1], batch.inner)
+    inputs, targets, last_key = *batch.inner, inner_key
+    if (num_steps := num_inner_steps(batch)) is not None:
+        inputs, targets = inputs[-1], targets[-1]
+        last_key = None if inner_key is None else jax.random.split(inner_key, num_steps)[-1]
 
     def inner_objective(params: PyTree, phi_params: PyTree) -> jax.Array:
-        outputs, _ = problem.apply_fn(params, theta_next.model_state, inputs, train=True, rng_key=inner_key)
+        outputs, _ = problem.apply_fn(params, theta_next.model_state, inputs, train=True, rng_key=last_key)
         return bind_learned_loss(problem.learned_loss_fn, phi_params)(targets, outputs, params)
 
     # How both gradients of M_phi change as theta moves; linearised once, applied at every iteration.

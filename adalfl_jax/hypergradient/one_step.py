@@ -79,7 +79,8 @@ def finite_difference(
     about a thousandth.
 
     Raises:
-      ValueError: `batch.inner` has a leading axis K, or the outputs have 16 bits, too few to subtract.
+      ValueError: `batch.inner` has a leading axis K, or parameters or outputs have 16 bits, too few to subtract. A
+        model that computes in 16 bits inside and casts its outputs is not seen.
     """
     return _one_step(finite_difference, problem, theta, phi_params, batch, carry)
 
@@ -92,7 +93,8 @@ def central_difference(
     h |w| = eps^(1/3) |theta|, which balances the error of the difference with that of rounding.
 
     Raises:
-      ValueError: `batch.inner` has a leading axis K, or the outputs have 16 bits, too few to subtract.
+      ValueError: `batch.inner` has a leading axis K, or parameters or outputs have 16 bits, too few to subtract. A
+        model that computes in 16 bits inside and casts its outputs is not seen.
     """
     return _one_step(central_difference, problem, theta, phi_params, batch, carry)
 
@@ -195,15 +197,20 @@ def loss_gradient_of(
 
 def _difference_step(point: Linearization, direction: PyTree, *, order: int) -> jax.Array:
     """h for a difference quotient whose error is of the given order; 1 where there is nothing to differentiate."""
-    if jnp.finfo(point.outputs.dtype).bits < 32:
+    coarsest = min((leaf.dtype for leaf in (point.outputs, *jax.tree.leaves(point.params))), key=_num_bits)
+    if _num_bits(coarsest) < 32:
         raise ValueError(
-            f"a finite difference needs outputs of 32 bits or more; got {point.outputs.dtype}, in which the difference "
-            'drowns in rounding. Build the step with hypergradient="forward"'
+            f"a finite difference needs parameters and outputs of 32 bits or more; got {coarsest}, in which the "
+            'difference drowns in rounding. Build the step with hypergradient="forward"'
         )
     distance = jnp.finfo(point.outputs.dtype).eps ** (1 / (1 + order)) * _norm(point.params)
     length = _norm(direction)
     is_defined = (length > 0) & (distance > 0)
     return jnp.where(is_defined, distance / jnp.where(is_defined, length, 1.0), 1.0).astype(point.outputs.dtype)
+
+
+def _num_bits(dtype: jnp.dtype) -> int:
+    return jnp.finfo(dtype).bits
 
 
 def _norm(tree: PyTree) -> jax.Array:

@@ -17,7 +17,7 @@ from adalfl_jax.hypergradient.one_step import (
     loss_gradient_of,
     update_theta,
 )
-from adalfl_jax.hypergradient.problem import AnyBatch, BilevelProblem, Estimator, split
+from adalfl_jax.hypergradient.problem import AnyBatch, BilevelProblem, Estimator, require_carry, split
 from adalfl_jax.types import BilevelBatch, BilevelMetrics, Phi, PyTree, Theta
 
 
@@ -80,12 +80,7 @@ def make_pipelined_step(
 def _restored(carry: Carry, like: LastStep) -> LastStep:
     """The functions of this step with the arrays of the one before."""
     arrays, functions = jax.tree.flatten(like)
-    shapes, expected = ([(each.shape, each.dtype) for each in given] for given in (carry.arrays, arrays))
-    if shapes != expected:
-        raise ValueError(
-            f"phi.carry is not that of this step: it holds {len(shapes)} arrays where {len(expected)} are expected, or "
-            "others of shape or type. Begin with Phi.create, or with adalfl_jax.prime of this very step and batch"
-        )
+    require_carry("pipelined", carry, Carry(jax.ShapeDtypeStruct((), bool), arrays))  # pyright: ignore[reportArgumentType]
     return jax.tree.unflatten(functions, carry.arrays)
 
 

@@ -130,6 +130,21 @@ def require_one_step(name: str, batch: BilevelBatch) -> None:
         )
 
 
+def require_carry(name: str, carry: PyTree, like: PyTree) -> None:
+    """Raises ValueError where a carry is not of the structure and shapes that an estimator would give it here."""
+    given, expected = (jax.tree.flatten(tree) for tree in (carry, like))
+    shapes, wanted = ([(leaf.shape, leaf.dtype) for leaf in leaves] for leaves in (given[0], expected[0]))
+    if type(carry) is not type(like) or len(shapes) != len(wanted):
+        difference = f"a {type(carry).__name__} of {len(shapes)} arrays for a {type(like).__name__} of {len(wanted)}"
+    else:
+        difference = next((f"{a} for {b}" for a, b in zip(shapes, wanted, strict=True) if a != b), "")
+    if difference:
+        raise ValueError(
+            f"phi.carry is not that of this step, which is {name}: {difference}. It belongs to one step, one theta and "
+            "one size of batch; begin anew with Phi.create, or adalfl_jax.prime of this very step and batch"
+        )
+
+
 def reads_params(learned_loss_fn: LearnedLossFn) -> bool:
     """Whether a learned loss declares the keyword-only argument `params`, by which it reads theta directly."""
     try:

@@ -13,6 +13,7 @@ from adalfl_jax.hypergradient.problem import (
     Hypergradient,
     inner_step,
     outer_objective,
+    require_carry,
     require_one_step,
     split,
 )
@@ -71,7 +72,10 @@ class Truncated:
             return unrolled(problem, theta, phi_params, batch, carry)
         inner_key, outer_key = split(batch.rng_key)
         now = PastSteps(phi_params, Batch(*batch.inner), inner_key, jnp.array(True))
-        window = _opened(carry or self._empty_window(theta, now), theta)
+        empty = self._empty_window(theta, now)
+        if carry:
+            require_carry("truncated", carry, empty)
+        window = _opened(carry or empty, theta, now)
 
         def objective(past_phis: PyTree, phi_params: PyTree) -> tuple[jax.Array, tuple[Theta, Theta, jax.Array]]:
             second, replayed = _replay(problem, window._replace(steps=window.steps._replace(phi_params=past_phis)))
@@ -82,7 +86,8 @@ class Truncated:
 
         differentiate = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)
         (outer_loss, (second, theta_next, inner_loss)), gradients = differentiate(window.steps.phi_params, phi_params)
-        gradient = jax.tree.map(lambda past, last: past.sum(axis=0) + last, *gradients)
+        taken = window.steps.is_taken
+        gradient = jax.tree.map(lambda past, last: _where(taken, past, 0).sum(axis=0) + last, *gradients)
         steps = jax.tree.map(lambda past, last: jnp.concatenate([past[1:], last[None]]), window.steps, now)
         return Hypergradient(theta_next, gradient, inner_loss, outer_loss, Window(second, steps))
 
@@ -91,9 +96,16 @@ class Truncated:
         return Window(theta, steps._replace(is_taken=jnp.zeros(self.window - 1, bool)))
 
 
-def _opened(window: Window, theta: Theta) -> Window:
-    """A window without a step yet begins at theta."""
-    return window._replace(theta=_select(window.steps.is_taken[-1], window.theta, theta))
+def _opened(window: Window, theta: Theta, now: PastSteps) -> Window:
+    """What stands for steps before the first is this one, which can be differentiated; the zeros of a primed carry may
+    not. A window without a step yet begins at theta."""
+    taken = window.steps.is_taken
+    steps = jax.tree.map(lambda past, last: _where(taken, past, last[None]), window.steps, now)
+    return Window(_select(taken[-1], window.theta, theta), steps._replace(is_taken=taken))
+
+
+def _where(rows: jax.Array, if_true: jax.Array, if_false: jax.Array | int) -> jax.Array:
+    return jnp.where(rows.reshape(-1, *[1] * (if_true.ndim - 1)), if_true, if_false)
 
 
 def _replay(problem: BilevelProblem, window: Window) -> tuple[Theta, Theta]:

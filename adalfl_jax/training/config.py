@@ -270,6 +270,7 @@ class TrainConfig:
                 name in one_step,
                 f"one of {', '.join(one_step)} with outer.pipelined or outer.inner_fraction",
             )
+        _require("outer.every", self.outer.every, self.outer.every <= self.num_steps, "at most config.num_steps")
         if self.outer.every > 1:
             _require(
                 "hypergradient",

@@ -36,7 +36,8 @@ def _scans(jaxpr: core.Jaxpr) -> Iterator[Any]:
     """The scans of a program, but not those inside another scan."""
     for equation in jaxpr.eqns:
         if equation.primitive.name == "scan":
-            yield equation
+            if equation.params["length"]:
+                yield equation
         else:
             for inner in core.jaxprs_in_params(equation.params):
                 yield from _scans(inner)

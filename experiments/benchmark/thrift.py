@@ -61,8 +61,8 @@ def thrift_suite(names: list[str], num_steps: int | None, num_rounds: int) -> li
     tables = []
     for name in names:
         problem = PROBLEMS[name]
-        num_steps = num_steps or 4 * -(-problem.num_steps // 4)  # whole rounds of four
-        tables.append(costs(title(name), problem._replace(num_steps=num_steps), num_rounds))
+        rounds_of_four = -(-(num_steps or problem.num_steps) // 4)
+        tables.append(costs(title(name), problem._replace(num_steps=4 * rounds_of_four), num_rounds))
     return [*tables, bias("Bias with batch norm, WideResNet 10-1, 32x32, batch 32", WITH_BATCH_NORM, num_draws=64)]
 
 

@@ -11,7 +11,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import adalfl_jax
-from adalfl_jax.hypergradient import ESTIMATORS, ONE_STEP, BilevelProblem, differentiable_update, num_inner_steps
+from adalfl_jax.hypergradient import ESTIMATORS, ONE_INNER_STEP, BilevelProblem, differentiable_update, num_inner_steps
 from adalfl_jax.task_losses import softmax_cross_entropy
 from tests.hypergradient.reference import assert_relative, estimate, finite_differences, outer_loss
 from tests.problems import BATCH_SIZE, MODELS, NUM_INPUTS, OPTIMIZERS, make_batch, make_problem
@@ -182,7 +182,7 @@ def test_an_empty_batch_is_refused():
         num_inner_steps(adalfl_jax.BilevelBatch(batch, batch))
 
 
-@pytest.mark.parametrize("name", ONE_STEP)
+@pytest.mark.parametrize("name", ONE_INNER_STEP)
 def test_one_step_estimators_refuse_several_inner_steps(name):
     model, optimizer, loss, theta, phi_params = make_problem()
     with pytest.raises(ValueError, match=rf"'{name}' differentiates through exactly one.*leading axis K = 3.*unrolled"):

@@ -58,7 +58,7 @@ def test_damping_is_added_to_the_hessian(estimator):
 @pytest.mark.parametrize("num_iterations", [1, 5, 20])
 def test_the_bias_of_the_neumann_series_is_its_remainder(num_iterations):
     problem, theta, phi, batch, hessian, matrix, task_gradient = quadratic()
-    gradient = Neumann(num_iterations, step_size=0.4)(problem, theta, phi, batch).gradient
+    gradient = Neumann(num_iterations, 0.4, damping=0.0)(problem, theta, phi, batch).gradient
     remainder = jnp.linalg.matrix_power(jnp.eye(NUM_PARAMS) - 0.4 * hessian, num_iterations)
     np.testing.assert_allclose(matrix.T @ task_gradient - gradient, matrix.T @ remainder @ task_gradient, rtol=1e-9)
 
@@ -74,7 +74,7 @@ def test_the_bias_is_of_the_order_of_the_distance_from_the_minimum(name):
         return quadratic_loss(phi, targets, outputs, params=params) + (distance**3).sum()
 
     problem = problem._replace(learned_loss_fn=learned_loss, inner_optimizer=still)
-    settings = {"num_iterations": 40} | ({"step_size": 0.4} if name == "neumann" else {"damping": 0.0})
+    settings = {"num_iterations": 40, "damping": 0.0} | ({"step_size": 0.4} if name == "neumann" else {})
     estimator = jax.jit(lambda theta: make_estimator(name, **settings)(problem, theta, phi, batch).gradient)
     at_minimum, far, near = (
         estimator(theta._replace(params=theta.params + distance, opt_state=still.init(theta.params)))
@@ -101,7 +101,7 @@ def test_k_inner_steps_lead_to_the_point_where_the_theorem_is_applied():
         ("neumann", {"step_size": 0.0}, "step_size must be a number above 0; got 0.0"),
         ("conjugate_gradient", {"damping": -1.0}, "damping must be a number of at least 0; got -1.0"),
         ("neumann", {"num_terms": 3}, "unknown setting of 'neumann' 'num_terms'.*damping, num_iterations, step_size"),
-        ("forward", {"damping": 1.0}, "unknown setting of 'forward' 'damping'"),
+        ("forward", {"damping": 1.0}, "hypergradient 'forward' has no settings; got damping"),
     ],
 )
 def test_settings_out_of_range_are_refused(name, settings, message):

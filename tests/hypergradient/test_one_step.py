@@ -71,7 +71,7 @@ def test_outputs_of_16_bits_are_refused(name):
         outputs, model_state = model.apply(*arguments, **keywords)
         return outputs.astype(jnp.bfloat16), model_state
 
-    with pytest.raises(ValueError, match=r"32 bits or more; got bfloat16.*forward"):
+    with pytest.raises(ValueError, match=r"parameters and outputs of 32 bits or more; got bfloat16.*forward"):
         estimate(
             name, model._replace(apply=apply_fn), loss, optimizer, theta, phi_params, make_batch(jax.random.key(1))
         )

@@ -99,3 +99,35 @@ def test_it_goes_under_a_scan():
 def test_a_window_without_a_step_is_refused(window):
     with pytest.raises(ValueError, match=rf"window must be a whole number of at least 1; got {window}"):
         Truncated(window)
+
+
+def test_a_primed_window_is_never_evaluated_at_its_zeros():
+    """A loss that divides by phi has no derivative at the zeros of a primed carry."""
+    model, optimizer, _, theta, _ = make_problem()
+    outer = optax.sgd(0.1)
+
+    def tempered(phi, targets, outputs):
+        return softmax_cross_entropy(targets, outputs / phi)
+
+    step = adalfl_jax.make_bilevel_step(
+        model.apply, tempered, softmax_cross_entropy, optimizer, outer, hypergradient=Truncated(3)
+    )
+    phi, batch = adalfl_jax.Phi.create(jnp.ones(()), outer), make_batch(jax.random.key(1))
+    primed = adalfl_jax.prime(step, theta, phi, batch)
+    (theta_next, after, _), (expected_theta, expected, _) = (
+        jax.jit(step)(theta, start, batch) for start in (primed, phi)
+    )
+    chex.assert_trees_all_close((theta_next, after.params), (expected_theta, expected.params), rtol=1e-12)
+
+
+def test_the_carry_of_another_window_is_refused():
+    model, optimizer, loss, theta, phi_params = make_problem()
+    outer = optax.sgd(0.1)
+    functions = (model.apply, loss.apply, softmax_cross_entropy, optimizer, outer)
+    three, five = (adalfl_jax.make_bilevel_step(*functions, hypergradient=Truncated(size)) for size in (3, 5))
+    phi, batch = adalfl_jax.Phi.create(phi_params, outer), make_batch(jax.random.key(1))
+    with pytest.raises(ValueError, match=r"not that of this step, which is truncated: .*adalfl_jax.prime"):
+        five(theta, adalfl_jax.prime(three, theta, phi, batch), batch)
+    pipelined = adalfl_jax.make_bilevel_step(*functions, pipelined=True)
+    with pytest.raises(ValueError, match=r"a Carry of \d+ arrays for a Window of \d+"):
+        three(theta, adalfl_jax.prime(pipelined, theta, phi, batch), batch)
