@@ -61,7 +61,7 @@ def recompute(
 ) -> Hypergradient:
     """Exact. J_f w by evaluating f anew together with its tangent, so that nothing is kept but theta.
 
-    One pass more than `forward`, and hardly more memory than a step on a fixed loss.
+    One pass more than `forward`, in far less memory where activations are large.
 
     Raises:
       ValueError: `batch.inner` has a leading axis K.

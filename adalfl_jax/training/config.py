@@ -254,6 +254,7 @@ class TrainConfig:
         self._check_hypergradient()
         for field in ("num_seeds", "batch_size", "num_steps", "eval_every"):
             _require(field, getattr(self, field), getattr(self, field) >= 1, "a whole number of at least 1")
+        _require("outer.every", self.outer.every, self.outer.every <= self.num_steps, "at most config.num_steps")
         fits = 0 <= self.seed <= 2**31 - self.num_seeds
         _require("seed", self.seed, fits, "a whole number from 0, with all of num_seeds below 2**31")
 
@@ -270,7 +271,6 @@ class TrainConfig:
                 name in one_step,
                 f"one of {', '.join(one_step)} with outer.pipelined or outer.inner_fraction",
             )
-        _require("outer.every", self.outer.every, self.outer.every <= self.num_steps, "at most config.num_steps")
         if self.outer.every > 1:
             _require(
                 "hypergradient",

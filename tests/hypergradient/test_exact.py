@@ -18,7 +18,13 @@ from tests.problems import BATCH_SIZE, MODELS, NUM_INPUTS, OPTIMIZERS, make_batc
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize(("model_name", "optimizer_name"), list(itertools.product(MODELS, OPTIMIZERS)))
+@pytest.mark.parametrize(
+    ("model_name", "optimizer_name"),
+    [
+        pytest.param(model, optimizer, marks=pytest.mark.slow if model == "dropout" and optimizer != "adam" else ())
+        for model, optimizer in itertools.product(MODELS, OPTIMIZERS)
+    ],
+)
 def test_estimators_equal_finite_differences_and_each_other(model_name, optimizer_name):
     model, optimizer, loss, theta, phi_params = make_problem(model_name, optimizer_name)
     batch = make_batch(jax.random.key(1))
@@ -121,7 +127,7 @@ def test_clipping_a_gradient_of_exactly_zero_passes_the_gradient_of_no_clipping(
     assert_relative(ravel_pytree(clipped.gradient)[0], ravel_pytree(plain.gradient)[0])
 
 
-@pytest.mark.parametrize("estimator", ["forward", "unrolled"])
+@pytest.mark.parametrize("estimator", ["forward", pytest.param("unrolled", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "optimizer",
     [

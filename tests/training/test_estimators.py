@@ -99,6 +99,7 @@ def test_a_run_keeps_theta_and_phi_and_no_more(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        ({"outer.every": 21}, r"outer\.every must be at most config\.num_steps; got 21"),
         ({"outer.every": 0}, r"outer\.every must be a whole number of at least 1; got 0"),
         ({"outer.inner_fraction": 0.0}, r"outer\.inner_fraction must be a number in \(0, 1\]; got 0\.0"),
         ({"outer.outer_fraction": 1.5}, r"outer\.outer_fraction must be a number in \(0, 1\]; got 1\.5"),
