@@ -10,10 +10,10 @@ import optax
 
 from adalfl_jax.hypergradient import (
     JACOBIAN_PRODUCTS,
+    ONE_STEP,
+    REMEMBERING,
     BilevelProblem,
     Estimator,
-    PersistentEvolutionStrategies,
-    Truncated,
     descend,
     estimator_name,
     make_estimator,
@@ -21,7 +21,7 @@ from adalfl_jax.hypergradient import (
     num_inner_steps,
     reads_params,
 )
-from adalfl_jax.hypergradient.problem import bind_learned_loss, first_examples, split
+from adalfl_jax.hypergradient.problem import bind_learned_loss, first_examples, require_count, split
 from adalfl_jax.types import (
     ApplyFn,
     Batch,
@@ -203,26 +203,25 @@ def make_task_step(
 def _sometimes(bilevel_step: BilevelStep, problem: BilevelProblem, outer_every: int) -> BilevelStep:
     """The step at every n-th number, one on a frozen phi at the others."""
 
-    def frozen_step(theta: Theta, phi: Phi, batch: BilevelBatch) -> tuple[Theta, Phi, BilevelMetrics]:
-        rng_key, _ = split(batch.rng_key)
-        loss_fn = bind_learned_loss(problem.learned_loss_fn, phi.params)
-        theta, loss, outputs = descend(problem.apply_fn, loss_fn, problem.inner_optimizer, theta, batch.inner, rng_key)
-        task_loss = problem.task_loss_fn(batch.inner[1], outputs)
-        return theta, phi, BilevelMetrics(loss, task_loss, jnp.zeros_like(task_loss))
-
     def step(theta: Theta, phi: Phi, batch: BilevelBatch) -> tuple[Theta, Phi, BilevelMetrics]:
         if batch.step is None:
             raise ValueError(f"outer_every = {outer_every} goes by the number of the step: give batch.step; got None")
         if num_inner_steps(batch) is not None:
             raise ValueError("outer_every counts single inner steps; drop the leading axis K of batch.inner")
-        like = jax.eval_shape(bilevel_step, theta, phi, batch)[2]
+        *_, like = jax.eval_shape(bilevel_step, theta, phi, batch)
 
-        def frozen(*state) -> tuple[Theta, Phi, BilevelMetrics]:  # the branches agree in the types of what they measure
-            theta, phi, metrics = frozen_step(*state)
+        def frozen_step(theta: Theta, phi: Phi, batch: BilevelBatch) -> tuple[Theta, Phi, BilevelMetrics]:
+            loss_fn = bind_learned_loss(problem.learned_loss_fn, phi.params)
+            theta, loss, outputs = descend(
+                problem.apply_fn, loss_fn, problem.inner_optimizer, theta, batch.inner, split(batch.rng_key)[0]
+            )
+            task_loss = problem.task_loss_fn(batch.inner[1], outputs)
+            metrics = BilevelMetrics(loss, task_loss, jnp.zeros(()))
+            # Both branches measure in the same types.
             return theta, phi, jax.tree.map(lambda value, other: value.astype(other.dtype), metrics, like)
 
         is_due = batch.step % outer_every == outer_every - 1
-        return jax.lax.cond(is_due, bilevel_step, frozen, theta, phi, batch)
+        return jax.lax.cond(is_due, bilevel_step, frozen_step, theta, phi, batch)
 
     return step
 
@@ -241,14 +240,13 @@ def _fractions(estimator: Estimator, given: float | tuple[float, float]) -> tupl
 def _check_estimator(estimator: Estimator, learned_loss_fn: LearnedLossFn, outer_every: int, pipelined: bool) -> None:
     if estimator in JACOBIAN_PRODUCTS and reads_params(learned_loss_fn):
         raise ValueError(
-            f"hypergradient={estimator_name(estimator)} needs a learned loss that depends on theta only through the "
+            f"hypergradient={estimator_name(estimator)!r} needs a learned loss that depends on theta only through the "
             'outputs, and this one reads it (keyword argument `params`); build the step with hypergradient="unrolled"'
         )
-    if not (isinstance(outer_every, int) and outer_every >= 1):
-        raise ValueError(f"outer_every must be a whole number of at least 1; got {outer_every}")
-    if outer_every > 1 and isinstance(estimator, Truncated | PersistentEvolutionStrategies):
+    require_count("outer_every", outer_every)
+    if outer_every > 1 and estimator_name(estimator) in REMEMBERING:
         raise ValueError(
-            f"hypergradient={estimator_name(estimator)} has to see every step of theta, and outer_every = "
+            f"hypergradient={estimator_name(estimator)!r} has to see every step of theta, and outer_every = "
             f"{outer_every} skips some; set outer_every to 1, or take another estimator"
         )
     if pipelined:
@@ -257,5 +255,5 @@ def _check_estimator(estimator: Estimator, learned_loss_fn: LearnedLossFn, outer
 
 def _require_one_step(estimator: Estimator, option: str) -> None:
     if estimator not in JACOBIAN_PRODUCTS:
-        fitting = ", ".join(estimator_name(fitting) for fitting in JACOBIAN_PRODUCTS)
-        raise ValueError(f"{option} is for one of the hypergradients {fitting}; got {estimator_name(estimator)}")
+        fitting = ", ".join(map(repr, ONE_STEP))
+        raise ValueError(f"{option} is for one of the hypergradients {fitting}; got {estimator_name(estimator)!r}")

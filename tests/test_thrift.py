@@ -9,11 +9,9 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import adalfl_jax
-from adalfl_jax.hypergradient import Truncated
+from adalfl_jax.hypergradient import ONE_STEP, Truncated
 from adalfl_jax.task_losses import softmax_cross_entropy
 from tests.problems import BATCH_SIZE, make_batch, make_problem
-
-ONE_STEP = ("forward", "recompute", "finite_difference", "central_difference")
 
 
 def make(model_name="plain", optimizer_name="sgd"):

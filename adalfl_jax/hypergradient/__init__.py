@@ -51,14 +51,9 @@ ESTIMATORS: dict[str, Estimator] = {
     "persistent_evolution_strategies": PersistentEvolutionStrategies(),
 }  # name -> the estimator with its default settings
 
-ONE_INNER_STEP = (
-    "forward",
-    "recompute",
-    "finite_difference",
-    "central_difference",
-    "truncated",
-)  # take no leading axis K
-NEEDS_ONE_THETA = ("truncated", "persistent_evolution_strategies")  # remember the steps of theta before
+ONE_STEP = tuple(name for name, estimator in ESTIMATORS.items() if estimator in JACOBIAN_PRODUCTS)
+ONE_INNER_STEP = (*ONE_STEP, "truncated")  # take no leading axis K
+REMEMBERING = ("truncated", "persistent_evolution_strategies")  # see every step of one theta
 
 
 def make_estimator(name: str, **settings: Any) -> Estimator:
@@ -94,15 +89,16 @@ def estimator_name(estimator: Estimator) -> str:
     """The key of `ESTIMATORS` an estimator goes by, or what it calls itself."""
     for name, known in ESTIMATORS.items():
         if known is estimator or (dataclasses.is_dataclass(known) and isinstance(estimator, type(known))):
-            return repr(name)
+            return name
     return repr(estimator)
 
 
 __all__ = [
     "ESTIMATORS",
     "JACOBIAN_PRODUCTS",
-    "NEEDS_ONE_THETA",
     "ONE_INNER_STEP",
+    "ONE_STEP",
+    "REMEMBERING",
     "BilevelProblem",
     "ConjugateGradient",
     "Estimator",

@@ -10,7 +10,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adalfl_jax.hypergradient.problem import BilevelProblem, Hypergradient, outer_objective, require_carry
+from adalfl_jax.hypergradient.problem import (
+    BilevelProblem,
+    Hypergradient,
+    outer_objective,
+    require_carry,
+    require_count,
+)
 from adalfl_jax.hypergradient.unrolled import run_inner_steps
 from adalfl_jax.types import BilevelBatch, PyTree, Theta
 
@@ -98,8 +104,7 @@ class PersistentEvolutionStrategies:
 
     def __post_init__(self) -> None:
         _check_sampling(self.num_pairs, self.sigma)
-        if not (isinstance(self.horizon, int) and self.horizon >= 1):
-            raise ValueError(f"horizon must be a whole number of at least 1; got {self.horizon}")
+        require_count("horizon", self.horizon)
 
     def __call__(
         self, problem: BilevelProblem, theta: Theta, phi_params: PyTree, batch: BilevelBatch, carry: PyTree = (), /
@@ -173,7 +178,6 @@ def _correlate(losses: jax.Array, displacement: PyTree, sigma: float) -> PyTree:
 
 
 def _check_sampling(num_pairs: int, sigma: float) -> None:
-    if not (isinstance(num_pairs, int) and num_pairs >= 1):
-        raise ValueError(f"num_pairs must be a whole number of at least 1; got {num_pairs}")
+    require_count("num_pairs", num_pairs)
     if not (math.isfinite(sigma) and sigma > 0):
         raise ValueError(f"sigma must be a number above 0; got {sigma}")

@@ -25,6 +25,7 @@ from adalfl_jax.hypergradient.problem import (
     bind_learned_loss,
     num_inner_steps,
     outer_objective,
+    require_count,
     split,
 )
 from adalfl_jax.hypergradient.unrolled import run_inner_steps
@@ -154,10 +155,6 @@ def _implicit(
 
 
 def _check_solver(num_iterations: int, damping: float) -> None:
-    if not (isinstance(num_iterations, int) and num_iterations >= 1):
-        raise ValueError(
-            f"num_iterations must be a whole number of at least 1, or there is no inverse; got {num_iterations}. For a "
-            'gradient through the inner step alone take hypergradient="forward"'
-        )
+    require_count("num_iterations", num_iterations)
     if not (math.isfinite(damping) and damping >= 0):
         raise ValueError(f"damping must be a number of at least 0; got {damping}")

@@ -14,6 +14,7 @@ from adalfl_jax.hypergradient.problem import (
     inner_step,
     outer_objective,
     require_carry,
+    require_count,
     require_one_step,
     split,
 )
@@ -60,8 +61,7 @@ class Truncated:
     window: int = 5
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.window, int) and self.window >= 1):
-            raise ValueError(f"window must be a whole number of at least 1; got {self.window}")
+        require_count("window", self.window)
 
     def __call__(
         self, problem: BilevelProblem, theta: Theta, phi_params: PyTree, batch: BilevelBatch, carry: PyTree = (), /

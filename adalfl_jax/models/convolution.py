@@ -1,7 +1,7 @@
 r"""Convolution of images that is fast where XLA's is not: inside a loop on a CPU.
 
 Training is a loop, and XLA for CPUs brings convolutions into the layout of its fast code outside of loops only. Inside
-of one, JAX's gradients to the inputs and to the kernel run at a quarter of the speed and far below. So a convolution
+of one, JAX's gradients to the inputs and to the kernel are several times as slow. So a convolution
 here is three operations, each the transpose of the others in the trilinear form
 
 .. math:: \langle y, x * k \rangle = \langle x, y *^{\mathsf T} k \rangle = \langle k, x \star y \rangle ,

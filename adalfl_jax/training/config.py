@@ -14,8 +14,8 @@ from typing import Any
 from adalfl_jax.data import STREAMING
 from adalfl_jax.hypergradient import (
     ESTIMATORS,
-    JACOBIAN_PRODUCTS,
-    NEEDS_ONE_THETA,
+    ONE_STEP,
+    REMEMBERING,
     Estimator,
     estimator_settings,
     make_estimator,
@@ -203,6 +203,10 @@ class EstimatorConfig:
     sigma: float
     horizon: int
 
+    def __post_init__(self) -> None:
+        for name in ESTIMATORS:
+            self.make(name)
+
     def make(self, name: str) -> Estimator:
         """The named estimator; settings of others are left out."""
         return make_estimator(name, **{setting: getattr(self, setting) for setting in estimator_settings(name)})
@@ -261,21 +265,18 @@ class TrainConfig:
     def _check_hypergradient(self) -> None:
         name = self.hypergradient
         lookup("hypergradient", ESTIMATORS, name)
-        for known in ESTIMATORS:
-            self.estimator.make(known)
-        one_step = [known for known, estimator in ESTIMATORS.items() if estimator in JACOBIAN_PRODUCTS]
         if self.outer.pipelined or self.outer.inner_fraction < 1:
             _require(
                 "hypergradient",
                 name,
-                name in one_step,
-                f"one of {', '.join(one_step)} with outer.pipelined or outer.inner_fraction",
+                name in ONE_STEP,
+                f"one of {', '.join(ONE_STEP)} with outer.pipelined or outer.inner_fraction",
             )
         if self.outer.every > 1:
             _require(
                 "hypergradient",
                 name,
-                name not in NEEDS_ONE_THETA,
+                name not in REMEMBERING,
                 "one that remembers nothing with outer.every above 1",
             )
         if name in ("finite_difference", "central_difference"):

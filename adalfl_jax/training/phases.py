@@ -18,7 +18,7 @@ import optax
 from adalfl_jax.bilevel import BilevelStep, make_bilevel_step, make_task_step, prime
 from adalfl_jax.data import augment, epoch_indices, take
 from adalfl_jax.data.streaming import stream
-from adalfl_jax.hypergradient import NEEDS_ONE_THETA, ONE_INNER_STEP
+from adalfl_jax.hypergradient import ONE_INNER_STEP, REMEMBERING
 from adalfl_jax.initialization import make_offline_step
 from adalfl_jax.training.setup import Setup, make_inner_optimizer
 from adalfl_jax.types import Batch, BilevelBatch, LossFn, Phi, PyTree, Theta
@@ -127,7 +127,7 @@ def make_offline_phase(setup: Setup) -> Phase:
     config = setup.config
     inner_optimizer = make_inner_optimizer(config, config.inner.learning_rate)
     num_inner_steps = config.offline.num_inner_steps
-    fits = config.hypergradient not in (ONE_INNER_STEP if num_inner_steps > 1 else NEEDS_ONE_THETA)
+    fits = config.hypergradient not in (ONE_INNER_STEP if num_inner_steps > 1 else REMEMBERING)
     bilevel_step = make_bilevel_step(
         *_problem(setup, inner_optimizer),
         optax.adam(config.offline.learning_rate),

@@ -117,14 +117,18 @@ def draw_growth(tables: list[Table], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _costs(times: Times, name: str, program: Program) -> Row:
+def timed(times: Times, name: str, program: Program) -> Row:
+    """Time, ratio and memory of a program."""
     return {
         "program": name,
         "ms": median(times, name),
         "to_task_loss": ratio(times, name, TASK_LOSS),
-        "flops": program.flops(),
         "temporary_bytes": program.temporary_bytes,
     }
+
+
+def _costs(times: Times, name: str, program: Program) -> Row:
+    return {**timed(times, name, program), "flops": program.flops()}
 
 
 def _notes(refusals: dict[str, str]) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from adalfl_jax import BilevelBatch, Theta
 from adalfl_jax.hypergradient import BilevelProblem, forward
 from adalfl_jax.hypergradient.problem import first_examples
 from adalfl_jax.task_losses import softmax_cross_entropy
-from experiments.benchmark.estimators import COSTS
+from experiments.benchmark.estimators import COSTS, timed
 from experiments.benchmark.page import Row, Table
 from experiments.benchmark.problems import (
     CIFAR,
@@ -31,7 +31,7 @@ from experiments.benchmark.problems import (
     task_loss_program,
     title,
 )
-from experiments.benchmark.timing import median, ratio, time_in_turn
+from experiments.benchmark.timing import time_in_turn
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "forward": {},
@@ -73,15 +73,7 @@ def costs(heading: str, problem: Problem, num_rounds: int) -> Table:
     for name, options in VARIANTS.items():
         programs[name] = bilevel_program(problem, start, batches, **options)
     times = time_in_turn(programs, num_rounds)
-    rows = [
-        {
-            "program": name,
-            "ms": median(times, name),
-            "to_task_loss": ratio(times, name, TASK_LOSS),
-            "temporary_bytes": program.temporary_bytes,
-        }
-        for name, program in programs.items()
-    ]
+    rows = [timed(times, *program) for program in programs.items()]
     columns = {"step": lambda row: row["program"], **{name: COSTS[name] for name in COSTS if name != "GFLOP"}}
     return Table(heading, columns, rows)
 
