@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
             config.dataset.name, data_dir=config.dataset.data_dir, image_size=config.dataset.image_size
         )
         if spec.num_train:
-            check_batch_size(config, *data.abstract_splits(spec, config.dataset.valid_fraction))
+            check_batch_size(config, *_splits(config, spec))
         setup = make_setup(config, data.random_dataset(config.dataset.name, spec, config.batch_size))
     except (ConfigError, DatasetError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
@@ -69,7 +69,7 @@ def measure(setup: Setup, spec: data.Spec, method: str) -> dict[str, float]:
       of batches at work and the one that follows it), of temporaries and of outputs.
     """
     config = setup.config
-    train, valid = data.abstract_splits(spec, config.dataset.valid_fraction)
+    train, valid = _splits(config, spec)
     state, keys = jax.eval_shape(lambda: _start(setup, method))
     phase: Any = make_training_phase(setup, method)
     rate, step = config.inner.learning_rate, _sources(config, train, num_steps=1)
@@ -96,6 +96,12 @@ def is_streamed(config: TrainConfig, spec: data.Spec) -> bool:
     return streaming == "always" or (streaming == "auto" and exceeds_device(spec.num_bytes))
 
 
+def _splits(config: TrainConfig, spec: data.Spec) -> tuple[Batch, Batch]:
+    """Shapes of the training and the validation split."""
+    settings = config.dataset
+    return data.abstract_splits(spec, settings.valid_fraction, settings.valid_examples, settings.corruption())
+
+
 def _start(setup: Setup, method: str) -> tuple[RunState, Any]:
     keys = make_seed_keys(setup.config.seeds)
     phi = restart_outer_optimizer(init_phi(setup, keys)) if method == "adalfl" else None
@@ -120,8 +126,10 @@ def _summary(setup: Setup, spec: data.Spec) -> str:
     params, model_state = jax.eval_shape(setup.model.init, jax.random.key(0))
     phi = jax.eval_shape(setup.learned_loss.init, jax.random.key(0))
     shape = "x".join(map(str, spec.input_shape))
-    train, _ = data.abstract_splits(spec, config.dataset.valid_fraction)
-    sizes = f"{train.inputs.shape[0]:,} training examples" if spec.num_train else "not prepared, examples"
+    sizes = "not prepared, examples"
+    if spec.num_train:
+        about = "about " if config.dataset.imbalance > 1 else ""  # how large each class is takes the data
+        sizes = f"{about}{_splits(config, spec)[0].inputs.shape[0]:,} training examples"
     place = ", streamed from the host" if is_streamed(config, spec) else ""
     lines = {
         "dataset": f"{config.dataset.name}: {sizes} of {shape}, {_count(spec.num_outputs, 'output')}{place}",

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from adalfl_jax.data.augmentation import augment as augment
 from adalfl_jax.data.catalog import find_spec
+from adalfl_jax.data.corruption import NOISE_KINDS as NOISE_KINDS
+from adalfl_jax.data.corruption import Corruption as Corruption
 from adalfl_jax.data.embedded import load_diabetes, load_digits
 from adalfl_jax.data.errors import DatasetError as DatasetError
 from adalfl_jax.data.examples import Examples as Examples
@@ -43,6 +45,10 @@ def load(
     cache_dir: str | os.PathLike[str] | None = None,
     image_size: int = 0,
     valid_fraction: float = VALID_FRACTION,
+    valid_examples: int = 0,
+    imbalance: float = 1.0,
+    label_noise: float = 0.0,
+    noise_kind: str = "symmetric",
     streaming: str = "auto",
 ) -> Dataset:
     """Loads a dataset in fixed train, valid and test splits.
@@ -55,11 +61,17 @@ def load(
       cache_dir: where decoded images and tables are kept; beside the data if None.
       image_size: height and width that images of TensorFlow Datasets are scaled and cropped to; 0 for as they are.
       valid_fraction: share of the training examples that become the validation split.
+      valid_examples: number of them; 0 goes by `valid_fraction`.
+      imbalance: examples of the largest class for one of the smallest in the training split, 1 or more; 1 leaves the
+        classes as they are, and above it they fall exponentially from the first to the last.
+      label_noise: share of the training split's labels that are wrong, in [0, 1).
+      noise_kind: "symmetric", any other class is as likely, or "pair", class c becomes c + 1 and the last the first.
       streaming: "never" puts the examples on the device, "always" leaves them on the host, and "auto" does that where
         they would fill more than a quarter of the device.
 
     Raises:
       DatasetError: an unknown name, or data that is not there, damaged, or does not fit; the text says what to do.
+      ValueError: an unknown `noise_kind` or `streaming`.
 
     Example:
       >>> digits = load("digits")
@@ -70,7 +82,16 @@ def load(
     name, location = os.fspath(name), _locate(data_dir, cache_dir, image_size)
     examples = load_examples(name, location)
     on_device = streaming == "never" or (streaming == "auto" and not exceeds_device(examples.num_bytes))
-    return make_dataset(name, examples, valid_fraction=valid_fraction, on_device=on_device)
+    return make_dataset(
+        name,
+        examples,
+        valid_fraction=valid_fraction,
+        valid_examples=valid_examples,
+        imbalance=imbalance,
+        label_noise=label_noise,
+        noise_kind=noise_kind,
+        on_device=on_device,
+    )
 
 
 def load_spec(

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adalfl_jax.data.corruption import Corruption, long_tailed_sizes
+from adalfl_jax.data.errors import DatasetError
 from adalfl_jax.data.examples import Examples, is_image
 from adalfl_jax.data.splits import TEST_FRACTION, Dataset
 from adalfl_jax.types import Batch
@@ -80,11 +82,26 @@ def random_dataset(name: str, spec: Spec, num_examples: int, *, seed: int = 0) -
     )
 
 
-def abstract_splits(spec: Spec, valid_fraction: float) -> tuple[Batch, Batch]:
-    """Shapes and types of the training and the validation split, without values."""
-    num_held_out = 0 if spec.num_test else math.ceil(TEST_FRACTION * spec.num_train)
-    num_valid = math.ceil(valid_fraction * (spec.num_train - num_held_out))
-    sizes = (spec.num_train - num_held_out - num_valid, num_valid)
+def abstract_splits(
+    spec: Spec, valid_fraction: float, valid_examples: int = 0, corruption: Corruption | None = None
+) -> tuple[Batch, Batch]:
+    """Shapes and types of the training and the validation split, without values.
+
+    With an imbalance the size of the training split is an estimate, which takes the classes for equally large.
+
+    Raises:
+      DatasetError: a validation split as large as the training split, or corruption that the data cannot have.
+    """
+    num_left = spec.num_train - (0 if spec.num_test else math.ceil(TEST_FRACTION * spec.num_train))
+    num_valid = min(valid_examples, spec.num_train) or math.ceil(valid_fraction * num_left)
+    num_train = num_left - num_valid
+    if spec.num_train and num_train < 1:
+        raise DatasetError(f"no split of {valid_examples} can be cut off {num_left} examples")
+    if corruption is not None:
+        corruption.check("the dataset", spec.num_outputs if spec.is_classification else None)
+        if spec.num_train and corruption.imbalance > 1:
+            classes = np.full(spec.num_outputs, num_train / spec.num_outputs)
+            num_train = int(long_tailed_sizes("the dataset", classes, corruption.imbalance).sum())
 
     def split(size: int) -> Batch:
         dtype = jnp.uint8 if spec.is_image else jnp.float32
@@ -96,4 +113,4 @@ def abstract_splits(spec: Spec, valid_fraction: float) -> tuple[Batch, Batch]:
         )
         return Batch(inputs, targets)  # pyright: ignore[reportArgumentType]
 
-    return split(sizes[0]), split(sizes[1])
+    return split(num_train), split(num_valid)

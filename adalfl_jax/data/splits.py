@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.model_selection import train_test_split
 
+from adalfl_jax.data.corruption import Corruption
 from adalfl_jax.data.errors import DatasetError
 from adalfl_jax.data.examples import Examples, is_image
 from adalfl_jax.types import Batch
@@ -67,55 +68,87 @@ class Dataset:
 
 
 def make_dataset(
-    name: str, examples: Examples, *, valid_fraction: float = VALID_FRACTION, on_device: bool = True
+    name: str,
+    examples: Examples,
+    *,
+    valid_fraction: float = VALID_FRACTION,
+    valid_examples: int = 0,
+    imbalance: float = 1.0,
+    label_noise: float = 0.0,
+    noise_kind: str = "symmetric",
+    on_device: bool = True,
 ) -> Dataset:
     """Splits and standardises raw arrays.
 
     Where there is no test split a fifth of the examples become one; then `valid_fraction` of the rest become the
-    validation split. The same ones every time, stratified by class. Means and deviations come from the training split
-    alone: one a channel for images of bytes, one of each for other images, one a column for tables and for the targets
-    of a regression, whose metrics are thus in units of the target's standard deviation.
+    validation split, or `valid_examples` of them. The same ones every time, stratified by class. The training split
+    alone is then corrupted, if it is asked for. Means and deviations come from what is left of it alone: one a channel
+    for images of bytes, one of each for other images, one a column for tables and for the targets of a regression,
+    whose metrics are thus in units of the target's standard deviation.
 
     Args:
       name: for error texts.
       examples: the raw arrays.
       valid_fraction: in (0, 1).
+      valid_examples: number of examples of the validation split; 0 goes by `valid_fraction`.
+      imbalance: examples of the largest class for one of the smallest in the training split, 1 or more; 1 leaves the
+        classes as they are, and above it they fall exponentially from the first to the last.
+      label_noise: share of the training split's labels that are wrong, in [0, 1); of those that `imbalance` left.
+      noise_kind: "symmetric", any other class is as likely, or "pair", class c becomes c + 1 and the last the first.
       on_device: whether to move the arrays to the device; if not they stay NumPy's.
 
     Raises:
       DatasetError: different numbers of inputs and targets, labels out of range, values that are not finite, splits too
-        small to be stratified.
+        small to be stratified, settings out of range, corruption of a regression or that leaves a class empty.
     """
-    where = f"dataset {name!r}"
-    if not 0 < valid_fraction < 1:
-        raise DatasetError(f"{where}: valid_fraction must be a number between 0 and 1; got {valid_fraction}")
-    inputs, targets = _clean(where, examples.inputs, examples.targets, examples)
-    stratify = examples.num_classes is not None
-    if examples.test is None:
-        train, valid, test = split_indices(where, targets, stratify=stratify, valid=valid_fraction)
-    else:
-        test_inputs, test_targets = _clean(f"{where}, test", *examples.test, examples)
-        described = [
-            f"inputs {x.shape[1:]} {x.dtype} and targets {y.shape[1:]}"
-            for x, y in ((inputs, targets), (test_inputs, test_targets))
-        ]
-        if described[0] != described[1]:
-            raise DatasetError(f"{where}: training examples have {described[0]}, test examples {described[1]}")
-        train, valid = _cut(where, targets, np.arange(len(targets)), stratify, valid_fraction)
-        test = np.arange(len(inputs), len(inputs) + len(test_inputs))
-        inputs, targets = np.concatenate([inputs, test_inputs]), np.concatenate([targets, test_targets])
+    where, num_classes = f"dataset {name!r}", examples.num_classes
+    corruption = Corruption(label_noise, noise_kind, imbalance)
+    corruption.check(where, num_classes)
+    valid_size = _valid_size(where, valid_fraction, valid_examples)
+    inputs, targets, (train, valid, test) = _arrange(where, examples, valid_size)
+    if num_classes is not None:
+        train, targets = corruption.apply(where, targets, train, num_classes, seed=SPLIT_SEED)
     mean = deviation = None
     if inputs.dtype == np.uint8:
         mean, deviation = byte_statistics(inputs[train])
     else:
         inputs = standardize(inputs, train, axis=(0,) if inputs.ndim == 2 else None)
         inputs = np.nan_to_num(inputs, copy=False) if examples.fill_missing else inputs
-    if examples.num_classes is None:
+    if num_classes is None:
         targets = standardize(targets, train, axis=(0,))
     convert = jnp.asarray if on_device else np.asarray
     splits = [Batch(convert(inputs[part]), convert(targets[part])) for part in (train, valid, test)]  # pyright: ignore[reportArgumentType]
-    num_outputs = examples.num_classes if examples.num_classes is not None else targets.shape[1]
+    num_outputs = num_classes if num_classes is not None else targets.shape[1]
     return Dataset(name, num_outputs, *splits, mean=mean, deviation=deviation, can_flip=examples.can_flip)
+
+
+def _valid_size(where: str, fraction: float, num_examples: int) -> float | int:
+    """The size of the validation split: a share, or a whole number of examples."""
+    if not 0 < fraction < 1:
+        raise DatasetError(f"{where}: valid_fraction must be a number between 0 and 1; got {fraction}")
+    if num_examples < 0:
+        raise DatasetError(f"{where}: valid_examples must be a number of examples, or 0 for none; got {num_examples}")
+    return num_examples or fraction
+
+
+def _arrange(
+    where: str, examples: Examples, valid_size: float | int
+) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Inputs and targets of all examples, checked, and the row numbers of the train, valid and test split."""
+    inputs, targets = _clean(where, examples.inputs, examples.targets, examples)
+    stratify = examples.num_classes is not None
+    if examples.test is None:
+        return inputs, targets, split_indices(where, targets, stratify=stratify, valid=valid_size)
+    test_inputs, test_targets = _clean(f"{where}, test", *examples.test, examples)
+    described = [
+        f"inputs {x.shape[1:]} {x.dtype} and targets {y.shape[1:]}"
+        for x, y in ((inputs, targets), (test_inputs, test_targets))
+    ]
+    if described[0] != described[1]:
+        raise DatasetError(f"{where}: training examples have {described[0]}, test examples {described[1]}")
+    train, valid = _cut(where, targets, np.arange(len(targets)), stratify, valid_size)
+    test = np.arange(len(inputs), len(inputs) + len(test_inputs))
+    return np.concatenate([inputs, test_inputs]), np.concatenate([targets, test_targets]), (train, valid, test)
 
 
 def standardize(values: np.ndarray, train: np.ndarray, axis: tuple[int, ...] | None) -> np.ndarray:
@@ -145,21 +178,24 @@ def byte_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float,
 
 
 def split_indices(
-    where: str, targets: np.ndarray, *, stratify: bool, valid: float = VALID_FRACTION
+    where: str, targets: np.ndarray, *, stratify: bool, valid: float | int = VALID_FRACTION
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row numbers of the train, valid and test split: disjoint, together all rows, the same every time."""
+    """Row numbers of the train, valid and test split: disjoint, together all rows, the same every time.
+
+    `valid` is a share of what the test split leaves, or a whole number of examples.
+    """
     rest, test = _cut(where, targets, np.arange(len(targets)), stratify, TEST_FRACTION)
     return *_cut(where, targets, rest, stratify, valid), test
 
 
 def _cut(
-    where: str, targets: np.ndarray, rows: np.ndarray, stratify: bool, fraction: float
+    where: str, targets: np.ndarray, rows: np.ndarray, stratify: bool, size: float | int
 ) -> tuple[np.ndarray, np.ndarray]:
     labels = targets[rows] if stratify else None
     try:
-        rest, held_out = train_test_split(rows, test_size=fraction, stratify=labels, random_state=SPLIT_SEED)
+        rest, held_out = train_test_split(rows, test_size=size, stratify=labels, random_state=SPLIT_SEED)
     except ValueError as error:
-        raise DatasetError(f"{where}: no split of {fraction:g} can be cut off {len(rows)} examples: {error}") from error
+        raise DatasetError(f"{where}: no split of {size} can be cut off {len(rows)} examples: {error}") from error
     return np.asarray(rest), np.asarray(held_out)
 
 

@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from adalfl_jax import data
-from adalfl_jax.data import DatasetError, Examples, Spec, abstract_splits, random_dataset
+from adalfl_jax.data import Corruption, DatasetError, Examples, Spec, abstract_splits, random_dataset
 from adalfl_jax.data.catalog import find_spec
 from adalfl_jax.data.examples import Location
 from adalfl_jax.data.specs import SPECS
@@ -140,6 +140,29 @@ def test_abstract_splits_are_rounded_as_the_cuts_are(valid_fraction):
         cuts = split_indices("mine", np.zeros(num_examples), stratify=False, valid=valid_fraction)
         sizes = [len(split.inputs) for split in abstract_splits(spec, valid_fraction)]
         assert sizes == [len(rows) for rows in cuts[:2]], num_examples
+
+
+def test_abstract_splits_have_as_many_validation_examples_as_are_asked_for():
+    dataset = data.load("digits", valid_examples=100)
+    sizes = [len(split.inputs) for split in abstract_splits(SPECS["digits"], 0.1, 100)]
+    assert sizes == [len(dataset.train.inputs), len(dataset.valid.inputs)]
+    with pytest.raises(DatasetError, match="no split of 1500 can be cut off 1437 examples"):
+        abstract_splits(SPECS["digits"], 0.1, 1500)
+
+
+def test_the_size_of_an_imbalanced_split_is_known_about():
+    corruption = Corruption(imbalance=10.0)
+    train, valid = abstract_splits(SPECS["digits"], 0.1, corruption=corruption)
+    assert len(train.inputs) == pytest.approx(len(data.load("digits", imbalance=10.0).train.inputs), rel=0.05)
+    assert len(valid.inputs) == 144
+    with pytest.raises(DatasetError, match="is a regression"):
+        abstract_splits(SPECS["diabetes"], 0.1, corruption=corruption)
+
+
+def test_what_is_not_prepared_has_no_sizes_whatever_is_asked_for():
+    spec = SPECS["mnist"]._replace(num_train=0, num_test=0)
+    splits = abstract_splits(spec, 0.1, 300, Corruption(0.4, "pair", 10.0))
+    assert [len(split.inputs) for split in splits] == [0, 0]
 
 
 @pytest.mark.parametrize("kind", SOURCES)
