@@ -7,6 +7,7 @@ come from optax where it has them; what is added is the mean and the check that 
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -58,13 +59,82 @@ def to_dense(targets: jax.Array, outputs: jax.Array) -> jax.Array:
 
 def softmax_cross_entropy(targets: jax.Array, outputs: jax.Array) -> jax.Array:
     """Cross-entropy, in nats, between labels `[B]` or distributions `[B, C]` and softmax of the logits `[B, C]`."""
+    return example_cross_entropy(targets, outputs).mean()
+
+
+def example_cross_entropy(targets: jax.Array, outputs: jax.Array) -> jax.Array:
+    """`softmax_cross_entropy` of each example, `[B]`, in nats."""
+    _require_classes(outputs)
+    if is_labels(targets, outputs):
+        return optax.softmax_cross_entropy_with_integer_labels(outputs, targets)
+    return optax.softmax_cross_entropy(outputs, targets.astype(outputs.dtype))
+
+
+def smoothed_cross_entropy(targets: jax.Array, outputs: jax.Array, *, smoothing: float = 0.1) -> jax.Array:
+    """Cross-entropy, in nats, of targets of which the share `smoothing` is spread evenly over the C classes.
+
+    References:
+      "Label smoothing": Szegedy et al., "Rethinking the Inception Architecture", arXiv 1512.00567.
+    """
+    return softmax_cross_entropy(optax.smooth_labels(to_dense(targets, outputs), smoothing), outputs)
+
+
+def generalized_cross_entropy(targets: jax.Array, outputs: jax.Array, *, q: float = 0.7) -> jax.Array:
+    r"""Between cross-entropy (q towards 0) and 1 - p_y (q = 1), which labels that are wrong pull less.
+
+    .. math:: L_q = \sum_c t_c \frac{1 - p_c^q}{q}, \qquad p = \operatorname{softmax}(f)
+
+    Args:
+      targets: labels `[B]` or distributions `[B, C]`.
+      outputs: logits `[B, C]`.
+      q: in (0, 1].
+
+    Raises:
+      ValueError: q out of its range.
+
+    References:
+      Zhang and Sabuncu, "Generalized Cross Entropy Loss for Training Deep Neural Networks with Noisy Labels", arXiv
+      1805.07836.
+    """
+    if not 0 < q <= 1:
+        raise ValueError(f"q must be in (0, 1]; got {q}")
+    _require_classes(outputs)
+    # Of the logarithm: p^q and its slope vanish where p does, and 1 - p^q keeps its digits where p is nearly 1.
+    values = -jnp.expm1(q * jax.nn.log_softmax(outputs)) / q
+    return (to_dense(targets, outputs) * values).sum(axis=-1).mean()
+
+
+def symmetric_cross_entropy(
+    targets: jax.Array, outputs: jax.Array, *, alpha: float = 0.1, beta: float = 1.0, log_zero: float = -4.0
+) -> jax.Array:
+    r"""Cross-entropy and its reverse, with the roles of target and prediction exchanged.
+
+    .. math:: \alpha \Big(-\sum_c t_c \log p_c\Big) + \beta \Big(-\sum_c p_c \log t_c\Big),
+      \qquad \log 0 = A
+
+    Of a label y the reverse is -A (1 - p_y), which a wrong label can raise to -A at most.
+
+    Args:
+      targets: labels `[B]` or distributions `[B, C]`.
+      outputs: logits `[B, C]`.
+      alpha: weight of the cross-entropy.
+      beta: weight of the reverse.
+      log_zero: A, below 0; no log t is taken to be less.
+
+    References:
+      Wang et al., "Symmetric Cross Entropy for Robust Learning with Noisy Labels", arXiv 1908.06112.
+    """
+    forward = softmax_cross_entropy(targets, outputs)
+    log_targets = jnp.log(jnp.maximum(to_dense(targets, outputs), math.exp(log_zero)))
+    reverse = -(jax.nn.softmax(outputs) * log_targets).sum(axis=-1).mean()
+    return alpha * forward + beta * reverse
+
+
+def _require_classes(outputs: jax.Array) -> None:
     if outputs.ndim == 2 and outputs.shape[1] < 2:
         raise ValueError(
             f"softmax of a single output is constant; use sigmoid_cross_entropy for outputs [B, C] = {outputs.shape}"
         )
-    if is_labels(targets, outputs):
-        return optax.softmax_cross_entropy_with_integer_labels(outputs, targets).mean()
-    return optax.softmax_cross_entropy(outputs, targets.astype(outputs.dtype)).mean()
 
 
 def sigmoid_cross_entropy(targets: jax.Array, outputs: jax.Array) -> jax.Array:
@@ -120,12 +190,23 @@ def _dense(targets: jax.Array, outputs: jax.Array) -> jax.Array:
 TASK_LOSSES: dict[str, LossFn] = {
     "softmax_cross_entropy": softmax_cross_entropy,
     "sigmoid_cross_entropy": sigmoid_cross_entropy,
+    "smoothed_cross_entropy": smoothed_cross_entropy,
+    "generalized_cross_entropy": generalized_cross_entropy,
+    "symmetric_cross_entropy": symmetric_cross_entropy,
     "squared_error": squared_error,
     "absolute_error": absolute_error,
     "huber": huber,
 }
 
-FOR_LABELS = ("softmax_cross_entropy", "sigmoid_cross_entropy", "error_rate", "top_5_error_rate")
+FOR_LABELS = (
+    "softmax_cross_entropy",
+    "sigmoid_cross_entropy",
+    "smoothed_cross_entropy",
+    "generalized_cross_entropy",
+    "symmetric_cross_entropy",
+    "error_rate",
+    "top_5_error_rate",
+)
 
 METRICS: dict[str, LossFn] = {
     "error_rate": error_rate,

@@ -42,6 +42,94 @@ def test_sigmoid_cross_entropy_of_one_and_of_many_outputs():
     )
 
 
+SOFT = 0.7 * ONE_HOT + 0.3 * np.array([0.5, 0.5, 0.0], np.float32)  # one class of nothing
+
+
+def probabilities(logits):
+    exponentials = np.exp(np.asarray(logits, np.float64))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+def generalized(targets, p):
+    return (targets * (1 - p**0.7) / 0.7).sum(axis=1).mean()
+
+
+def symmetric(targets, p):
+    with np.errstate(divide="ignore"):
+        log_targets = np.maximum(np.log(targets), -4.0)
+    return (-0.1 * (targets * np.log(p)).sum(axis=1) - (p * log_targets).sum(axis=1)).mean()
+
+
+def smoothed(targets, p):
+    return -((0.9 * targets + 0.1 / targets.shape[1]) * np.log(p)).sum(axis=1).mean()
+
+
+ROBUST = {
+    "generalized_cross_entropy": generalized,
+    "symmetric_cross_entropy": symmetric,
+    "smoothed_cross_entropy": smoothed,
+}
+
+
+@pytest.mark.parametrize("name", ROBUST)
+def test_robust_losses_are_those_of_their_papers(name):
+    function, definition = TASK_LOSSES[name], ROBUST[name]
+    expected = definition(ONE_HOT, probabilities(LOGITS))
+    np.testing.assert_allclose(function(jnp.array(LABELS), jnp.array(LOGITS)), expected, rtol=1e-6)
+    np.testing.assert_allclose(function(jnp.array(ONE_HOT), jnp.array(LOGITS)), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        function(jnp.array(SOFT), jnp.array(LOGITS)), definition(SOFT, probabilities(LOGITS)), rtol=1e-6
+    )
+
+
+def test_the_generalised_loss_lies_between_cross_entropy_and_the_probability_of_error():
+    labels, logits = jnp.array(LABELS), jnp.array(LOGITS)
+    wrong = 1 - probabilities(LOGITS)[np.arange(4), LABELS].mean()
+    np.testing.assert_allclose(task_losses.generalized_cross_entropy(labels, logits, q=1.0), wrong, rtol=1e-6)
+    near = task_losses.generalized_cross_entropy(labels, logits, q=1e-4)
+    np.testing.assert_allclose(near, task_losses.softmax_cross_entropy(labels, logits), rtol=1e-3)
+
+
+def test_settings_of_robust_losses_are_taken():
+    labels, logits = jnp.array(LABELS), jnp.array(LOGITS)
+    cross_entropy = task_losses.softmax_cross_entropy(labels, logits)
+    np.testing.assert_allclose(task_losses.smoothed_cross_entropy(labels, logits, smoothing=0.0), cross_entropy)
+    one_sided = task_losses.symmetric_cross_entropy(labels, logits, alpha=2.0, beta=0.0)
+    np.testing.assert_allclose(one_sided, 2 * cross_entropy, rtol=1e-6)
+    reverse = task_losses.symmetric_cross_entropy(labels, logits, alpha=0.0, log_zero=-7.0)
+    wrong = 1 - probabilities(LOGITS)[np.arange(4), LABELS].mean()
+    np.testing.assert_allclose(reverse, 7 * wrong, rtol=1e-6)
+
+
+# Logits of +-1000 leave probabilities of exactly 0 and 1. Label 0 is right, label 1 wrong, in as many examples.
+SATURATED = jnp.array([[1000.0, -1000.0, -1000.0]] * 2, jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "slope"),
+    [
+        ("generalized_cross_entropy", 1 / 0.7, 0.0),
+        ("symmetric_cross_entropy", 0.1 * 2000 + 4, 0.1),
+        ("smoothed_cross_entropy", 2000 * (0.9 + 0.1 / 3) + 2000 * 0.1 / 3, 0.9),
+    ],
+)
+def test_robust_losses_are_right_where_probabilities_are_saturated(name, value, slope):
+    """The value and slope are of the wrong label; smoothing leaves the third class its share at both labels."""
+    loss, gradient = jax.value_and_grad(TASK_LOSSES[name], argnums=1)(jnp.array([0, 1]), SATURATED)
+    third = 0.1 / 3 if name == "smoothed_cross_entropy" else 0.0
+    right = 2 * third * 2000
+    np.testing.assert_allclose(loss, (right + value) / 2, rtol=1e-6)
+    of_right = [2 * third, -third, -third]
+    of_wrong = [slope + 2 * third, -slope - third, -third]
+    np.testing.assert_allclose(2 * gradient, [of_right, of_wrong], rtol=1e-5, atol=1e-7)
+
+
+def test_a_power_without_a_loss_is_refused():
+    for q in (0.0, -1.0, 1.5):
+        with pytest.raises(ValueError, match=rf"q must be in \(0, 1\]; got {q}"):
+            task_losses.generalized_cross_entropy(jnp.array(LABELS), jnp.array(LOGITS), q=q)
+
+
 def test_losses_of_a_regression():
     targets, outputs = jnp.array([[0.0, 1.0], [2.0, -3.0]]), jnp.array([[0.5, 1.0], [5.0, -3.5]])
     assert task_losses.squared_error(targets, outputs) == pytest.approx((0.25 + 9 + 0.25) / 4)
@@ -96,9 +184,10 @@ def test_labels_out_of_range_are_refused_outside_of_a_trace(labels):
         task_losses.softmax_cross_entropy(jnp.array(labels), jnp.array(LOGITS))
 
 
-def test_softmax_of_a_single_output_is_refused():
+@pytest.mark.parametrize("name", ["softmax_cross_entropy", *ROBUST])
+def test_softmax_of_a_single_output_is_refused(name):
     with pytest.raises(ValueError, match="use sigmoid_cross_entropy"):
-        task_losses.softmax_cross_entropy(jnp.array([0, 1]), jnp.zeros((2, 1)))
+        TASK_LOSSES[name](jnp.array([0, 1]), jnp.zeros((2, 1)))
 
 
 @pytest.mark.parametrize("k", [0, 4])
