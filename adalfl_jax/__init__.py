@@ -12,8 +12,11 @@ from adalfl_jax.initialization import make_offline_step as make_offline_step
 from adalfl_jax.learned_losses import FrozenLoss as FrozenLoss
 from adalfl_jax.learned_losses import LossNetwork as LossNetwork
 from adalfl_jax.learned_losses import ScaledTaskLoss as ScaledTaskLoss
+from adalfl_jax.learned_losses import WeightNetwork as WeightNetwork
 from adalfl_jax.learned_losses import load_learned_loss as load_learned_loss
 from adalfl_jax.learned_losses import save_learned_loss as save_learned_loss
+from adalfl_jax.reweighting import ReweightingMetrics as ReweightingMetrics
+from adalfl_jax.reweighting import make_reweighting_step as make_reweighting_step
 from adalfl_jax.types import Batch as Batch
 from adalfl_jax.types import BilevelBatch as BilevelBatch
 from adalfl_jax.types import BilevelMetrics as BilevelMetrics

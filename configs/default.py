@@ -33,6 +33,15 @@ def get_config() -> ConfigDict:
     config.dataset.image_size = 0
     # Share of the training examples that become the validation split.
     config.dataset.valid_fraction = 0.1
+    # Number of those examples; 0 goes by the share. With `outer.split` "valid" it is the size of the clean set.
+    config.dataset.valid_examples = 0
+    # Largest over smallest class of the training split, whose classes then fall exponentially in size from the first
+    # to the last; 1 leaves them as they are. The validation and the test split keep theirs.
+    config.dataset.imbalance = 1.0
+    # Share of the training split's labels that are wrong, in [0, 1); those of the other splits stay right.
+    config.dataset.label_noise = 0.0
+    # What they become: "symmetric" (any other class, each as likely) or "pair" (class c + 1; the last, class 0).
+    config.dataset.noise_kind = "symmetric"
     # "never" keeps all examples on the device, "always" on the host, from where batches are streamed; "auto" streams
     # what would fill more than a quarter of the device.
     config.dataset.streaming = "auto"
@@ -61,7 +70,8 @@ def get_config() -> ConfigDict:
     # Whether the backward pass computes each block anew to save memory; for the models that have blocks.
     config.model.remat = False
 
-    # The task loss L: "softmax_cross_entropy", "sigmoid_cross_entropy", "squared_error", "absolute_error", "huber".
+    # The task loss L: "softmax_cross_entropy", "sigmoid_cross_entropy", "squared_error", "absolute_error", "huber"; for
+    # wrong labels "smoothed_cross_entropy" (0.1), "generalized_cross_entropy" (q = 0.7), "symmetric_cross_entropy".
     config.task_loss = "softmax_cross_entropy"
     # What is reported, lower is better: "error_rate", "top_5_error_rate", "mean_squared_error", "mean_absolute_error".
     config.metric = "error_rate"
@@ -119,7 +129,8 @@ def get_config() -> ConfigDict:
 
     # M_phi.
     config.learned_loss = ConfigDict()
-    # "network" (the paper's; the fields below are its) or "scaled_task_loss" (a learned learning rate).
+    # "network" (the paper's; the fields below but the last are its), "scaled_task_loss" (a learned learning rate) or
+    # "weight_network" (Meta-Weight-Net: cross-entropy with a learned weight for each example; for classifications).
     config.learned_loss.family = "network"
     # Units of each hidden layer.
     config.learned_loss.hidden_sizes = (40, 40)
@@ -137,6 +148,8 @@ def get_config() -> ConfigDict:
     config.learned_loss.reduction = "sum"
     # What the network sees of the outputs: "probabilities", "log_probabilities" or "raw" (for a regression).
     config.learned_loss.predictions = "probabilities"
+    # Hidden units of the "weight_network".
+    config.learned_loss.weight_hidden_size = 100
 
     # How d L / d phi is computed; docs/meta_gradients.md compares them. Exact through one step: "forward", "recompute"
     # (least memory), "unrolled", "checkpointed", "mixed_mode" (these three through offline.num_inner_steps too). Nearly

@@ -17,10 +17,15 @@ import safetensors.numpy
 
 from adalfl_jax.learned_losses.network import LossNetwork
 from adalfl_jax.learned_losses.scaled import ScaledTaskLoss
+from adalfl_jax.learned_losses.weighting import WeightNetwork
 from adalfl_jax.registry import lookup
 from adalfl_jax.types import LearnedLoss, PyTree
 
-FAMILIES: dict[str, type] = {"LossNetwork": LossNetwork, "ScaledTaskLoss": ScaledTaskLoss}
+FAMILIES: dict[str, type] = {
+    "LossNetwork": LossNetwork,
+    "ScaledTaskLoss": ScaledTaskLoss,
+    "WeightNetwork": WeightNetwork,
+}
 FORMAT = "adalfl_jax.learned_loss"
 FORMAT_VERSION = 1
 
@@ -51,7 +56,7 @@ def save_learned_loss(
 
     Args:
       path: the file; its folder must exist.
-      loss: a `LossNetwork` or `ScaledTaskLoss`.
+      loss: a `LossNetwork`, `ScaledTaskLoss` or `WeightNetwork`.
       phi_params: its parameters, as from `loss.init`.
       metadata: anything JSON can hold: the run, the data, the score.
 

@@ -11,7 +11,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from adalfl_jax.data import STREAMING
+from adalfl_jax.data import STREAMING, Corruption
 from adalfl_jax.hypergradient import (
     ESTIMATORS,
     ONE_STEP,
@@ -20,10 +20,10 @@ from adalfl_jax.hypergradient import (
     estimator_settings,
     make_estimator,
 )
-from adalfl_jax.learned_losses import LossNetwork, ScaledTaskLoss
+from adalfl_jax.learned_losses import LossNetwork, ScaledTaskLoss, WeightNetwork
 from adalfl_jax.models import COMPUTE_DTYPES, INITIALIZATIONS, MODELS, Model, make_model, model_options
 from adalfl_jax.registry import lookup, require_known, suggestion
-from adalfl_jax.task_losses import METRICS, TASK_LOSSES
+from adalfl_jax.task_losses import FOR_LABELS, METRICS, TASK_LOSSES
 from adalfl_jax.types import LearnedLoss
 
 METHODS: dict[str, str] = {
@@ -33,7 +33,7 @@ METHODS: dict[str, str] = {
     "adalfl": "AdaLFL",
 }  # name -> what a reader is shown
 SCHEDULES = ("constant", "linear", "cosine", "milestones")
-LEARNED_LOSS_FAMILIES = ("network", "scaled_task_loss")
+LEARNED_LOSS_FAMILIES = ("network", "scaled_task_loss", "weight_network")
 OUTER_SPLITS = ("train", "valid")
 
 
@@ -79,13 +79,25 @@ class DatasetConfig:
     cache_dir: str
     image_size: int
     valid_fraction: float
+    valid_examples: int
+    imbalance: float
+    label_noise: float
+    noise_kind: str
     streaming: str
 
     def __post_init__(self) -> None:
         _require("dataset.name", self.name, bool(self.name), "a name or the path of an .npz file")
         _require("dataset.image_size", self.image_size, self.image_size >= 0, "a whole number of at least 0")
         _require("dataset.valid_fraction", self.valid_fraction, 0 < self.valid_fraction < 1, "a number in (0, 1)")
+        _require(
+            "dataset.valid_examples", self.valid_examples, self.valid_examples >= 0, "a whole number of at least 0"
+        )
         require_known("streaming", STREAMING, self.streaming)
+        self.corruption()
+
+    def corruption(self) -> Corruption:
+        """What these settings do to the training split."""
+        return Corruption(self.label_noise, self.noise_kind, self.imbalance)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -175,20 +187,33 @@ class LearnedLossConfig:
     use_bias: bool
     reduction: str
     predictions: str
+    weight_hidden_size: int
 
     def __post_init__(self) -> None:
         require_known("family", LEARNED_LOSS_FAMILIES, self.family)
         self.network()
+        size = self.weight_hidden_size
+        _require("learned_loss.weight_hidden_size", size, size >= 1, "a whole number of at least 1")
 
     def network(self) -> LossNetwork:
         """The loss network these settings describe."""
         settings = dataclasses.asdict(self)
-        del settings["family"]
+        del settings["family"], settings["weight_hidden_size"]
         return LossNetwork(**settings)
 
     def make(self, task_loss: str) -> LearnedLoss:
-        """The learned loss these settings describe."""
-        return self.network() if self.family == "network" else ScaledTaskLoss(task_loss)
+        """The learned loss these settings describe.
+
+        Raises:
+          ConfigError: a weight network with the task loss of a regression.
+        """
+        if self.family == "network":
+            return self.network()
+        if self.family == "scaled_task_loss":
+            return ScaledTaskLoss(task_loss)
+        fits = task_loss in FOR_LABELS
+        _require("learned_loss.family", self.family, fits, f"one without cross-entropy for task loss {task_loss!r}")
+        return WeightNetwork(self.weight_hidden_size)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -146,7 +146,14 @@ def test_parameters_and_statistics_are_counted(config, run, no_measure):
     assert "loss        network: 1,720 parameters\n" in out  # 2 * 40 + 40 * 40 + 40, without biases
 
 
-@pytest.mark.parametrize("changes", [{}, {"learned_loss.family": "scaled_task_loss", "learned_loss.use_bias": False}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"learned_loss.family": "scaled_task_loss", "learned_loss.use_bias": False},
+        {"learned_loss.family": "weight_network"},
+    ],
+)
 def test_parameters_are_as_many_as_are_drawn(changes, run, no_measure):
     changes = {"model.hidden_sizes": (7, 5)} | changes
     setup, _ = setup_of("digits_mlp", changes | {"learned_loss.hidden_sizes": (40, 40)})
@@ -177,6 +184,15 @@ def test_the_summary_says_what_is_trained(config, run, no_measure):
     assert ended is None
     for text in SUMMARIES[config]:
         assert text in out
+
+
+def test_a_corrupted_training_split_is_described(run, no_measure):
+    flags = ("label_noise=0.4", "imbalance=10.0", "valid_examples=100")
+    out, ended = run(*(f"--config.dataset.{flag}" for flag in flags), config="digits_mlp")
+    assert ended is None
+    assert "dataset     digits: about 546 training examples of 8x8x1" in out
+    _, ended = run("--config.dataset.label_noise=0.4", config="diabetes_mlp")
+    assert ended.startswith("DatasetError: the dataset is a regression")
 
 
 def test_the_summary_follows_the_flags(run, no_measure):

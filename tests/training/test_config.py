@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adalfl_jax.data import STREAMING
+from adalfl_jax import data
+from adalfl_jax.data import NOISE_KINDS, STREAMING
 from adalfl_jax.hypergradient import ESTIMATORS
 from adalfl_jax.learned_losses.activations import ACTIVATIONS
 from adalfl_jax.learned_losses.network import PREDICTIONS, REDUCTIONS
@@ -132,6 +133,10 @@ def test_wrong_type_is_refused(path, value):
         ("dataset.image_size", -1),
         ("dataset.valid_fraction", 0.0),
         ("dataset.valid_fraction", 1.0),
+        ("dataset.valid_examples", -1),
+        ("dataset.label_noise", 1.0),
+        ("dataset.label_noise", -0.1),
+        ("dataset.imbalance", 0.5),
         ("augmentation.padding", -1),
         ("model.hidden_sizes", (8, 0)),
         ("model.remat", True),  # the default is an MLP, which has no blocks
@@ -154,6 +159,7 @@ def test_wrong_type_is_refused(path, value):
         ("learned_loss.beta", 0.0),
         ("learned_loss.gamma", 1.0),
         ("learned_loss.gamma", -0.1),
+        ("learned_loss.weight_hidden_size", 0),
         ("tuning.learning_rates", ()),
         ("tuning.learning_rates", (0.1, 0.0)),
     ],
@@ -185,6 +191,7 @@ def test_seeds_beyond_what_a_key_can_hold_are_refused():
     [
         ("method", METHODS),
         ("dataset.streaming", STREAMING),
+        ("dataset.noise_kind", NOISE_KINDS),
         ("model.name", MODELS),
         ("model.initialization", INITIALIZATIONS),
         ("model.compute_dtype", COMPUTE_DTYPES),
@@ -229,6 +236,14 @@ def test_differing_keys_name_nested_and_absent_ones():
 def test_batch_larger_than_a_split_it_is_drawn_from_is_refused(overrides, size):
     with pytest.raises(ConfigError, match=rf"config\.batch_size is \d+, .* of 'digits' has only {size} examples"):
         make_setup(tiny_config(overrides))
+
+
+def test_the_settings_of_a_corrupted_training_split_reach_the_data():
+    corruption = {"dataset.label_noise": 0.4, "dataset.noise_kind": "pair", "dataset.imbalance": 5.0}
+    dataset = make_setup(tiny_config(corruption | {"dataset.valid_examples": 60})).dataset
+    expected = data.load("digits", label_noise=0.4, noise_kind="pair", imbalance=5.0, valid_examples=60)
+    assert len(dataset.valid.targets) == 60
+    assert np.array_equal(dataset.train.targets, expected.train.targets)
 
 
 def test_batch_as_large_as_its_split_is_taken():
