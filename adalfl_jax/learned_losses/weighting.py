@@ -51,9 +51,9 @@ class WeightNetwork:
     def init(self, rng_key: jax.Array) -> PyTree:
         """Draws phi as PyTorch draws layers: kernels `[fan_in, fan_out]` and biases uniform in +-1/sqrt(fan_in).
 
-        Biases at random spread the bends of the hidden units; weights start near 1/2.
+        Biases at random spread the bends of the hidden units; the weights of small losses start near 1/2.
         """
-        params = {}
+        params: dict[str, dict[str, jax.Array]] = {}
         keys = jax.random.split(rng_key, 4)
         for layer, (fan_in, fan_out) in enumerate(itertools.pairwise((1, self.hidden_size, 1))):
             for name, shape, key in (("kernel", (fan_in, fan_out), 2 * layer), ("bias", (fan_out,), 2 * layer + 1)):
