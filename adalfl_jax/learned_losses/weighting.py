@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 
 import jax
-import jax.numpy as jnp
 
 from adalfl_jax.task_losses import example_cross_entropy
 from adalfl_jax.types import PyTree
