@@ -8,6 +8,7 @@ Suites with problems of their own, on noise:
   peers       a step here, and in PyTorch: alone, with higher and with TorchOpt (needs the extra [bench])
   thrift      what a cheaper meta-gradient saves, and its bias with batch norm
   estimators  time, arithmetic and memory of every estimator of the meta-gradient, for one inner step and for K
+  parts       where the time of a bilevel step goes
   scaling     batch size, width and number of outputs
 
 Suites that time the program `experiments.train` runs for a --config:
@@ -28,16 +29,19 @@ from ml_collections import config_flags
 
 from adalfl_jax.data import DatasetError
 from adalfl_jax.training import ConfigError, TrainConfig
-from experiments.benchmark import estimators, page, peers, scaling, thrift, training_program
-from experiments.benchmark.machine import describe_machine, system_load
-from experiments.benchmark.page import Table
+from experiments import page
+from experiments.benchmark import estimators, parts, peers, scaling, thrift, training_program
 from experiments.benchmark.problems import PROBLEMS
+from experiments.benchmark.timing import Ratio
 from experiments.launch import CONFIG, parse_flags
+from experiments.machine import describe_machine, system_load
+from experiments.page import Row, Table
 
 OF_PROBLEMS = {
     "peers": tuple(PROBLEMS),
     "estimators": ("mlp", "lenet5"),
     "thrift": ("mlp", "resnet18"),
+    "parts": ("logistic", "mlp", "lenet5"),
 }  # suite -> the problems it takes by itself
 OF_A_CONFIG = ("step", "seeds")
 NAMES = (*OF_PROBLEMS, "scaling", *OF_A_CONFIG)
@@ -47,7 +51,10 @@ PICTURE = "images/inner_steps.png"  # beside the page
 
 _SUITES = flags.DEFINE_multi_enum("suite", list(OF_A_CONFIG), NAMES, "What to measure; may be repeated.")
 _PROBLEMS = flags.DEFINE_multi_enum(
-    "problem", None, list(PROBLEMS), "Problem of peers, estimators or thrift, in place of its own; may be repeated."
+    "problem",
+    None,
+    list(PROBLEMS),
+    "Problem of peers, parts, estimators or thrift, in place of its own; may be repeated.",
 )
 _RANDOM_DATA = flags.DEFINE_bool(
     "random_data", False, "Times step and seeds on noise in the shapes of the dataset, which then need not be there."
@@ -55,7 +62,6 @@ _RANDOM_DATA = flags.DEFINE_bool(
 _STEPS = flags.DEFINE_integer("steps", None, "Steps of one timed run, in place of the suite's own.", lower_bound=1)
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "Timed runs of every program.", lower_bound=3)
 _JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
-_WRITE = flags.DEFINE_string("write", None, "Also put the tables into their sections of this Markdown page.")
 
 
 class UsageError(Exception):
@@ -87,7 +93,7 @@ def _check_flags() -> None:
         raise UsageError(f"--problem is of the suites {', '.join(OF_PROBLEMS)}; leave it out")
     if "peers" in suites:
         peers.require_peers()
-    for suite in suites if _WRITE.value else ():
+    for suite in suites if page.WRITE.value else ():
         _require_section(suite)
 
 
@@ -101,12 +107,12 @@ def _benchmark(command: str) -> None:
         machine = describe_machine(packages) | {"load": f"{load:.1f}"} | (peers.facts() if suite == "peers" else {})
         tables = _run(suite)
         print(page.render_section(command, machine, tables), end="\n\n")
-        if _WRITE.value:
+        if page.WRITE.value:
             picture = _draw(tables) if suite == "estimators" else None
             _write_section(suite, page.render_section(command, machine, tables, picture))
         results[_section(suite)] = {
             "machine": machine,
-            "tables": {table.title: page.as_json(table) for table in tables},
+            "tables": {table.title: _as_json(table) for table in tables},
         }
     if _JSON.value:
         Path(_JSON.value).write_text(json.dumps({"command": command, "suites": results}, indent=2) + "\n")
@@ -121,12 +127,21 @@ def _run(suite: str) -> list[Table]:
             "peers": peers.peers_suite,
             "estimators": estimators.estimators_suite,
             "thrift": thrift.thrift_suite,
+            "parts": parts.parts_suite,
         }[suite]
         return run_suite(list(_PROBLEMS.value or OF_PROBLEMS[suite]), *amount)
     config = TrainConfig.from_mapping(CONFIG.value)
     dataset = training_program.dataset_of(config, _RANDOM_DATA.value)
     run_suite = {"step": training_program.step_suite, "seeds": training_program.seeds_suite}[suite]
     return run_suite(config, dataset, *amount)
+
+
+def _as_json(table: Table) -> list[Row]:
+    """The rows, with names for the parts of ratios."""
+    return [
+        {key: value._asdict() if isinstance(value, Ratio) else value for key, value in row.items()}
+        for row in table.rows
+    ]
 
 
 def _section(suite: str) -> str:
@@ -140,7 +155,7 @@ def _require_section(suite: str) -> None:
     try:
         page.replace_section(_page().read_text(), _section(suite), "")
     except (OSError, ValueError) as error:
-        raise UsageError(f"--write={_WRITE.value}: {error}") from error
+        raise UsageError(f"--write={page.WRITE.value}: {error}") from error
 
 
 def _write_section(suite: str, content: str) -> None:
@@ -148,7 +163,7 @@ def _write_section(suite: str, content: str) -> None:
 
 
 def _page() -> Path:
-    return Path(_WRITE.value or "")
+    return Path(page.WRITE.value or "")
 
 
 def _draw(tables: list[Table]) -> str:

@@ -10,7 +10,6 @@ import jax
 from matplotlib.figure import Figure
 
 from adalfl_jax.hypergradient import ESTIMATORS
-from experiments.benchmark.page import Row, Table
 from experiments.benchmark.problems import (
     PROBLEMS,
     TASK_LOSS,
@@ -25,6 +24,7 @@ from experiments.benchmark.problems import (
     title,
 )
 from experiments.benchmark.timing import Program, Times, median, ratio, time_in_turn
+from experiments.page import Row, Table
 
 UNROLLS = (1, 2, 4, 8, 16, 32)  # K
 COSTS: dict[str, Callable[[Row], str]] = {

@@ -10,8 +10,6 @@ import jax
 import numpy as np
 
 from adalfl_jax.types import BilevelBatch
-from experiments.benchmark.machine import num_cores
-from experiments.benchmark.page import Row, Table
 from experiments.benchmark.problems import (
     PROBLEMS,
     TASK_LOSS,
@@ -27,6 +25,8 @@ from experiments.benchmark.problems import (
     title,
 )
 from experiments.benchmark.timing import Times, median, ratio, time_in_turn
+from experiments.machine import num_cores
+from experiments.page import Row, Table
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "higher", "torchopt")
 EXACT = ("forward", "recompute", "unrolled")

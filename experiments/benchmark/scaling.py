@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from experiments.benchmark.page import Row, Table
 from experiments.benchmark.problems import (
     PROBLEMS,
     TASK_LOSS,
@@ -15,6 +14,7 @@ from experiments.benchmark.problems import (
     task_loss_program,
 )
 from experiments.benchmark.timing import median, ratio, time_in_turn
+from experiments.page import Row, Table
 
 MLP = PROBLEMS["mlp"]._replace(options={"hidden_sizes": (1000, 1000)})
 BILEVEL = "bilevel"

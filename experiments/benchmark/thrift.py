@@ -16,7 +16,6 @@ from adalfl_jax.hypergradient import BilevelProblem, forward
 from adalfl_jax.hypergradient.problem import first_examples
 from adalfl_jax.task_losses import softmax_cross_entropy
 from experiments.benchmark.estimators import COSTS, timed
-from experiments.benchmark.page import Row, Table
 from experiments.benchmark.problems import (
     CIFAR,
     INNER_RATE,
@@ -32,6 +31,7 @@ from experiments.benchmark.problems import (
     title,
 )
 from experiments.benchmark.timing import time_in_turn
+from experiments.page import Row, Table
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "forward": {},

@@ -25,8 +25,8 @@ from adalfl_jax.training.phases import (
     splits_of,
 )
 from adalfl_jax.training.setup import load_dataset, make_setup
-from experiments.benchmark.page import Row, Table
 from experiments.benchmark.timing import Program, Times, median, ratio, time_in_turn
+from experiments.page import Row, Table
 
 SEEDS = (1, 2, 4, 8, 10, 16, 32)
 METHODS = {"task_loss": "task loss", "adalfl": "AdaLFL"}

@@ -11,9 +11,9 @@ import pytest
 from absl.testing import flagsaver
 
 from adalfl_jax.hypergradient import ESTIMATORS
-from experiments import launch
+from experiments import launch, machine, page
 from experiments.benchmark import __main__ as program
-from experiments.benchmark import estimators, machine, page, problems, scaling, thrift, timing, training_program
+from experiments.benchmark import estimators, problems, scaling, thrift, timing, training_program
 from experiments.benchmark.flops import count_flops
 from tests.training.tiny import ROOT, tiny_config
 from tests.training.tiny import quick_compilation as quick_compilation
@@ -29,14 +29,14 @@ TABLE = page.Table("Steps", {"step": lambda row: row["name"], "ms": lambda row: 
 ROWS = [{"name": "task loss", "ms": 1.25}, {"name": "bilevel", "ms": 12.0, "ratio": timing.Ratio(9.6, 9, 10)}]
 PAGE = """# Costs
 
-<!-- benchmark: peers -->
-<!-- end of benchmark -->
+<!-- tables: peers -->
+<!-- end of tables -->
 
 Between.
 
-<!-- benchmark: seeds mnist_mlp -->
+<!-- tables: seeds mnist_mlp -->
 old
-<!-- end of benchmark -->
+<!-- end of tables -->
 
 After.
 """
@@ -192,7 +192,7 @@ def test_a_section_has_the_command_and_the_machine():
 @pytest.mark.parametrize("name", ["peers", "seeds mnist_mlp"])
 def test_one_section_is_replaced_and_the_rest_stays(name):
     replaced = page.replace_section(PAGE, name, "new | \\1")
-    start = f"<!-- benchmark: {name} -->\n"
+    start = f"<!-- tables: {name} -->\n"
     before, _, rest = PAGE.partition(start)
     after = rest.partition(page.END)[2]
     assert replaced == f"{before}{start}new | \\1\n\n{page.END}{after}"
@@ -286,7 +286,7 @@ def test_what_is_compared_with_must_be_installed(run, monkeypatch):
 def test_the_page_of_the_documents_has_a_section_for_every_suite():
     text = (ROOT / "docs" / "performance.md").read_text()
     for name in program.NAMES:
-        assert f"<!-- benchmark: {name}" in text
+        assert f"<!-- tables: {name}" in text
 
 
 def test_the_program_is_run_by_the_name_of_the_package():

@@ -1,6 +1,6 @@
 """Tables as Markdown, on the terminal and in the section of a page that is theirs.
 
-A section lies between the lines `<!-- benchmark: NAME -->` and `<!-- end of benchmark -->`; all around it stays.
+A section lies between the lines `<!-- tables: NAME -->` and `<!-- end of tables -->`; all around it stays.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from experiments.benchmark.timing import Ratio
+from absl import flags
+
+WRITE = flags.DEFINE_string("write", None, "Also put the tables into their sections of this Markdown page.")
 
 Row = dict[str, Any]
-END = "<!-- end of benchmark -->"
+END = "<!-- end of tables -->"
 
 
 class Table(NamedTuple):
@@ -47,8 +49,8 @@ def replace_section(text: str, name: str, content: str) -> str:
     Raises:
       ValueError: the page has no such section, or several.
     """
-    start = f"<!-- benchmark: {name} -->"
-    pattern = re.compile(rf"{re.escape(start)}\n((?!<!-- benchmark: ).)*?{re.escape(END)}", re.DOTALL)
+    start = f"<!-- tables: {name} -->"
+    pattern = re.compile(rf"{re.escape(start)}\n((?!<!-- tables: ).)*?{re.escape(END)}", re.DOTALL)
     section = "\n".join([start, *([f"{content}\n"] if content else []), END])
     replaced, count = pattern.subn(lambda _: section, text)
     if count != 1:
@@ -57,11 +59,3 @@ def replace_section(text: str, name: str, content: str) -> str:
             f"{start}\n{END}"
         )
     return replaced
-
-
-def as_json(table: Table) -> list[Row]:
-    """The rows, with names for the parts of ratios."""
-    return [
-        {key: value._asdict() if isinstance(value, Ratio) else value for key, value in row.items()}
-        for row in table.rows
-    ]
