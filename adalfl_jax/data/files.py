@@ -17,7 +17,7 @@ def load_npz(path: Path) -> Examples:
     uint8 inputs `[N, H, W]` or `[N, H, W, channels]` are images; others are images or tables of numbers. Targets of an
     integer or boolean type are labels from 0 to the largest that occurs, or to `num_classes - 1` where the file holds
     that number too; other targets are a regression's. A test split is cut off, unless `test_inputs` and `test_targets`
-    are given.
+    are given, and a validation split, unless `valid_inputs` and `valid_targets` are.
 
     Raises:
       DatasetError: no such file, no .npz file, a damaged one, arrays missing, misnamed or of Python objects.
@@ -29,13 +29,15 @@ def load_npz(path: Path) -> Examples:
         num_classes = _whole_number(path, arrays["num_classes"])
     elif np.issubdtype(targets.dtype, np.integer) or targets.dtype == np.bool_:
         num_classes = int(targets.max(initial=0)) + 1
-    test = None
-    if "test_inputs" in arrays:
-        test = _with_channels(arrays["test_inputs"]), arrays["test_targets"]
-    return Examples(_with_channels(arrays["inputs"]), targets, num_classes, test)
+    test, valid = (
+        (_with_channels(arrays[f"{split}_inputs"]), arrays[f"{split}_targets"]) if f"{split}_inputs" in arrays else None
+        for split in SPLITS
+    )
+    return Examples(_with_channels(arrays["inputs"]), targets, num_classes, test, valid)
 
 
-OPTIONAL = ("num_classes", "test_inputs", "test_targets")
+SPLITS = ("test", "valid")
+OPTIONAL = ("num_classes", *(f"{split}_{kind}" for split in SPLITS for kind in ("inputs", "targets")))
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
@@ -60,10 +62,11 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         raise DatasetError(f"{path} is damaged and cannot be read as an .npz file: {error}; write it anew") from error
     unknown = sorted(arrays.keys() - {"inputs", "targets", *OPTIONAL})
     missing = sorted({"inputs", "targets"} - arrays.keys())
-    if missing or unknown or ("test_inputs" in arrays) != ("test_targets" in arrays):
+    halved = any((f"{split}_inputs" in arrays) != (f"{split}_targets" in arrays) for split in SPLITS)
+    if missing or unknown or halved:
         raise DatasetError(
-            f"{path} must hold the arrays inputs and targets, and may hold {', '.join(OPTIONAL)} (the last two "
-            f"together); it holds {', '.join(sorted(arrays)) or 'none'}"
+            f"{path} must hold the arrays inputs and targets, and may hold {', '.join(OPTIONAL)} (inputs and targets "
+            f"of a split together); it holds {', '.join(sorted(arrays)) or 'none'}"
         )
     return arrays
 

@@ -21,11 +21,12 @@ class Spec(NamedTuple):
 
     input_shape: tuple[int, ...]
     num_outputs: int
-    num_train: int  # examples of the training split, the validation split included
+    num_train: int  # examples of the training split, with those a validation split is cut off
     num_test: int  # 0 where the test split is cut off the training split
     is_classification: bool = True
     is_image: bool = True  # of bytes
     can_flip: bool = False
+    num_valid: int = 0  # 0 where the validation split is cut off the training split
 
     @classmethod
     def of(cls, examples: Examples) -> Spec:
@@ -40,12 +41,17 @@ class Spec(NamedTuple):
             is_classification=is_classification,
             is_image=is_image(inputs),
             can_flip=examples.can_flip,
+            num_valid=len(examples.valid[0]) if examples.valid else 0,
         )
 
     @property
     def num_bytes(self) -> int:
         """Of all inputs, as they lie on a device."""
-        return (self.num_train + self.num_test) * math.prod(self.input_shape) * (1 if self.is_image else 4)
+        return (
+            (self.num_train + self.num_valid + self.num_test)
+            * math.prod(self.input_shape)
+            * (1 if self.is_image else 4)
+        )
 
 
 SPECS = {
@@ -93,8 +99,8 @@ def abstract_splits(
       DatasetError: a validation split as large as the training split, or corruption that the data cannot have.
     """
     num_left = spec.num_train - (0 if spec.num_test else math.ceil(TEST_FRACTION * spec.num_train))
-    num_valid = min(valid_examples, spec.num_train) or math.ceil(valid_fraction * num_left)
-    num_train = num_left - num_valid
+    num_cut = 0 if spec.num_valid else min(valid_examples, spec.num_train) or math.ceil(valid_fraction * num_left)
+    num_valid, num_train = spec.num_valid or num_cut, num_left - num_cut
     if spec.num_train and num_train < 1:
         raise DatasetError(f"no split of {valid_examples} can be cut off {num_left} examples")
     if corruption is not None:

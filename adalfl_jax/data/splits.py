@@ -80,11 +80,11 @@ def make_dataset(
 ) -> Dataset:
     """Splits and standardises raw arrays.
 
-    Where there is no test split a fifth of the examples become one; then `valid_fraction` of the rest become the
-    validation split, or `valid_examples` of them. The same ones every time, stratified by class. The training split
-    alone is then corrupted, if it is asked for. Means and deviations come from what is left of it alone: one a channel
-    for images of bytes, one of each for other images, one a column for tables and for the targets of a regression,
-    whose metrics are thus in units of the target's standard deviation.
+    Where there is no test split a fifth of the examples become one; then, where there is no validation split,
+    `valid_fraction` of the rest become it, or `valid_examples` of them. The same ones every time, stratified by class.
+    The training split alone is then corrupted, if it is asked for. Means and deviations come from what is left of it
+    alone: one a channel for images of bytes, one of each for other images, one a column for tables and for the targets
+    of a regression, whose metrics are thus in units of the target's standard deviation.
 
     Args:
       name: for error texts.
@@ -137,18 +137,34 @@ def _arrange(
     """Inputs and targets of all examples, checked, and the row numbers of the train, valid and test split."""
     inputs, targets = _clean(where, examples.inputs, examples.targets, examples)
     stratify = examples.num_classes is not None
-    if examples.test is None:
-        return inputs, targets, split_indices(where, targets, stratify=stratify, valid=valid_size)
-    test_inputs, test_targets = _clean(f"{where}, test", *examples.test, examples)
-    described = [
-        f"inputs {x.shape[1:]} {x.dtype} and targets {y.shape[1:]}"
-        for x, y in ((inputs, targets), (test_inputs, test_targets))
-    ]
+    train, *cut_off = split_indices(
+        where,
+        targets,
+        stratify=stratify,
+        valid=None if examples.valid else valid_size,
+        test=None if examples.test else TEST_FRACTION,
+    )
+    arrays: list[tuple[np.ndarray, np.ndarray]] = [(inputs, targets)]
+    held_out = []
+    for split, given, rows in zip(("valid", "test"), (examples.valid, examples.test), cut_off, strict=True):
+        if given is not None:
+            added = _clean(f"{where}, {split}", *given, examples)
+            _check_alike(where, arrays[0], split, added)
+            rows = np.arange(len(added[0])) + sum(len(part) for part, _ in arrays)
+            arrays.append(added)
+        held_out.append(rows)
+    if len(arrays) > 1:
+        inputs, targets = (np.concatenate(parts) for parts in zip(*arrays, strict=True))
+    valid, test = held_out
+    return inputs, targets, (train, valid, test)
+
+
+def _check_alike(
+    where: str, train: tuple[np.ndarray, np.ndarray], split: str, other: tuple[np.ndarray, np.ndarray]
+) -> None:
+    described = [f"inputs {x.shape[1:]} {x.dtype} and targets {y.shape[1:]}" for x, y in (train, other)]
     if described[0] != described[1]:
-        raise DatasetError(f"{where}: training examples have {described[0]}, test examples {described[1]}")
-    train, valid = _cut(where, targets, np.arange(len(targets)), stratify, valid_size)
-    test = np.arange(len(inputs), len(inputs) + len(test_inputs))
-    return np.concatenate([inputs, test_inputs]), np.concatenate([targets, test_targets]), (train, valid, test)
+        raise DatasetError(f"{where}: training examples have {described[0]}, {split} examples {described[1]}")
 
 
 def standardize(values: np.ndarray, train: np.ndarray, axis: tuple[int, ...] | None) -> np.ndarray:
@@ -178,14 +194,21 @@ def byte_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float,
 
 
 def split_indices(
-    where: str, targets: np.ndarray, *, stratify: bool, valid: float | int = VALID_FRACTION
+    where: str,
+    targets: np.ndarray,
+    *,
+    stratify: bool,
+    valid: float | int | None = VALID_FRACTION,
+    test: float | None = TEST_FRACTION,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Row numbers of the train, valid and test split: disjoint, together all rows, the same every time.
 
-    `valid` is a share of what the test split leaves, or a whole number of examples.
+    `valid` is a share of what the test split leaves, or a whole number of examples; None cuts nothing off.
     """
-    rest, test = _cut(where, targets, np.arange(len(targets)), stratify, TEST_FRACTION)
-    return *_cut(where, targets, rest, stratify, valid), test
+    rest, none = np.arange(len(targets)), np.arange(0)
+    rest, test_rows = (rest, none) if test is None else _cut(where, targets, rest, stratify, test)
+    rest, valid_rows = (rest, none) if valid is None else _cut(where, targets, rest, stratify, valid)
+    return rest, valid_rows, test_rows
 
 
 def _cut(

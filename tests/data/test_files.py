@@ -97,6 +97,21 @@ def test_a_test_split_of_ones_own_is_kept_whole_and_in_order(file):
     assert [len(split.inputs) for split in (dataset.train, dataset.valid)] == [54, 6]
 
 
+def test_a_clean_set_of_ones_own_is_the_validation_split_and_stays_clean(file):
+    save(file, inputs=IMAGES, valid_inputs=IMAGES[:9], valid_targets=LABELS[:9])
+    dataset = data.load(str(file), label_noise=0.5)
+    np.testing.assert_array_equal(dataset.valid.inputs, IMAGES[:9])
+    np.testing.assert_array_equal(dataset.valid.targets, LABELS[:9])
+    assert [len(split.inputs) for split in (dataset.train, dataset.test)] == [48, 12]
+    save(
+        file, inputs=IMAGES, valid_inputs=IMAGES[:9], valid_targets=LABELS[:9], test_inputs=IMAGES, test_targets=LABELS
+    )
+    dataset = data.load(str(file), label_noise=0.5)
+    assert [len(split.inputs) for split in (dataset.train, dataset.valid, dataset.test)] == [60, 9, 60]
+    np.testing.assert_array_equal(dataset.test.targets, LABELS)
+    assert (dataset.train.targets != LABELS).sum() == 30
+
+
 def test_a_file_of_the_home_folder_is_found(tmp_path, monkeypatch):
     save(tmp_path / "mine.npz")
     monkeypatch.setattr(pathlib.Path, "home", lambda: tmp_path)
@@ -138,13 +153,17 @@ def test_a_pickle_with_the_name_of_an_npz_is_refused(file, tmp_path):
         ({"inputs": TABLE}, "it holds inputs"),
         ({"inputs": TABLE, "targets": LABELS, "weights": LABELS}, "it holds inputs, targets, weights"),
         ({"inputs": TABLE, "targets": LABELS, "test_inputs": TABLE}, "it holds inputs, targets, test_inputs"),
+        ({"inputs": TABLE, "targets": LABELS, "valid_targets": TABLE}, "it holds inputs, targets, valid_targets"),
         ({}, "it holds none"),
     ],
 )
 def test_arrays_that_are_missing_or_too_many_are_named(arrays, held, file):
     np.savez(file, **arrays)
     text = message(file)
-    assert "must hold the arrays inputs and targets, and may hold num_classes, test_inputs, test_targets" in text
+    assert (
+        "must hold the arrays inputs and targets, and may hold num_classes, test_inputs, test_targets, valid_inputs"
+        in text
+    )
     assert held in text
 
 
@@ -175,6 +194,7 @@ def test_a_number_of_classes_that_is_none_is_refused(value, file):
             "from 0 to 2; got shape (60,) with values from 8589934592 to 8589934594",
         ),
         ({"test_inputs": TABLE[:, :3], "test_targets": LABELS}, "test examples inputs (3,)"),
+        ({"valid_inputs": TABLE[:, :3], "valid_targets": LABELS}, "valid examples inputs (3,)"),
         ({"test_inputs": TABLE, "test_targets": LABELS + 1}, "labels must be [N] integers from 0 to 2"),
         ({"inputs": np.where(TABLE > 2, np.nan, TABLE)}, "inputs are not finite in"),
         ({"targets": np.full(60, np.inf)}, "targets are not finite in 60 of 60 examples, the first of them number 0"),

@@ -29,6 +29,12 @@ ARRAYS = {
         "test_inputs": NOISE.integers(0, 256, (NUM_TEST, 6, 5, 3), np.uint8),
         "test_targets": np.arange(NUM_TEST) % 4,
     },
+    "a table with a validation split": {
+        "inputs": NOISE.normal(size=(NUM_TRAIN, 3)),
+        "targets": LABELS,
+        "valid_inputs": NOISE.normal(size=(17, 3)),
+        "valid_targets": np.arange(17) % 4,
+    },
     "a table": {"inputs": NOISE.normal(size=(NUM_TRAIN, 3)), "targets": LABELS},
     "a table of bytes": {"inputs": NOISE.integers(0, 256, (NUM_TRAIN, 7), np.uint8), "targets": LABELS},
     "a regression": {"inputs": NOISE.normal(size=(NUM_TRAIN, 3)), "targets": NOISE.normal(size=(NUM_TRAIN, 2))},
