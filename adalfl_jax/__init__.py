@@ -13,6 +13,7 @@ from adalfl_jax.learned_losses import FrozenLoss as FrozenLoss
 from adalfl_jax.learned_losses import LossNetwork as LossNetwork
 from adalfl_jax.learned_losses import ScaledTaskLoss as ScaledTaskLoss
 from adalfl_jax.learned_losses import WeightNetwork as WeightNetwork
+from adalfl_jax.learned_losses import fit_to_task_loss as fit_to_task_loss
 from adalfl_jax.learned_losses import load_learned_loss as load_learned_loss
 from adalfl_jax.learned_losses import save_learned_loss as save_learned_loss
 from adalfl_jax.reweighting import ReweightingMetrics as ReweightingMetrics

@@ -1,0 +1,82 @@
+"""A learned loss that starts as the task loss."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adalfl_jax.types import LearnedLoss, LossFn, PyTree
+
+SCALES = (0.1, 5.0)  # of the outputs it is fitted on, from those of a fresh model to those of a confident one
+
+
+def fit_to_task_loss(
+    loss: LearnedLoss,
+    phi_params: PyTree,
+    task_loss_fn: LossFn,
+    rng_key: jax.Array,
+    *,
+    num_outputs: int,
+    is_classification: bool = True,
+    num_steps: int = 2000,
+    batch_size: int = 256,
+    learning_rate: float = 1e-2,
+) -> PyTree:
+    r"""Moves phi until the gradient of M_phi by the outputs is that of the task loss, as far as M_phi can.
+
+    Adam, at a rate that falls to 0 along a cosine, minimises over drawn outputs f and targets y
+
+    .. math:: \sum_b |\nabla_{f_b} M_\phi(y, f) - \nabla_{f_b} L(y, f)|^2
+
+    in units of the gradient of one example. Training sees nothing of a loss but gradients; values may
+    differ by a constant.
+
+    Args:
+      loss: M.
+      phi_params: where phi starts, from `loss.init`.
+      task_loss_fn: L, a mean over examples.
+      rng_key: of the drawn outputs, normal with a deviation between .1 and 5, and targets.
+      num_outputs: C.
+      is_classification: whether targets are labels, uniform over the classes; else they are standard normal, `[B, C]`.
+      num_steps: of Adam.
+      batch_size: drawn examples a step.
+      learning_rate: of the first step.
+
+    Returns:
+      phi.
+    """
+    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
+
+    def mismatch(phi_params: PyTree, targets: jax.Array, outputs: jax.Array) -> jax.Array:
+        learned = jax.grad(lambda f: loss.apply(phi_params, targets, f))(outputs)
+        return (
+            jnp.sum((batch_size * (learned - jax.grad(lambda f: task_loss_fn(targets, f))(outputs))) ** 2) / batch_size
+        )
+
+    def step(state: tuple[PyTree, optax.OptState], rng_key: jax.Array):
+        phi_params, opt_state = state
+        targets, outputs = draw_targets_and_outputs(
+            rng_key, batch_size, num_outputs, is_classification=is_classification
+        )
+        gradient = jax.grad(mismatch)(phi_params, targets, outputs)
+        updates, opt_state = optimizer.update(gradient, opt_state, phi_params)
+        return (optax.apply_updates(phi_params, updates), opt_state), None
+
+    state = (phi_params, optimizer.init(phi_params))
+    (phi_params, _), _ = jax.lax.scan(step, state, jax.random.split(rng_key, num_steps))
+    return phi_params
+
+
+def draw_targets_and_outputs(
+    rng_key: jax.Array, batch_size: int, num_outputs: int, *, is_classification: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Targets `[B]` or `[B, C]`, and outputs `[B, C]` of models from fresh to confident."""
+    target_key, scale_key, output_key = jax.random.split(rng_key, 3)
+    shape = (batch_size, num_outputs)
+    low, high = jnp.log(jnp.array(SCALES))
+    scales = jnp.exp(jax.random.uniform(scale_key, (batch_size, 1), minval=low, maxval=high))
+    outputs = scales * jax.random.normal(output_key, shape)
+    if is_classification:
+        return jax.random.randint(target_key, (batch_size,), 0, num_outputs), outputs
+    return jax.random.normal(target_key, shape), outputs

@@ -1,0 +1,35 @@
+"""A loss that starts as the task loss."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from adalfl_jax import LossNetwork
+from adalfl_jax.learned_losses import fit_to_task_loss
+from adalfl_jax.learned_losses.fitting import draw_targets_and_outputs
+from adalfl_jax.task_losses import softmax_cross_entropy, squared_error
+
+
+def gradient(loss_fn, targets, outputs):
+    return jax.grad(lambda f: loss_fn(targets, f))(outputs).ravel()
+
+
+@pytest.mark.parametrize(
+    ("task_loss", "predictions", "is_classification", "cosine"),
+    [(softmax_cross_entropy, "probabilities", True, 0.93), (squared_error, "raw", False, 0.97)],
+)
+def test_a_fitted_loss_has_the_gradients_of_the_task_loss(task_loss, predictions, is_classification, cosine):
+    loss = LossNetwork(hidden_sizes=(20, 20), use_bias=True, predictions=predictions)
+    options = {"is_classification": is_classification}
+    start = loss.init(jax.random.key(0))
+    fitted = jax.jit(
+        lambda params, key: fit_to_task_loss(
+            loss, params, task_loss, key, num_outputs=4, num_steps=1500, batch_size=64, **options
+        )
+    )(start, jax.random.key(1))
+    targets, outputs = draw_targets_and_outputs(jax.random.key(2), 500, 4, **options)
+    expected = gradient(task_loss, targets, outputs)
+    found = gradient(lambda y, f: loss.apply(fitted, y, f), targets, outputs)
+    before = gradient(lambda y, f: loss.apply(start, y, f), targets, outputs)
+    assert found @ expected > cosine * jnp.linalg.norm(found) * jnp.linalg.norm(expected)
+    assert jnp.linalg.norm(found - expected) < 0.5 * jnp.linalg.norm(before - expected)
