@@ -11,7 +11,9 @@ def get_config() -> ConfigDict:
     config = ConfigDict(type_safe=True)
 
     # What `experiments.train` trains: "task_loss" (the baseline), "tuned_task_loss" (the baseline at the best of
-    # `tuning.learning_rates`), "ml3" (loss learned offline, then frozen) or "adalfl" (loss learned online).
+    # `tuning.learning_rates`), "ml3" (loss learned offline, then frozen) or "adalfl" (loss learned online). And what
+    # else can be made of a clean set, with outer.split "valid": "joint_loss" (on both splits), "fine_tuned" (on the
+    # outer split at the end) or "reweighting" (Learning to Reweight: weights of examples, afresh at every step).
     config.method = "adalfl"
     # What `experiments.compare` compares, seed for seed.
     config.methods = ("task_loss", "tuned_task_loss", "ml3", "adalfl")
@@ -129,8 +131,8 @@ def get_config() -> ConfigDict:
 
     # M_phi.
     config.learned_loss = ConfigDict()
-    # "network" (the paper's; the fields below but the last are its), "scaled_task_loss" (a learned learning rate) or
-    # "weight_network" (Meta-Weight-Net: cross-entropy with a learned weight for each example; for classifications).
+    # "network" (the paper's; all fields below but the last two are its), "scaled_task_loss" (a learned learning rate)
+    # or "weight_network" (Meta-Weight-Net: cross-entropy with a learned weight for each example).
     config.learned_loss.family = "network"
     # Units of each hidden layer.
     config.learned_loss.hidden_sizes = (40, 40)
@@ -148,6 +150,8 @@ def get_config() -> ConfigDict:
     config.learned_loss.reduction = "sum"
     # What the network sees of the outputs: "probabilities", "log_probabilities" or "raw" (for a regression).
     config.learned_loss.predictions = "probabilities"
+    # Where phi starts: "random", or "task_loss" (fitted to the task loss's gradients, so training begins as usual).
+    config.learned_loss.start = "random"
     # Hidden units of the "weight_network".
     config.learned_loss.weight_hidden_size = 100
 
@@ -172,6 +176,14 @@ def get_config() -> ConfigDict:
     config.estimator.sigma = 0.01
     # Steps between restarts of the "persistent_evolution_strategies".
     config.estimator.horizon = 100
+
+    config.baseline = ConfigDict()
+    # What methods that learn no loss train on; "" is the task loss. With wrong labels, for example, a robust one:
+    # "generalized_cross_entropy", "symmetric_cross_entropy" or "smoothed_cross_entropy". Outer batches always get the
+    # task loss.
+    config.baseline.loss = ""
+    # Share of the steps, the last ones, in which "fine_tuned" trains on outer batches.
+    config.baseline.fine_tuning = 0.2
 
     # The method "tuned_task_loss" trains at each rate and keeps the one with the best mean validation metric.
     config.tuning = ConfigDict()

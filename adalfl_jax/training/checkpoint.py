@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from adalfl_jax.training.config import TrainConfig
-from adalfl_jax.training.phases import RunState, init_phi, init_theta, make_seed_keys, restart_outer_optimizer
+from adalfl_jax.training.config import LEARNING, TrainConfig
+from adalfl_jax.training.phases import init_phi, init_theta, make_seed_keys, restart_outer_optimizer
 from adalfl_jax.training.setup import make_setup
+from adalfl_jax.training.state import RunState
 
 
 def save_state(path: Path, state: RunState) -> None:
@@ -38,8 +39,7 @@ def state_structure(config: TrainConfig, method: str) -> RunState:
 
     def make() -> RunState:
         keys = make_seed_keys(config.seeds)
-        has_phi = method in ("ml3", "adalfl")
-        phi = restart_outer_optimizer(init_phi(setup, keys)) if has_phi else None
+        phi = restart_outer_optimizer(init_phi(setup, keys)) if method in LEARNING else None
         return RunState(init_theta(setup, keys), phi)
 
     return jax.eval_shape(make)

@@ -29,11 +29,16 @@ from adalfl_jax.types import LearnedLoss
 METHODS: dict[str, str] = {
     "task_loss": "task loss",
     "tuned_task_loss": "task loss, tuned rate",
+    "joint_loss": "task loss on both splits",
+    "fine_tuned": "task loss, fine-tuned",
+    "reweighting": "Learning to Reweight",
     "ml3": "ML3",
     "adalfl": "AdaLFL",
 }  # name -> what a reader is shown
+LEARNING = ("ml3", "adalfl")  # those that learn a loss
 SCHEDULES = ("constant", "linear", "cosine", "milestones")
 LEARNED_LOSS_FAMILIES = ("network", "scaled_task_loss", "weight_network")
+STARTS = ("random", "task_loss")
 OUTER_SPLITS = ("train", "valid")
 
 
@@ -187,18 +192,20 @@ class LearnedLossConfig:
     use_bias: bool
     reduction: str
     predictions: str
+    start: str
     weight_hidden_size: int
 
     def __post_init__(self) -> None:
         require_known("family", LEARNED_LOSS_FAMILIES, self.family)
         self.network()
+        require_known("start", STARTS, self.start)
         size = self.weight_hidden_size
         _require("learned_loss.weight_hidden_size", size, size >= 1, "a whole number of at least 1")
 
     def network(self) -> LossNetwork:
         """The loss network these settings describe."""
         settings = dataclasses.asdict(self)
-        del settings["family"], settings["weight_hidden_size"]
+        del settings["family"], settings["start"], settings["weight_hidden_size"]
         return LossNetwork(**settings)
 
     def make(self, task_loss: str) -> LearnedLoss:
@@ -238,6 +245,19 @@ class EstimatorConfig:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class BaselineConfig:
+    """What the methods train on that learn no loss."""
+
+    loss: str
+    fine_tuning: float
+
+    def __post_init__(self) -> None:
+        if self.loss:
+            lookup("task loss", TASK_LOSSES, self.loss)
+        _require("baseline.fine_tuning", self.fine_tuning, 0 < self.fine_tuning < 1, "a number in (0, 1)")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class TuningConfig:
     """The search behind the method "tuned_task_loss"."""
 
@@ -270,6 +290,7 @@ class TrainConfig:
     learned_loss: LearnedLossConfig
     hypergradient: str
     estimator: EstimatorConfig
+    baseline: BaselineConfig
     tuning: TuningConfig
 
     def __post_init__(self) -> None:

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from adalfl_jax.analysis.measures import compare_gradients, make_loss_shape
 from adalfl_jax.learned_losses import LossNetwork
-from adalfl_jax.training.phases import RunState
 from adalfl_jax.training.setup import Setup
+from adalfl_jax.training.state import RunState
 from adalfl_jax.types import Batch, Theta
 
 EVAL_BATCHES = 4  # training batches in one forward pass of an evaluation, which keeps nothing for a backward one

@@ -16,12 +16,11 @@ from rich.console import Console
 from adalfl_jax.analysis.statistics import describe
 from adalfl_jax.training import workdir as layout
 from adalfl_jax.training.checkpoint import save_state
-from adalfl_jax.training.config import METHODS, TrainConfig
+from adalfl_jax.training.config import LEARNING, METHODS, TrainConfig
 from adalfl_jax.training.evaluation import Evaluation
 from adalfl_jax.training.outputs import finish_run, save_last_finite_state
 from adalfl_jax.training.phases import (
     Phase,
-    RunState,
     SeedKeys,
     init_phi,
     init_training,
@@ -30,11 +29,12 @@ from adalfl_jax.training.phases import (
     make_training_phase,
     restart_outer_optimizer,
     splits_of,
-    without_carry,
 )
 from adalfl_jax.training.progress import show_progress
 from adalfl_jax.training.results import DivergenceError, History, MethodResult
 from adalfl_jax.training.setup import Setup, learning_rate_schedule, make_setup
+from adalfl_jax.training.state import RunState, without_carry
+from adalfl_jax.training.steps import STEPS, StepFactory
 from adalfl_jax.training.writers import MetricWriters
 
 Observer = Callable[[int, dict[str, np.ndarray]], None]  # (step, scalars [S])
@@ -97,14 +97,14 @@ class _Run:
         self.evaluation = Evaluation(setup)
         self.schedule = learning_rate_schedule(setup.config)
         self._offline: tuple[RunState, float] | None = None
-        self._programs: dict[str, Phase] = {}
+        self._programs: dict[StepFactory, Phase] = {}
 
     def method(self, method: str) -> MethodResult:
         """Trains one method from its start to its end."""
         if method == "tuned_task_loss":
             return self._tuned_task_loss()
         rate = self.setup.config.inner.learning_rate
-        if method == "task_loss":
+        if method not in LEARNING:
             return self._training(method, None, rate, observe=self._writer(method))
         offline, seconds = self._offline_phase()
         assert offline.phi is not None
@@ -149,7 +149,7 @@ class _Run:
 
     def _training(self, method: str, phi, learning_rate: float, observe: Observer) -> MethodResult:
         config = self.setup.config
-        kind = "adalfl" if method == "adalfl" else "fixed"  # the other methods share one program per kind of phi
+        kind = STEPS[method]
         if kind not in self._programs:
             self._programs[kind] = make_training_phase(self.setup, method)
         program = self._programs[kind]

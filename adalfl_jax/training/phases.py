@@ -9,26 +9,22 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from adalfl_jax.bilevel import BilevelStep, make_bilevel_step, make_task_step, prime
+from adalfl_jax.bilevel import make_bilevel_step, prime
 from adalfl_jax.data import augment, epoch_indices, take
 from adalfl_jax.data.streaming import stream
 from adalfl_jax.hypergradient import ONE_INNER_STEP, REMEMBERING
 from adalfl_jax.initialization import make_offline_step
+from adalfl_jax.learned_losses import fit_to_task_loss
 from adalfl_jax.training.setup import Setup, make_inner_optimizer
-from adalfl_jax.types import Batch, BilevelBatch, LossFn, Phi, PyTree, Theta
-
-
-class RunState(NamedTuple):
-    """What a run carries from step to step, for every seed."""
-
-    theta: Theta | None  # None in the offline phase, which keeps no theta
-    phi: Phi | None  # None where the loss is the task loss
+from adalfl_jax.training.state import RunState
+from adalfl_jax.training.steps import STEPS, bilevel_problem, make_online_bilevel_step
+from adalfl_jax.types import Batch, BilevelBatch, Phi, PyTree, Theta
 
 
 class SeedKeys(NamedTuple):
@@ -77,9 +73,23 @@ def init_theta(setup: Setup, keys: SeedKeys) -> Theta:
 
 
 def init_phi(setup: Setup, keys: SeedKeys) -> Phi:
-    """A fresh phi for every seed."""
+    """A fresh phi for every seed, where the config says it starts."""
     optimizer = optax.adam(setup.config.offline.learning_rate)
-    return jax.jit(jax.vmap(lambda key: Phi.create(setup.learned_loss.init(key), optimizer)))(keys.phi)
+
+    def one_seed(key: jax.Array) -> Phi:
+        params = setup.learned_loss.init(key)
+        if setup.config.learned_loss.start == "task_loss":
+            params = fit_to_task_loss(
+                setup.learned_loss,
+                params,
+                setup.task_loss_fn,
+                jax.random.fold_in(key, 1),
+                num_outputs=setup.dataset.num_outputs,
+                is_classification=setup.dataset.is_classification,
+            )
+        return Phi.create(params, optimizer)
+
+    return jax.jit(jax.vmap(one_seed))(keys.phi)
 
 
 def restart_outer_optimizer(phi: Phi) -> Phi:
@@ -95,15 +105,10 @@ def init_training(setup: Setup, method: str, keys: SeedKeys, phi: Phi | None) ->
     batch, config = _batch_shapes(setup), setup.config
 
     def one_seed(theta: Theta, phi: Phi, learning_rate: jax.Array) -> Phi:  # traced, as in the steps to come
-        return prime(_online_step(setup, make_inner_optimizer(config, learning_rate)), theta, phi, batch)
+        return prime(make_online_bilevel_step(setup, make_inner_optimizer(config, learning_rate)), theta, phi, batch)
 
     phi = jax.jit(jax.vmap(one_seed, (0, 0, None)))(theta, phi, config.inner.learning_rate)
     return RunState(theta, phi)
-
-
-def without_carry(state: RunState) -> RunState:
-    """What there is to keep of a state: theta and phi, without what a step remembers of the steps before."""
-    return state if state.phi is None else state._replace(phi=state.phi._replace(carry=()))
 
 
 def _batch_shapes(setup: Setup) -> BilevelBatch:
@@ -129,7 +134,7 @@ def make_offline_phase(setup: Setup) -> Phase:
     num_inner_steps = config.offline.num_inner_steps
     fits = config.hypergradient not in (ONE_INNER_STEP if num_inner_steps > 1 else REMEMBERING)
     bilevel_step = make_bilevel_step(
-        *_problem(setup, inner_optimizer),
+        *bilevel_problem(setup, inner_optimizer),
         optax.adam(config.offline.learning_rate),
         hypergradient=config.estimator.make(config.hypergradient if fits else "unrolled"),
     )
@@ -149,49 +154,14 @@ def make_offline_phase(setup: Setup) -> Phase:
 
 
 def make_training_phase(setup: Setup, method: str) -> Phase:
-    """Training of theta: on the task loss, on a frozen phi (ML3), or with phi learned meanwhile (Algorithm 2)."""
-    config = setup.config
-
-    def make_step(learning_rate: jax.Array):
-        inner_optimizer = make_inner_optimizer(config, learning_rate)
-        bilevel_step = _online_step(setup, inner_optimizer)
-
-        def online_step(state: RunState, batch: BilevelBatch) -> tuple[RunState, ChunkMetrics]:
-            assert state.theta is not None
-            assert state.phi is not None
-            theta, phi, metrics = bilevel_step(state.theta, state.phi, batch)
-            return RunState(theta, phi), metrics._asdict()
-
-        def fixed_step(state: RunState, batch: BilevelBatch) -> tuple[RunState, ChunkMetrics]:
-            loss_fn = _frozen_loss(setup, state.phi)
-            task_step = make_task_step(setup.model.apply, loss_fn, inner_optimizer)
-            theta, metrics = task_step(state.theta, batch.inner, batch.rng_key)
-            return RunState(theta, state.phi), {"inner_loss": metrics.loss}
-
-        return online_step if method == "adalfl" else fixed_step
-
-    return _make_phase(setup, make_step, lambda keys: keys.training, num_inner_steps=1)
-
-
-def _online_step(setup: Setup, inner_optimizer: optax.GradientTransformation) -> BilevelStep:
-    """Algorithm 2's step as the config wants it."""
-    config, outer = setup.config, setup.config.outer
-    return make_bilevel_step(
-        *_problem(setup, inner_optimizer),
-        optax.adam(outer.learning_rate),
-        hypergradient=config.estimator.make(config.hypergradient),
-        meta_batch_fraction=(outer.inner_fraction, outer.outer_fraction),
-        outer_every=outer.every,
-        pipelined=outer.pipelined,
+    """Training of theta, by the step of a method."""
+    make_step = STEPS[method]
+    return _make_phase(
+        setup,
+        lambda learning_rate: make_step(setup, make_inner_optimizer(setup.config, learning_rate)),
+        lambda keys: keys.training,
+        num_inner_steps=1,
     )
-
-
-def _problem(setup: Setup, inner_optimizer: optax.GradientTransformation) -> tuple[Any, Any, Any, Any]:
-    return setup.model.apply, setup.learned_loss.apply, setup.task_loss_fn, inner_optimizer
-
-
-def _frozen_loss(setup: Setup, phi: Phi | None) -> LossFn:
-    return setup.task_loss_fn if phi is None else functools.partial(setup.learned_loss.apply, phi.params)
 
 
 def _make_phase(setup: Setup, make_step, select_key, num_inner_steps: int) -> Phase:

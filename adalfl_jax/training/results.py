@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from adalfl_jax.training.phases import RunState
+from adalfl_jax.training.state import RunState
 
 
 @dataclasses.dataclass

@@ -46,7 +46,7 @@ def make_setup(config: TrainConfig, dataset: Dataset | None = None) -> Setup:
         model = config.model.make(dataset.input_shape, dataset.num_outputs)
         learned_loss = config.learned_loss.make(config.task_loss)
         setup = Setup(config, dataset, model, learned_loss, TASK_LOSSES[config.task_loss], METRICS[config.metric])
-        for name in (config.task_loss, config.metric):
+        for name in filter(None, (config.task_loss, config.metric, config.baseline.loss)):
             if (name in FOR_LABELS) != dataset.is_classification:
                 kind = "classification" if dataset.is_classification else "regression"
                 raise ConfigError(f"{name!r} does not fit dataset {dataset.name!r}, which is a {kind}")

@@ -12,7 +12,8 @@ from absl.testing import flagsaver
 
 from adalfl_jax import data
 from adalfl_jax.data import streaming
-from adalfl_jax.training.phases import RunState, init_phi, init_theta, make_seed_keys, restart_outer_optimizer
+from adalfl_jax.training.phases import init_phi, init_theta, make_seed_keys, restart_outer_optimizer
+from adalfl_jax.training.state import RunState
 from experiments import describe, launch
 from tests.configs.test_configs import random_setup
 from tests.training.tiny import ROOT, SETTINGS

@@ -8,8 +8,9 @@ from tbparse import SummaryReader
 import adalfl_jax
 from adalfl_jax.training import ConfigError, DivergenceError, WorkdirError, compare, loop, train
 from adalfl_jax.training.checkpoint import load_state, save_state
-from adalfl_jax.training.phases import RunState, init_phi, init_theta, make_seed_keys
+from adalfl_jax.training.phases import init_phi, init_theta, make_seed_keys
 from adalfl_jax.training.setup import make_setup
+from adalfl_jax.training.state import RunState
 from tests.training.tiny import DIABETES, final_state, snapshot, tiny_config
 from tests.training.tiny import quick_compilation as quick_compilation
 

@@ -11,7 +11,7 @@ import pytest
 
 from adalfl_jax.training import TrainConfig
 from adalfl_jax.training.checkpoint import load_state, state_structure
-from adalfl_jax.training.phases import RunState
+from adalfl_jax.training.state import RunState
 from configs import default
 
 ROOT = Path(__file__).parents[2]

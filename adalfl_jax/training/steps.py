@@ -1,0 +1,137 @@
+"""The step of every method of training: a function of a `RunState` and a batch, for one seed.
+
+Methods that train on a loss nobody learns take the outer batch too where it is theirs to use: with wrong labels in the
+training split and a clean set as the outer one, they are what a learned loss has to beat.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adalfl_jax.bilevel import BilevelStep, make_bilevel_step, make_task_step
+from adalfl_jax.reweighting import make_reweighting_step
+from adalfl_jax.task_losses import TASK_LOSSES
+from adalfl_jax.training.setup import Setup
+from adalfl_jax.training.state import RunState
+from adalfl_jax.types import Batch, BilevelBatch, LossFn, Phi
+
+Step = Callable[[RunState, BilevelBatch], tuple[RunState, dict[str, jax.Array]]]
+StepFactory = Callable[[Setup, optax.GradientTransformation], Step]
+
+
+def make_online_bilevel_step(setup: Setup, inner_optimizer: optax.GradientTransformation) -> BilevelStep:
+    """Algorithm 2's step as the config wants it."""
+    config, outer = setup.config, setup.config.outer
+    return make_bilevel_step(
+        *bilevel_problem(setup, inner_optimizer),
+        optax.adam(outer.learning_rate),
+        hypergradient=config.estimator.make(config.hypergradient),
+        meta_batch_fraction=(outer.inner_fraction, outer.outer_fraction),
+        outer_every=outer.every,
+        pipelined=outer.pipelined,
+    )
+
+
+def bilevel_problem(setup: Setup, inner_optimizer: optax.GradientTransformation) -> tuple[Any, Any, Any, Any]:
+    """The first four arguments of `make_bilevel_step`."""
+    return setup.model.apply, setup.learned_loss.apply, setup.task_loss_fn, inner_optimizer
+
+
+def _online_step(setup: Setup, inner_optimizer: optax.GradientTransformation) -> Step:
+    """Moves theta on M_phi, and phi with it (Algorithm 2)."""
+    bilevel_step = make_online_bilevel_step(setup, inner_optimizer)
+
+    def step(state: RunState, batch: BilevelBatch):
+        assert state.theta is not None
+        assert state.phi is not None
+        theta, phi, metrics = bilevel_step(state.theta, state.phi, batch)
+        return RunState(theta, phi), metrics._asdict()
+
+    return step
+
+
+def _fixed_step(setup: Setup, inner_optimizer: optax.GradientTransformation) -> Step:
+    """Moves theta on the loss of the baseline or, where there is a phi, on M_phi as it is."""
+
+    def step(state: RunState, batch: BilevelBatch):
+        loss_fn = _fixed_loss(setup, state.phi)
+        theta, metrics = make_task_step(setup.model.apply, loss_fn, inner_optimizer)(
+            state.theta, batch.inner, batch.rng_key
+        )
+        return RunState(theta, state.phi), {"inner_loss": metrics.loss}
+
+    return step
+
+
+def _joint_step(setup: Setup, inner_optimizer: optax.GradientTransformation) -> Step:
+    """Moves theta on the baseline's loss of the inner batch plus the task loss of the outer one."""
+    loss_fn, size = _fixed_loss(setup), setup.config.batch_size
+
+    def joint_loss(targets: jax.Array, outputs: jax.Array) -> jax.Array:
+        return loss_fn(targets[:size], outputs[:size]) + setup.task_loss_fn(targets[size:], outputs[size:])
+
+    task_step = make_task_step(setup.model.apply, joint_loss, inner_optimizer)
+
+    def step(state: RunState, batch: BilevelBatch):
+        both = Batch(*(jnp.concatenate(parts) for parts in zip(batch.inner, batch.outer, strict=True)))
+        theta, metrics = task_step(state.theta, both, batch.rng_key)
+        return RunState(theta, None), {"inner_loss": metrics.loss}
+
+    return step
+
+
+def _fine_tuned_step(setup: Setup, inner_optimizer: optax.GradientTransformation) -> Step:
+    """Moves theta on the baseline's loss of inner batches and, in the last steps, on the task loss of outer ones."""
+    config = setup.config
+    first = round((1 - config.baseline.fine_tuning) * config.num_steps)
+    train = make_task_step(setup.model.apply, _fixed_loss(setup), inner_optimizer)
+    fine_tune = make_task_step(setup.model.apply, setup.task_loss_fn, inner_optimizer)
+
+    def step(state: RunState, batch: BilevelBatch):
+        assert batch.step is not None
+        theta, metrics = jax.lax.cond(
+            batch.step < first,
+            lambda theta: train(theta, batch.inner, batch.rng_key),
+            lambda theta: fine_tune(theta, batch.outer, batch.rng_key),
+            state.theta,
+        )
+        return RunState(theta, None), {"inner_loss": metrics.loss}
+
+    return step
+
+
+def _reweighting_step(setup: Setup, inner_optimizer: optax.GradientTransformation) -> Step:
+    """Moves theta on the baseline's loss of the inner batch, its examples weighted by the outer one."""
+    example_loss_fn = jax.vmap(lambda target, output: _fixed_loss(setup)(target[None], output[None]))
+    reweighting_step = make_reweighting_step(setup.model.apply, example_loss_fn, setup.task_loss_fn, inner_optimizer)
+
+    def step(state: RunState, batch: BilevelBatch):
+        assert state.theta is not None
+        theta, metrics = reweighting_step(state.theta, batch)
+        return RunState(theta, None), metrics._asdict()
+
+    return step
+
+
+STEPS: dict[str, StepFactory] = {
+    "task_loss": _fixed_step,
+    "tuned_task_loss": _fixed_step,
+    "joint_loss": _joint_step,
+    "fine_tuned": _fine_tuned_step,
+    "reweighting": _reweighting_step,
+    "ml3": _fixed_step,
+    "adalfl": _online_step,
+}  # method -> what makes its step; those of one factory share a program
+
+
+def _fixed_loss(setup: Setup, phi: Phi | None = None) -> LossFn:
+    if phi is not None:
+        return functools.partial(setup.learned_loss.apply, phi.params)
+    name = setup.config.baseline.loss
+    return TASK_LOSSES[name] if name else setup.task_loss_fn

@@ -1,0 +1,124 @@
+"""The steps of methods that train on a loss nobody learns, each against what it is by definition."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import adalfl_jax
+from adalfl_jax import BilevelBatch, Theta
+from adalfl_jax.bilevel import make_task_step
+from adalfl_jax.data import take
+from adalfl_jax.task_losses import TASK_LOSSES, softmax_cross_entropy
+from adalfl_jax.training import ConfigError, TrainConfig, compare
+from adalfl_jax.training.config import METHODS
+from adalfl_jax.training.setup import make_setup
+from adalfl_jax.training.state import RunState
+from adalfl_jax.training.steps import STEPS
+from tests.training.tiny import quick_compilation as quick_compilation
+from tests.training.tiny import tiny_config, with_value
+
+RATE, SIZE = 0.1, 50
+ROBUST = "generalized_cross_entropy"
+
+
+@pytest.fixture(scope="module")
+def setup():
+    return make_setup(tiny_config({"baseline.loss": ROBUST, "baseline.fine_tuning": 0.25, "outer.split": "valid"}))
+
+
+@pytest.fixture(scope="module")
+def theta(setup):
+    return Theta.create(*setup.model.init(jax.random.key(0)), optax.sgd(RATE))
+
+
+def batch_of(setup, step=0):
+    rows = jnp.arange(SIZE)
+    return BilevelBatch(take(setup.dataset.train, rows), take(setup.dataset.valid, rows), None, jnp.asarray(step))
+
+
+def advance(setup, method, theta, batch):
+    state, metrics = jax.jit(STEPS[method](setup, optax.sgd(RATE)))(RunState(theta, None), batch)
+    return state.theta, metrics
+
+
+def task_step(setup, loss_fn, theta, batch):
+    return jax.jit(make_task_step(setup.model.apply, loss_fn, optax.sgd(RATE)))(theta, batch, None)
+
+
+def test_every_method_has_a_step():
+    assert STEPS.keys() == METHODS.keys()
+
+
+def test_the_task_loss_method_trains_on_the_loss_of_the_baseline(setup, theta):
+    batch = batch_of(setup)
+    expected, metrics = task_step(setup, TASK_LOSSES[ROBUST], theta, batch.inner)
+    found, measured = advance(setup, "task_loss", theta, batch)
+    chex.assert_trees_all_close(found, expected, rtol=1e-6)
+    assert measured["inner_loss"] == pytest.approx(metrics.loss)
+
+
+def test_the_joint_gradient_is_the_sum_over_both_batches(setup, theta):
+    batch = batch_of(setup)
+    both = [
+        task_step(setup, loss_fn, theta, part)[0].params
+        for loss_fn, part in ((TASK_LOSSES[ROBUST], batch.inner), (softmax_cross_entropy, batch.outer))
+    ]
+    expected = jax.tree.map(lambda start, one, other: one + other - start, theta.params, *both)
+    found, _ = advance(setup, "joint_loss", theta, batch)
+    chex.assert_trees_all_close(found.params, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("step", "is_tuned"), [(0, False), (14, False), (15, True), (19, True)])
+def test_fine_tuning_takes_the_last_quarter_of_twenty_steps(setup, theta, step, is_tuned):
+    batch = batch_of(setup, step)
+    loss_fn, part = (softmax_cross_entropy, batch.outer) if is_tuned else (TASK_LOSSES[ROBUST], batch.inner)
+    found, _ = advance(setup, "fine_tuned", theta, batch)
+    chex.assert_trees_all_close(found, task_step(setup, loss_fn, theta, part)[0], rtol=1e-6)
+
+
+def test_fine_tuning_computes_one_of_its_two_steps_under_seeds(setup, theta):
+    make = STEPS["fine_tuned"](setup, optax.sgd(RATE))
+    seeds = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), RunState(theta, None))
+    batch = batch_of(setup)
+    assert "cond[" in str(jax.make_jaxpr(jax.vmap(lambda state: make(state, batch)))(seeds))
+
+
+def test_reweighting_weighs_the_loss_of_the_baseline(setup, theta):
+    def generalized(targets, outputs):  # q = 0.7
+        return (1 - jax.nn.softmax(outputs)[jnp.arange(SIZE), targets] ** 0.7) / 0.7
+
+    step = adalfl_jax.make_reweighting_step(setup.model.apply, generalized, softmax_cross_entropy, optax.sgd(RATE))
+    batch = batch_of(setup)
+    expected, metrics = jax.jit(step)(theta, batch)
+    found, measured = advance(setup, "reweighting", theta, batch)
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-7)
+    assert 0 < measured["zero_share"] == metrics.zero_share < 1
+
+
+def test_all_methods_are_compared_in_one_run(tmp_path):
+    methods = tuple(METHODS)
+    config = tiny_config(methods=methods, num_steps=4, eval_every=2, **{"outer.split": "valid"})
+    summary = compare(config, tmp_path)
+    assert tuple(summary["methods"]) == methods
+    assert {comparison["method"] for comparison in summary["comparisons"]} == {"adalfl"}
+    errors = [info["test"]["mean"] for info in summary["methods"].values()]
+    assert all(0 < error < 1 for error in errors)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("baseline.loss", "cross_entropy", r"unknown task loss 'cross_entropy'.*did you mean 'softmax_cross_entropy'"),
+        ("baseline.fine_tuning", 1.0, r"config.baseline.fine_tuning must be a number in \(0, 1\); got 1.0"),
+    ],
+)
+def test_impossible_baselines_are_refused(path, value, message):
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig.from_mapping(with_value(path, value))
+
+
+def test_a_baseline_of_another_kind_of_targets_is_refused():
+    with pytest.raises(ConfigError, match=r"'squared_error' does not fit dataset 'digits'.*classification"):
+        make_setup(tiny_config({"baseline.loss": "squared_error"}))
