@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -15,10 +15,18 @@ from matplotlib.figure import Figure
 
 from adalfl_jax.analysis.record import RunRecord, Series
 
-_COLORS = {"task_loss": "#6b7280", "tuned_task_loss": "#b45309", "ml3": "#0e7490", "adalfl": "#be185d"}
+_COLORS = {
+    "task_loss": "#6b7280",
+    "tuned_task_loss": "#b45309",
+    "joint_loss": "#4d7c0f",
+    "fine_tuned": "#a16207",
+    "reweighting": "#6d28d9",
+    "ml3": "#0e7490",
+    "adalfl": "#be185d",
+}
 _RATE = r"$\alpha\,\langle\nabla M,\nabla L\rangle\,/\,|\nabla L|^2$"
 _VISIBLE = np.linspace(0.15, 0.95, 256)  # the part of a colour map that stands out from white
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -47,7 +55,7 @@ def write_figures(folder: Path, record: RunRecord) -> dict[str, Path]:
         "gradient_scale": gradient_scale,
     }
     paths = {}
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         for name, draw in drawers.items():
             if (figure := draw(record)) is not None:
                 paths[name] = folder / f"{name}.png"
@@ -69,21 +77,34 @@ def learning_curves(record: RunRecord) -> Figure:
     return figure
 
 
-def loss_shapes(record: RunRecord) -> Figure | None:
-    """The learned loss of the saved seed against the prediction, from the start of training to its end."""
+class LossShapes(NamedTuple):
+    """The learned loss of one seed through training."""
+
+    steps: np.ndarray  # [T]
+    values: np.ndarray  # [T, 2, P], for target 0 and 1
+
+
+def saved_loss_shapes(record: RunRecord) -> LossShapes | None:
+    """The shapes of the loss that a run saved, or None where it is no loss network."""
     saved = record.summary.get("learned_loss")
     if saved is None or f"{saved['method']}/values" not in record.shapes:
         return None
-    steps = record.shapes[f"{saved['method']}/steps"]
     seed = record.summary["seeds"].index(saved["seed"])
-    values = record.shapes[f"{saved['method']}/values"][seed]  # [T, 2, P]
+    return LossShapes(record.shapes[f"{saved['method']}/steps"], record.shapes[f"{saved['method']}/values"][seed])
+
+
+def loss_shapes(record: RunRecord) -> Figure | None:
+    """The learned loss of the saved seed against the prediction, from the start of training to its end."""
+    if (shapes := saved_loss_shapes(record)) is None:
+        return None
+    saved = record.summary["learned_loss"]
     figure = Figure(figsize=(7.2, 3.4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    colors = ScalarMappable(Normalize(0, steps[-1]), ListedColormap(matplotlib.colormaps["magma_r"](_VISIBLE)))
+    colors = ScalarMappable(Normalize(0, shapes.steps[-1]), ListedColormap(matplotlib.colormaps["magma_r"](_VISIBLE)))
     for target, axes in enumerate(panels):
-        for step, curve in zip(steps, values[:, target], strict=True):
+        for step, curve in zip(shapes.steps, shapes.values[:, target], strict=True):
             axes.plot(record.shapes["predictions"], curve, color=colors.to_rgba(step), linewidth=1.3)
-        axes.set(title=f"target {target}", xlabel=_prediction_label(record))
+        axes.set(title=f"target {target}", xlabel=prediction_label(record))
     panels[0].set_ylabel("$\\ell_\\phi$ less its mean")
     figure.colorbar(colors, ax=panels, label="training step", pad=0.02)
     title = record.summary["methods"][saved["method"]]["title"]
@@ -102,9 +123,8 @@ def gradient_scale(record: RunRecord) -> Figure | None:
         for method, series in measured.items():
             _draw_band(axes, record, method, series)
         _set_log_scale(axes, measured)
-    for method in ("task_loss", "tuned_task_loss"):
-        if method in record.summary["methods"]:
-            info = record.summary["methods"][method]
+    for method, info in record.summary["methods"].items():
+        if method not in rates:
             left.axhline(info["learning_rate"], color=_COLORS[method], linestyle="--", label=info["title"])
     left.set(title="Implicit learning rate", xlabel="training step", ylabel=_RATE)
     right.set(title="Scale of the gradient", xlabel="training step", ylabel=r"$|\nabla M|\,/\,|\nabla L|$")
@@ -137,7 +157,8 @@ def _label(metric: str) -> str:
     return metric.replace("_", " ")
 
 
-def _prediction_label(record: RunRecord) -> str:
+def prediction_label(record: RunRecord) -> str:
+    """What a loss network's second input is called."""
     kind = record.config["learned_loss"]["predictions"]
     return {"probabilities": "predicted probability", "log_probabilities": "predicted log-probability"}.get(
         kind, "prediction"

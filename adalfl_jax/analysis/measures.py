@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from adalfl_jax.learned_losses import LossNetwork
@@ -83,6 +84,21 @@ def make_loss_shape(loss: LossNetwork, *, num_points: int = 101) -> tuple[jax.Ar
         return values - values.mean(axis=1, keepdims=True)
 
     return predictions, evaluate
+
+
+def flat_share(values: np.ndarray, threshold: float = 0.01) -> np.ndarray:
+    """The share of the range of predictions in which a loss gives next to no gradient.
+
+    Args:
+      values: of l_phi `[..., 2, P]` at evenly spaced predictions for target 0 and 1, as from `make_loss_shape`.
+      threshold: a slope below this share of the steepest one of the two curves counts as flat.
+
+    Returns:
+      `[...]`, from 0 to 1; 1 for a loss that is constant.
+    """
+    slopes = np.abs(np.diff(values, axis=-1))
+    steepest = slopes.max(axis=(-2, -1), keepdims=True)
+    return (slopes <= threshold * steepest).mean(axis=(-2, -1))
 
 
 def _ratio(numerator: jax.typing.ArrayLike, denominator: jax.Array) -> jax.Array:

@@ -20,14 +20,17 @@ def paired_difference(first: Sequence[float], second: Sequence[float], confidenc
     """Paired t-test of `second - first` over seeds that share data order and initial weights.
 
     Returns:
-      The mean difference, its confidence interval `[low, high]` and the two-sided p-value; the last two are None
-      where there are fewer than two seeds or all differences are equal, for which the test is not defined.
+      The mean difference, its confidence interval `[low, high]`, the two-sided p-value and the effect size (Cohen's
+      d_z: the mean difference in standard deviations of the differences); the last three are None where there are fewer
+      than two seeds or all differences are equal, for which the test is not defined.
     """
     differences = np.asarray(second, float) - np.asarray(first, float)
-    result: dict[str, Any] = {"mean_difference": float(differences.mean()), "interval": None, "p_value": None}
+    result: dict[str, Any] = {"mean_difference": float(differences.mean())}
+    result |= {"interval": None, "p_value": None, "effect_size": None}
     rounding = 1e-6 * np.abs([first, second]).max()  # metrics are means in float32
     if len(differences) > 1 and np.ptp(differences) > rounding:
         test = scipy.stats.ttest_rel(second, first)
         interval = test.confidence_interval(confidence)
         result |= {"interval": [float(interval.low), float(interval.high)], "p_value": float(test.pvalue)}
+        result["effect_size"] = float(differences.mean() / differences.std(ddof=1))
     return result

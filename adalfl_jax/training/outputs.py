@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from adalfl_jax.analysis.animation import animate_loss_shapes
 from adalfl_jax.analysis.figures import write_figures
 from adalfl_jax.analysis.record import RunRecord
 from adalfl_jax.analysis.report import write_report
@@ -20,9 +21,9 @@ from adalfl_jax.learned_losses import save_learned_loss
 from adalfl_jax.training import workdir as layout
 from adalfl_jax.training.checkpoint import save_state
 from adalfl_jax.training.config import METHODS
-from adalfl_jax.training.phases import RunState
 from adalfl_jax.training.results import DivergenceError, MethodResult
 from adalfl_jax.training.setup import Setup
+from adalfl_jax.training.state import RunState
 
 
 def finish_run(workdir: Path, setup: Setup, results: Sequence[MethodResult], *, with_report: bool) -> dict[str, Any]:
@@ -38,6 +39,28 @@ def finish_run(workdir: Path, setup: Setup, results: Sequence[MethodResult], *, 
         write_report(workdir / layout.REPORT, record, figures)
     layout.write_json(workdir / layout.SUMMARY, summary)
     return summary
+
+
+def rebuild_report(workdir: Path) -> list[Path]:
+    """Draws the pictures and the page of a finished run from its files, and an animation of the learned loss.
+
+    Returns:
+      The files that were written.
+
+    Raises:
+      WorkdirError: no finished run in the folder, or one whose files cannot be read.
+    """
+    if not (workdir / layout.SUMMARY).is_file():
+        raise layout.WorkdirError(f"{workdir} holds no finished run: it has no {layout.SUMMARY}")
+    try:
+        record = read_record(workdir)
+    except (OSError, ValueError, KeyError) as error:
+        raise layout.WorkdirError(f"the files of {workdir} cannot be read: {error}") from error
+    figures = write_figures(workdir / layout.FIGURES, record)
+    write_report(workdir / layout.REPORT, record, figures)
+    animation = workdir / layout.FIGURES / "loss_shapes.gif"
+    moving = [animation] if animate_loss_shapes(animation, record) else []
+    return [*figures.values(), *moving, workdir / layout.REPORT]
 
 
 def read_record(workdir: Path, summary: dict[str, Any] | None = None) -> RunRecord:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from adalfl_jax.analysis.measures import compare_gradients, make_loss_shape
+from adalfl_jax.analysis.measures import compare_gradients, flat_share, make_loss_shape
 from adalfl_jax.analysis.record import RunRecord
 from adalfl_jax.analysis.statistics import describe, paired_difference
 from adalfl_jax.learned_losses import LossNetwork
@@ -120,7 +120,9 @@ def test_paired_difference_at_another_confidence():
 
 @pytest.mark.parametrize(("first", "second"), [([1.0], [3.0]), ([1.0, 2.0, 5.0], [3.0, 4.0, 7.0])])
 def test_paired_difference_without_spread_has_no_test(first, second):
-    assert paired_difference(first, second) == {"mean_difference": 2.0, "interval": None, "p_value": None}
+    assert paired_difference(first, second) == {"mean_difference": 2.0} | dict.fromkeys(
+        ("interval", "p_value", "effect_size")
+    )
 
 
 @pytest.mark.parametrize("offset", [0.1, 0.3])
@@ -146,3 +148,10 @@ def test_series_that_was_not_measured_is_none():
     record = RunRecord({}, {}, [{"method": "adalfl", "seed": 0, "step": 0, "loss": 1.0}], {})
     assert record.series("adalfl", "error") is None
     assert record.series("ml3", "loss") is None
+
+
+def test_the_flat_share_counts_what_gives_no_gradient():
+    predictions = np.linspace(0, 1, 101)
+    half = np.where(predictions < 0.5, predictions, 0.5)
+    shapes = np.stack([np.stack([half, predictions]), np.stack([half, half]), np.zeros((2, 101))])
+    np.testing.assert_allclose(flat_share(shapes), [0.25, 0.5, 1.0], atol=0.006)

@@ -4,7 +4,9 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from PIL import Image, ImageSequence
 
+from adalfl_jax.analysis import animation
 from adalfl_jax.analysis.figures import write_figures
 from adalfl_jax.analysis.record import RunRecord
 from adalfl_jax.analysis.report import write_report
@@ -160,3 +162,25 @@ def test_figures_of_one_seed_are_drawn(tmp_path):
 def test_implicit_learning_rate_of_any_sign_is_drawn(steps, rate, tmp_path):
     record = make_record(steps=steps, rate=rate)  # a warning that nothing can be drawn fails this
     assert "gradient_scale" in write_figures(tmp_path / "figures", record)
+
+
+def test_the_animation_has_a_frame_for_every_evaluation_and_rests_on_the_last(tmp_path):
+    path = tmp_path / "loss.gif"
+    assert animation.animate_loss_shapes(path, make_record())
+    with Image.open(path) as image:
+        assert image.format == "GIF"
+        frames = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)]
+        assert image.info["duration"] >= 1000 / animation.FRAMES_PER_SECOND - 10
+    assert len(frames) >= 3  # equal frames at the end are merged by Pillow
+    assert not np.array_equal(frames[0], frames[1])
+
+
+def test_without_a_loss_network_there_is_no_animation(tmp_path):
+    assert not animation.animate_loss_shapes(tmp_path / "loss.gif", make_record(saved=None))
+    assert not (tmp_path / "loss.gif").exists()
+
+
+def test_the_effect_size_is_the_mean_difference_in_its_standard_deviations():
+    first, second = [0.0, 0.0, 0.0, 0.0], [1.0, 2.0, 3.0, 4.0]
+    assert paired_difference(first, second)["effect_size"] == pytest.approx(2.5 / np.std(second, ddof=1))
+    assert paired_difference(first, [1.0] * 4)["effect_size"] is None

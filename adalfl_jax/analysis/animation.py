@@ -1,0 +1,63 @@
+"""The learned loss changing shape, as a moving picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.animation import FuncAnimation, PillowWriter
+from matplotlib.figure import Figure
+
+from adalfl_jax.analysis.figures import STYLE, prediction_label, saved_loss_shapes
+from adalfl_jax.analysis.record import RunRecord
+
+FRAMES_PER_SECOND = 8
+STILL_FRAMES = 12  # of the last shape, before it starts again
+TRACES = 6  # earlier shapes that fade behind the present one
+COLOR = "#be185d"
+
+
+def animate_loss_shapes(path: Path, record: RunRecord) -> bool:
+    """Draws l_phi of the saved seed at every evaluation, for target 0 and 1, as a GIF that repeats.
+
+    Args:
+      path: of the GIF.
+      record: of a finished run.
+
+    Returns:
+      Whether there was a loss network to draw.
+    """
+    if (shapes := saved_loss_shapes(record)) is None:
+        return False
+    frames = [*range(len(shapes.steps)), *[len(shapes.steps) - 1] * STILL_FRAMES]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 2.9), layout="constrained", dpi=90)
+        panels = figure.subplots(1, 2, sharey=True)
+        for target, axes in enumerate(panels):
+            axes.set(title=f"target {target}", xlabel=prediction_label(record))
+        panels[0].set(ylabel="$\\ell_\\phi$ less its mean", ylim=_limits(shapes.values))
+        lines = [[axes.plot([], [], color=COLOR)[0] for _ in range(TRACES + 1)] for axes in panels]
+        title = figure.suptitle("", fontsize=11, x=0.01, ha="left", weight="bold")
+
+        def draw(frame: int) -> None:
+            title.set_text(f"The loss at step {shapes.steps[frame]}")
+            for target, traces in enumerate(lines):
+                for age, line in enumerate(traces):
+                    values = shapes.values[max(frame - age, 0), target]
+                    line.set_data(record.shapes["predictions"], values)
+                    line.set(
+                        alpha=1.0 if age == 0 else 0.35 * (1 - age / (TRACES + 1)), linewidth=2.4 if age == 0 else 1
+                    )
+            for axes in panels:
+                axes.set_xlim(record.shapes["predictions"][[0, -1]])
+
+        animation = FuncAnimation(figure, draw, frames=frames)  # pyright: ignore[reportArgumentType]
+        animation.save(str(path), writer=PillowWriter(fps=FRAMES_PER_SECOND))
+    return True
+
+
+def _limits(values: np.ndarray) -> tuple[float, float]:
+    low, high = float(values.min()), float(values.max())
+    margin = 0.05 * (high - low) or 1.0
+    return low - margin, high + margin

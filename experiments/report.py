@@ -1,0 +1,31 @@
+"""Draws the pictures and the report of a finished run anew, and the learned loss changing shape as an animation.
+
+python -m experiments.report --workdir=runs/digits_mlp
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from absl import app, flags
+
+from adalfl_jax.training import WorkdirError
+from adalfl_jax.training.outputs import rebuild_report
+from experiments.launch import WORKDIR
+
+
+def main(argv: list[str]) -> None:
+    """Writes figures/*.png, figures/loss_shapes.gif and report.html, and says where they are."""
+    if len(argv) > 1:
+        sys.exit(f"unexpected arguments {argv[1:]}; the folder goes into --workdir")
+    try:
+        for path in rebuild_report(Path(WORKDIR.value or "").expanduser()):
+            print(path)
+    except WorkdirError as error:
+        sys.exit(f"WorkdirError: {error}")
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("workdir")
+    app.run(main)

@@ -1,0 +1,34 @@
+"""Drawing a finished run anew."""
+
+import pytest
+from absl.testing import flagsaver
+
+from adalfl_jax.training import compare
+from experiments import report
+from tests.training.tiny import quick_compilation, tiny_config
+
+__all__ = ["quick_compilation"]
+
+
+def test_pictures_page_and_animation_are_drawn_from_the_files_alone(tmp_path, capsys):
+    compare(tiny_config(methods=("task_loss", "adalfl"), num_steps=4, eval_every=2), tmp_path)
+    page = (tmp_path / "report.html").read_bytes()
+    for path in ((tmp_path / "report.html"), *(tmp_path / "figures").iterdir()):
+        path.unlink()
+    with flagsaver.flagsaver((report.WORKDIR, str(tmp_path))):
+        report.main(["report"])
+    assert (tmp_path / "report.html").read_bytes() == page
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert names == {"learning_curves.png", "loss_shapes.png", "gradient_scale.png", "loss_shapes.gif"}
+    assert len(capsys.readouterr().out.splitlines()) == 5
+
+
+def test_a_folder_without_a_finished_run_is_refused(tmp_path):
+    with (
+        flagsaver.flagsaver((report.WORKDIR, str(tmp_path))),
+        pytest.raises(SystemExit, match="holds no finished run"),
+    ):
+        report.main(["report"])
+    (tmp_path / "summary.json").write_text("{")
+    with flagsaver.flagsaver((report.WORKDIR, str(tmp_path))), pytest.raises(SystemExit, match="cannot be read"):
+        report.main(["report"])
