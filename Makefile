@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/digits_mlp
 
-.PHONY: help setup quickstart pictures test test-slow lint format benchmark clean
+.PHONY: help setup quickstart pictures test test-slow lint format benchmark results results-quick clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list.
@@ -23,7 +23,8 @@ quickstart: setup  ## Train on real digits with four losses and write a report (
 	@echo "Open $(WORKDIR)/report.html"
 
 pictures: quickstart  ## Renew the pictures and figures the README shows from the quickstart's run.
-	cp $(WORKDIR)/figures/*.png $(WORKDIR)/summary.json docs/images/
+	$(BIN)/python -m experiments.report --workdir=$(WORKDIR)
+	cp $(WORKDIR)/figures/*.png $(WORKDIR)/figures/*.gif $(WORKDIR)/summary.json docs/images/
 
 test: setup  ## Lint, and run all tests but the slow ones.
 	$(MAKE) --no-print-directory lint
@@ -45,6 +46,18 @@ format: setup  ## Rewrite the code in the project's style.
 
 benchmark: setup  ## Measure the cost of a step and of several seeds (two minutes).
 	$(BIN)/python -m experiments.benchmark --suite=step --suite=seeds --config=configs/digits_mlp.py --steps=20 --rounds=5
+
+STUDY := $(BIN)/python -m experiments.study
+
+results: setup  ## Make every study and write docs/results.md: days on two cores; stop and go on at any time.
+	$(STUDY) --study=clean_labels --write=docs/results.md
+	$(STUDY) --study=noisy_labels --write=docs/results.md
+	$(STUDY) --study=thrift --write=docs/results.md
+
+results-quick: setup  ## Make a reduced form of every study on digits: that all works, not what comes out.
+	$(STUDY) --study=clean_labels --comparison=mnist_mlp --quick
+	$(STUDY) --study=noisy_labels --comparison=mnist_mlp_40 --quick
+	$(STUDY) --study=thrift --comparison=thrift_mnist_mlp --quick
 
 clean:  ## Remove the environment and caches; runs/ stays.
 	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache *.egg-info

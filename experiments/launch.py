@@ -25,8 +25,8 @@ from adalfl_jax.training.config import field_paths
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "File with the configuration, one of configs/.", lock_config=True
 )
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder for the results of this run alone; made where it does not exist."
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of this run's results, or of all studies; made where it does not exist."
 )
 
 _COMPILATION_CACHE = flags.DEFINE_string(
@@ -46,12 +46,12 @@ def launch(run: Callable[[TrainConfig, str], dict[str, Any]]) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # checkpoints are chatty
         try:
-            summary = run(TrainConfig.from_mapping(CONFIG.value), _WORKDIR.value or "")
+            summary = run(TrainConfig.from_mapping(CONFIG.value), WORKDIR.value or "")
         except (ConfigError, DatasetError, WorkdirError, DivergenceError) as error:
             sys.exit(f"{type(error).__name__}: {error}")
         except KeyboardInterrupt:
             sys.exit("Interrupted before the end; the same command starts the run over.")
-        _print_summary(summary, _WORKDIR.value or "")
+        _print_summary(summary, WORKDIR.value or "")
 
     app.run(main, flags_parser=parse_flags)
 

@@ -73,6 +73,13 @@ def test_a_users_own_arrays_are_loaded_as_the_docs_say(tmp_path, monkeypatch):
     assert not dataset.can_flip
 
 
+def test_noisy_labels_and_a_clean_set_are_read_as_the_docs_say(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(python_block(ROOT / "docs" / "noisy_labels.md"), {})  # noqa: S102, the code is ours
+    dataset = data.load("noisy.npz")
+    assert [len(split.inputs) for split in (dataset.train, dataset.valid, dataset.test)] == [1200, 200, 397]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_to_files_lead_somewhere(page):
     targets = re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text())

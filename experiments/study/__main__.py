@@ -1,0 +1,134 @@
+"""Compares ways of training seed for seed: what is tuned is tuned alike, and judged on seeds nothing was chosen by.
+
+    python -m experiments.study --study=noisy_labels --comparison=mnist_mlp_40
+
+Studies:
+
+  ablation      the form of the loss network
+  clean_labels  the paper's comparison, with a task loss that is tuned and decayed
+  noisy_labels  wrong labels in the training split and a small clean set, beside robust losses and learned weights
+  thrift        what a cheaper meta-gradient costs in accuracy
+
+Runs are kept in `--workdir` (runs/studies) under a digest of their configuration: a study that was stopped goes on
+where it was, and a changed setting is another run. `STUDY.json` there has all numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags, logging
+from rich.console import Console
+
+from adalfl_jax.data import DatasetError
+from adalfl_jax.registry import lookup
+from adalfl_jax.training import ConfigError, WorkdirError
+from adalfl_jax.training.workdir import write_json
+from experiments import page
+from experiments.launch import WORKDIR, parse_flags
+from experiments.machine import describe_machine
+from experiments.study import ablation, clean_labels, noisy_labels, thrift
+from experiments.study.arms import Comparison, Overrides, make_config
+from experiments.study.compare import compare_arms
+from experiments.study.tables import comparison_table, draw_curves
+
+STUDIES = {"ablation": ablation, "clean_labels": clean_labels, "noisy_labels": noisy_labels, "thrift": thrift}
+FOLDER = "runs/studies"
+FIRST_SEED = 100  # of the seeds that are compared; tuning takes those from 0
+QUICK: Overrides = {
+    "dataset.name": "digits",
+    "num_steps": 300,
+    "eval_every": 50,
+    "batch_size": 50,
+    "offline.num_steps": 300,
+}
+PACKAGES = ("adalfl_jax", "jax", "jaxlib", "flax", "optax")
+
+_STUDY = flags.DEFINE_enum("study", None, list(STUDIES), "Which study.")
+_COMPARISONS = flags.DEFINE_multi_string("comparison", None, "Those of the study to make; all of them by default.")
+_ARMS = flags.DEFINE_multi_string("arm", None, "Arms to train beside the reference; all of them by default.")
+_SEEDS = flags.DEFINE_integer("num_seeds", 10, "Seeds that arms are compared on.", lower_bound=2)
+_TUNING_SEEDS = flags.DEFINE_integer("num_tuning_seeds", 2, "Seeds that grids are searched with.", lower_bound=1)
+_QUICK = flags.DEFINE_bool("quick", False, "A reduced form on digits, in minutes: it shows that all works, no more.")
+
+
+def main(argv: list[str]) -> None:
+    """Makes the comparisons one by one, and writes the numbers after each."""
+    del argv
+    logging.set_verbosity(logging.ERROR)
+    try:
+        comparisons = [_reduced(comparison) if _QUICK.value else comparison for comparison in _chosen()]
+        for comparison in comparisons:  # before hours of training, not after
+            _check(comparison)
+        command = shlex.join(["python", "-m", "experiments.study", *sys.argv[1:]])
+        for comparison in comparisons:
+            _make(comparison, command)
+    except (ConfigError, DatasetError, WorkdirError, ValueError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        sys.exit("Interrupted; the same command goes on with the first run that is not there yet.")
+
+
+def _chosen() -> list[Comparison]:
+    known = {comparison.name: comparison for comparison in STUDIES[_STUDY.value or ""].comparisons()}
+    chosen = [lookup("comparison", known, name) for name in _COMPARISONS.value or known]
+    for name in _ARMS.value or ():
+        for comparison in chosen:
+            lookup("arm", {arm.name: arm for arm in comparison.arms}, name)
+    return [comparison.select(_ARMS.value) for comparison in chosen] if _ARMS.value else chosen
+
+
+def _reduced(comparison: Comparison) -> Comparison:
+    """On digits, with fewer steps and the first two points of every grid."""
+    arms = tuple(arm._replace(grid=arm.grid[:2]) for arm in comparison.arms)
+    small = {"model.hidden_sizes": (64,)}
+    if "dataset.valid_examples" in comparison.overrides:
+        small |= {"dataset.valid_examples": 200}
+    title = f"{comparison.title} (quick form: on digits, {QUICK['num_steps']} steps)"
+    return comparison._replace(
+        name=f"{comparison.name}_quick", title=title, arms=arms, overrides={**comparison.overrides, **QUICK, **small}
+    )
+
+
+def _check(comparison: Comparison) -> None:
+    for arm in comparison.arms:
+        for point in arm.grid:
+            make_config(comparison, arm, point, range(1))
+    if page.WRITE.value:
+        page.replace_section(Path(page.WRITE.value).read_text(), comparison.name, "")
+
+
+def _make(comparison: Comparison, command: str) -> None:
+    workdir, console = Path(WORKDIR.value or FOLDER).expanduser(), Console(stderr=True)
+    num_seeds, num_tuning_seeds = (2, 1) if _QUICK.value else (_SEEDS.value, _TUNING_SEEDS.value)
+    numbers = compare_arms(
+        comparison,
+        workdir,
+        tuning_seeds=range(num_tuning_seeds),
+        seeds=range(FIRST_SEED, FIRST_SEED + num_seeds),
+        say=lambda text: console.print(text, markup=False),
+    )
+    metric = make_config(comparison, comparison.arms[0], {}, range(1)).metric
+    table, machine = comparison_table(numbers, metric), describe_machine(PACKAGES)
+    numbers = {"command": command, "machine": machine, "metric": metric, **numbers}
+    path = workdir / f"{_STUDY.value}.json"
+    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    write_json(path, known | {comparison.name: numbers})
+    draw_curves(numbers, metric, workdir / f"{comparison.name}.png")
+    print(page.render_section(command, machine, [table]), end="\n\n")
+    if page.WRITE.value:
+        target = Path(page.WRITE.value)
+        picture = f"images/results/{comparison.name}.png"
+        (target.parent / picture).parent.mkdir(parents=True, exist_ok=True)
+        draw_curves(numbers, metric, target.parent / picture)
+        section = page.render_section(command, machine, [table], picture)
+        target.write_text(page.replace_section(target.read_text(), comparison.name, section))
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("study")
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,62 @@
+"""What a study consists of: comparisons, each of arms, each a configuration with some fields set and some tuned."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from adalfl_jax.training import TrainConfig
+
+Overrides = Mapping[str, Any]  # dotted name of a field -> value
+
+
+class Arm(NamedTuple):
+    """One way of training.
+
+    Where the grid has more than one point, the point with the best mean validation metric of the tuning seeds is
+    taken, and trained anew on the seeds of the comparison.
+    """
+
+    name: str
+    title: str
+    overrides: Overrides = MappingProxyType({})
+    grid: tuple[Overrides, ...] = (MappingProxyType({}),)
+    early_stopping: bool = False  # whether a seed is judged where its validation metric was best, not at the end
+
+
+class Comparison(NamedTuple):
+    """Arms on one problem, seed for seed."""
+
+    name: str
+    title: str
+    config: str  # NAME of configs/NAME.py
+    overrides: Overrides
+    arms: tuple[Arm, ...]
+    reference: str  # the arm whose difference from each other arm is tested
+
+    def select(self, names: Iterable[str]) -> Comparison:
+        """The comparison with some of its arms, the reference among them."""
+        wanted = {*names, self.reference}
+        return self._replace(arms=tuple(arm for arm in self.arms if arm.name in wanted))
+
+
+def grid(**values: Iterable[Any]) -> tuple[Overrides, ...]:
+    """Every combination of values; `inner__learning_rate` stands for the field "inner.learning_rate"."""
+    fields = [field.replace("__", ".") for field in values]
+    return tuple(dict(zip(fields, point, strict=True)) for point in itertools.product(*values.values()))
+
+
+def make_config(comparison: Comparison, arm: Arm, point: Overrides, seeds: range) -> TrainConfig:
+    """The configuration of an arm at a point of its grid.
+
+    Raises:
+      ConfigError: an override that is no field, or a value out of its range.
+    """
+    config = importlib.import_module(f"configs.{comparison.config}").get_config()
+    with config.unlocked():
+        config.update_from_flattened_dict({**comparison.overrides, **arm.overrides, **point})
+    config.update(seed=seeds.start, num_seeds=len(seeds), methods=(config.method,))
+    return TrainConfig.from_mapping(config)

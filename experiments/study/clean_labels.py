@@ -1,0 +1,47 @@
+"""The paper's comparison on clean data, with the baseline it leaves out: a task loss tuned and decayed with care."""
+
+from __future__ import annotations
+
+from experiments.study.arms import Arm, Comparison, Overrides, grid
+
+PROBLEMS: dict[str, tuple[str, tuple[float, ...]]] = {
+    "mnist_logistic": ("MNIST, logistic regression", (0.01, 0.03, 0.1, 0.3)),
+    "mnist_mlp": ("MNIST, MLP 784-1000-1000-10", (0.03, 0.1, 0.3)),
+    "mnist_lenet5": ("MNIST, LeNet-5", (0.03, 0.1, 0.3)),
+    "fashion_mnist_mlp": ("Fashion-MNIST, MLP 784-1000-1000-10", (0.03, 0.1, 0.3)),
+    "fashion_mnist_lenet5": ("Fashion-MNIST, LeNet-5", (0.03, 0.1, 0.3)),
+    "digits_mlp": ("digits, MLP", (0.03, 0.1, 0.3)),
+    "diabetes_mlp": ("Diabetes, MLP", (0.003, 0.01, 0.03, 0.1)),
+}  # configuration -> title, and the learning rates the task loss is tuned over
+
+
+def _arms(rates: tuple[float, ...]) -> tuple[Arm, ...]:
+    tuned = grid(inner__learning_rate=rates)
+    task_loss: Overrides = {"method": "task_loss"}
+    return (
+        Arm("task_loss", "task loss", task_loss),
+        Arm("constant", "task loss, tuned", task_loss, tuned),
+        Arm("linear", "task loss, tuned, linear decay", {**task_loss, "inner.schedule": "linear"}, tuned),
+        Arm("cosine", "task loss, tuned, cosine decay", {**task_loss, "inner.schedule": "cosine"}, tuned),
+        Arm(
+            "learned_rate",
+            "learned learning rate",
+            {"method": "adalfl", "learned_loss.family": "scaled_task_loss"},
+            grid(outer__learning_rate=(1e-5, 3e-4, 3e-3)),
+        ),
+        Arm("ml3", "ML3", {"method": "ml3"}),
+        Arm("adalfl", "AdaLFL", {"method": "adalfl", "outer.learning_rate": 3e-4}),
+        Arm(
+            "adalfl_fitted",
+            "AdaLFL from the task loss",
+            {"method": "adalfl", "outer.learning_rate": 3e-4, "learned_loss.start": "task_loss"},
+        ),
+        Arm("adalfl_paper", "AdaLFL, the paper's η", {"method": "adalfl", "outer.learning_rate": 1e-5}),
+    )
+
+
+def comparisons() -> list[Comparison]:
+    """One for each problem."""
+    return [
+        Comparison(name, title, name, {}, _arms(rates), reference="adalfl") for name, (title, rates) in PROBLEMS.items()
+    ]

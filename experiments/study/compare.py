@@ -1,0 +1,113 @@
+"""Tunes and trains the arms of a comparison and tests their differences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.stats
+
+from adalfl_jax.analysis.statistics import describe, paired_difference
+from experiments.study.arms import Arm, Comparison, Overrides, make_config
+from experiments.study.runs import Diverged, Outcome, digest_of, flat_share_of, outcome_of, run
+
+Say = Callable[[str], None]
+
+
+def compare_arms(
+    comparison: Comparison, workdir: Path, *, tuning_seeds: range, seeds: range, say: Say
+) -> dict[str, Any]:
+    """Trains what is missing and returns all numbers of a comparison, as JSON holds them.
+
+    Returns:
+      `arms`: by name the metric on the test and the validation split per seed, the point of the grid that was taken and
+      what the others reached, the curve of the test metric, steps and seconds to the target, and how flat the learned
+      loss is at the end; `differences`: paired tests
+      of every arm less the reference, with p-values adjusted for their number; `target`.
+    """
+    outcomes: dict[str, Outcome] = {}
+    arms: dict[str, Any] = {}
+    for arm in comparison.arms:
+        point, tuning = _tune(comparison, arm, workdir, tuning_seeds, say)
+        arms[arm.name] = {"title": arm.title, "chosen": None if point is None else dict(point), "tuning": tuning}
+        if point is None:
+            arms[arm.name]["diverged"] = "at every point of the grid"
+            continue
+        config = make_config(comparison, arm, point, seeds)
+        say(f"{comparison.title}: {arm.title}{_words(point)}, {len(seeds)} seeds")
+        found = run(config, workdir)
+        arms[arm.name]["run"] = digest_of(config)
+        if isinstance(found, Diverged):
+            arms[arm.name]["diverged"] = found.reason
+            continue
+        outcomes[arm.name] = outcome_of(found, early_stopping=arm.early_stopping)
+        arms[arm.name]["flat_share"] = flat_share_of(found)
+    target = float(outcomes[comparison.arms[0].name].test.mean())
+    for name, outcome in outcomes.items():
+        arms[name] |= _numbers(outcome, target)
+    return {
+        "title": comparison.title,
+        "config": comparison.config,
+        "overrides": dict(comparison.overrides),
+        "seeds": list(seeds),
+        "tuning_seeds": list(tuning_seeds),
+        "reference": comparison.reference,
+        "target": target,
+        "arms": arms,
+        "differences": _differences(outcomes, comparison.reference),
+    }
+
+
+def _tune(
+    comparison: Comparison, arm: Arm, workdir: Path, seeds: range, say: Say
+) -> tuple[Overrides | None, list[dict[str, Any]]]:
+    """The best point of an arm's grid by the mean validation metric, and that of all; None if all diverge."""
+    if len(arm.grid) == 1:
+        return arm.grid[0], []
+    tried = []
+    for point in arm.grid:
+        say(f"{comparison.title}: tuning {arm.title}{_words(point)}")
+        found = run(make_config(comparison, arm, point, seeds), workdir)
+        valid = None
+        if not isinstance(found, Diverged):
+            valid = float(outcome_of(found, early_stopping=arm.early_stopping).valid.mean())
+        tried.append({"point": dict(point), "valid": valid})
+    finite = [entry for entry in tried if entry["valid"] is not None]
+    return min(finite, key=lambda entry: entry["valid"])["point"] if finite else None, tried
+
+
+def _numbers(outcome: Outcome, target: float) -> dict[str, Any]:
+    reached = np.flatnonzero(outcome.curve.mean(axis=0) <= target)
+    steps = int(outcome.steps[reached[0]]) if len(reached) else None
+    total = outcome.seconds
+    seconds = None if steps is None else total["offline"] + total["training"] * steps / int(outcome.steps[-1])
+    return {
+        "test": describe(outcome.test.tolist()),
+        "valid": describe(outcome.valid.tolist()),
+        "steps": outcome.steps.tolist(),
+        "curve": outcome.curve.tolist(),
+        "seconds": total,
+        "steps_to_target": steps,
+        "seconds_to_target": seconds,
+    }
+
+
+def _differences(outcomes: dict[str, Outcome], reference: str) -> dict[str, Any]:
+    if reference not in outcomes:
+        return {}
+    others = [name for name in outcomes if name != reference]
+    tests = {
+        name: paired_difference(outcomes[name].test.tolist(), outcomes[reference].test.tolist()) for name in others
+    }
+    defined = [name for name in others if tests[name]["p_value"] is not None]
+    if defined:
+        adjusted = scipy.stats.false_discovery_control([tests[name]["p_value"] for name in defined])
+        for name, p_value in zip(defined, adjusted, strict=True):
+            tests[name]["adjusted_p_value"] = float(p_value)
+    return tests
+
+
+def _words(point: Overrides) -> str:
+    return "".join(f", {name.rpartition('.')[2].replace('_', ' ')} {value}" for name, value in point.items())

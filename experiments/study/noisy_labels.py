@@ -1,0 +1,111 @@
+"""Training on wrong labels with a small clean set, which every arm may use: the validation split is clean.
+
+The clean set is what arms are tuned by and, where they train on it, their outer batches.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from experiments.study.arms import Arm, Comparison, Overrides, grid
+
+NOISE: dict[str, Overrides] = {
+    "clean": {},
+    "20": {"dataset.label_noise": 0.2},
+    "40": {"dataset.label_noise": 0.4},
+    "60": {"dataset.label_noise": 0.6},
+    "80": {"dataset.label_noise": 0.8},
+    "pair_40": {"dataset.label_noise": 0.4, "dataset.noise_kind": "pair"},
+    "imbalance_100": {"dataset.imbalance": 100.0},
+}
+SHOWN = {
+    "clean": "clean labels",
+    "pair_40": "40 % of labels moved to the next class",
+    "imbalance_100": "classes imbalanced 1:100",
+}
+PROBLEMS: dict[str, tuple[str, Overrides]] = {
+    "mnist_mlp": (
+        "MNIST, MLP 784-256-10",
+        {"dataset.name": "mnist", "model.name": "mlp", "model.hidden_sizes": (256,)},
+    ),
+    "fashion_mnist_mlp": (
+        "Fashion-MNIST, MLP 784-256-10",
+        {"dataset.name": "fashion_mnist", "model.name": "mlp", "model.hidden_sizes": (256,)},
+    ),
+    "mnist_lenet5": ("MNIST, LeNet-5", {"dataset.name": "mnist", "model.name": "lenet5"}),
+    "fashion_mnist_lenet5": ("Fashion-MNIST, LeNet-5", {"dataset.name": "fashion_mnist", "model.name": "lenet5"}),
+}
+SETTING: Overrides = {
+    "num_steps": 6000,
+    "eval_every": 250,
+    "batch_size": 100,
+    "dataset.valid_examples": 1000,
+    "outer.split": "valid",
+}
+LINEAR = {"inner.schedule": "linear"}
+
+
+def _rates(*values: float) -> tuple[Overrides, ...]:
+    return grid(inner__learning_rate=values)
+
+
+def _fixed(loss: str = "", method: str = "task_loss") -> dict[str, Any]:
+    return {"method": method, "baseline.loss": loss}
+
+
+GENERALIZED = "generalized_cross_entropy"
+ARMS = (
+    Arm("cross_entropy", "cross-entropy", _fixed(), _rates(0.003, 0.01, 0.03, 0.1, 0.3)),
+    Arm("decayed", "cross-entropy, decayed", _fixed() | LINEAR, _rates(0.01, 0.03, 0.1, 0.3)),
+    Arm("early_stopped", "cross-entropy, early-stopped", _fixed(), _rates(0.003, 0.01, 0.03, 0.1, 0.3), True),
+    Arm("fine_tuned", "cross-entropy, then the clean set", _fixed(method="fine_tuned"), _rates(0.01, 0.03, 0.1)),
+    Arm("joint", "cross-entropy, with the clean set", _fixed(method="joint_loss"), _rates(0.003, 0.01, 0.03, 0.1)),
+    Arm("smoothed", "label smoothing", _fixed("smoothed_cross_entropy"), _rates(0.01, 0.03, 0.1)),
+    Arm("generalized", "generalised cross-entropy", _fixed(GENERALIZED), _rates(0.1, 0.3, 1.0)),
+    Arm("symmetric", "symmetric cross-entropy", _fixed("symmetric_cross_entropy"), _rates(0.03, 0.1, 0.3)),
+    Arm(
+        "generalized_joint",
+        "generalised cross-entropy, with the clean set",
+        _fixed(GENERALIZED, "joint_loss"),
+        _rates(0.03, 0.1, 0.3, 1.0),
+    ),
+    Arm(
+        "generalized_joint_decayed",
+        "the same, decayed",
+        _fixed(GENERALIZED, "joint_loss") | LINEAR,
+        _rates(0.1, 0.3, 1.0),
+    ),
+    Arm(
+        "generalized_fine_tuned",
+        "generalised cross-entropy, then the clean set",
+        _fixed(GENERALIZED, "fine_tuned"),
+        _rates(0.1, 0.3, 1.0),
+    ),
+    Arm(
+        "meta_weight_net",
+        "Meta-Weight-Net",
+        {"method": "adalfl", "learned_loss.family": "weight_network", "offline.num_steps": 0},
+        grid(inner__learning_rate=(0.03, 0.1), outer__learning_rate=(1e-3, 1e-2)),
+    ),
+    Arm("reweighting", "Learning to Reweight", _fixed(method="reweighting"), _rates(0.03, 0.1, 0.3)),
+    Arm("ml3", "ML3, untuned", {"method": "ml3"}),
+    Arm("adalfl", "AdaLFL, untuned", {"method": "adalfl"}),
+)
+
+
+def comparisons() -> list[Comparison]:
+    """Every problem at every noise with 1000 clean labels, and fewer of them at 40 %."""
+    made = []
+    for problem, (title, overrides) in PROBLEMS.items():
+        for noise, corruption in NOISE.items():
+            shown = SHOWN.get(noise, f"{noise} % wrong labels")
+            made.append(_comparison(f"{problem}_{noise}", f"{title}, {shown}", {**overrides, **corruption}))
+        for size in (100, 300):
+            fewer = {**overrides, **NOISE["40"], "dataset.valid_examples": size}
+            shown = f"{title}, 40 % wrong labels, {size} clean ones"
+            made.append(_comparison(f"{problem}_40_of_{size}", shown, fewer))
+    return made
+
+
+def _comparison(name: str, title: str, overrides: Overrides) -> Comparison:
+    return Comparison(name, title, "default", {**SETTING, **overrides}, ARMS, reference="adalfl")

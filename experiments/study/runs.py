@@ -1,0 +1,75 @@
+"""Runs of a study, each trained once: they are kept under a digest of their configuration."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import adalfl_jax
+from adalfl_jax.analysis.measures import flat_share
+from adalfl_jax.analysis.record import RunRecord
+from adalfl_jax.training import DivergenceError, TrainConfig, train
+from adalfl_jax.training.outputs import read_record
+from adalfl_jax.training.workdir import write_json
+
+RUNS = "runs"
+
+
+class Diverged(NamedTuple):
+    """A run that ended in a number that is not finite."""
+
+    reason: str
+
+
+def digest_of(config: TrainConfig) -> str:
+    """Twelve hexadecimal digits that any field of the configuration and the release change."""
+    text = json.dumps({"version": adalfl_jax.__version__, **config.to_dict()}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def run(config: TrainConfig, workdir: Path) -> RunRecord | Diverged:
+    """The record of a run; it is trained if the study does not have it."""
+    folder = workdir / RUNS / digest_of(config)
+    failure = folder.with_suffix(".diverged.json")
+    if failure.exists():
+        return Diverged(json.loads(failure.read_text())["reason"])
+    try:
+        train(config, folder)
+    except DivergenceError as error:  # a finding about this arm, not the end of the study
+        write_json(failure, {"reason": str(error), "config": config.to_dict()})
+        return Diverged(str(error))
+    return read_record(folder)
+
+
+class Outcome(NamedTuple):
+    """What an arm reached, seed by seed."""
+
+    test: np.ndarray  # [S]
+    valid: np.ndarray  # [S]
+    steps: np.ndarray  # [T]
+    curve: np.ndarray  # [S, T] test metric at these steps
+    seconds: dict[str, float]  # of all seeds together: "training" and "offline"
+
+
+def outcome_of(record: RunRecord, *, early_stopping: bool) -> Outcome:
+    """Reads an outcome from a record, at the end of training or at each seed's best validation metric."""
+    (method, info), metric = *record.summary["methods"].items(), record.summary["metric"]
+    test, valid = (record.series(method, f"{split}/{metric}") for split in ("test", "valid"))
+    assert test is not None
+    assert valid is not None
+    last = len(valid.steps) - 1
+    chosen = valid.values.argmin(axis=1) if early_stopping else np.full(len(valid.values), last)
+    rows = np.arange(len(chosen))
+    seconds: dict[str, Any] = info["seconds"]
+    return Outcome(test.values[rows, chosen], valid.values[rows, chosen], test.steps, test.values, seconds)
+
+
+def flat_share_of(record: RunRecord) -> float | None:
+    """The mean over seeds of the share of the loss's range in which it is flat at the end; None without a network."""
+    method = next(iter(record.summary["methods"]))
+    values = record.shapes.get(f"{method}/values")
+    return None if values is None else float(flat_share(values[:, -1]).mean())

@@ -1,0 +1,99 @@
+"""A comparison as a table and as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from adalfl_jax.analysis.figures import STYLE
+from experiments.page import Row, Table
+
+PERCENT = ("error_rate", "top_5_error_rate")
+
+
+def comparison_table(numbers: dict[str, Any], metric: str) -> Table:
+    """One row an arm, with its difference from the reference."""
+    scale = 100 if metric in PERCENT else 1
+    name, unit = metric.replace("_", " "), " %" if scale == 100 else ""
+    reference = numbers["arms"][numbers["reference"]]["title"]
+
+    def test(row: Row) -> str:
+        if "diverged" in row:
+            return "diverged"
+        std = row["test"]["std"]
+        return f"{scale * row['test']['mean']:.2f}" + ("" if std is None else f" ± {scale * std:.2f}")
+
+    def difference(row: Row) -> str:
+        found = row.get("difference")
+        if found is None:
+            return ""
+        interval = found["interval"]
+        around = "" if interval is None else " ({:+.2f} to {:+.2f})".format(*(scale * end for end in interval))
+        return f"{scale * found['mean_difference']:+.2f}{around}"
+
+    rows = [{**arm, "difference": numbers["differences"].get(name)} for name, arm in numbers["arms"].items()]
+    return Table(
+        numbers["title"],
+        {
+            "arm": lambda row: row["title"],
+            "tuned": lambda row: _point(row),
+            f"test {name},{unit}" if unit else f"test {name}": test,
+            f"{reference} less it": difference,
+            "p": lambda row: _number((row["difference"] or {}).get("adjusted_p_value"), ".1g"),
+            "effect": lambda row: _number((row["difference"] or {}).get("effect_size"), "+.1f"),
+            "steps": lambda row: _number(row.get("steps_to_target"), "d"),
+            "seconds": lambda row: _number(row.get("seconds_to_target"), ".0f"),
+            "flat": lambda row: _number(row.get("flat_share"), ".0%"),
+        },
+        rows,
+        (_note(numbers, name, scale, unit),),
+    )
+
+
+def draw_curves(numbers: dict[str, Any], metric: str, path: Path) -> None:
+    """Mean test metric of every arm through training."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8.2, 4.2), layout="constrained")
+        axes = figure.subplots()
+        colors = matplotlib.colormaps["tab20"]
+        arms = [(name, arm) for name, arm in numbers["arms"].items() if "curve" in arm]
+        for index, (name, arm) in enumerate(arms):
+            is_reference = name == numbers["reference"]
+            axes.plot(
+                arm["steps"],
+                np.mean(arm["curve"], axis=0),
+                label=arm["title"],
+                color="#be185d" if is_reference else colors(index % 20),
+                linewidth=2.4 if is_reference else 1.2,
+                zorder=3 if is_reference else 2,
+            )
+        axes.set(
+            title=numbers["title"], xlabel="training step", ylabel=f"test {metric.replace('_', ' ')}", yscale="log"
+        )
+        figure.legend(loc="outside right center", fontsize=8)
+        figure.savefig(path, bbox_inches="tight")
+
+
+def _note(numbers: dict[str, Any], name: str, scale: int, unit: str) -> str:
+    seeds, tuned = numbers["seeds"], numbers["tuning_seeds"]
+    return (
+        f"Mean and standard deviation over seeds {seeds[0]} to {seeds[-1]}. Tuned on the validation split with seeds "
+        f"{tuned[0]} to {tuned[-1]}. Differences are paired, with 95 % intervals; p-values, of paired t-tests, are "
+        "adjusted for their number (Benjamini and Hochberg); the effect is the mean difference in standard deviations "
+        f"of the differences. Steps, and seconds for all seeds with the offline phase, are those to a mean test {name} "
+        f"of {scale * numbers['target']:.2f}{unit}, where the first arm ends. A learned loss is flat where "
+        "its slope over the predictions is below a hundredth of its steepest."
+    )
+
+
+def _point(row: Row) -> str:
+    point = row["chosen"] or {}
+    return ", ".join(f"{name.rpartition('.')[2].replace('_', ' ')} {value}" for name, value in point.items())
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)

@@ -1,0 +1,175 @@
+"""Studies on tiny runs: what is tuned, what is compared, what is kept."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+
+from adalfl_jax.training import ConfigError
+from experiments import launch, page
+from experiments.study import __main__ as program
+from experiments.study import runs
+from experiments.study.arms import Arm, Comparison, grid, make_config
+from experiments.study.compare import compare_arms
+from experiments.study.tables import comparison_table
+from tests.training.tiny import SETTINGS, quick_compilation, snapshot, tiny_config
+
+__all__ = ["quick_compilation"]
+
+TASK_LOSS = {"method": "task_loss"}
+ARMS = (
+    Arm("untuned", "task loss", TASK_LOSS),
+    Arm("tuned", "tuned", TASK_LOSS, grid(inner__learning_rate=(0.01, 1.0, 1e6))),
+    Arm("stopped", "early-stopped", TASK_LOSS, grid(inner__learning_rate=(0.01, 1.0)), early_stopping=True),
+    Arm("hopeless", "diverges", TASK_LOSS, grid(inner__learning_rate=(1e30,))),
+    Arm("adalfl", "AdaLFL", {"method": "adalfl"}),
+)
+TINY = {**SETTINGS, "num_steps": 9, "eval_every": 3, "offline.num_steps": 3}
+COMPARISON = Comparison("tiny", "Tiny", "default", TINY, ARMS, reference="adalfl")
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return tmp_path_factory.mktemp("study")
+
+
+@pytest.fixture(scope="module")
+def numbers(workdir):
+    said = []
+    found = compare_arms(COMPARISON, workdir, tuning_seeds=range(1), seeds=range(5, 8), say=said.append)
+    assert len(said) == 3 + 2 + 5  # points of grids that are searched, and arms
+    return found
+
+
+def test_the_best_point_of_a_grid_is_trained_on_other_seeds(numbers, workdir):
+    tuned = numbers["arms"]["tuned"]
+    reached = {entry["point"]["inner.learning_rate"]: entry["valid"] for entry in tuned["tuning"]}
+    finite = {rate: valid for rate, valid in reached.items() if valid is not None}
+    assert tuned["chosen"] == {"inner.learning_rate": min(finite, key=finite.get)}
+    kept = json.loads((workdir / "runs" / tuned["run"] / "config.json").read_text())
+    assert (kept["seed"], kept["num_seeds"]) == (5, 3)
+    assert len(tuned["test"]["per_seed"]) == 3
+
+
+def test_an_arm_that_diverges_is_a_finding(numbers):
+    assert "inner_loss is not finite" in numbers["arms"]["hopeless"]["diverged"]
+    assert "hopeless" not in numbers["differences"]
+    assert "diverged" in page.render_table(comparison_table(numbers, "error_rate"))
+
+
+def test_early_stopping_takes_each_seed_where_its_validation_metric_was_best(numbers, workdir):
+    stopped = numbers["arms"]["stopped"]
+    record = runs.read_record(workdir / "runs" / stopped["run"])
+    valid, test = (record.series("task_loss", f"{split}/error_rate").values for split in ("valid", "test"))
+    expected = [curve[at] for curve, at in zip(test, valid.argmin(axis=1), strict=True)]
+    np.testing.assert_allclose(stopped["test"]["per_seed"], expected)
+    np.testing.assert_allclose(stopped["valid"]["per_seed"], valid.min(axis=1))
+
+
+def test_differences_are_the_references_less_the_arms_and_their_p_values_adjusted(numbers):
+    means = {name: arm["test"]["mean"] for name, arm in numbers["arms"].items() if "test" in arm}
+    for name, test in numbers["differences"].items():
+        assert test["mean_difference"] == pytest.approx(means["adalfl"] - means[name])
+        assert test["p_value"] <= test["adjusted_p_value"] <= 1
+
+
+def test_steps_to_the_target_are_the_first_at_which_the_mean_is_there(numbers):
+    assert numbers["target"] == numbers["arms"]["untuned"]["test"]["mean"]
+    for arm in numbers["arms"].values():
+        if "curve" in arm:
+            below = [
+                step
+                for step, error in zip(arm["steps"], np.mean(arm["curve"], 0), strict=True)
+                if error <= numbers["target"]
+            ]
+            assert arm["steps_to_target"] == (below[0] if below else None)
+    adalfl = numbers["arms"]["adalfl"]
+    assert adalfl["seconds_to_target"] is None or adalfl["seconds_to_target"] >= adalfl["seconds"]["offline"]
+
+
+def test_a_study_repeats_nothing_it_has(numbers, workdir):
+    before = snapshot(workdir)
+    again = compare_arms(COMPARISON, workdir, tuning_seeds=range(1), seeds=range(5, 8), say=lambda text: None)
+    assert again == numbers
+    assert snapshot(workdir) == before
+
+
+def test_a_changed_setting_is_another_run():
+    config = tiny_config()
+    digests = {
+        runs.digest_of(other)
+        for other in (config, dataclasses.replace(config, seed=1), dataclasses.replace(config, batch_size=49))
+    }
+    assert len(digests) == 3
+    assert runs.digest_of(tiny_config()) == runs.digest_of(config)
+
+
+def test_every_arm_of_every_study_is_a_configuration_at_every_point():
+    for study in program.STUDIES.values():
+        comparisons = study.comparisons()
+        assert len({comparison.name for comparison in comparisons}) == len(comparisons)
+        for comparison in comparisons:
+            assert comparison.reference in {arm.name for arm in comparison.arms}
+            for arm in comparison.arms:
+                for point in arm.grid:
+                    make_config(comparison, arm, point, range(2))
+
+
+def test_an_override_that_is_no_field_is_refused():
+    arm = Arm("typo", "typo", {"inner.learning_rat": 0.1})
+    with pytest.raises((KeyError, ConfigError), match="learning_rat"):
+        make_config(COMPARISON, arm, {}, range(1))
+
+
+@pytest.fixture
+def program_flags(tmp_path):
+    with flagsaver.flagsaver():
+        yield lambda *given: launch.parse_flags(["study", f"--workdir={tmp_path}", "--compilation_cache=", *given])
+
+
+@pytest.fixture
+def tiny_study(monkeypatch):
+    study = type("study", (), {"comparisons": staticmethod(lambda: [COMPARISON])})
+    monkeypatch.setitem(program.STUDIES, "thrift", study)
+
+
+@pytest.mark.usefixtures("tiny_study")
+def test_the_program_writes_numbers_a_picture_and_its_section(tmp_path, program_flags, capsys, verbosity):
+    target = tmp_path / "docs" / "page.md"
+    target.parent.mkdir()
+    target.write_text("Before\n\n<!-- tables: tiny -->\n<!-- end of tables -->\n\nAfter\n")
+    program_flags("--study=thrift", "--arm=untuned", "--num_seeds=2", f"--write={target}")
+    program.main(["study"])
+    text, kept = target.read_text(), json.loads((tmp_path / "thrift.json").read_text())["tiny"]
+    assert text.startswith("Before\n")
+    assert text.endswith("After\n")
+    assert "| AdaLFL " in text
+    assert "early-stopped" not in text
+    assert (target.parent / "images" / "results" / "tiny.png").stat().st_size > 1000
+    assert kept["arms"].keys() == {"untuned", "adalfl"}
+    assert kept["seeds"] == [100, 101]
+    assert "| AdaLFL " in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("tiny_study")
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--comparison=tinny",), r"unknown comparison 'tinny'; did you mean 'tiny'"),
+        (("--arm=adalf",), r"unknown arm 'adalf'; did you mean 'adalfl'"),
+    ],
+)
+def test_what_a_study_does_not_have_is_refused(given, message, program_flags, verbosity):
+    program_flags("--study=thrift", *given)
+    with pytest.raises(SystemExit, match=message):
+        program.main(["study"])
+
+
+def test_missing_data_is_told_with_the_command_that_gets_it(tmp_path, program_flags, verbosity):
+    program_flags("--study=noisy_labels", "--comparison=mnist_mlp_40")
+    with flagsaver.flagsaver(), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFDS_DATA_DIR", str(tmp_path / "nothing"))
+        with pytest.raises(SystemExit, match=r"adalfl_jax.data.prepare mnist"):
+            program.main(["study"])
