@@ -179,6 +179,7 @@ def test_a_comparison_with_it_runs_from_a_configuration(tmp_path):
     assert any("implicit_learning_rate" in record for record in records)
 
 
+@pytest.mark.slow
 def test_it_learns_from_its_first_draw_without_an_offline_phase(tmp_path):
     summary = train(tiny_config(WEIGHTS, **{"offline.num_steps": 0}), tmp_path)
     assert np.isfinite(summary["methods"]["adalfl"]["test"]["mean"])
