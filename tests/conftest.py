@@ -1,15 +1,26 @@
 """Settings of every test: shapes must match without silent broadcasting, and float64 is one fixture away."""
 
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # neither the user's programs are read nor the tests' left behind
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit the folder
+    # Tests compile many programs twice. They share those of one session, read none of the user's and leave none behind.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="adalfl_jax_tests_")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax
 import pytest
 from absl import logging
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_unconfigure():
+    """Removes the compiled programs once the last worker is done."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture
