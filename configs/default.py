@@ -189,4 +189,19 @@ def get_config() -> ConfigDict:
     config.tuning = ConfigDict()
     config.tuning.learning_rates = (0.01, 0.03, 0.1, 0.3, 1.0)
 
+    # What happens at a number that is not finite: "stop" ends the run and keeps the last finite state, "skip" leaves
+    # that step out for that seed alone and counts it in `train/skipped_steps`, "back_off" takes the chunk again with
+    # eta halved, where phi is learned.
+    config.on_nonfinite = "stop"
+
+    # What is kept of a run that goes on, for the same command to resume from. Changing this section is no other run.
+    config.checkpoint = ConfigDict()
+    # Seconds from one checkpoint to the next, which comes at the end of a chunk of `eval_every` steps and is written
+    # beside the training; 0 does not go by time.
+    config.checkpoint.every_seconds = 300.0
+    # Steps from one to the next, which comes at the end of a chunk; 0 does not go by steps.
+    config.checkpoint.every_steps = 0
+    # The newest ones that stay, of each phase of the run; 0 writes none.
+    config.checkpoint.keep = 2
+
     return config.lock()

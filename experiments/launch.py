@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from rich.table import Table
 
 from adalfl_jax.data import DatasetError
 from adalfl_jax.registry import require_known
-from adalfl_jax.training import ConfigError, DivergenceError, TrainConfig, WorkdirError
+from adalfl_jax.training import ConfigError, DivergenceError, PreemptionError, TrainConfig, WorkdirError
 from adalfl_jax.training.config import field_paths
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -44,13 +45,19 @@ def launch(run: Callable[[TrainConfig, str], dict[str, Any]]) -> None:
     def main(argv: list[str]) -> None:
         del argv
         if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)  # checkpoints are chatty
+            logging.set_verbosity(logging.WARNING)
+        # Checkpoints are chatty, and what fails there is an error of ours.
+        logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
         try:
             summary = run(TrainConfig.from_mapping(CONFIG.value), WORKDIR.value or "")
         except (ConfigError, DatasetError, WorkdirError, DivergenceError) as error:
             sys.exit(f"{type(error).__name__}: {error}")
+        except PreemptionError as error:
+            sys.stderr.write(f"{error}\n")
+            sys.exit(128 + error.signal)
         except KeyboardInterrupt:
-            sys.exit("Interrupted before the end; the same command starts the run over.")
+            sys.stderr.write("SIGINT: the run ended; the same command goes on from its last checkpoint.\n")
+            sys.exit(128 + signal.SIGINT)
         _print_summary(summary, WORKDIR.value or "")
 
     app.run(main, flags_parser=parse_flags)

@@ -1,18 +1,28 @@
-"""The trained state of a run, kept with Orbax."""
+"""What Orbax keeps of a run: its trained states and, while it goes on, how far each of its stages is."""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import time
+import warnings
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
-from adalfl_jax.training.config import LEARNING, TrainConfig
+from adalfl_jax.training.config import LEARNING, CheckpointConfig, TrainConfig
 from adalfl_jax.training.phases import init_phi, init_theta, make_seed_keys, restart_outer_optimizer
+from adalfl_jax.training.results import History
 from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.state import RunState
+from adalfl_jax.training.workdir import WorkdirError
 
 
 def save_state(path: Path, state: RunState) -> None:
@@ -43,3 +53,183 @@ def state_structure(config: TrainConfig, method: str) -> RunState:
         return RunState(init_theta(setup, keys), phi)
 
     return jax.eval_shape(make)
+
+
+class StageCheckpoints:
+    """The checkpoints of one stage of a run, a folder each, written while the stage goes on; a context manager.
+
+    Orbax writes in threads of its own and moves a checkpoint to its place when it is whole, so a process may end at any
+    moment. A checksum over everything tells what a disk or a power cut made of it later.
+    """
+
+    def __init__(self, folder: Path, settings: CheckpointConfig):
+        self._folder, self._settings = folder, settings
+        self._manager: ocp.CheckpointManager | None = None
+        if settings.keep or folder.exists():
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=settings.keep or None, cleanup_tmp_directories=True, lightweight_initialize=True
+            )
+            self._manager = ocp.CheckpointManager(folder, options=options)
+        self._saved_step, self._saved_at = -1, time.monotonic()
+
+    def restore(self, start: RunState) -> History | None:
+        """How far the stage was, from the newest checkpoint that is whole; None where there is none.
+
+        Those that are not are set aside with a warning.
+
+        Args:
+          start: the state the stage starts from, for its structure.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True) if self._manager else ():
+            try:
+                history = self._read(step, start)
+            except WorkdirError:
+                raise
+            except Exception as error:  # whatever Orbax and its libraries raise on damaged files
+                self._set_aside(step, error)
+            else:
+                self._saved_step = step
+                return history
+        return None
+
+    def save(self, history: History) -> None:
+        """Begins to write how far the stage is, once the checkpoint before is written. Needs no finished writing.
+
+        Raises:
+          WorkdirError: this checkpoint or the one before could not be written; those before stay.
+        """
+        if self._manager is None or not self._settings.keep or history.step == self._saved_step:
+            return
+        record, arrays = _pack(history)
+        items = {
+            "record": ocp.args.JsonSave({"checksum": _checksum(record, arrays), "record": record}),  # pyright: ignore[reportCallIssue]
+            "arrays": ocp.args.StandardSave([array for array in arrays if array.size]),  # pyright: ignore[reportCallIssue]
+        }
+        try:
+            self._manager.save(history.step, args=ocp.args.Composite(**items), force=True)
+        except Exception as error:
+            raise self._failure(error) from error
+        self._saved_step, self._saved_at = history.step, time.monotonic()
+
+    def save_when_due(self, history: History) -> None:
+        """Saves where the interval of the config, in steps or in seconds, is over."""
+        every_steps, every_seconds = self._settings.every_steps, self._settings.every_seconds
+        steps, seconds = history.step - max(self._saved_step, 0), time.monotonic() - self._saved_at
+        if (every_steps and steps >= every_steps) or (every_seconds and seconds >= every_seconds):
+            self.save(history)
+
+    def __enter__(self) -> StageCheckpoints:
+        return self
+
+    def __exit__(self, *_) -> None:
+        """Waits for what is being written."""
+        if self._manager is not None:
+            try:
+                self._manager.close()
+            except Exception as error:
+                raise self._failure(error) from error
+
+    def _read(self, step: int, start: RunState) -> History:
+        contents = self._restore_item(step, record=ocp.args.JsonRestore())  # pyright: ignore[reportCallIssue]
+        record = contents["record"]
+        arrays = [np.empty(spec["shape"], spec["dtype"]) for spec in record["arrays"]]
+        like = [array for array in arrays if array.size]  # Orbax keeps no others
+        stored = iter(self._restore_item(step, arrays=ocp.args.StandardRestore(like)))  # pyright: ignore[reportCallIssue]
+        arrays = [next(stored) if array.size else array for array in arrays]
+        if _checksum(record, arrays) != contents["checksum"]:
+            raise ValueError("its checksum is another")
+        return _unpack(record, arrays, start)
+
+    def _restore_item(self, step: int, **args: ocp.args.CheckpointArgs) -> Any:
+        assert self._manager is not None
+        (name,) = args
+        return self._manager.restore(step, args=ocp.args.Composite(**args))[name]
+
+    def _set_aside(self, step: int, error: Exception) -> None:
+        assert self._manager is not None
+        damaged = self._folder / str(step)
+        aside = self._folder.with_name(f"{self._folder.name}_damaged_{step}")
+        reason = _reason(error)
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            damaged.rename(aside)
+        except OSError as failure:
+            raise WorkdirError(f"checkpoint {damaged} cannot be read ({reason}), nor set aside: {failure}") from error
+        self._manager.reload()
+        warnings.warn(
+            f"checkpoint {damaged} is damaged ({reason}) and is now {aside}; the run goes on "
+            "from the one before, or else this stage starts over",
+            stacklevel=3,
+        )
+
+    def _failure(self, error: Exception) -> WorkdirError:
+        return WorkdirError(
+            f"a checkpoint could not be written to {self._folder} ({_reason(error)}). Those before it "
+            "are whole: make room or mend the folder, and the same command goes on from there"
+        )
+
+
+def _reason(error: Exception) -> str:
+    """An error in a line; those of Orbax's libraries fill pages."""
+    text = str(error).partition("[tensorstore_spec=")[0]
+    return f"{type(error).__name__}: {' '.join(text.split())[:500]}"
+
+
+def _pack(history: History) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """A history as what JSON takes, and its arrays."""
+    arrays = [np.asarray(_key_data(leaf)) for leaf in jax.tree.leaves(history.state)]
+    if history.shapes:
+        arrays.append(np.stack(history.shapes))  # [T, S, 2, P]
+    record = {
+        "step": history.step,
+        "seconds": history.seconds,
+        "num_back_offs": history.num_back_offs,
+        "observed": [
+            [step, {name: np.asarray(value).tolist() for name, value in scalars.items()}]
+            for step, scalars in history.observed
+        ],
+        "shape_steps": history.shape_steps,
+        "arrays": [{"shape": list(array.shape), "dtype": str(array.dtype)} for array in arrays],
+    }
+    return record, arrays
+
+
+def _unpack(record: dict[str, Any], arrays: Sequence[np.ndarray], start: RunState) -> History:
+    leaves, structure = jax.tree.flatten(start)
+    shapes = [arrays[-1]] if record["shape_steps"] else []
+    state_arrays = arrays[: len(arrays) - len(shapes)]
+    found = [(array.shape, array.dtype) for array in state_arrays]
+    if found != [(data.shape, data.dtype) for data in map(_key_data, leaves)]:
+        raise WorkdirError(
+            f"the checkpoint of step {record['step']} holds the state of another model; choose a new folder"
+        )
+    return History(
+        state=jax.tree.unflatten(structure, map(_from_data, state_arrays, leaves)),
+        step=record["step"],
+        observed=[
+            (step, {name: np.array(value) for name, value in scalars.items()}) for step, scalars in record["observed"]
+        ],
+        shape_steps=record["shape_steps"],
+        shapes=[shape for stacked in shapes for shape in stacked],
+        seconds=record["seconds"],
+        num_back_offs=record["num_back_offs"],
+    )
+
+
+def _from_data(data: np.ndarray, like: jax.Array) -> jax.Array:
+    """The inverse of `_key_data`, on the device."""
+    array = jax.device_put(data)
+    return array if _key_data(like) is like else jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
+
+
+def _key_data(leaf: jax.Array) -> jax.Array:
+    """The numbers in a random key, which is how one is stored; any other array as it is."""
+    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+
+def _checksum(record: dict[str, Any], arrays: Sequence[np.ndarray]) -> int:
+    value = zlib.crc32(json.dumps(record).encode())
+    for array in arrays:
+        content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        value = zlib.crc32(content, value)  # pyright: ignore[reportArgumentType]
+    return value

@@ -40,6 +40,7 @@ SCHEDULES = ("constant", "linear", "cosine", "milestones")
 LEARNED_LOSS_FAMILIES = ("network", "scaled_task_loss", "weight_network")
 STARTS = ("random", "task_loss")
 OUTER_SPLITS = ("train", "valid")
+FAULT_POLICIES = ("stop", "skip", "back_off")
 
 
 class ConfigError(ValueError):
@@ -269,6 +270,20 @@ class TuningConfig:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class CheckpointConfig:
+    """How often a run that goes on is kept. The only section that may differ when it is resumed."""
+
+    every_seconds: float
+    every_steps: int
+    keep: int
+
+    def __post_init__(self) -> None:
+        _require("checkpoint.every_seconds", self.every_seconds, self.every_seconds >= 0, "a number of at least 0")
+        for field in ("every_steps", "keep"):
+            _require(f"checkpoint.{field}", getattr(self, field), getattr(self, field) >= 0, "at least 0")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class TrainConfig:
     """One run of `train`, or one comparison."""
 
@@ -292,6 +307,8 @@ class TrainConfig:
     estimator: EstimatorConfig
     baseline: BaselineConfig
     tuning: TuningConfig
+    on_nonfinite: str
+    checkpoint: CheckpointConfig
 
     def __post_init__(self) -> None:
         for name in (self.method, *self.methods):
@@ -301,6 +318,7 @@ class TrainConfig:
         )
         lookup("task loss", TASK_LOSSES, self.task_loss)
         lookup("metric", METRICS, self.metric)
+        require_known("on_nonfinite", FAULT_POLICIES, self.on_nonfinite)
         self._check_hypergradient()
         for field in ("num_seeds", "batch_size", "num_steps", "eval_every"):
             _require(field, getattr(self, field), getattr(self, field) >= 1, "a whole number of at least 1")

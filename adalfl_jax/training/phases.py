@@ -21,6 +21,7 @@ from adalfl_jax.data.streaming import stream
 from adalfl_jax.hypergradient import ONE_INNER_STEP, REMEMBERING
 from adalfl_jax.initialization import make_offline_step
 from adalfl_jax.learned_losses import fit_to_task_loss
+from adalfl_jax.training.faults import phi_metrics, skip_nonfinite
 from adalfl_jax.training.setup import Setup, make_inner_optimizer
 from adalfl_jax.training.state import RunState
 from adalfl_jax.training.steps import STEPS, bilevel_problem, make_online_bilevel_step
@@ -146,7 +147,7 @@ def make_offline_phase(setup: Setup) -> Phase:
         def step(state: RunState, batch: BilevelBatch) -> tuple[RunState, ChunkMetrics]:
             assert state.phi is not None
             phi, metrics = offline_step(state.phi, batch)
-            return RunState(None, phi), metrics._asdict()
+            return RunState(None, phi), metrics._asdict() | phi_metrics(state.phi, phi)
 
         return step
 
@@ -172,6 +173,8 @@ def _make_phase(setup: Setup, make_step, select_key, num_inner_steps: int) -> Ph
         state: RunState, sources: StepSource, learning_rate: jax.Array, fetch: Callable[[StepSource], StepSource]
     ) -> tuple[RunState, ChunkMetrics]:
         step = make_step(learning_rate)
+        if setup.config.on_nonfinite == "skip":
+            step = skip_nonfinite(step)
         return jax.lax.scan(lambda state, source: step(state, _make_batch(setup, fetch(source))), state, sources)
 
     @functools.partial(jax.jit, static_argnames="num_steps")

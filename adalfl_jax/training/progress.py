@@ -13,13 +13,16 @@ Update = Callable[[int, str], None]  # (steps done, what to show beside them)
 
 
 @contextmanager
-def show_progress(description: str, num_steps: int, console: Console | None = None) -> Iterator[Update]:
+def show_progress(
+    description: str, num_steps: int, console: Console | None = None, *, first_step: int = 0
+) -> Iterator[Update]:
     """Shows one phase of a run, with steps a second and the time left.
 
     Args:
       description: of the phase.
       num_steps: it will take.
       console: where to; standard error when None.
+      first_step: where a resumed phase goes on.
 
     Yields:
       A function to call with the steps done and a few words on the state of things.
@@ -28,7 +31,7 @@ def show_progress(description: str, num_steps: int, console: Console | None = No
     start = time.perf_counter()
 
     def rate(done: int) -> float:
-        return done / max(time.perf_counter() - start, 1e-9)
+        return (done - first_step) / max(time.perf_counter() - start, 1e-9)
 
     if not console.is_terminal:
 
@@ -51,5 +54,10 @@ def show_progress(description: str, num_steps: int, console: Console | None = No
         TextColumn("{task.fields[words]}", markup=False),
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(f"{description:<20}", total=num_steps, rate=0.0, words="compiling")
+        task = bar.add_task(f"{description:<20}", total=num_steps, completed=first_step, rate=0.0, words="compiling")
         yield lambda done, words: bar.update(task, completed=done, rate=rate(done), words=words)
+
+
+def tell(text: str) -> None:
+    """Prints a line that is no result, to standard error."""
+    Console(stderr=True, highlight=False).print(text, markup=False, soft_wrap=True)

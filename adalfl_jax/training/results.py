@@ -8,16 +8,26 @@ import numpy as np
 
 from adalfl_jax.training.state import RunState
 
+Scalars = dict[str, np.ndarray]  # name -> [S]
+Observation = tuple[int, Scalars]  # after so many steps
+
 
 @dataclasses.dataclass
 class History:
-    """One phase while it advances."""
+    """One stage of a run while it advances: a method, a rate of its search, or the offline phase."""
 
     state: RunState  # the latest one, finite
-    scalars: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # the latest measures, [S] each
+    step: int = 0  # that it was reached at
+    observed: list[Observation] = dataclasses.field(default_factory=list)
     shape_steps: list[int] = dataclasses.field(default_factory=list)  # [T]
     shapes: list[np.ndarray] = dataclasses.field(default_factory=list)  # T times [S, 2, P]
-    seconds: float = 0.0
+    seconds: float = 0.0  # in all processes that worked on it
+    num_back_offs: int = 0  # how many times eta was halved
+
+    @property
+    def scalars(self) -> Scalars:
+        """The latest measures."""
+        return self.observed[-1][1] if self.observed else {}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ import optax
 from adalfl_jax.bilevel import BilevelStep, make_bilevel_step, make_task_step
 from adalfl_jax.reweighting import make_reweighting_step
 from adalfl_jax.task_losses import TASK_LOSSES
+from adalfl_jax.training.faults import phi_metrics
 from adalfl_jax.training.setup import Setup
 from adalfl_jax.training.state import RunState
 from adalfl_jax.types import Batch, BilevelBatch, LossFn, Phi
@@ -51,7 +52,7 @@ def _online_step(setup: Setup, inner_optimizer: optax.GradientTransformation) ->
         assert state.theta is not None
         assert state.phi is not None
         theta, phi, metrics = bilevel_step(state.theta, state.phi, batch)
-        return RunState(theta, phi), metrics._asdict()
+        return RunState(theta, phi), metrics._asdict() | phi_metrics(state.phi, phi)
 
     return step
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ STATES = "states"
 SUMMARY = "summary.json"
 FIGURES = "figures"
 REPORT = "report.html"
+CHECKPOINTS = "checkpoints"  # of an unfinished run; all results are made of them again
+LAYOUT = 1  # of the checkpoints, to be raised whenever they change
+_LAYOUT_FILE = "layout.json"
 _RESULTS = (METRICS, TENSORBOARD, SHAPES, LEARNED_LOSS, STATES, SUMMARY, FIGURES, REPORT)
 
 
@@ -29,7 +34,8 @@ class WorkdirError(OSError):
 def open_workdir(path: str | os.PathLike[str], config: TrainConfig, command: str) -> Path:
     """Makes the folder ready for a run and writes `config.json`.
 
-    A folder that holds an unfinished run of the same config starts over; anything else in it is left as it is.
+    Of an unfinished run of the same config the checkpoints stay, and its other results are removed: they are made of
+    the checkpoints again. Anything else in the folder is left as it is.
 
     Args:
       path: of the folder; made where it does not exist.
@@ -37,19 +43,23 @@ def open_workdir(path: str | os.PathLike[str], config: TrainConfig, command: str
       command: "train" or "compare", part of what a run is.
 
     Raises:
-      WorkdirError: it cannot be written, holds other files, or holds a run of another config. Nothing is changed.
+      WorkdirError: it cannot be written, holds other files, or holds a run of another config or another version of this
+        package. Nothing is changed.
     """
     workdir = Path(path).expanduser().resolve()
     wanted = {"command": command, **config.to_dict()}
     try:
         if (workdir / CONFIG).exists():
             _check_same_run(workdir, wanted)
+            _check_checkpoints(workdir / CHECKPOINTS)
             for name in _RESULTS:
                 _remove(workdir / name)
-        elif workdir.is_dir() and any(workdir.iterdir()):
+        elif workdir.is_dir() and any(not path.name.startswith(CONFIG) for path in workdir.iterdir()):
             raise WorkdirError(f"{workdir} is not empty and holds no {CONFIG}; choose a new folder")
         workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / CONFIG, wanted)
+        write_json(workdir / CONFIG, wanted)  # first: without it the folder is not known as a run's
+        (workdir / CHECKPOINTS).mkdir(exist_ok=True)
+        write_json(workdir / CHECKPOINTS / _LAYOUT_FILE, {"layout": LAYOUT, "versions": _versions()})
     except WorkdirError:
         raise
     except OSError as error:
@@ -73,10 +83,19 @@ def finished_summary(path: str | os.PathLike[str], config: TrainConfig, command:
         raise WorkdirError(f"{workdir / SUMMARY} cannot be read ({error}); choose a new folder") from error
 
 
+def remove_checkpoints(path: str | os.PathLike[str]) -> None:
+    """Removes from a workdir what only an unfinished run needs."""
+    _remove(Path(path).expanduser().resolve() / CHECKPOINTS)
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON in one move, so that a reader never sees half a file."""
+    """Writes JSON in one move, so that a reader never sees half a file, even after a power cut."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     partial.replace(path)
 
 
@@ -85,11 +104,38 @@ def _check_same_run(workdir: Path, wanted: dict[str, Any]) -> None:
         found = dict(json.loads((workdir / CONFIG).read_text()))
     except (ValueError, TypeError, OSError) as error:
         raise WorkdirError(f"{workdir / CONFIG} cannot be read ({error}); choose a new folder") from error
+    found, wanted = ({**values, "checkpoint": None} for values in (found, wanted))  # may change from start to start
     if lines := differing_keys(found, wanted):
         raise WorkdirError(
             f"{workdir} holds a run of another config; choose a new folder, or set these keys back "
             "(there -> here):\n  " + "\n  ".join(lines)
         )
+
+
+def _check_checkpoints(folder: Path) -> None:
+    """Raises WorkdirError for checkpoints this package cannot go on from, and warns of another version of JAX."""
+    path = folder / _LAYOUT_FILE
+    if not path.exists():
+        return
+    try:
+        found = json.loads(path.read_text())
+        layout, versions, theirs = int(found["layout"]), dict(found["versions"]), found["versions"]["adalfl_jax"]
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise WorkdirError(f"{path} cannot be read ({error}); remove {folder} to start the run over") from error
+    ours = _versions()
+    if layout != LAYOUT or theirs != ours["adalfl_jax"]:
+        raise WorkdirError(
+            f"{folder} was written by adalfl_jax {theirs} in layout {layout}, and this is {ours['adalfl_jax']} with "
+            f"layout {LAYOUT}; install that version to go on, or choose a new folder"
+        )
+    if lines := differing_keys(versions, ours):
+        warnings.warn(
+            f"{folder} goes on with other versions, which may round differently: {'; '.join(lines)}", stacklevel=3
+        )
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("adalfl_jax", "jax", "jaxlib")}
 
 
 def _remove(path: Path) -> None:

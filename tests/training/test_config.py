@@ -15,6 +15,7 @@ from adalfl_jax.models import COMPUTE_DTYPES, INITIALIZATIONS, MODELS
 from adalfl_jax.task_losses import METRICS, TASK_LOSSES
 from adalfl_jax.training import ConfigError, TrainConfig
 from adalfl_jax.training.config import (
+    FAULT_POLICIES,
     LEARNED_LOSS_FAMILIES,
     METHODS,
     OUTER_SPLITS,
@@ -162,6 +163,9 @@ def test_wrong_type_is_refused(path, value):
         ("learned_loss.weight_hidden_size", 0),
         ("tuning.learning_rates", ()),
         ("tuning.learning_rates", (0.1, 0.0)),
+        ("checkpoint.every_seconds", -1.0),
+        ("checkpoint.every_steps", -1),
+        ("checkpoint.keep", -1),
     ],
 )
 def test_value_out_of_range_is_refused(path, value):
@@ -205,6 +209,7 @@ def test_seeds_beyond_what_a_key_can_hold_are_refused():
         ("learned_loss.reduction", REDUCTIONS),
         ("learned_loss.predictions", PREDICTIONS),
         ("hypergradient", ESTIMATORS),
+        ("on_nonfinite", FAULT_POLICIES),
     ],
 )
 def test_unknown_name_is_refused_with_the_known_ones(path, known):

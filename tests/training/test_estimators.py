@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from adalfl_jax.training import ConfigError, train
-from adalfl_jax.training.loop import _means
+from adalfl_jax.training.chunk import chunk_means
 from adalfl_jax.training.phases import (
-    RunState,
     init_phi,
     init_training,
     make_offline_phase,
@@ -16,9 +15,9 @@ from adalfl_jax.training.phases import (
     make_training_phase,
     restart_outer_optimizer,
     splits_of,
-    without_carry,
 )
 from adalfl_jax.training.setup import make_setup
+from adalfl_jax.training.state import RunState, without_carry
 from tests.training.tiny import final_state, quick_compilation, tiny_config
 
 __all__ = ["quick_compilation"]
@@ -67,10 +66,14 @@ def test_phi_stays_between_its_updates():
 
 def test_means_of_updates_leave_out_the_steps_between():
     metrics = {name: np.arange(6.0)[None] for name in ("inner_loss", "outer_loss", "hypergradient_norm")}
-    assert _means(metrics, 1, 3) == {"inner_loss": 2.5, "outer_loss": 2.5, "hypergradient_norm": 2.5}  # steps 2 and 5
-    assert _means(metrics, 2, 3)["outer_loss"] == 1.5  # steps 2 and 5 again, the first and fourth of this chunk
-    assert _means(metrics, 0, 100)["outer_loss"] == 2.5  # none is an update: all of them
-    assert _means(metrics, 0, 1)["outer_loss"] == 2.5
+    assert chunk_means(metrics, 1, 3) == {
+        "inner_loss": 2.5,
+        "outer_loss": 2.5,
+        "hypergradient_norm": 2.5,
+    }  # steps 2 and 5
+    assert chunk_means(metrics, 2, 3)["outer_loss"] == 1.5  # steps 2 and 5 again, the first and fourth of this chunk
+    assert chunk_means(metrics, 0, 100)["outer_loss"] == 2.5  # none is an update: all of them
+    assert chunk_means(metrics, 0, 1)["outer_loss"] == 2.5
 
 
 @pytest.mark.parametrize("name", ["truncated", "conjugate_gradient"])

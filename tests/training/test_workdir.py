@@ -3,7 +3,7 @@ import json
 import pytest
 
 from adalfl_jax.training import WorkdirError
-from adalfl_jax.training.workdir import finished_summary, open_workdir, write_json
+from adalfl_jax.training.workdir import finished_summary, open_workdir, remove_checkpoints, write_json
 from tests.training.tiny import snapshot, tiny_config
 
 
@@ -20,7 +20,7 @@ def test_new_workdir_holds_the_config_and_the_command(tmp_path):
     config = tiny_config()
     folder = open_workdir(tmp_path / "a" / "b", config, "train")
     assert json.loads((folder / "config.json").read_text()) == {"command": "train", **config.to_dict()}
-    assert [path.name for path in folder.iterdir()] == ["config.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoints", "config.json"]
 
 
 def test_finished_run_gives_its_summary(finished):
@@ -52,15 +52,18 @@ def test_comparison_does_not_share_a_folder_with_a_training(finished, enter):
     assert snapshot(finished) == before
 
 
-def test_unfinished_run_starts_over_beside_foreign_files(tmp_path):
+def test_unfinished_run_keeps_its_checkpoints_and_foreign_files_alone(tmp_path):
     folder = open_workdir(tmp_path, tiny_config(), "train")
     (folder / "metrics.jsonl").write_text("{}\n")
     (folder / "states" / "adalfl").mkdir(parents=True)
     (folder / "states" / "adalfl" / "part").write_text("half")
+    (folder / "checkpoints" / "adalfl").mkdir()
+    (folder / "checkpoints" / "adalfl" / "part").write_text("kept")
     (folder / "notes.txt").write_text("mine")
     open_workdir(tmp_path, tiny_config(), "train")
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "notes.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoints", "config.json", "notes.txt"]
     assert (folder / "notes.txt").read_text() == "mine"
+    assert (folder / "checkpoints" / "adalfl" / "part").read_text() == "kept"
 
 
 def test_foreign_folder_is_refused_and_left_alone(tmp_path):
@@ -100,3 +103,51 @@ def test_json_that_is_not_finite_does_not_replace_what_is_there(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "value.json", {"a": float("nan")})
     assert json.loads((tmp_path / "value.json").read_text()) == {"a": 1}
+
+
+def test_half_a_config_file_of_a_run_that_was_killed_is_no_foreign_file(tmp_path):
+    (tmp_path / "config.json.partial").write_text("{")
+    assert open_workdir(tmp_path, tiny_config(), "train") == tmp_path
+
+
+def test_other_checkpoint_settings_are_no_other_run(finished):
+    other = tiny_config({"checkpoint.keep": 5, "checkpoint.every_seconds": 7.0})
+    assert finished_summary(finished, other, "train") == {"methods": {}}
+    open_workdir(finished, other, "train")
+    assert json.loads((finished / "config.json").read_text())["checkpoint"]["keep"] == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"layout": 2}, r"by adalfl_jax \S+ in layout 2, and this is \S+ with layout 1; install that version to go on"),
+        ({"versions": {"adalfl_jax": "0.9.1"}}, r"by adalfl_jax 0\.9\.1 in layout 1, and this is"),
+        ({"layout": None}, r"layout\.json cannot be read .* remove .*checkpoints to start the run over"),
+        ({"versions": {}}, r"layout\.json cannot be read"),
+    ],
+    ids=["layout", "version", "damaged", "empty"],
+)
+def test_checkpoints_of_another_version_are_refused_and_left_alone(change, text, finished):
+    path = finished / "checkpoints" / "layout.json"
+    write_json(path, json.loads(path.read_text()) | change)
+    before = snapshot(finished)
+    with pytest.raises(WorkdirError, match=text):
+        open_workdir(finished, tiny_config(), "train")
+    assert snapshot(finished) == before
+
+
+def test_another_version_of_jax_is_told_once(finished):
+    path = finished / "checkpoints" / "layout.json"
+    values = json.loads(path.read_text())
+    write_json(path, values | {"versions": values["versions"] | {"jax": "0.1"}})
+    with pytest.warns(UserWarning, match=r"jax: '0\.1' -> "):
+        open_workdir(finished, tiny_config(), "train")
+    open_workdir(finished, tiny_config(), "train")
+
+
+def test_a_file_where_checkpoints_go_is_told(tmp_path):
+    open_workdir(tmp_path, tiny_config(), "train")
+    remove_checkpoints(tmp_path)
+    (tmp_path / "checkpoints").write_text("")
+    with pytest.raises(WorkdirError, match=r"cannot write to workdir .*checkpoints"):
+        open_workdir(tmp_path, tiny_config(), "train")

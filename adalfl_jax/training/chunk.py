@@ -1,0 +1,77 @@
+"""What the numbers of one chunk say: their means, whether all are finite, whether phi still has a gradient."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+from adalfl_jax.training.faults import SKIPPED
+from adalfl_jax.training.results import DivergenceError
+from adalfl_jax.training.state import RunState, without_carry
+
+OF_UPDATES = ("outer_loss", "hypergradient_norm", "phi_update_ratio")  # measured where phi is updated
+
+
+def chunk_means(metrics: dict[str, np.ndarray], first_step: int, outer_every: int) -> dict[str, np.ndarray]:
+    """Means `[S]` over the steps of a chunk; what is measured where phi is updated, over those steps.
+
+    Steps that were skipped are counted, and are in no mean; one of no steps is 0.
+    """
+    is_due = _updates(metrics, first_step, outer_every)
+    is_due |= not is_due.any()
+    chosen = {name: values[:, is_due] if name in OF_UPDATES else values for name, values in metrics.items()}
+    if SKIPPED not in metrics:
+        return {name: values.mean(axis=1) for name, values in chosen.items()}
+    is_taken = metrics[SKIPPED] == 0
+    num_taken = {True: is_taken[:, is_due].sum(axis=1), False: is_taken.sum(axis=1)}
+    means = {name: values.sum(axis=1) / np.maximum(num_taken[name in OF_UPDATES], 1) for name, values in chosen.items()}
+    return means | {SKIPPED: metrics[SKIPPED].sum(axis=1)}
+
+
+def seeds_without_gradient(metrics: dict[str, np.ndarray], first_step: int, outer_every: int) -> list[int]:
+    """The positions of seeds whose meta-gradient was exactly zero at every update of phi, two or more, of a chunk."""
+    is_due = _updates(metrics, first_step, outer_every)
+    if "hypergradient_norm" not in metrics or is_due.sum() < 2:
+        return []
+    is_zero = metrics["hypergradient_norm"][:, is_due] == 0
+    if SKIPPED in metrics:
+        is_zero &= metrics[SKIPPED][:, is_due] == 0
+    return np.flatnonzero(is_zero.all(axis=1)).tolist()
+
+
+def _updates(metrics: dict[str, np.ndarray], first_step: int, outer_every: int) -> np.ndarray:
+    """Whether phi is updated at each step, `[num_steps]`."""
+    num_steps = next(iter(metrics.values())).shape[1]
+    return (first_step + np.arange(num_steps)) % outer_every == outer_every - 1
+
+
+def require_finite(
+    metrics: dict[str, np.ndarray],  # [S, num_steps] each; empty before the first step
+    measured: dict[str, np.ndarray],  # [S] each, after the last of these steps
+    state: RunState,
+    *,
+    last_finite: RunState,
+    first_step: int,
+    method: str,
+    phase: str,
+    seeds: tuple[int, ...],
+) -> None:
+    """Raises for the first number that is not finite in the metrics of a chunk, the state after it or its measures."""
+    num_steps = next(iter(metrics.values())).shape[1] if metrics else 0
+    found = [
+        (int(step), name, int(index))
+        for name, values in metrics.items()
+        for index, step in np.argwhere(~np.isfinite(values))
+    ]
+    last = num_steps - 1
+    for name, tree in without_carry(state)._asdict().items():
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tree) if np.issubdtype(leaf.dtype, np.floating)]
+        broken = (i for i in range(len(seeds)) if not all(np.isfinite(leaf[i]).all() for leaf in leaves))
+        found += [(last, name, index) for index in broken]
+    for name, values in measured.items():
+        found += [(last, name, int(index)) for index in np.flatnonzero(~np.isfinite(values))]
+    if found:
+        step, name, index = min(found, key=lambda item: item[0])
+        raise DivergenceError(
+            method, phase, name, first_step + step + 1, seeds[index], without_carry(last_finite), first_step
+        )

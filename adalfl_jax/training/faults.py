@@ -1,0 +1,49 @@
+"""What a step does about numbers that are not finite, and what it says of the health of phi."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adalfl_jax.training.state import RunState
+from adalfl_jax.types import BilevelBatch, Phi, PyTree
+
+Step = Callable[[RunState, BilevelBatch], tuple[RunState, dict[str, jax.Array]]]
+
+SKIPPED = "skipped_steps"  # the metric of `skip_nonfinite`
+
+
+def skip_nonfinite(step: Step) -> Step:
+    """Makes the step that leaves everything as it was where a metric, the new theta or the new phi is not finite.
+
+    It adds the metric `skipped_steps`, 1 where it did so and 0 elsewhere; the others of such a step are 0. Under
+    `jax.vmap` each seed is left or taken by itself.
+    """
+
+    def guarded_step(state: RunState, batch: BilevelBatch) -> tuple[RunState, dict[str, jax.Array]]:
+        after, metrics = step(state, batch)
+        phi = None if after.phi is None else (after.phi.params, after.phi.opt_state)  # not what the step remembers
+        is_finite = all_finite((after.theta, phi, metrics))
+        after = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), after, state)
+        metrics = {name: jnp.where(is_finite, value, jnp.zeros_like(value)) for name, value in metrics.items()}
+        return after, metrics | {SKIPPED: 1 - is_finite.astype(jnp.int32)}
+
+    return guarded_step
+
+
+def all_finite(tree: PyTree) -> jax.Array:
+    """Whether every number of a pytree is, `[]` bool."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return functools.reduce(operator.and_, (jnp.isfinite(leaf).all() for leaf in leaves), jnp.array(True))
+
+
+def phi_metrics(before: Phi, after: Phi) -> dict[str, jax.Array]:
+    """`phi_update_ratio`, the length of an update of phi over the length of phi, `[]`; 0 where phi is 0."""
+    norm = optax.tree.norm(before.params)
+    change = optax.tree.norm(optax.tree.sub(after.params, before.params))
+    return {"phi_update_ratio": jnp.where(norm > 0, change / jnp.where(norm > 0, norm, 1), 0)}

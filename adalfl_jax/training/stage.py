@@ -1,0 +1,197 @@
+"""A stage of a run from its start, or from where a checkpoint left it, to its end."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from adalfl_jax.training.checkpoint import StageCheckpoints
+from adalfl_jax.training.chunk import chunk_means, require_finite, seeds_without_gradient
+from adalfl_jax.training.config import METHODS
+from adalfl_jax.training.evaluation import Evaluation
+from adalfl_jax.training.phases import Phase, SeedKeys, splits_of
+from adalfl_jax.training.preemption import Preemption, PreemptionError
+from adalfl_jax.training.progress import show_progress, tell
+from adalfl_jax.training.results import DivergenceError, History, Scalars
+from adalfl_jax.training.setup import Setup, learning_rate_schedule
+from adalfl_jax.training.state import RunState
+
+MAX_BACK_OFFS = 10  # of a stage: eta is then a thousandth
+
+Observer = Callable[[int, Scalars], None]  # (step, scalars)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """The offline phase, a method, or a rate of a search: steps of one program."""
+
+    method: str  # or "offline"
+    phase: str  # "offline" or "training"
+    program: Phase
+    start: RunState
+    num_steps: int
+    learning_rate: float
+    observe: Observer  # is told the measures at the start and after every chunk
+    backed_off: Callable[[int], Phase] | None = None  # the program with eta halved so many times, where it has one
+
+    @property
+    def name(self) -> str:
+        """Of the folder of its checkpoints."""
+        return f"{self.method}_{self.learning_rate}" if self.method == "tuned_task_loss" else self.method
+
+    @property
+    def title(self) -> str:
+        """What a reader is shown."""
+        if self.method == "tuned_task_loss":
+            return f"task loss, rate {self.learning_rate:g}"
+        return METHODS.get(self.method, "offline phase (ML3)")
+
+
+class StageRunner:
+    """Advances stages in chunks on the device, with measures, checkpoints and an ear for signals between them."""
+
+    def __init__(self, setup: Setup, keys: SeedKeys, evaluation: Evaluation, checkpoints: Path, preemption: Preemption):
+        self._setup, self._keys, self._evaluation = setup, keys, evaluation
+        self._checkpoints, self._preemption = checkpoints, preemption
+        self._schedule = learning_rate_schedule(setup.config)
+        self._alarmed: set[str] = set()  # stages whose meta-gradient was zero
+
+    def advance(self, stage: Stage) -> History:
+        """Takes a stage to its end.
+
+        Raises:
+          DivergenceError: a number that is not finite.
+          PreemptionError: a signal came.
+          WorkdirError: a checkpoint cannot be read or written.
+        """
+        with StageCheckpoints(self._checkpoints / stage.name, self._setup.config.checkpoint) as kept:
+            history = kept.restore(stage.start)
+            if history is None:
+                history = self._begin(stage)
+            else:
+                tell(f"{stage.title} goes on from step {history.step} of {stage.num_steps}")
+                for observation in history.observed:
+                    stage.observe(*observation)
+            try:
+                if history.step < stage.num_steps:
+                    self._advance_chunks(stage, history, kept)
+            except (DivergenceError, PreemptionError):
+                kept.save(history)
+                raise
+            kept.save(history)
+        return history
+
+    def _begin(self, stage: Stage) -> History:
+        start = time.perf_counter()
+        history = History(stage.start)
+        measured = self._measure(stage, stage.start, 0)
+        self._require_finite(stage, history, {}, measured, stage.start)
+        self._record(stage, history, stage.start, 0, measured)
+        history.seconds = time.perf_counter() - start
+        return history
+
+    def _advance_chunks(self, stage: Stage, history: History, kept: StageCheckpoints) -> None:
+        metric, program = self._setup.config.metric, stage.program
+        if history.num_back_offs and stage.backed_off is not None:
+            program = stage.backed_off(history.num_back_offs)
+        start = time.perf_counter() - history.seconds
+        with show_progress(stage.title, stage.num_steps, first_step=history.step) as update:
+            while history.step < stage.num_steps:
+                try:
+                    self._advance_chunk(stage, program, history)
+                except DivergenceError as error:
+                    program = self._back_off(stage, history, error)
+                    continue
+                history.seconds = time.perf_counter() - start
+                update(history.step, _words(history.scalars, metric))
+                kept.save_when_due(history)
+                self._obey_signal(stage, history.step)
+
+    def _advance_chunk(self, stage: Stage, program: Phase, history: History) -> None:
+        config, first_step = self._setup.config, history.step
+        chunk = min(config.eval_every, stage.num_steps - first_step)
+        state, metrics = program.advance(
+            history.state, self._keys, splits_of(self._setup), stage.learning_rate, first_step, num_steps=chunk
+        )
+        metrics, done = jax.device_get(metrics), first_step + chunk
+        measured = self._measure(stage, state, done)
+        self._require_finite(stage, history, metrics, measured, state)
+        outer_every = config.outer.every if stage.phase == "training" else 1
+        self._watch_gradient(stage, metrics, first_step, outer_every)
+        means = {f"train/{name}": value for name, value in chunk_means(metrics, first_step, outer_every).items()}
+        if config.on_nonfinite == "back_off" and stage.backed_off is not None:
+            means["train/back_offs"] = np.full(config.num_seeds, history.num_back_offs)
+        self._record(stage, history, state, done, means | measured)
+
+    def _back_off(self, stage: Stage, history: History, error: DivergenceError) -> Phase:
+        """The program with eta halved once more; raises the error where that is not wanted or was in vain."""
+        is_wanted = self._setup.config.on_nonfinite == "back_off" and stage.backed_off is not None
+        if not is_wanted or history.num_back_offs == MAX_BACK_OFFS:
+            raise error
+        history.num_back_offs += 1
+        times = f"eta is halved, for the {history.num_back_offs}. of at most {MAX_BACK_OFFS} times"
+        warnings.warn(f"{error}. The run goes on from there: {times}", stacklevel=2)
+        assert stage.backed_off is not None
+        return stage.backed_off(history.num_back_offs)
+
+    def _watch_gradient(self, stage: Stage, metrics: Scalars, first_step: int, outer_every: int) -> None:
+        if stage.name in self._alarmed:
+            return
+        if positions := seeds_without_gradient(metrics, first_step, outer_every):
+            self._alarmed.add(stage.name)
+            last_step = first_step + metrics["hypergradient_norm"].shape[1]
+            seeds = ", ".join(str(self._setup.config.seeds[position]) for position in positions)
+            warnings.warn(
+                f"{stage.method}: the meta-gradient was exactly zero at every update of {stage.phase} steps "
+                f"{first_step + 1} to {last_step} (seeds {seeds}), so phi is not learned; the learned "
+                "loss may be flat. This is told once",
+                stacklevel=2,
+            )
+
+    def _measure(self, stage: Stage, state: RunState, step: int) -> Scalars:
+        rate = stage.learning_rate * float(np.asarray(self._schedule(step)))
+        return jax.device_get(self._evaluation.scalars(state, rate))
+
+    def _require_finite(
+        self, stage: Stage, history: History, metrics: Scalars, measured: Scalars, state: RunState
+    ) -> None:
+        require_finite(
+            metrics,
+            measured,
+            state,
+            last_finite=history.state,
+            first_step=history.step,
+            method=stage.method,
+            phase=stage.phase,
+            seeds=self._setup.config.seeds,
+        )
+
+    def _record(self, stage: Stage, history: History, state: RunState, step: int, scalars: Scalars) -> None:
+        history.state, history.step = state, step
+        if (shape := self._evaluation.loss_shape(state)) is not None:
+            history.shape_steps.append(step)
+            history.shapes.append(np.asarray(shape))
+        if scalars:
+            history.observed.append((step, scalars))
+            stage.observe(step, scalars)
+
+    def _obey_signal(self, stage: Stage, step: int) -> None:
+        if (number := self._preemption.signal) is None:
+            return
+        is_kept = self._setup.config.checkpoint.keep > 0
+        after = "saved; the same command goes on from there" if is_kept else "not saved, as config.checkpoint.keep is 0"
+        raise PreemptionError(number, f"the run ended after {stage.phase} step {step} of {stage.method}, {after}")
+
+
+def _words(scalars: Scalars, metric: str) -> str:
+    """The mean over seeds of the validation metric or, in the offline phase, of the task loss."""
+    for title, name in (("valid", f"valid/{metric}"), ("task loss", "train/outer_loss")):
+        if name in scalars:
+            return f"{title} {scalars[name].mean():.4f}"
+    return ""

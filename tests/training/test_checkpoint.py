@@ -1,0 +1,203 @@
+import contextlib
+import gc
+import resource
+import shutil
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adalfl_jax.training import WorkdirError, checkpoint
+from adalfl_jax.training.checkpoint import StageCheckpoints
+from adalfl_jax.training.config import CheckpointConfig
+from adalfl_jax.training.results import History
+from adalfl_jax.training.state import RunState
+from adalfl_jax.types import Phi, Theta
+
+ALWAYS = CheckpointConfig(every_seconds=0.0, every_steps=1, keep=2)
+
+OF_THREADS = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's that gave up
+
+
+def make_history(step, seed=0):
+    """A history with arrays of all sorts: random keys, bytes, flags, a bfloat16, nothing at all."""
+    keys = jax.random.split(jax.random.key(seed), 6)
+    params = {"kernel": jax.random.normal(keys[0], (2, 30, 4)), "half": jnp.ones((2, 3), jnp.bfloat16) / 3}
+    theta = Theta(params, {"count": jnp.arange(2)}, (jax.random.normal(keys[1], (2, 30)), ()))
+    carry = (
+        jax.random.split(keys[2], (2, 3)),
+        jnp.array([True, False]),
+        jnp.zeros((2, 0)),
+        jnp.arange(4, dtype="uint8"),
+    )
+    phi = Phi((jax.random.normal(keys[3], (2, 5)),), (jnp.int32(7),), carry)
+    observed = [
+        (0, {"a": np.float32([0.1, 1 / 3])}),
+        (step, {"b": np.float32([1e-30, 2]), "a": np.float32([3e30, -0.0])}),
+    ]
+    shapes = [np.asarray(jax.random.normal(key, (2, 2, 3))) for key in keys[4:]]
+    return History(RunState(theta, phi), step, observed, [0, step], shapes, seconds=12.5)
+
+
+def assert_same_history(left, right):
+    assert jax.tree.structure(left.state) == jax.tree.structure(right.state)
+    for ours, theirs in zip(jax.tree.leaves(left.state), jax.tree.leaves(right.state), strict=True):
+        assert ours.dtype == theirs.dtype
+        assert bool((ours == theirs).all())
+    assert (left.step, left.seconds, left.shape_steps) == (right.step, right.seconds, right.shape_steps)
+    np.testing.assert_array_equal(left.shapes, right.shapes)
+    assert [(step, list(scalars)) for step, scalars in left.observed] == [
+        (step, list(scalars)) for step, scalars in right.observed
+    ]
+    jax.tree.map(np.testing.assert_array_equal, left.observed, right.observed)
+
+
+def save_all(folder, *histories, settings=ALWAYS):
+    with StageCheckpoints(folder, settings) as kept:
+        for history in histories:
+            kept.save(history)
+
+
+def restored(folder, settings=ALWAYS):
+    with StageCheckpoints(folder, settings) as kept:
+        return kept.restore(make_history(0, seed=9).state)
+
+
+def steps_in(folder):
+    return sorted(int(path.name) for path in folder.iterdir())
+
+
+def test_a_history_comes_back_as_it_was(tmp_path):
+    save_all(tmp_path / "stage", make_history(5))
+    assert_same_history(restored(tmp_path / "stage"), make_history(5))
+
+
+def test_a_history_without_phi_and_shapes_comes_back_as_it_was(tmp_path):
+    history = History(RunState(make_history(5).state.theta, None), 5)
+    save_all(tmp_path / "stage", history)
+    with StageCheckpoints(tmp_path / "stage", ALWAYS) as kept:
+        assert_same_history(kept.restore(history.state), history)
+
+
+def test_where_nothing_was_kept_nothing_comes_back(tmp_path):
+    assert restored(tmp_path / "stage") is None
+
+
+def test_the_newest_ones_stay(tmp_path):
+    save_all(tmp_path / "stage", *(make_history(step) for step in (1, 2, 3, 4)))
+    assert steps_in(tmp_path / "stage") == [3, 4]
+    assert restored(tmp_path / "stage").step == 4
+
+
+def test_with_none_to_keep_none_is_written_and_those_there_are_read(tmp_path):
+    none = CheckpointConfig(every_seconds=0.0, every_steps=1, keep=0)
+    save_all(tmp_path / "stage", make_history(1), settings=none)
+    assert not (tmp_path / "stage").exists()
+    save_all(tmp_path / "stage", make_history(1))
+    save_all(tmp_path / "stage", make_history(2), settings=none)
+    assert restored(tmp_path / "stage", none).step == 1
+
+
+@pytest.mark.parametrize(
+    ("every_steps", "every_seconds", "expected"),
+    [(0, 0.0, []), (4, 0.0, [4, 8, 12]), (0, 30.0, [6, 12]), (4, 30.0, [4, 8, 12]), (10, 20.0, [4, 8, 12])],
+)
+def test_checkpoints_come_at_intervals_in_steps_and_in_seconds(
+    every_steps, every_seconds, expected, tmp_path, monkeypatch
+):
+    now = [100.0]
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
+    with StageCheckpoints(tmp_path / "stage", CheckpointConfig(every_seconds, every_steps, keep=9)) as kept:
+        for step in range(2, 14, 2):  # a chunk of two steps takes ten seconds
+            now[0] += 10
+            kept.save_when_due(make_history(step))
+    assert steps_in(tmp_path / "stage") == expected
+
+
+def files_of(checkpoint_folder):
+    return sorted(str(path.relative_to(checkpoint_folder)) for path in checkpoint_folder.rglob("*") if path.is_file())
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints") / "stage"
+    save_all(folder, make_history(5, seed=5), make_history(10, seed=10))
+    return folder
+
+
+@OF_THREADS
+@pytest.mark.parametrize("damage", [truncate, flip, lambda path: path.unlink()], ids=["truncated", "flipped", "gone"])
+def test_damage_to_any_file_is_harmless_or_told_and_the_checkpoint_before_is_used(damage, two_checkpoints, tmp_path):
+    times_told = 0
+    for index, name in enumerate(files_of(two_checkpoints / "10")):
+        folder = tmp_path / str(index) / "stage"
+        shutil.copytree(two_checkpoints, folder)
+        damage(folder / "10" / name)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            history = restored(folder)
+        times_told += len(told)
+        assert all(f"checkpoint {folder / '10'} is damaged" in str(warning.message) for warning in told)
+        step = 5 if told else 10
+        assert_same_history(history, make_history(step, seed=step))
+    gc.collect()
+    assert times_told > 1
+
+
+@OF_THREADS
+def test_damaged_checkpoints_are_set_aside_and_the_stage_starts_over(two_checkpoints, tmp_path):
+    folder = tmp_path / "stage"
+    shutil.copytree(two_checkpoints, folder)
+    for step in (5, 10):
+        for name in files_of(folder / str(step)):
+            truncate(folder / str(step) / name)
+    with pytest.warns(UserWarning, match="is damaged") as warned:
+        assert restored(folder) is None
+    for warning, step in zip(warned, ("10", "5"), strict=True):
+        assert f"checkpoint {folder / step} is damaged" in str(warning.message)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["stage", "stage_damaged_10", "stage_damaged_5"]
+    save_all(folder, make_history(10))
+    assert restored(folder).step == 10
+    gc.collect()
+
+
+def test_the_state_of_another_model_is_refused_and_left_alone(two_checkpoints):
+    other = RunState(make_history(0).state.theta, None)
+    with StageCheckpoints(two_checkpoints, ALWAYS) as kept, pytest.raises(WorkdirError, match="state of another model"):
+        kept.restore(other)
+    assert steps_in(two_checkpoints) == [5, 10]
+
+
+@contextlib.contextmanager
+def small_files():
+    """Lets no file grow beyond 100 bytes, which a writer meets as it does a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))  # Python ignores the signal that comes with it
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@OF_THREADS
+def test_a_full_disk_leaves_the_checkpoint_before_and_a_clear_error(tmp_path):
+    save_all(tmp_path / "stage", make_history(5))
+    with small_files(), pytest.raises(WorkdirError, match=r"could not be written .* make room"):
+        save_all(tmp_path / "stage", make_history(10))
+    gc.collect()
+    assert not (tmp_path / "stage" / "10").exists()
+    assert_same_history(restored(tmp_path / "stage"), make_history(5))
+    save_all(tmp_path / "stage", make_history(10))  # once there is room again
+    assert steps_in(tmp_path / "stage") == [5, 10]

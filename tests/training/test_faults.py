@@ -1,0 +1,220 @@
+"""Numbers that are not finite: a step is skipped, a chunk taken again; a phi without a gradient is told."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adalfl_jax import data
+from adalfl_jax.training import DivergenceError, loop, stage, train
+from adalfl_jax.training.chunk import chunk_means, seeds_without_gradient
+from adalfl_jax.training.faults import all_finite, phi_metrics, skip_nonfinite
+from adalfl_jax.training.phases import (
+    init_phi,
+    init_training,
+    make_offline_phase,
+    make_seed_keys,
+    make_training_phase,
+    restart_outer_optimizer,
+    splits_of,
+)
+from adalfl_jax.training.setup import make_setup
+from adalfl_jax.training.state import RunState
+from adalfl_jax.types import Batch, Phi
+from tests.training.same_run import assert_same_run
+from tests.training.test_resume import run_in_pieces
+from tests.training.tiny import DIABETES, final_state, quick_compilation, tiny_config
+
+__all__ = ["quick_compilation"]
+
+pytestmark = pytest.mark.filterwarnings("ignore:The inplace keyword")  # tbparse's, of pandas
+
+SEEDS = 3
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def advance(method, policy, spoil=None, num_steps=6):
+    """A chunk of a phase from a state of three seeds that `spoil` may change before."""
+    setup = make_setup(tiny_config(on_nonfinite=policy, num_seeds=SEEDS))
+    keys = make_seed_keys(setup.config.seeds)
+    if method == "offline":
+        phase, state = make_offline_phase(setup), RunState(None, init_phi(setup, keys))
+    else:
+        phi = None if method == "task_loss" else restart_outer_optimizer(init_phi(setup, keys))
+        phase, state = make_training_phase(setup, method), init_training(setup, method, keys, phi)
+    state = state if spoil is None else spoil(state)
+    return state, *phase.advance(state, keys, splits_of(setup), 0.1, 0, num_steps=num_steps)
+
+
+def spoil_second_seed(state):
+    """Parameters so large that no loss of theirs is finite."""
+    return jax.tree.map(lambda leaf: leaf.at[1].set(1e38) if leaf.dtype == jnp.float32 else leaf, state)
+
+
+@pytest.mark.parametrize("method", ["task_loss", "adalfl", "offline"])
+def test_a_seed_that_diverges_stays_as_it_is_and_its_neighbours_are_the_same_bits(method):
+    before, after, metrics = advance(method, "skip", spoil_second_seed)
+    _, expected, expected_metrics = advance(method, "skip")
+    for seed in (0, 2):
+        jax.tree.map(lambda a, b, s=seed: np.testing.assert_array_equal(a[s], b[s]), after, expected)
+        jax.tree.map(lambda a, b, s=seed: np.testing.assert_array_equal(a[s], b[s]), metrics, expected_metrics)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[1], b[1]), after, before)
+    np.testing.assert_array_equal(metrics["skipped_steps"], [[0] * 6, [1] * 6, [0] * 6])
+    assert all_finite(metrics)
+
+
+@pytest.mark.parametrize("method", ["task_loss", "adalfl", "offline"])
+def test_where_all_is_finite_skipping_changes_nothing(method):
+    _, state, metrics = advance(method, "skip")
+    _, expected, expected_metrics = advance(method, "stop")
+    assert not metrics.pop("skipped_steps").any()
+    jax.tree.map(np.testing.assert_array_equal, (state, metrics), (expected, expected_metrics))
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Digits with one example in the training split, the last, that no loss of is finite."""
+    digits = data.load("digits")
+    inputs = np.array(digits.train.inputs)
+    inputs[-1] = 3e38
+    digits = dataclasses.replace(digits, train=Batch(jnp.asarray(inputs), digits.train.targets))
+    monkeypatch.setattr(loop, "make_setup", lambda config: make_setup(config, digits))
+
+
+def test_a_run_skips_the_steps_that_meet_a_poisoned_example(poisoned, tmp_path):
+    overrides = {"batch_size": 200, "num_steps": 18, "eval_every": 6, "offline.num_steps": 6}  # six steps an epoch
+    with pytest.raises(DivergenceError):
+        train(tiny_config(overrides, method="adalfl"), tmp_path / "stop")
+    config = tiny_config(overrides, method="adalfl", on_nonfinite="skip")
+    train(config, tmp_path / "skip")
+    rows = [row for row in records(tmp_path / "skip") if "train/skipped_steps" in row]
+    assert len(rows) == 2 + 2 * 3
+    assert {row["train/skipped_steps"] for row in rows} <= {0.0, 1.0, 2.0}  # in an inner batch, in an outer one
+    assert any(row["train/skipped_steps"] for row in rows if row["phase"] == "training")
+    assert all(row["train/inner_loss"] != 0 for row in rows)
+    assert all_finite(final_state(config, tmp_path / "skip", "adalfl"))
+
+
+def test_a_step_is_skipped_where_any_part_of_it_is_not_finite():
+    def step(state, batch):
+        theta, phi, metric = batch
+        return RunState(state.theta + theta, state.phi), {"loss": metric, "number": phi}
+
+    guarded = skip_nonfinite(step)
+    state = RunState(jnp.zeros(2), None)
+    good, bad = jnp.float32(1), jnp.float32(jnp.nan)
+    taken, metrics = guarded(state, (good, jnp.int32(3), good))
+    assert taken.theta.tolist() == [1, 1]
+    assert metrics == {"loss": 1, "number": 3, "skipped_steps": 0}
+    for batch in ((bad, jnp.int32(3), good), (good, jnp.int32(3), bad)):
+        left, metrics = guarded(state, batch)
+        assert left.theta.tolist() == [0, 0]
+        assert metrics == {"loss": 0, "number": 0, "skipped_steps": 1}
+
+
+def test_skipped_steps_are_counted_and_in_no_mean():
+    metrics = {
+        "inner_loss": np.array([[1.0, 0.0, 3.0], [0.0, 0.0, 0.0]]),
+        "outer_loss": np.array([[9.0, 0.0, 5.0], [0.0, 0.0, 0.0]]),
+        "skipped_steps": np.array([[0, 1, 0], [1, 1, 1]]),
+    }
+    means = chunk_means(metrics, 0, 1)
+    assert {name: values.tolist() for name, values in means.items()} == {
+        "inner_loss": [2.0, 0.0],
+        "outer_loss": [7.0, 0.0],
+        "skipped_steps": [1, 3],
+    }
+    assert chunk_means(metrics, 0, 3)["outer_loss"].tolist() == [5.0, 0.0]  # phi is updated at the last step alone
+
+
+def test_a_zero_meta_gradient_is_seen_where_phi_is_updated():
+    norms = np.array([[0.0, 1.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0], [1.0, 0.0, 1.0, 0.0]])
+    metrics = {"hypergradient_norm": norms}
+    assert seeds_without_gradient(metrics, 0, 1) == [1]
+    assert seeds_without_gradient(metrics, 0, 2) == [1, 2]  # at the second and the fourth
+    assert seeds_without_gradient(metrics, 1, 2) == [0, 1]
+    assert seeds_without_gradient(metrics, 0, 4) == []  # one update says nothing
+    assert seeds_without_gradient(metrics | {"skipped_steps": np.eye(3, 4, dtype=int)}, 0, 1) == []
+    assert seeds_without_gradient({"inner_loss": norms}, 0, 1) == []
+
+
+def test_update_ratio_is_that_of_the_norms():
+    before, after = {"a": jnp.array([3.0, 0.0]), "b": jnp.array(4.0)}, {"a": jnp.array([3.0, 3.0]), "b": jnp.array(8.0)}
+    assert phi_metrics(Phi(before, ()), Phi(after, ()))["phi_update_ratio"] == pytest.approx(1.0)
+    zeros = jax.tree.map(jnp.zeros_like, before)
+    assert phi_metrics(Phi(zeros, ()), Phi(after, ())) == {"phi_update_ratio": 0}
+
+
+def test_a_learned_loss_without_a_gradient_is_told_once(tmp_path, recwarn):
+    overrides = {"learned_loss.activation": "relu", "learned_loss.output_activation": "relu", "offline.num_steps": 8}
+    overrides |= {"num_seeds": 1, "num_steps": 8, "eval_every": 4, "learned_loss.hidden_sizes": (1,)}
+    for seed in range(8):  # of one unit, some are dead from the start
+        train(tiny_config(overrides, method="adalfl", seed=seed), tmp_path / str(seed))
+        if told := [str(warning.message) for warning in recwarn if "exactly zero" in str(warning.message)]:
+            break
+    expected = "the meta-gradient was exactly zero at every update of"
+    assert [text.partition(" steps")[0] for text in told] == [
+        f"offline: {expected} offline",
+        f"adalfl: {expected} training",
+    ]
+    assert f"steps 1 to 4 (seeds {seed})" in told[0]
+    rows = [row for row in records(tmp_path / str(seed)) if "train/phi_update_ratio" in row]
+    assert {row["train/phi_update_ratio"] for row in rows} == {0.0}
+
+
+@pytest.fixture
+def fragile(monkeypatch):
+    """Makes the training phase of AdaLFL fail after step 10 of seed 1 as long as eta is above 1e-4."""
+
+    def make(setup, method):
+        phase = make_training_phase(setup, method)
+
+        def advance(*arguments, **options):
+            state, metrics = phase.advance(*arguments, **options)
+            if arguments[-1] == 10 and setup.config.outer.learning_rate > limit[0]:
+                metrics["outer_loss"] = metrics["outer_loss"].at[1, 2].set(jnp.nan)
+            return state, metrics
+
+        return phase._replace(advance=advance)
+
+    limit = [1e-4]
+    monkeypatch.setattr(loop, "make_training_phase", make)
+    return limit
+
+
+BACK_OFF = {"offline.num_steps": 0, "on_nonfinite": "back_off", "outer.learning_rate": 3e-4, "eval_every": 5}
+
+
+def test_a_chunk_that_is_not_finite_is_taken_again_with_eta_halved(fragile, tmp_path, monkeypatch):
+    config = tiny_config(BACK_OFF, method="adalfl")
+    with pytest.warns(UserWarning, match="eta is halved") as told:
+        train(config, tmp_path / "unbroken")
+    text = "adalfl diverged: outer_loss is not finite at training step 13 (seed 1);"
+    assert [text in str(warning.message) for warning in told] == [True, True]
+    back_offs = {row["step"]: row.get("train/back_offs") for row in records(tmp_path / "unbroken")}
+    assert back_offs == {0: None, 5: 0.0, 10: 0.0, 15: 2.0, 20: 2.0}
+    with pytest.warns(UserWarning, match="eta is halved"):
+        run_in_pieces(train, config, tmp_path / "broken", (3,), monkeypatch)
+    assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
+
+
+def test_halving_eta_in_vain_ends_the_run(fragile, tmp_path, monkeypatch):
+    fragile[0] = 0.0
+    monkeypatch.setattr(stage, "MAX_BACK_OFFS", 1)
+    with (
+        pytest.warns(UserWarning, match="for the 1. of at most 1 times"),
+        pytest.raises(DivergenceError),
+    ):
+        train(tiny_config(BACK_OFF, method="adalfl"), tmp_path / "run")
+
+
+def test_where_no_eta_is_at_fault_the_run_stops(tmp_path):
+    overrides = DIABETES | {"inner.learning_rate": 1e30, "on_nonfinite": "back_off"}
+    with pytest.raises(DivergenceError):
+        train(tiny_config(overrides, method="task_loss"), tmp_path / "run")

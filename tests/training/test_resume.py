@@ -1,0 +1,149 @@
+"""A run that is broken off and goes on is the run that was never broken off."""
+
+import json
+import signal
+
+import pytest
+
+from adalfl_jax.training import DivergenceError, PreemptionError, compare, loop, train
+from tests.training.same_run import assert_same_run, read_json
+from tests.training.tiny import DIABETES, quick_compilation, tiny_config
+
+__all__ = ["quick_compilation"]
+
+pytestmark = pytest.mark.filterwarnings("ignore:The inplace keyword")  # tbparse's, of pandas
+
+
+class SignalAfter:
+    """Stands in for `Preemption`: the signal comes when so many chunks are done."""
+
+    def __init__(self, num_chunks):
+        self.left = num_chunks
+
+    def __call__(self):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    @property
+    def signal(self):
+        self.left -= 1
+        return signal.SIGTERM if self.left == 0 else None
+
+
+def run_in_pieces(run, config, folder, pieces, monkeypatch):
+    """Breaks a run off after each number of chunks, and then lets it end. Returns what the errors said."""
+    messages = []
+    for num_chunks in pieces:
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "Preemption", SignalAfter(num_chunks))
+            with pytest.raises(PreemptionError) as caught:
+                run(config, folder)
+        messages.append(str(caught.value))
+    run(config, folder)
+    return messages
+
+
+def test_a_comparison_broken_off_in_every_phase_ends_as_an_unbroken_one(tmp_path, monkeypatch):
+    overrides = {
+        "methods": ("adalfl", "tuned_task_loss", "ml3"),
+        "tuning.learning_rates": (0.1, 1e30, 0.3),
+        "batch_size": 200,  # six steps an epoch: every chunk ends within one
+        "num_steps": 15,
+        "eval_every": 5,
+    }
+    config = tiny_config(overrides)
+    compare(config, tmp_path / "unbroken")
+    messages = run_in_pieces(compare, config, tmp_path / "broken", (1, 2, 6), monkeypatch)
+    assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
+    assert messages == [
+        f"SIGTERM: the run ended after {place}, saved; the same command goes on from there"
+        for place in ("offline step 5 of offline", "training step 5 of adalfl", "training step 5 of tuned_task_loss")
+    ]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"hypergradient": "truncated", "estimator.window": 3, "dataset.streaming": "always"},
+        {"outer.pipelined": True, "inner.schedule": "cosine"},
+    ],
+    ids=["streamed_window", "pipelined"],
+)
+def test_what_a_step_remembers_is_part_of_a_checkpoint(overrides, tmp_path, monkeypatch):
+    overrides |= {"num_steps": 9, "eval_every": 3, "offline.num_steps": 3, "inner.momentum": 0.9}
+    config = tiny_config(overrides, method="adalfl")
+    train(config, tmp_path / "unbroken")
+    run_in_pieces(train, config, tmp_path / "broken", (3,), monkeypatch)
+    assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
+
+
+def test_a_run_stopped_without_a_word_loses_what_came_after_its_last_checkpoint_alone(tmp_path, monkeypatch):
+    config = tiny_config({"num_steps": 12, "eval_every": 2, "checkpoint.every_steps": 4}, method="task_loss")
+    train(config, tmp_path / "unbroken")
+
+    class Killed(BaseException):
+        pass
+
+    steps = []
+
+    def write(self, method, phase, step, seeds, scalars):
+        steps.append(step)
+        if step == 10:
+            raise Killed
+        written(self, method, phase, step, seeds, scalars)
+
+    written = loop.MetricWriters.write
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.MetricWriters, "write", write)
+        with pytest.raises(Killed):
+            train(config, tmp_path / "broken")
+        kept = sorted(int(path.name) for path in (tmp_path / "broken" / "checkpoints" / "task_loss").iterdir())
+        assert kept == [4, 8]
+        steps.clear()
+        with pytest.raises(Killed):
+            train(config, tmp_path / "broken")
+    assert steps == [0, 2, 4, 6, 8, 10]  # all but the last are read back
+    train(config, tmp_path / "broken")
+    assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
+
+
+def test_checkpoint_settings_may_change_when_a_run_goes_on(tmp_path, monkeypatch):
+    settings = {"num_steps": 6, "eval_every": 2, "num_seeds": 1}
+    first, second = (tiny_config(settings | {"checkpoint.keep": keep}, method="task_loss") for keep in (2, 0))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "Preemption", SignalAfter(2))
+        with pytest.raises(PreemptionError):
+            train(first, tmp_path / "run")
+        patch.setattr(loop, "Preemption", SignalAfter(1))
+        with pytest.raises(PreemptionError, match=r"step 6 of task_loss, not saved, as config\.checkpoint\.keep is 0"):
+            train(second, tmp_path / "run")
+    assert read_json(tmp_path / "run" / "config.json")["checkpoint"]["keep"] == 0
+    train(first, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 2, 4, 6]
+
+
+def test_a_finished_run_keeps_no_checkpoints(tmp_path):
+    config = tiny_config({"num_steps": 1, "num_seeds": 1}, method="task_loss")
+    summary = train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    (tmp_path / "run" / "checkpoints" / "task_loss").mkdir(parents=True)  # as a kill at the very end leaves it
+    assert train(config, tmp_path / "run") == summary
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_diverged_run_tried_again_diverges_from_its_last_finite_state(tmp_path):
+    overrides = DIABETES | {"inner.learning_rate": 1e3, "num_steps": 60, "eval_every": 2, "num_seeds": 1}
+    errors = []
+    for _ in range(2):
+        with pytest.raises(DivergenceError) as caught:
+            train(tiny_config(overrides, method="task_loss"), tmp_path / "run")
+        errors.append(caught.value)
+        kept = [int(path.name) for path in (tmp_path / "run" / "checkpoints" / "task_loss").iterdir()]
+        assert max(kept) == caught.value.state_step
+    assert str(errors[0]) == str(errors[1])
