@@ -109,6 +109,10 @@ def get_config() -> ConfigDict:
     config.outer.learning_rate = 3e-4
     # Where outer batches come from: "train" (a second training batch) or "valid".
     config.outer.split = "train"
+    # Share of the validation split that outer batches come from; the rest alone then gives the validation metric. An
+    # error on examples that were trained on says nothing: to tune what trains on the validation split, hold half of it
+    # out.
+    config.outer.split_fraction = 1.0
     # n, to update phi at every n-th step alone; the steps between cost no more than training on a fixed loss.
     config.outer.every = 1
     # Share of the inner batch on which the gradient of phi is estimated; theta is updated on the whole. Unbiased

@@ -34,7 +34,7 @@ from adalfl_jax.training.phases import (
     make_training_phase,
     restart_outer_optimizer,
 )
-from adalfl_jax.training.setup import Setup, check_batch_size, make_setup
+from adalfl_jax.training.setup import Setup, check_batch_size, examples_for_a_batch, make_setup
 from adalfl_jax.types import Batch
 from experiments.launch import CONFIG, parse_flags
 
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
         )
         if spec.num_train:
             check_batch_size(config, *_splits(config, spec))
-        setup = make_setup(config, data.random_dataset(config.dataset.name, spec, config.batch_size))
+        setup = make_setup(config, data.random_dataset(config.dataset.name, spec, examples_for_a_batch(config)))
     except (ConfigError, DatasetError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     console = Console(width=100)
@@ -69,13 +69,13 @@ def measure(setup: Setup, spec: data.Spec, method: str) -> dict[str, float]:
       of batches at work and the one that follows it), of temporaries and of outputs.
     """
     config = setup.config
-    train, valid = _splits(config, spec)
+    train, outer = _splits(config, spec)
     state, keys = jax.eval_shape(lambda: _start(setup, method))
     phase: Any = make_training_phase(setup, method)
     rate, step = config.inner.learning_rate, _sources(config, train, num_steps=1)
     one_step = phase.advance_block.lower(state, step, rate)
     if spec.num_train and not is_streamed(config, spec):
-        splits, waiting = (train, valid if config.outer.split == "valid" else None), 0
+        splits, waiting = (train, outer), 0
         chunk = phase.advance.lower(state, keys, splits, rate, 0, num_steps=config.eval_every)
     else:
         sources = _sources(config, train, block_length(config.eval_every, _bytes((step.inner, step.outer))))
@@ -96,10 +96,14 @@ def is_streamed(config: TrainConfig, spec: data.Spec) -> bool:
     return streaming == "always" or (streaming == "auto" and exceeds_device(spec.num_bytes))
 
 
-def _splits(config: TrainConfig, spec: data.Spec) -> tuple[Batch, Batch]:
-    """Shapes of the training and the validation split."""
+def _splits(config: TrainConfig, spec: data.Spec) -> tuple[Batch, Batch | None]:
+    """Shapes of the training split and of what outer batches come from, None for the same."""
     settings = config.dataset
-    return data.abstract_splits(spec, settings.valid_fraction, settings.valid_examples, settings.corruption())
+    train, valid = data.abstract_splits(spec, settings.valid_fraction, settings.valid_examples, settings.corruption())
+    if config.outer.split == "train":
+        return train, None
+    num_outer = int(config.outer.split_fraction * valid.inputs.shape[0])
+    return train, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((num_outer, *leaf.shape[1:]), leaf.dtype), valid)
 
 
 def _start(setup: Setup, method: str) -> tuple[RunState, Any]:

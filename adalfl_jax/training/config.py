@@ -150,6 +150,7 @@ class OuterConfig:
 
     learning_rate: float
     split: str
+    split_fraction: float
     every: int
     inner_fraction: float
     outer_fraction: float
@@ -159,8 +160,10 @@ class OuterConfig:
         _require("outer.learning_rate", self.learning_rate, self.learning_rate > 0, "a number above 0")
         require_known("split", OUTER_SPLITS, self.split)
         _require("outer.every", self.every, self.every >= 1, "a whole number of at least 1")
-        for field in ("inner_fraction", "outer_fraction"):
+        for field in ("split_fraction", "inner_fraction", "outer_fraction"):
             _require(f"outer.{field}", getattr(self, field), 0 < getattr(self, field) <= 1, "a number in (0, 1]")
+        whole = self.split_fraction == 1 or self.split == "valid"
+        _require("outer.split_fraction", self.split_fraction, whole, '1.0 with outer.split "train"')
         if self.pipelined:
             alone = self.every == self.inner_fraction == self.outer_fraction == 1 and self.split == "train"
             _require("outer.pipelined", True, alone, 'False with another "every", "split" or fraction')

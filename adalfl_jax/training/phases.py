@@ -125,7 +125,7 @@ def _batch_shapes(setup: Setup) -> BilevelBatch:
 
 def splits_of(setup: Setup) -> Splits:
     """The training split and the one outer batches come from."""
-    return setup.dataset.train, setup.dataset.valid if setup.config.outer.split == "valid" else None
+    return setup.dataset.train, setup.outer_examples
 
 
 def make_offline_phase(setup: Setup) -> Phase:

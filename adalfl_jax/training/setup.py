@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from adalfl_jax import data
@@ -21,7 +23,8 @@ class Setup:
     """Everything a run needs, built and checked."""
 
     config: TrainConfig
-    dataset: Dataset
+    dataset: Dataset  # its validation split is what the validation metric is measured on
+    outer_examples: Batch | None  # what outer batches come from; None for the training split
     model: Model
     learned_loss: LearnedLoss
     task_loss_fn: LossFn
@@ -41,11 +44,12 @@ def make_setup(config: TrainConfig, dataset: Dataset | None = None) -> Setup:
       DatasetError: data that is missing or damaged.
     """
     try:
-        dataset = dataset or load_dataset(config)
+        dataset, outer_examples = _set_outer_examples_apart(config, dataset or load_dataset(config))
         _check_augmentation(config, dataset)
         model = config.model.make(dataset.input_shape, dataset.num_outputs)
         learned_loss = config.learned_loss.make(config.task_loss)
-        setup = Setup(config, dataset, model, learned_loss, TASK_LOSSES[config.task_loss], METRICS[config.metric])
+        task_loss_fn, metric_fn = TASK_LOSSES[config.task_loss], METRICS[config.metric]
+        setup = Setup(config, dataset, outer_examples, model, learned_loss, task_loss_fn, metric_fn)
         for name in filter(None, (config.task_loss, config.metric, config.baseline.loss)):
             if (name in FOR_LABELS) != dataset.is_classification:
                 kind = "classification" if dataset.is_classification else "regression"
@@ -55,18 +59,39 @@ def make_setup(config: TrainConfig, dataset: Dataset | None = None) -> Setup:
         raise
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    check_batch_size(config, dataset.train, dataset.valid)
+    check_batch_size(config, dataset.train, outer_examples)
     return setup
 
 
-def check_batch_size(config: TrainConfig, train: Batch, valid: Batch) -> None:
+def _set_outer_examples_apart(config: TrainConfig, dataset: Dataset) -> tuple[Dataset, Batch | None]:
+    """The dataset without the validation examples that outer batches come from, where some are held out; and those."""
+    if config.outer.split == "train":
+        return dataset, None
+    if (fraction := config.outer.split_fraction) == 1:
+        return dataset, dataset.valid
+    # Evenly through the split, since a split of a user's own may be sorted by class.
+    positions = np.floor(np.arange(len(dataset.valid.inputs) + 1) * fraction)
+    is_outer = np.diff(positions) > 0
+    outer, held_out = (Batch(*(array[rows] for array in dataset.valid)) for rows in (is_outer, ~is_outer))
+    if not len(outer.inputs) or not len(held_out.inputs):
+        raise ConfigError(
+            f"config.outer.split_fraction must leave examples on both sides of {len(is_outer)}; got {fraction}"
+        )
+    return dataclasses.replace(dataset, valid=held_out), outer
+
+
+def examples_for_a_batch(config: TrainConfig) -> int:
+    """How many examples a split must have for a batch to be drawn from it."""
+    return math.ceil(config.batch_size / config.outer.split_fraction)
+
+
+def check_batch_size(config: TrainConfig, train: Batch, outer: Batch | None) -> None:
     """Raises ConfigError if a split that batches are drawn from is smaller than a batch."""
-    for name, split in (("train", train), ("valid", valid)):
-        num_examples = split.inputs.shape[0]
-        if name in ("train", config.outer.split) and config.batch_size > num_examples:
+    for name, split in (("train", train), (config.outer.split, outer)):
+        if split is not None and config.batch_size > (num_examples := split.inputs.shape[0]):
             raise ConfigError(
                 f"config.batch_size is {config.batch_size}, and split {name!r} of {config.dataset.name!r} has only "
-                f"{num_examples} examples; take a smaller batch"
+                f"{num_examples} examples to draw from; take a smaller batch"
             )
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from adalfl_jax.training import TrainConfig
 
+HELD_IN = 0.5  # share of a validation split that arms are trained on while they are tuned
 Overrides = Mapping[str, Any]  # dotted name of a field -> value
 
 
@@ -49,8 +50,12 @@ def grid(**values: Iterable[Any]) -> tuple[Overrides, ...]:
     return tuple(dict(zip(fields, point, strict=True)) for point in itertools.product(*values.values()))
 
 
-def make_config(comparison: Comparison, arm: Arm, point: Overrides, seeds: range) -> TrainConfig:
+def make_config(
+    comparison: Comparison, arm: Arm, point: Overrides, seeds: range, *, for_tuning: bool = False
+) -> TrainConfig:
     """The configuration of an arm at a point of its grid.
+
+    For tuning half of a validation split that arms train on is held out: an error on what was trained on says nothing.
 
     Raises:
       ConfigError: an override that is no field, or a value out of its range.
@@ -58,5 +63,7 @@ def make_config(comparison: Comparison, arm: Arm, point: Overrides, seeds: range
     config = importlib.import_module(f"configs.{comparison.config}").get_config()
     with config.unlocked():
         config.update_from_flattened_dict({**comparison.overrides, **arm.overrides, **point})
+    if for_tuning and config.outer.split == "valid":
+        config.outer.split_fraction = HELD_IN
     config.update(seed=seeds.start, num_seeds=len(seeds), methods=(config.method,))
     return TrainConfig.from_mapping(config)

@@ -69,7 +69,7 @@ def _tune(
     tried = []
     for point in arm.grid:
         say(f"{comparison.title}: tuning {arm.title}{_words(point)}")
-        found = run(make_config(comparison, arm, point, seeds), workdir)
+        found = run(make_config(comparison, arm, point, seeds, for_tuning=True), workdir)
         valid = None
         if not isinstance(found, Diverged):
             valid = float(outcome_of(found, early_stopping=arm.early_stopping).valid.mean())

@@ -117,6 +117,14 @@ def test_every_arm_of_every_study_is_a_configuration_at_every_point():
                     make_config(comparison, arm, point, range(2))
 
 
+def test_tuning_holds_half_of_a_clean_set_out():
+    comparison = COMPARISON._replace(overrides={**TINY, "outer.split": "valid"})
+    for for_tuning, fraction in ((True, 0.5), (False, 1.0)):
+        config = make_config(comparison, ARMS[0], {}, range(1), for_tuning=for_tuning)
+        assert config.outer.split_fraction == fraction
+        assert make_config(COMPARISON, ARMS[0], {}, range(1), for_tuning=for_tuning).outer.split_fraction == 1.0
+
+
 def test_an_override_that_is_no_field_is_refused():
     arm = Arm("typo", "typo", {"inner.learning_rat": 0.1})
     with pytest.raises((KeyError, ConfigError), match="learning_rat"):

@@ -1,5 +1,7 @@
 """The steps of methods that train on a loss nobody learns, each against what it is by definition."""
 
+import itertools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ from adalfl_jax.data import take
 from adalfl_jax.task_losses import TASK_LOSSES, softmax_cross_entropy
 from adalfl_jax.training import ConfigError, TrainConfig, compare
 from adalfl_jax.training.config import METHODS
+from adalfl_jax.training.phases import splits_of
 from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.state import RunState
 from adalfl_jax.training.steps import STEPS
@@ -45,6 +48,19 @@ def advance(setup, method, theta, batch):
 
 def task_step(setup, loss_fn, theta, batch):
     return jax.jit(make_task_step(setup.model.apply, loss_fn, optax.sgd(RATE)))(theta, batch, None)
+
+
+@pytest.mark.parametrize("fraction", [0.5, 0.7])
+def test_what_is_held_out_of_the_outer_split_alone_is_validated_on(setup, fraction):
+    held_out = make_setup(tiny_config({"outer.split": "valid", "outer.split_fraction": fraction}))
+    outer, valid = (split.inputs.tolist() for split in (held_out.outer_examples, held_out.dataset.valid))
+    assert len(outer) == int(fraction * 144)
+    whole = setup.dataset.valid.inputs.tolist()
+    assert sorted(outer + valid) == sorted(whole)
+    assert setup.outer_examples is setup.dataset.valid  # nothing is held out by default
+    places = [whole.index(row) for row in outer]
+    assert max(b - a for a, b in itertools.pairwise(places)) <= 2  # from all over the split
+    assert splits_of(held_out)[1] is held_out.outer_examples
 
 
 def test_every_method_has_a_step():
@@ -111,12 +127,21 @@ def test_all_methods_are_compared_in_one_run(tmp_path):
     ("path", "value", "message"),
     [
         ("baseline.loss", "cross_entropy", r"unknown task loss 'cross_entropy'.*did you mean 'softmax_cross_entropy'"),
+        ("outer.split_fraction", 0.5, r"config.outer.split_fraction must be 1.0 with outer.split \"train\"; got 0.5"),
         ("baseline.fine_tuning", 1.0, r"config.baseline.fine_tuning must be a number in \(0, 1\); got 1.0"),
     ],
 )
 def test_impossible_baselines_are_refused(path, value, message):
     with pytest.raises(ConfigError, match=message):
         TrainConfig.from_mapping(with_value(path, value))
+
+
+@pytest.mark.parametrize(
+    ("fraction", "message"), [(0.3, "has only 43 examples to draw from"), (0.004, "on both sides")]
+)
+def test_a_clean_set_that_is_too_small_to_hold_out_of_is_refused(fraction, message):
+    with pytest.raises(ConfigError, match=message):
+        make_setup(tiny_config({"outer.split": "valid", "outer.split_fraction": fraction}))
 
 
 def test_a_baseline_of_another_kind_of_targets_is_refused():
