@@ -53,6 +53,8 @@ results: setup  ## Make every study and write docs/results.md: days on two cores
 	$(STUDY) --study=clean_labels --write=docs/results.md
 	$(STUDY) --study=noisy_labels --write=docs/results.md
 	$(STUDY) --study=thrift --write=docs/results.md
+	$(STUDY) --study=recipe --write=docs/results.md
+	$(STUDY) --study=ablation --write=docs/results.md
 
 results-quick: setup  ## Make a reduced form of every study on digits: that all works, not what comes out.
 	$(STUDY) --study=clean_labels --comparison=mnist_mlp --quick

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,23 +45,30 @@ def launch(run: Callable[[TrainConfig, str], dict[str, Any]]) -> None:
 
     def main(argv: list[str]) -> None:
         del argv
-        if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)
-        # Checkpoints are chatty, and what fails there is an error of ours.
-        logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
-        try:
+        with told_in_a_line():
             summary = run(TrainConfig.from_mapping(CONFIG.value), WORKDIR.value or "")
-        except (ConfigError, DatasetError, WorkdirError, DivergenceError) as error:
-            sys.exit(f"{type(error).__name__}: {error}")
-        except PreemptionError as error:
-            sys.stderr.write(f"{error}\n")
-            sys.exit(128 + error.signal)
-        except KeyboardInterrupt:
-            sys.stderr.write("SIGINT: the run ended; the same command goes on from its last checkpoint.\n")
-            sys.exit(128 + signal.SIGINT)
         _print_summary(summary, WORKDIR.value or "")
 
     app.run(main, flags_parser=parse_flags)
+
+
+@contextlib.contextmanager
+def told_in_a_line() -> Iterator[None]:
+    """Ends the program with a line, and no traceback, where a run ends in an error of its own or by a signal."""
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+    # Checkpoints are chatty, and what fails there is an error of ours.
+    logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
+    try:
+        yield
+    except (ConfigError, DatasetError, WorkdirError, DivergenceError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    except PreemptionError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(128 + error.signal)
+    except KeyboardInterrupt:
+        sys.stderr.write("SIGINT: the run ended; the same command goes on from its last checkpoint.\n")
+        sys.exit(128 + signal.SIGINT)
 
 
 def parse_flags(arguments: list[str]) -> list[str]:

@@ -7,6 +7,7 @@ Studies:
   ablation      the form of the loss network
   clean_labels  the paper's comparison, with a task loss that is tuned and decayed
   noisy_labels  wrong labels in the training split and a small clean set, beside robust losses and learned weights
+  recipe        settings that keep AdaLFL from failing
   thrift        what a cheaper meta-gradient costs in accuracy
 
 Runs are kept in `--workdir` (runs/studies) under a digest of their configuration: a study that was stopped goes on
@@ -21,22 +22,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags, logging
+from absl import app, flags
 from rich.console import Console
 
-from adalfl_jax.data import DatasetError
 from adalfl_jax.registry import lookup
-from adalfl_jax.training import ConfigError, WorkdirError
 from adalfl_jax.training.workdir import write_json
 from experiments import page
-from experiments.launch import WORKDIR, parse_flags
+from experiments.launch import WORKDIR, parse_flags, told_in_a_line
 from experiments.machine import describe_machine
-from experiments.study import ablation, clean_labels, noisy_labels, thrift
+from experiments.study import ablation, clean_labels, noisy_labels, recipe, thrift
 from experiments.study.arms import Comparison, Overrides, make_config
 from experiments.study.compare import compare_arms
 from experiments.study.tables import comparison_table, draw_curves
 
-STUDIES = {"ablation": ablation, "clean_labels": clean_labels, "noisy_labels": noisy_labels, "thrift": thrift}
+STUDIES = {
+    "ablation": ablation,
+    "clean_labels": clean_labels,
+    "noisy_labels": noisy_labels,
+    "recipe": recipe,
+    "thrift": thrift,
+}
 FOLDER = "runs/studies"
 FIRST_SEED = 100  # of the seeds that are compared; tuning takes those from 0
 QUICK: Overrides = {
@@ -46,6 +51,7 @@ QUICK: Overrides = {
     "batch_size": 50,
     "offline.num_steps": 300,
 }
+PICTURES = "images/results"  # beside the page
 PACKAGES = ("adalfl_jax", "jax", "jaxlib", "flax", "optax")
 
 _STUDY = flags.DEFINE_enum("study", None, list(STUDIES), "Which study.")
@@ -59,18 +65,24 @@ _QUICK = flags.DEFINE_bool("quick", False, "A reduced form on digits, in minutes
 def main(argv: list[str]) -> None:
     """Makes the comparisons one by one, and writes the numbers after each."""
     del argv
-    logging.set_verbosity(logging.ERROR)
-    try:
-        comparisons = [_reduced(comparison) if _QUICK.value else comparison for comparison in _chosen()]
-        for comparison in comparisons:  # before hours of training, not after
-            _check(comparison)
+    with told_in_a_line():
+        try:
+            _check_flags()
+            comparisons = [_reduced(comparison) if _QUICK.value else comparison for comparison in _chosen()]
+            for comparison in comparisons:  # before hours of training, not after
+                _check(comparison)
+        except (OSError, ValueError) as error:
+            sys.exit(f"{type(error).__name__}: {error}")
         command = shlex.join(["python", "-m", "experiments.study", *sys.argv[1:]])
         for comparison in comparisons:
             _make(comparison, command)
-    except (ConfigError, DatasetError, WorkdirError, ValueError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
-    except KeyboardInterrupt:
-        sys.exit("Interrupted; the same command goes on with the first run that is not there yet.")
+
+
+def _check_flags() -> None:
+    if page.WRITE.value and _QUICK.value:
+        raise ValueError("--quick shows that all works and makes no results for a page; leave out --write")
+    if page.WRITE.value:
+        page.replace_section(Path(page.WRITE.value).read_text(), _STUDY.value or "", "")
 
 
 def _chosen() -> list[Comparison]:
@@ -98,8 +110,6 @@ def _check(comparison: Comparison) -> None:
     for arm in comparison.arms:
         for point in arm.grid:
             make_config(comparison, arm, point, range(1))
-    if page.WRITE.value:
-        page.replace_section(Path(page.WRITE.value).read_text(), comparison.name, "")
 
 
 def _make(comparison: Comparison, command: str) -> None:
@@ -113,20 +123,29 @@ def _make(comparison: Comparison, command: str) -> None:
         say=lambda text: console.print(text, markup=False),
     )
     metric = make_config(comparison, comparison.arms[0], {}, range(1)).metric
-    table, machine = comparison_table(numbers, metric), describe_machine(PACKAGES)
-    numbers = {"command": command, "machine": machine, "metric": metric, **numbers}
+    numbers = {"command": command, "machine": describe_machine(PACKAGES), "metric": metric, **numbers}
     path = workdir / f"{_STUDY.value}.json"
     known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    write_json(path, known | {comparison.name: numbers})
+    known[comparison.name] = numbers
+    write_json(path, known)
     draw_curves(numbers, metric, workdir / f"{comparison.name}.png")
-    print(page.render_section(command, machine, [table]), end="\n\n")
+    print(page.render_section(command, numbers["machine"], [comparison_table(numbers, metric)]), end="\n\n")
     if page.WRITE.value:
-        target = Path(page.WRITE.value)
-        picture = f"images/results/{comparison.name}.png"
-        (target.parent / picture).parent.mkdir(parents=True, exist_ok=True)
-        draw_curves(numbers, metric, target.parent / picture)
-        section = page.render_section(command, machine, [table], picture)
-        target.write_text(page.replace_section(target.read_text(), comparison.name, section))
+        _write_page(Path(page.WRITE.value), known)
+
+
+def _write_page(target: Path, known: dict[str, Any]) -> None:
+    """Puts every comparison of the study there are numbers of into its section of the page, with its picture."""
+    folder = target.parent / PICTURES
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for name in (comparison.name for comparison in STUDIES[_STUDY.value or ""].comparisons()):
+        if name in known:
+            numbers = known[name]
+            draw_curves(numbers, numbers["metric"], folder / f"{name}.png")
+            table = comparison_table(numbers, numbers["metric"])
+            parts.append(page.render_section(numbers["command"], numbers["machine"], [table], f"{PICTURES}/{name}.png"))
+    target.write_text(page.replace_section(target.read_text(), _STUDY.value or "", "\n\n".join(parts)))
 
 
 if __name__ == "__main__":

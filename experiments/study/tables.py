@@ -42,6 +42,7 @@ def comparison_table(numbers: dict[str, Any], metric: str) -> Table:
             "arm": lambda row: row["title"],
             "tuned": lambda row: _point(row),
             f"test {name},{unit}" if unit else f"test {name}": test,
+            "worst": lambda row: _number(max(row["test"]["per_seed"]) * scale if "test" in row else None, ".2f"),
             f"{reference} less it": difference,
             "p": lambda row: _number((row["difference"] or {}).get("adjusted_p_value"), ".1g"),
             "effect": lambda row: _number((row["difference"] or {}).get("effect_size"), "+.1f"),

@@ -147,7 +147,7 @@ def tiny_study(monkeypatch):
 def test_the_program_writes_numbers_a_picture_and_its_section(tmp_path, program_flags, capsys, verbosity):
     target = tmp_path / "docs" / "page.md"
     target.parent.mkdir()
-    target.write_text("Before\n\n<!-- tables: tiny -->\n<!-- end of tables -->\n\nAfter\n")
+    target.write_text("Before\n\n<!-- tables: thrift -->\n<!-- end of tables -->\n\nAfter\n")
     program_flags("--study=thrift", "--arm=untuned", "--num_seeds=2", f"--write={target}")
     program.main(["study"])
     text, kept = target.read_text(), json.loads((tmp_path / "thrift.json").read_text())["tiny"]
@@ -167,6 +167,8 @@ def test_the_program_writes_numbers_a_picture_and_its_section(tmp_path, program_
     [
         (("--comparison=tinny",), r"unknown comparison 'tinny'; did you mean 'tiny'"),
         (("--arm=adalf",), r"unknown arm 'adalf'; did you mean 'adalfl'"),
+        (("--quick", "--write=page.md"), r"--quick shows that all works.*leave out --write"),
+        (("--write=no/page.md",), r"No such file or directory: 'no/page.md'"),
     ],
 )
 def test_what_a_study_does_not_have_is_refused(given, message, program_flags, verbosity):
