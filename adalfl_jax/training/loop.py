@@ -73,13 +73,16 @@ def _run(
         tell(f"{workdir} holds this run, finished; its summary is read back.")
         layout.remove_checkpoints(workdir)  # where the run was killed just before it did
         return summary
-    folder = layout.open_workdir(workdir, config, command)
-    try:
-        return _run_methods(setup, methods, folder, with_report=command == "compare")
-    except layout.WorkdirError:
-        raise
-    except OSError as error:  # a full disk, a folder that is gone
-        raise layout.WorkdirError(f"the run in {folder} broke off: {error}. Once that is mended it goes on") from error
+    with layout.hold_workdir(workdir):
+        folder = layout.open_workdir(workdir, config, command)
+        try:
+            return _run_methods(setup, methods, folder, with_report=command == "compare")
+        except layout.WorkdirError:
+            raise
+        except OSError as error:  # a full disk, a folder that is gone
+            raise layout.WorkdirError(
+                f"the run in {folder} broke off: {error}. Once that is mended it goes on"
+            ) from error
 
 
 def _run_methods(setup: Setup, methods: tuple[str, ...], folder: Path, *, with_report: bool) -> dict[str, Any]:

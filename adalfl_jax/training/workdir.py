@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import shutil
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,40 @@ _RESULTS = (METRICS, TENSORBOARD, SHAPES, LEARNED_LOSS, STATES, SUMMARY, FIGURES
 
 class WorkdirError(OSError):
     """A folder that cannot take this run; the text says why and what to do."""
+
+
+@contextlib.contextmanager
+def hold_workdir(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Keeps other processes off the folder, which is made where it does not exist; a killed one lets go of it.
+
+    Systems and file systems without locks keep nobody off.
+
+    Raises:
+      WorkdirError: another process works on it, or it cannot be made.
+    """
+    workdir = Path(path).expanduser().resolve()
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        folder = os.open(workdir, os.O_RDONLY)
+    except OSError as error:
+        raise WorkdirError(f"cannot write to workdir {workdir}: {error}") from error
+    try:
+        with contextlib.suppress(ImportError):
+            _lock(workdir, folder)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _lock(workdir: Path, folder: int) -> None:
+    import fcntl  # not on every system
+
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise WorkdirError(f"another process works on {workdir}; let it end, or choose a new folder") from error
+    except OSError:  # not on every file system
+        return
 
 
 def open_workdir(path: str | os.PathLike[str], config: TrainConfig, command: str) -> Path:

@@ -70,7 +70,7 @@ def test_a_comparison_broken_off_in_every_phase_ends_as_an_unbroken_one(tmp_path
     "overrides",
     [
         {"hypergradient": "truncated", "estimator.window": 3, "dataset.streaming": "always"},
-        {"outer.pipelined": True, "inner.schedule": "cosine"},
+        pytest.param({"outer.pipelined": True, "inner.schedule": "cosine"}, marks=pytest.mark.slow),
     ],
     ids=["streamed_window", "pipelined"],
 )

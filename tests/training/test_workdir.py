@@ -3,7 +3,7 @@ import json
 import pytest
 
 from adalfl_jax.training import WorkdirError
-from adalfl_jax.training.workdir import finished_summary, open_workdir, remove_checkpoints, write_json
+from adalfl_jax.training.workdir import finished_summary, hold_workdir, open_workdir, remove_checkpoints, write_json
 from tests.training.tiny import snapshot, tiny_config
 
 
@@ -151,3 +151,22 @@ def test_a_file_where_checkpoints_go_is_told(tmp_path):
     (tmp_path / "checkpoints").write_text("")
     with pytest.raises(WorkdirError, match=r"cannot write to workdir .*checkpoints"):
         open_workdir(tmp_path, tiny_config(), "train")
+
+
+def test_two_processes_do_not_work_on_one_folder(tmp_path):
+    with hold_workdir(tmp_path / "run"):
+        with hold_workdir(tmp_path / "other"):
+            pass
+        with (
+            pytest.raises(WorkdirError, match=r"another process works on .*run; let it end"),
+            hold_workdir(tmp_path / "run"),
+        ):
+            pass
+    with hold_workdir(tmp_path / "run"):
+        open_workdir(tmp_path / "run", tiny_config(), "train")
+
+
+def test_a_folder_that_cannot_be_held_is_told(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(WorkdirError, match="cannot write to workdir"), hold_workdir(tmp_path / "file"):
+        pass
