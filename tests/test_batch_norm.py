@@ -95,7 +95,7 @@ def assert_equal_trajectory(actual, expected):
 
 
 both_estimators = pytest.mark.parametrize("estimator", ["forward", "unrolled"])
-both_cases = pytest.mark.parametrize("name", ["linear", "wide_resnet"])
+both_cases = pytest.mark.parametrize("name", ["linear", pytest.param("wide_resnet", marks=pytest.mark.slow)])
 
 
 @pytest.mark.usefixtures("float64")

@@ -42,7 +42,7 @@ def test_every_step_draws_another_theta():
     step, phi, batches, _ = make_offline(model="plain")
     same = jax.tree.map(lambda leaf: leaf[jnp.zeros(4, int)], batches)
     keys = jax.random.split(jax.random.key(8), 4)
-    _, metrics = jax.vmap(step, in_axes=(None, 0))(phi, same._replace(rng_key=keys))
+    _, metrics = jax.jit(jax.vmap(step, in_axes=(None, 0)))(phi, same._replace(rng_key=keys))
     assert len(jnp.unique(metrics.inner_loss)) == 4
 
 

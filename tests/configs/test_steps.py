@@ -14,9 +14,12 @@ REDUCED = {"model.hidden_sizes": (8,), "learned_loss.hidden_sizes": (8,), "batch
 NARROW = {"model.width": 1, "model.depth": 10}  # of a wide ResNet
 
 
-def one_step(name, changes):
-    """theta before and after one AdaLFL step, and what was measured."""
-    setup = random_setup(name, dict(changes)["batch_size"], changes)
+def set_up(name, changes):
+    return random_setup(name, changes["batch_size"], changes)
+
+
+def one_step(setup):
+    """The state before and after one AdaLFL step, and what was measured."""
     keys = make_seed_keys(setup.config.seeds)
     start = RunState(init_theta(setup, keys), init_phi(setup, keys))
     advance = make_training_phase(setup, "adalfl").advance
@@ -31,13 +34,31 @@ def assert_step_moved_everything(start, state, metrics):
         assert all(jax.tree.leaves(moved))
 
 
-@pytest.mark.parametrize("name", NAMES)
+def reduced(name):
+    return REDUCED | (NARROW if get_config(name).model.name == "wide_resnet" else {})
+
+
+LARGE = [name for name in NAMES if get_config(name).model.name not in SMALL_MODELS]
+TWINS = ("fashion_mnist_mlp", "fashion_mnist_lenet5")  # of the same models as those of MNIST
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in (*LARGE, *TWINS) else ()) for name in NAMES]
+)
 def test_config_takes_one_adalfl_step(name):
-    changes = REDUCED | (NARROW if get_config(name).model.name == "wide_resnet" else {})
-    assert_step_moved_everything(*one_step(name, changes))
+    assert_step_moved_everything(*one_step(set_up(name, reduced(name))))
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_step_of_a_large_model_is_traced(name):
+    """All but its compilation, which takes most of a minute."""
+    setup = set_up(name, reduced(name))
+    start, state, metrics = jax.eval_shape(lambda: one_step(setup))
+    assert jax.tree.map(jnp.shape, start) == jax.tree.map(jnp.shape, state)
+    assert metrics["outer_loss"].shape == (1, 1)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in NAMES if get_config(name).model.name not in SMALL_MODELS])
+@pytest.mark.parametrize("name", LARGE)
 def test_config_takes_one_adalfl_step_at_its_full_width(name):
-    assert_step_moved_everything(*one_step(name, {"batch_size": 4, "num_seeds": 1}))
+    assert_step_moved_everything(*one_step(set_up(name, {"batch_size": 4, "num_seeds": 1})))

@@ -110,6 +110,7 @@ def test_the_body_of_a_loop_counts_as_often_as_it_runs():
         assert count_flops(looped, matrix, rows) == pytest.approx(num_rows * 3 * 2 * 50 * 50, rel=0.03)
 
 
+@pytest.mark.slow
 def test_every_estimator_has_a_row_or_is_said_to_be_left_out(monkeypatch):
     some = {name: ESTIMATORS[name] for name in ("forward", "checkpointed", "truncated")}
     monkeypatch.setattr(estimators, "ESTIMATORS", some)
@@ -303,6 +304,7 @@ def test_thrift_is_timed_variant_by_variant(monkeypatch):
     assert all(row["ms"] > 0 for row in table.rows)
 
 
+@pytest.mark.slow
 def test_without_batch_norm_no_bias_is_found():
     table = thrift.bias("Tiny", TINY, num_draws=64)
     assert [(row["inner"], row["outer"]) for row in table.rows] == list(thrift.FRACTIONS)

@@ -261,7 +261,7 @@ def test_ten_seeds_take_ten_states_and_the_data_which_need_not_be_there(run, fig
         scalars = 10 * 8 + 4 + 4  # the key of each seed, the learning rate, the number of the step
         num_bytes = bytes_of(state) + splits[method] * (28 * 28 + 4) + scalars
         assert figures[method]["arguments"] == num_bytes
-        num_metrics = 3 if method == "adalfl" else 1
+        num_metrics = 4 if method == "adalfl" else 1
         metrics = num_metrics * 10 * SETTINGS["eval_every"] * 4
         pointers = 8 * (len(jax.tree.leaves(state)) + num_metrics)  # XLA keeps a table of the arrays
         assert 0 <= figures[method]["output"] - bytes_of(state) - metrics <= pointers

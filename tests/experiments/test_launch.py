@@ -99,6 +99,7 @@ def cache_settings(monkeypatch, tmp_path):
         jax.config.update(name, value)
 
 
+@pytest.mark.slow
 def test_a_second_run_reads_compiled_programs_and_gives_the_same_bits(tmp_path):
     variables = {"JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs")}
     variables["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"

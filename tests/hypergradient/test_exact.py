@@ -52,7 +52,10 @@ def test_the_other_exact_estimators_equal_the_unrolled_one(name, model_name, opt
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize(("model_name", "optimizer_name"), [("batch_norm", "nesterov"), ("dropout", "adam")])
+@pytest.mark.parametrize(
+    ("model_name", "optimizer_name"),
+    [("batch_norm", "nesterov"), pytest.param("dropout", "adam", marks=pytest.mark.slow)],
+)
 def test_unrolling_several_inner_steps_is_exact(model_name, optimizer_name):
     model, optimizer, loss, theta, phi_params = make_problem(model_name, optimizer_name)
     batch = make_batch(jax.random.key(1), num_inner_steps=3)
@@ -65,7 +68,10 @@ def test_unrolling_several_inner_steps_is_exact(model_name, optimizer_name):
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("name", ["checkpointed", "mixed_mode"])
-@pytest.mark.parametrize(("model_name", "optimizer_name"), [("batch_norm", "nesterov"), ("dropout", "adam")])
+@pytest.mark.parametrize(
+    ("model_name", "optimizer_name"),
+    [pytest.param("batch_norm", "nesterov", marks=pytest.mark.slow), ("dropout", "adam")],
+)
 def test_saving_memory_changes_nothing(name, model_name, optimizer_name):
     """Five steps: two segments of two and one that is left over for the checkpointed estimator."""
     model, optimizer, loss, theta, phi_params = make_problem(model_name, optimizer_name)

@@ -46,7 +46,7 @@ def test_in_double_precision_the_step_is_chosen_well(model_name):
     assert 0 < relative_error(central, exact) < 1e-8
 
 
-@pytest.mark.parametrize("model_name", ["batch_norm", "dropout"])
+@pytest.mark.parametrize("model_name", ["batch_norm", pytest.param("dropout", marks=pytest.mark.slow)])
 def test_in_single_precision_a_hundredth_is_never_reached(model_name):
     *estimates, exact = gradients(["finite_difference", "central_difference", "forward"], model_name)
     for each in estimates:

@@ -38,7 +38,7 @@ def scan(step, theta, phi, batches):
 @pytest.mark.parametrize(
     ("estimator", "model_name", "optimizer_name"),
     [
-        ("forward", "batch_norm", "nesterov"),
+        pytest.param("forward", "batch_norm", "nesterov", marks=pytest.mark.slow),
         ("forward", "plain", "adam"),
         ("recompute", "batch_norm", "sgd"),
         ("finite_difference", "plain", "clip"),

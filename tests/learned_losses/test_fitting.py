@@ -24,7 +24,7 @@ def test_a_fitted_loss_has_the_gradients_of_the_task_loss(task_loss, predictions
     start = loss.init(jax.random.key(0))
     fitted = jax.jit(
         lambda params, key: fit_to_task_loss(
-            loss, params, task_loss, key, num_outputs=4, num_steps=1500, batch_size=64, **options
+            loss, params, task_loss, key, num_outputs=4, num_steps=700, batch_size=64, **options
         )
     )(start, jax.random.key(1))
     targets, outputs = draw_targets_and_outputs(jax.random.key(2), 500, 4, **options)

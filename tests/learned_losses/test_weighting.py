@@ -168,6 +168,7 @@ def test_a_size_that_is_none_is_refused():
 WEIGHTS = {"learned_loss.family": "weight_network", "learned_loss.weight_hidden_size": 7}
 
 
+@pytest.mark.slow
 def test_a_comparison_with_it_runs_from_a_configuration(tmp_path):
     config = tiny_config(WEIGHTS, methods=("task_loss", "ml3", "adalfl"))
     summary = compare(config, tmp_path)

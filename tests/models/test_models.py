@@ -360,7 +360,7 @@ def bilevel_step(estimator, remat=False, compute_dtype="float32"):
     return theta, after, metrics, optax.tree.sub(phi.params, after.params)
 
 
-@pytest.mark.parametrize("estimator", ["forward", "unrolled"])
+@pytest.mark.parametrize("estimator", ["forward", pytest.param("unrolled", marks=pytest.mark.slow)])
 def test_remat_changes_no_bilevel_step(estimator):
     for part, expected in zip(bilevel_step(estimator, remat=True), bilevel_step(estimator), strict=True):
         assert_close(part, expected, 1e-5)

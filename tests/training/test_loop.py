@@ -208,7 +208,7 @@ def test_tuning_survives_a_rate_whose_metric_overflows_before_its_state(tmp_path
     assert summary["methods"]["tuned_task_loss"]["learning_rate"] == 0.01
 
 
-@pytest.mark.parametrize("method", ["task_loss", "adalfl"])
+@pytest.mark.parametrize("method", ["task_loss", pytest.param("adalfl", marks=pytest.mark.slow)])
 def test_vmapped_seeds_equal_single_runs(method, tmp_path):
     several = tiny_config(method=method, num_seeds=3)
     together = train(several, tmp_path / "several")["methods"][method]["test"]["per_seed"]
