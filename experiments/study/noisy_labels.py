@@ -53,7 +53,7 @@ def _fixed(loss: str = "", method: str = "task_loss") -> dict[str, Any]:
     return {"method": method, "baseline.loss": loss}
 
 
-GENERALIZED = "generalized_cross_entropy"
+GENERALIZED, SYMMETRIC = "generalized_cross_entropy", "symmetric_cross_entropy"
 ARMS = (
     Arm("cross_entropy", "cross-entropy", _fixed(), _rates(0.003, 0.01, 0.03, 0.1, 0.3)),
     Arm("decayed", "cross-entropy, decayed", _fixed() | LINEAR, _rates(0.01, 0.03, 0.1, 0.3)),
@@ -62,7 +62,20 @@ ARMS = (
     Arm("joint", "cross-entropy, with the clean set", _fixed(method="joint_loss"), _rates(0.003, 0.01, 0.03, 0.1)),
     Arm("smoothed", "label smoothing", _fixed("smoothed_cross_entropy"), _rates(0.01, 0.03, 0.1)),
     Arm("generalized", "generalised cross-entropy", _fixed(GENERALIZED), _rates(0.1, 0.3, 1.0)),
-    Arm("symmetric", "symmetric cross-entropy", _fixed("symmetric_cross_entropy"), _rates(0.03, 0.1, 0.3)),
+    Arm("symmetric", "symmetric cross-entropy", _fixed(SYMMETRIC), _rates(0.03, 0.1, 0.3)),
+    Arm("symmetric_decayed", "symmetric cross-entropy, decayed", _fixed(SYMMETRIC) | LINEAR, _rates(0.1, 0.3, 1.0)),
+    Arm(
+        "symmetric_joint",
+        "symmetric cross-entropy, with the clean set",
+        _fixed(SYMMETRIC, "joint_loss"),
+        _rates(0.03, 0.1, 0.3),
+    ),
+    Arm(
+        "symmetric_fine_tuned",
+        "symmetric cross-entropy, then the clean set",
+        _fixed(SYMMETRIC, "fine_tuned"),
+        _rates(0.03, 0.1, 0.3),
+    ),
     Arm(
         "generalized_joint",
         "generalised cross-entropy, with the clean set",
@@ -71,7 +84,7 @@ ARMS = (
     ),
     Arm(
         "generalized_joint_decayed",
-        "the same, decayed",
+        "generalised cross-entropy, with the clean set, decayed",
         _fixed(GENERALIZED, "joint_loss") | LINEAR,
         _rates(0.1, 0.3, 1.0),
     ),
