@@ -176,7 +176,7 @@ def _reason(error: Exception) -> str:
 
 
 def _pack(history: History) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """A history as what JSON takes, and its arrays."""
+    """A history as what JSON takes, and its arrays. It is written while the history goes on, so no list is shared."""
     arrays = [np.asarray(_key_data(leaf)) for leaf in jax.tree.leaves(history.state)]
     if history.shapes:
         arrays.append(np.stack(history.shapes))  # [T, S, 2, P]
@@ -188,7 +188,7 @@ def _pack(history: History) -> tuple[dict[str, Any], list[np.ndarray]]:
             [step, {name: np.asarray(value).tolist() for name, value in scalars.items()}]
             for step, scalars in history.observed
         ],
-        "shape_steps": history.shape_steps,
+        "shape_steps": list(history.shape_steps),
         "arrays": [{"shape": list(array.shape), "dtype": str(array.dtype)} for array in arrays],
     }
     return record, arrays

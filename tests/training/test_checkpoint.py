@@ -1,4 +1,5 @@
 import contextlib
+import copy
 import gc
 import resource
 import shutil
@@ -72,6 +73,17 @@ def steps_in(folder):
 def test_a_history_comes_back_as_it_was(tmp_path):
     save_all(tmp_path / "stage", make_history(5))
     assert_same_history(restored(tmp_path / "stage"), make_history(5))
+
+
+def test_a_history_that_goes_on_while_it_is_written_comes_back_as_it_was(tmp_path):
+    history = make_history(5)
+    record, arrays = checkpoint._pack(history)
+    before = copy.deepcopy((record, arrays))
+    history.shape_steps.append(6)
+    history.shapes.append(history.shapes[0])
+    history.observed.append((6, history.scalars))
+    assert record == before[0]
+    jax.tree.map(np.testing.assert_array_equal, arrays, before[1])
 
 
 def test_a_history_without_phi_and_shapes_comes_back_as_it_was(tmp_path):
