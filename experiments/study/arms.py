@@ -67,3 +67,8 @@ def make_config(
         config.outer.split_fraction = HELD_IN
     config.update(seed=seeds.start, num_seeds=len(seeds), methods=(config.method,))
     return TrainConfig.from_mapping(config)
+
+
+def field_words(name: str) -> str:
+    """A field as a reader is shown it: "inner.learning_rate" is "learning rate", and that of phi is the outer one."""
+    return name.removeprefix("inner.").replace(".", " ").replace("_", " ")

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.stats
 
 from adalfl_jax.analysis.statistics import describe, paired_difference
-from experiments.study.arms import Arm, Comparison, Overrides, make_config
+from experiments.study.arms import Arm, Comparison, Overrides, field_words, make_config
 from experiments.study.runs import Diverged, Outcome, digest_of, flat_share_of, outcome_of, run
 
 Say = Callable[[str], None]
@@ -110,4 +110,4 @@ def _differences(outcomes: dict[str, Outcome], reference: str) -> dict[str, Any]
 
 
 def _words(point: Overrides) -> str:
-    return "".join(f", {name.rpartition('.')[2].replace('_', ' ')} {value}" for name, value in point.items())
+    return "".join(f", {field_words(name)} {value}" for name, value in point.items())

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from adalfl_jax.analysis.figures import STYLE
 from experiments.page import Row, Table
+from experiments.study.arms import field_words
 
 PERCENT = ("error_rate", "top_5_error_rate")
 
@@ -65,8 +66,8 @@ def draw_curves(numbers: dict[str, Any], metric: str, path: Path) -> None:
         for index, (name, arm) in enumerate(arms):
             is_reference = name == numbers["reference"]
             axes.plot(
-                arm["steps"],
-                np.mean(arm["curve"], axis=0),
+                arm["steps"][1:],  # a fresh model's error would flatten all that follows
+                np.mean(arm["curve"], axis=0)[1:],
                 label=arm["title"],
                 color="#be185d" if is_reference else colors(index % 20),
                 linewidth=2.4 if is_reference else 1.2,
@@ -92,8 +93,7 @@ def _note(numbers: dict[str, Any], name: str, scale: int, unit: str) -> str:
 
 
 def _point(row: Row) -> str:
-    point = row["chosen"] or {}
-    return ", ".join(f"{name.rpartition('.')[2].replace('_', ' ')} {value}" for name, value in point.items())
+    return ", ".join(f"{field_words(name)} {value}" for name, value in (row["chosen"] or {}).items())
 
 
 def _number(value: float | None, form: str) -> str:
