@@ -10,20 +10,17 @@ from pathlib import Path
 
 from absl import app, flags
 
-from adalfl_jax.training import WorkdirError
 from adalfl_jax.training.outputs import rebuild_report
-from experiments.launch import WORKDIR
+from experiments.launch import WORKDIR, told_in_a_line
 
 
 def main(argv: list[str]) -> None:
     """Writes figures/*.png, figures/loss_shapes.gif and report.html, and says where they are."""
     if len(argv) > 1:
         sys.exit(f"unexpected arguments {argv[1:]}; the folder goes into --workdir")
-    try:
+    with told_in_a_line():
         for path in rebuild_report(Path(WORKDIR.value or "").expanduser()):
             print(path)
-    except WorkdirError as error:
-        sys.exit(f"WorkdirError: {error}")
 
 
 if __name__ == "__main__":

@@ -50,9 +50,8 @@ def fit_to_task_loss(
 
     def mismatch(phi_params: PyTree, targets: jax.Array, outputs: jax.Array) -> jax.Array:
         learned = jax.grad(lambda f: loss.apply(phi_params, targets, f))(outputs)
-        return (
-            jnp.sum((batch_size * (learned - jax.grad(lambda f: task_loss_fn(targets, f))(outputs))) ** 2) / batch_size
-        )
+        wanted = jax.grad(lambda f: task_loss_fn(targets, f))(outputs)
+        return batch_size * jnp.sum((learned - wanted) ** 2)
 
     def step(state: tuple[PyTree, optax.OptState], rng_key: jax.Array):
         phi_params, opt_state = state

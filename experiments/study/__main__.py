@@ -44,11 +44,11 @@ STUDIES = {
 }
 FOLDER = "runs/studies"
 FIRST_SEED = 100  # of the seeds that are compared; tuning takes those from 0
+DIGITS: Overrides = {"dataset.name": "digits", "model.name": "mlp", "batch_size": 50}
 QUICK: Overrides = {
-    "dataset.name": "digits",
+    "model.hidden_sizes": (64,),
     "num_steps": 300,
     "eval_every": 50,
-    "batch_size": 50,
     "offline.num_steps": 300,
 }
 PICTURES = "images/results"  # beside the page
@@ -56,7 +56,9 @@ PACKAGES = ("adalfl_jax", "jax", "jaxlib", "flax", "optax")
 
 _STUDY = flags.DEFINE_enum("study", None, list(STUDIES), "Which study.")
 _COMPARISONS = flags.DEFINE_multi_string("comparison", None, "Those of the study to make; all of them by default.")
-_ARMS = flags.DEFINE_multi_string("arm", None, "Arms to train beside the reference; all of them by default.")
+_ARMS = flags.DEFINE_multi_string(
+    "arm", None, "Arms to train beside the reference, which the table then has alone; all by default."
+)
 _SEEDS = flags.DEFINE_integer("num_seeds", 10, "Seeds that arms are compared on.", lower_bound=2)
 _TUNING_SEEDS = flags.DEFINE_integer("num_tuning_seeds", 2, "Seeds that grids are searched with.", lower_bound=1)
 _QUICK = flags.DEFINE_bool("quick", False, "A reduced form on digits, in minutes: it shows that all works, no more.")
@@ -95,12 +97,14 @@ def _chosen() -> list[Comparison]:
 
 
 def _reduced(comparison: Comparison) -> Comparison:
-    """On digits, with fewer steps and the first two points of every grid."""
+    """With fewer steps and the first two points of every grid, and on digits where data are larger."""
+    config = make_config(comparison, comparison.arms[0], {}, range(1))
+    is_small = config.dataset.name in ("digits", "diabetes")
     arms = tuple(arm._replace(grid=arm.grid[:2]) for arm in comparison.arms)
-    small = {"model.hidden_sizes": (64,)}
-    if "dataset.valid_examples" in comparison.overrides:
+    small = {} if is_small else dict(DIGITS)
+    if config.dataset.valid_examples:
         small |= {"dataset.valid_examples": 200}
-    title = f"{comparison.title} (quick form: on digits, {QUICK['num_steps']} steps)"
+    title = f"{comparison.title} (quick form: {'' if is_small else 'on digits, '}{QUICK['num_steps']} steps)"
     return comparison._replace(
         name=f"{comparison.name}_quick", title=title, arms=arms, overrides={**comparison.overrides, **QUICK, **small}
     )

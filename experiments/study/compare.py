@@ -24,8 +24,8 @@ def compare_arms(
     Returns:
       `arms`: by name the metric on the test and the validation split per seed, the point of the grid that was taken and
       what the others reached, the curve of the test metric, steps and seconds to the target, and how flat the learned
-      loss is at the end; `differences`: paired tests
-      of every arm less the reference, with p-values adjusted for their number; `target`.
+      loss is at the end; `differences`: paired tests of the reference less every other arm, with p-values adjusted for
+      their number; `target`: the metric the first arm ends at, None if it diverges.
     """
     outcomes: dict[str, Outcome] = {}
     arms: dict[str, Any] = {}
@@ -44,7 +44,8 @@ def compare_arms(
             continue
         outcomes[arm.name] = outcome_of(found, early_stopping=arm.early_stopping)
         arms[arm.name]["flat_share"] = flat_share_of(found)
-    target = float(outcomes[comparison.arms[0].name].test.mean())
+    first = outcomes.get(comparison.arms[0].name)
+    target = None if first is None else float(first.test.mean())
     for name, outcome in outcomes.items():
         arms[name] |= _numbers(outcome, target)
     return {
@@ -78,8 +79,8 @@ def _tune(
     return min(finite, key=lambda entry: entry["valid"])["point"] if finite else None, tried
 
 
-def _numbers(outcome: Outcome, target: float) -> dict[str, Any]:
-    reached = np.flatnonzero(outcome.curve.mean(axis=0) <= target)
+def _numbers(outcome: Outcome, target: float | None) -> dict[str, Any]:
+    reached = np.flatnonzero(outcome.curve.mean(axis=0) <= (-np.inf if target is None else target))
     steps = int(outcome.steps[reached[0]]) if len(reached) else None
     total = outcome.seconds
     seconds = None if steps is None else total["offline"] + total["training"] * steps / int(outcome.steps[-1])

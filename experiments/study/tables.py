@@ -81,13 +81,22 @@ def draw_curves(numbers: dict[str, Any], metric: str, path: Path) -> None:
 
 
 def _note(numbers: dict[str, Any], name: str, scale: int, unit: str) -> str:
-    seeds, tuned = numbers["seeds"], numbers["tuning_seeds"]
+    seeds, tuned, target = numbers["seeds"], numbers["tuning_seeds"], numbers["target"]
+    is_tuned = any(arm["tuning"] for arm in numbers["arms"].values())
+    tuning = f"Tuned on the validation split with seeds {tuned[0]} to {tuned[-1]}. " if is_tuned else ""
+    to_target = (
+        ""
+        if target is None
+        else (
+            f"Steps, and seconds for all seeds with the offline phase, are those to a mean test {name} "
+            f"of {scale * target:.2f}{unit}, where the first arm ends. "
+        )
+    )
     return (
-        f"Mean and standard deviation over seeds {seeds[0]} to {seeds[-1]}. Tuned on the validation split with seeds "
-        f"{tuned[0]} to {tuned[-1]}. Differences are paired, with 95 % intervals; p-values, of paired t-tests, are "
+        f"Mean and standard deviation over seeds {seeds[0]} to {seeds[-1]}. {tuning}"
+        "Differences are paired, with 95 % intervals; p-values, of paired t-tests, are "
         "adjusted for their number (Benjamini and Hochberg); the effect is the mean difference in standard deviations "
-        f"of the differences. Steps, and seconds for all seeds with the offline phase, are those to a mean test {name} "
-        f"of {scale * numbers['target']:.2f}{unit}, where the first arm ends. A learned loss is flat where "
+        f"of the differences. {to_target}A learned loss is flat where "
         "its slope over the predictions is below a hundredth of its steepest."
     )
 

@@ -8,6 +8,7 @@ import pytest
 from absl.testing import flagsaver
 
 from adalfl_jax.training import ConfigError
+from adalfl_jax.training.setup import make_setup
 from experiments import launch, page
 from experiments.study import __main__ as program
 from experiments.study import runs
@@ -87,6 +88,24 @@ def test_steps_to_the_target_are_the_first_at_which_the_mean_is_there(numbers):
             assert arm["steps_to_target"] == (below[0] if below else None)
     adalfl = numbers["arms"]["adalfl"]
     assert adalfl["seconds_to_target"] is None or adalfl["seconds_to_target"] >= adalfl["seconds"]["offline"]
+
+
+def test_where_the_first_arm_diverges_there_is_no_target(workdir):
+    hopeless = next(arm for arm in ARMS if arm.name == "hopeless")
+    comparison = COMPARISON._replace(arms=(hopeless, ARMS[-1]))
+    found = compare_arms(comparison, workdir, tuning_seeds=range(1), seeds=range(5, 8), say=lambda text: None)
+    assert found["target"] is None
+    assert found["arms"]["adalfl"]["steps_to_target"] is None
+    text = page.render_table(comparison_table(found, "error_rate"))
+    assert "where the first arm ends" not in text
+    assert "Tuned on" not in text
+
+
+@pytest.mark.parametrize("name", list(program.STUDIES))
+def test_the_quick_form_of_every_comparison_fits_its_data(name):
+    for comparison in program.STUDIES[name].comparisons():
+        reduced = program._reduced(comparison)
+        make_setup(make_config(reduced, reduced.arms[0], {}, range(1)))
 
 
 def test_a_study_repeats_nothing_it_has(numbers, workdir):
