@@ -93,6 +93,8 @@ def _check_flags() -> None:
         raise UsageError(f"--problem is of the suites {', '.join(OF_PROBLEMS)}; leave it out")
     if "peers" in suites:
         peers.require_peers()
+    if _JSON.value and not (folder := Path(_JSON.value).parent).is_dir():  # before the measurements, not after
+        raise UsageError(f"--json={_JSON.value}: there is no folder {folder}; make it first, or name another")
     for suite in suites if page.WRITE.value else ():
         _require_section(suite)
 

@@ -257,6 +257,10 @@ REFUSED = {
     "random_data_are_too_much": (["--suite=scaling", "--random_data"], "UsageError: --config and --random_data are of"),
     "a_problem_is_too_much": (["--suite=scaling", "--problem=mlp"], "UsageError: --problem is of the suites peers, "),
     "the_page_is_missing": (["--suite=scaling", "--write=nosuch.md"], "UsageError: --write=nosuch.md: "),
+    "the_json_s_folder_is_missing": (
+        ["--suite=scaling", "--json=nosuch/figures.json"],
+        "UsageError: --json=nosuch/figures.json: there is no folder nosuch",
+    ),
     "the_section_is_missing": (["--suite=scaling", f"--write={ROOT / 'README.md'}"], "UsageError: --write="),
     "a_stray_word": (["scaling"], "unexpected arguments ['scaling']"),
 }
