@@ -11,6 +11,7 @@ from adalfl_jax.initialization import initialize_offline as initialize_offline
 from adalfl_jax.initialization import make_offline_step as make_offline_step
 from adalfl_jax.learned_losses import FrozenLoss as FrozenLoss
 from adalfl_jax.learned_losses import LossNetwork as LossNetwork
+from adalfl_jax.learned_losses import RescaledLoss as RescaledLoss
 from adalfl_jax.learned_losses import ScaledTaskLoss as ScaledTaskLoss
 from adalfl_jax.learned_losses import WeightNetwork as WeightNetwork
 from adalfl_jax.learned_losses import fit_to_task_loss as fit_to_task_loss

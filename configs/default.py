@@ -135,7 +135,7 @@ def get_config() -> ConfigDict:
 
     # M_phi.
     config.learned_loss = ConfigDict()
-    # "network" (the paper's; all fields below but the last two are its), "scaled_task_loss" (a learned learning rate)
+    # "network" (the paper's; all fields below but the last four are its), "scaled_task_loss" (a learned learning rate)
     # or "weight_network" (Meta-Weight-Net: cross-entropy with a learned weight for each example).
     config.learned_loss.family = "network"
     # Units of each hidden layer.
@@ -158,6 +158,11 @@ def get_config() -> ConfigDict:
     config.learned_loss.start = "random"
     # Hidden units of the "weight_network".
     config.learned_loss.weight_hidden_size = 100
+    # Least length of its gradient by the outputs, in lengths of the task loss's; 0 sets none. With floor and ceiling 1
+    # phi learns a shape alone, and the learning rate means what it means for the task loss. For any family.
+    config.learned_loss.floor = 0.0
+    # Largest length; 0 sets none.
+    config.learned_loss.ceiling = 0.0
 
     # How d L / d phi is computed; docs/meta_gradients.md compares them. Exact through one step: "forward", "recompute"
     # (least memory), "unrolled", "checkpointed", "mixed_mode" (these three through offline.num_inner_steps too). Nearly

@@ -7,5 +7,6 @@ from adalfl_jax.learned_losses.network import LossNetwork as LossNetwork
 from adalfl_jax.learned_losses.persistence import FrozenLoss as FrozenLoss
 from adalfl_jax.learned_losses.persistence import load_learned_loss as load_learned_loss
 from adalfl_jax.learned_losses.persistence import save_learned_loss as save_learned_loss
+from adalfl_jax.learned_losses.rescaled import RescaledLoss as RescaledLoss
 from adalfl_jax.learned_losses.scaled import ScaledTaskLoss as ScaledTaskLoss
 from adalfl_jax.learned_losses.weighting import WeightNetwork as WeightNetwork

@@ -16,6 +16,7 @@ import safetensors
 import safetensors.numpy
 
 from adalfl_jax.learned_losses.network import LossNetwork
+from adalfl_jax.learned_losses.rescaled import RescaledLoss
 from adalfl_jax.learned_losses.scaled import ScaledTaskLoss
 from adalfl_jax.learned_losses.weighting import WeightNetwork
 from adalfl_jax.registry import lookup
@@ -23,6 +24,7 @@ from adalfl_jax.types import LearnedLoss, PyTree
 
 FAMILIES: dict[str, type] = {
     "LossNetwork": LossNetwork,
+    "RescaledLoss": RescaledLoss,
     "ScaledTaskLoss": ScaledTaskLoss,
     "WeightNetwork": WeightNetwork,
 }
@@ -56,20 +58,17 @@ def save_learned_loss(
 
     Args:
       path: the file; its folder must exist.
-      loss: a `LossNetwork`, `ScaledTaskLoss` or `WeightNetwork`.
+      loss: a `LossNetwork`, `ScaledTaskLoss` or `WeightNetwork`, or a `RescaledLoss` of one.
       phi_params: its parameters, as from `loss.init`.
       metadata: anything JSON can hold: the run, the data, the score.
 
     Raises:
       ValueError: a loss of another family, parameters that do not fit it or are not finite, metadata JSON cannot hold.
     """
-    family = type(loss).__name__
-    if FAMILIES.get(family) is not type(loss):
-        raise ValueError(f"only {', '.join(FAMILIES)} can be saved; got {type(loss).__qualname__}")
+    described = _describe(loss)
     arrays = {name: np.asarray(value) for name, value in _flatten(phi_params).items()}
-    _check_params(loss, arrays, f"cannot save {family}")
-    settings = dataclasses.asdict(loss)  # pyright: ignore[reportArgumentType]
-    header = {"version": FORMAT_VERSION, "family": family, "settings": settings, "metadata": dict(metadata or {})}
+    _check_params(loss, arrays, f"cannot save {described['family']}")
+    header = {"version": FORMAT_VERSION, **described, "metadata": dict(metadata or {})}
     try:
         text = json.dumps(header, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -118,6 +117,25 @@ def load_learned_loss(path: str | os.PathLike[str]) -> FrozenLoss:
     return FrozenLoss(loss, _unflatten(arrays), metadata)
 
 
+def _describe(loss: LearnedLoss) -> dict[str, Any]:
+    family = type(loss).__name__
+    if FAMILIES.get(family) is not type(loss):
+        raise ValueError(f"only {', '.join(FAMILIES)} can be saved; got {type(loss).__qualname__}")
+    settings = dataclasses.asdict(loss)  # pyright: ignore[reportArgumentType]
+    return {
+        "family": family,
+        "settings": settings | ({"loss": _describe(loss.loss)} if isinstance(loss, RescaledLoss) else {}),
+    }
+
+
+def _make_loss(family: str, settings: Mapping[str, Any]) -> LearnedLoss:
+    """The loss `_describe` described."""
+    settings = dict(settings)
+    if isinstance(inner := settings.get("loss"), Mapping):
+        settings["loss"] = _make_loss(inner["family"], inner["settings"])
+    return lookup("family of learned losses", FAMILIES, family)(**settings)
+
+
 def _parse_header(path: Path, text: str) -> tuple[LearnedLoss, Mapping[str, Any]]:
     try:
         header = json.loads(text)
@@ -128,8 +146,8 @@ def _parse_header(path: Path, text: str) -> tuple[LearnedLoss, Mapping[str, Any]
     if version != FORMAT_VERSION:
         raise ValueError(f"{path} has format version {version}, and this release reads version {FORMAT_VERSION}")
     try:
-        return lookup("family of learned losses", FAMILIES, family)(**settings), metadata
-    except (TypeError, ValueError) as error:
+        return _make_loss(family, settings), metadata
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} does not describe a loss this release knows: {error}") from error
 
 

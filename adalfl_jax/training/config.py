@@ -20,7 +20,7 @@ from adalfl_jax.hypergradient import (
     estimator_settings,
     make_estimator,
 )
-from adalfl_jax.learned_losses import LossNetwork, ScaledTaskLoss, WeightNetwork
+from adalfl_jax.learned_losses import LossNetwork, RescaledLoss, ScaledTaskLoss, WeightNetwork
 from adalfl_jax.models import COMPUTE_DTYPES, INITIALIZATIONS, MODELS, Model, make_model, model_options
 from adalfl_jax.registry import lookup, require_known, suggestion
 from adalfl_jax.task_losses import FOR_LABELS, METRICS, TASK_LOSSES
@@ -198,6 +198,8 @@ class LearnedLossConfig:
     predictions: str
     start: str
     weight_hidden_size: int
+    floor: float
+    ceiling: float
 
     def __post_init__(self) -> None:
         require_known("family", LEARNED_LOSS_FAMILIES, self.family)
@@ -205,12 +207,14 @@ class LearnedLossConfig:
         require_known("start", STARTS, self.start)
         size = self.weight_hidden_size
         _require("learned_loss.weight_hidden_size", size, size >= 1, "a whole number of at least 1")
+        _require("learned_loss.floor", self.floor, self.floor >= 0, "a number of at least 0")
+        fits = self.ceiling == 0 or self.ceiling >= self.floor
+        _require("learned_loss.ceiling", self.ceiling, fits, "0 for none, or no less than the floor")
 
     def network(self) -> LossNetwork:
         """The loss network these settings describe."""
-        settings = dataclasses.asdict(self)
-        del settings["family"], settings["start"], settings["weight_hidden_size"]
-        return LossNetwork(**settings)
+        fields = {field.name for field in dataclasses.fields(LossNetwork)}
+        return LossNetwork(**{name: value for name, value in dataclasses.asdict(self).items() if name in fields})
 
     def make(self, task_loss: str) -> LearnedLoss:
         """The learned loss these settings describe.
@@ -218,6 +222,11 @@ class LearnedLossConfig:
         Raises:
           ConfigError: a weight network with the task loss of a regression.
         """
+        loss = self._make_family(task_loss)
+        is_bounded = self.floor or self.ceiling
+        return RescaledLoss(loss, task_loss, self.floor, self.ceiling or None) if is_bounded else loss
+
+    def _make_family(self, task_loss: str) -> LearnedLoss:
         if self.family == "network":
             return self.network()
         if self.family == "scaled_task_loss":

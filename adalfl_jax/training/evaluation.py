@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from adalfl_jax.analysis.measures import compare_gradients, make_loss_shape
-from adalfl_jax.learned_losses import LossNetwork
+from adalfl_jax.learned_losses import LossNetwork, RescaledLoss
 from adalfl_jax.training.setup import Setup
 from adalfl_jax.training.state import RunState
 from adalfl_jax.types import Batch, Theta
@@ -32,8 +32,10 @@ class Evaluation:
         self._outputs = jax.jit(jax.vmap(functools.partial(predict, setup), in_axes=(0, None)))
         self._scalars = jax.jit(functools.partial(_measure, setup))
         self._shape_of = None
-        if isinstance(setup.learned_loss, LossNetwork):
-            self.predictions, shape_of = make_loss_shape(setup.learned_loss)
+        loss = setup.learned_loss
+        network = loss.loss if isinstance(loss, RescaledLoss) else loss  # the scale is no part of a shape
+        if isinstance(network, LossNetwork):
+            self.predictions, shape_of = make_loss_shape(network)
             self._shape_of = jax.jit(jax.vmap(shape_of))
 
     def scalars(self, state: RunState, learning_rate: float) -> dict[str, jax.Array]:

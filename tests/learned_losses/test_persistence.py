@@ -19,6 +19,7 @@ LOSSES = {
     "network": adalfl_jax.LossNetwork(hidden_sizes=(7, 3), beta=4.0, use_bias=True, predictions="log_probabilities"),
     "scaled": adalfl_jax.ScaledTaskLoss("softmax_cross_entropy"),
     "weights": adalfl_jax.WeightNetwork(hidden_size=5),
+    "rescaled": adalfl_jax.RescaledLoss(adalfl_jax.LossNetwork(hidden_sizes=(3,)), floor=0.5),
 }
 
 
@@ -133,7 +134,7 @@ def test_parameters_that_do_not_fit_are_refused(saved, edit, message):
 @pytest.mark.parametrize(
     ("loss", "params", "metadata", "message"),
     [
-        (object(), {}, {}, "only LossNetwork, ScaledTaskLoss, WeightNetwork can be saved; got object"),
+        (object(), {}, {}, "only LossNetwork, RescaledLoss, ScaledTaskLoss, WeightNetwork can be saved; got object"),
         (LOSSES["scaled"], {"log_scale": np.zeros(3)}, {}, r"cannot save ScaledTaskLoss.*has parameters"),
         (LOSSES["scaled"], {"log_scale": np.float32(np.inf)}, {}, "not finite: log_scale"),
         (LOSSES["scaled"], {"log_scale": np.float32(0)}, {"when": object()}, "metadata must be JSON"),

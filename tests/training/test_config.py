@@ -161,6 +161,8 @@ def test_wrong_type_is_refused(path, value):
         ("learned_loss.gamma", 1.0),
         ("learned_loss.gamma", -0.1),
         ("learned_loss.weight_hidden_size", 0),
+        ("learned_loss.floor", -1.0),
+        ("learned_loss.ceiling", -1.0),
         ("tuning.learning_rates", ()),
         ("tuning.learning_rates", (0.1, 0.0)),
         ("checkpoint.every_seconds", -1.0),

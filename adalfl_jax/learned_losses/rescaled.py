@@ -1,0 +1,93 @@
+"""A bound on how large the gradient of a learned loss is, so that phi learns a shape and another rule has the scale."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from adalfl_jax.registry import lookup
+from adalfl_jax.task_losses import TASK_LOSSES
+from adalfl_jax.types import LearnedLoss, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class RescaledLoss:
+    r"""A learned loss whose gradient is at least `floor` and at most `ceiling` times as long as the task loss's.
+
+    .. math:: \tilde M_\phi(y, f) = c\, M_\phi(y, f), \qquad
+      c = \operatorname{clip}\Big(1,\ a \frac{|\nabla_f L|}{|\nabla_f M_\phi|},\
+        b \frac{|\nabla_f L|}{|\nabla_f M_\phi|}\Big)
+
+    with a the floor, b the ceiling, and lengths over all outputs of the batch. With a = b = 1 the learning rate of
+    theta means what it means for the task loss, and phi has no say in it.
+
+    c is a number for the outputs and a function for phi. As a number it leaves the direction of the gradient,
+
+    .. math:: \nabla_f \tilde M_\phi = c\, \nabla_f M_\phi ,
+
+    where a function would add M_phi times the gradient of c, and with it the value of M_phi, which means nothing. As a
+    function it takes from the meta-gradient what phi cannot do: where a bound holds, with u the direction of
+    the gradient of M_phi,
+
+    .. math:: \partial_\phi (c \nabla_f M_\phi) = c\, (I - u u^\top)\, \partial_\phi \nabla_f M_\phi .
+
+    So a meta-gradient through one step of theta is exact. Through several, c of each step is held while theta moves.
+    Where M_phi is flat there is no direction, and c is 1.
+
+    Attributes:
+      loss: M, any family.
+      task_loss: L, a key of `TASK_LOSSES`; taken on the targets M gets.
+      floor: a, 0 for none.
+      ceiling: b, None for none.
+
+    Raises:
+      ValueError: bounds out of their range, or no task loss.
+
+    Example:
+      >>> import jax, adalfl_jax
+      >>> loss = RescaledLoss(adalfl_jax.LossNetwork(), floor=2.0, ceiling=2.0)
+      >>> phi_params = loss.init(jax.random.key(0))
+      >>> targets, outputs = jax.numpy.array([0, 2]), jax.numpy.zeros((2, 3))
+      >>> ours = jax.grad(lambda f: loss.apply(phi_params, targets, f))(outputs)
+      >>> task = jax.grad(lambda f: adalfl_jax.task_losses.softmax_cross_entropy(targets, f))(outputs)
+      >>> round(float(jax.numpy.linalg.norm(ours) / jax.numpy.linalg.norm(task)), 4)
+      2.0
+    """
+
+    loss: LearnedLoss
+    task_loss: str = "softmax_cross_entropy"
+    floor: float = 0.0
+    ceiling: float | None = None
+
+    def __post_init__(self) -> None:
+        lookup("task loss", TASK_LOSSES, self.task_loss)
+        if not (math.isfinite(self.floor) and self.floor >= 0):
+            raise ValueError(f"floor must be a number of at least 0; got {self.floor}")
+        if self.ceiling is not None and not (math.isfinite(self.ceiling) and 0 < self.ceiling >= self.floor):
+            raise ValueError(f"ceiling must be None or a number above 0, no less than floor; got {self.ceiling}")
+
+    def init(self, rng_key: jax.Array) -> PyTree:
+        """phi of the loss that is rescaled."""
+        return self.loss.init(rng_key)
+
+    def apply(self, phi_params: PyTree, targets: jax.Array, outputs: jax.Array) -> jax.Array:
+        """c M_phi, a scalar, of targets `[B]` or `[B, C]` and outputs `[B, C]`."""
+
+        def loss_fn(outputs: jax.Array) -> jax.Array:
+            return self.loss.apply(phi_params, targets, outputs)
+
+        return self._factor(loss_fn, targets, jax.lax.stop_gradient(outputs)) * loss_fn(outputs)
+
+    def _factor(self, loss_fn: Callable[[jax.Array], jax.Array], targets: jax.Array, outputs: jax.Array) -> jax.Array:
+        squares, task_squares = (
+            jnp.sum(jax.grad(fn)(outputs) ** 2)
+            for fn in (loss_fn, lambda outputs: TASK_LOSSES[self.task_loss](targets, outputs))
+        )
+        has_direction = squares > 0
+        ratio = jnp.sqrt(task_squares) / jnp.sqrt(jnp.where(has_direction, squares, 1))
+        ceiling = None if self.ceiling is None else self.ceiling * ratio
+        return jnp.where(has_direction, jnp.clip(jnp.ones_like(ratio), self.floor * ratio, ceiling), 1)

@@ -1,0 +1,167 @@
+"""A learned loss with bounds on its gradient: the direction is M's, the length is within them."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import adalfl_jax
+from adalfl_jax.task_losses import softmax_cross_entropy
+from adalfl_jax.training import ConfigError
+from adalfl_jax.training.setup import make_setup
+from tests.hypergradient.reference import assert_relative, estimate, finite_differences
+from tests.problems import make_batch, make_problem
+from tests.training.tiny import quick_compilation, tiny_config
+
+__all__ = ["quick_compilation"]
+
+NETWORK = adalfl_jax.LossNetwork(hidden_sizes=(3,))
+TARGETS = jnp.array([0, 2, 1, 1])
+BOUNDS = ((1.0, 1.0), (0.5, 0.5), (0.0, 0.01), (100.0, None), (0.01, 100.0), (0.0, None))
+OUTPUTS = jnp.array([[0.5, -1.0, 0.2], [2.0, 0.1, -0.3], [-0.4, 1.3, 0.0], [0.0, 0.6, 1.7]])
+
+
+def gradient(loss, phi_params, targets=TARGETS, outputs=OUTPUTS):
+    return jax.grad(lambda outputs: loss.apply(phi_params, targets, outputs))(outputs)
+
+
+def test_its_gradient_has_the_direction_of_m_and_a_length_within_the_bounds():
+    phi_params = NETWORK.init(jax.random.key(0))
+
+    @jax.jit
+    def measure():
+        own, task = gradient(NETWORK, phi_params), jax.grad(lambda f: softmax_cross_entropy(TARGETS, f))(OUTPUTS)
+        found = [gradient(adalfl_jax.RescaledLoss(NETWORK, floor=a, ceiling=b), phi_params) for a, b in BOUNDS]
+        norm = jnp.linalg.norm
+        lengths = jnp.stack([norm(one) for one in [own, *found]]) / norm(task)
+        return lengths, jnp.stack([jnp.vdot(one, own) / (norm(one) * norm(own)) for one in found])
+
+    (own, *ratios), cosines = measure()
+    assert 0.01 < own < 100
+    np.testing.assert_allclose(ratios, [1.0, 0.5, 0.01, 100.0, own, own], rtol=1e-5)
+    np.testing.assert_allclose(cosines, 1.0, rtol=1e-6)
+
+
+def test_bounds_that_do_not_hold_change_nothing_at_all():
+    phi_params = NETWORK.init(jax.random.key(0))
+    loose = adalfl_jax.RescaledLoss(NETWORK, floor=1e-3, ceiling=1e3)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def both(loss):
+        found, pullback = jax.vjp(lambda phi_params: gradient(loss, phi_params), phi_params)
+        return found, pullback(OUTPUTS)
+
+    chex.assert_trees_all_close(both(loose), both(NETWORK), rtol=1e-6)
+
+
+def held_outer_loss(model, loss, theta, phi_params, batch, num_steps):
+    """phi -> L after the steps, the factor of each taken at the outputs of the path that `phi_params` itself takes."""
+
+    def path(phi, held):
+        params, seen = theta.params, []
+        for step in range(num_steps):
+            inputs, targets = jax.tree.map(lambda leaf, k=step: leaf[k], batch.inner)
+
+            def outputs_of(params, inputs=inputs):
+                return model.apply(params, {}, inputs, train=True, rng_key=None)[0]
+
+            outputs, pullback = jax.vjp(outputs_of, params)
+            seen.append(outputs)
+            at = outputs if held is None else held[step]
+            length = jnp.linalg.norm(gradient(loss.loss, phi, targets, at))
+            wanted = jnp.linalg.norm(jax.grad(lambda f, y=targets: softmax_cross_entropy(y, f))(at))
+            factor = jnp.clip(length, loss.floor * wanted, loss.ceiling * wanted) / length
+            descent = pullback(factor * gradient(loss.loss, phi, targets, outputs))[0]
+            params = optax.apply_updates(params, optax.tree.scale(-0.3, descent))
+        outer = model.apply(params, {}, batch.outer.inputs, train=True, rng_key=None)[0]
+        return softmax_cross_entropy(batch.outer.targets, outer), seen
+
+    _, held = jax.jit(lambda phi: path(phi, None))(phi_params)
+    return lambda phi: path(phi, held)[0]
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_meta_gradient_through_one_step_is_exact():
+    """With one step nothing is held: the outputs that the factor is taken at do not depend on phi."""
+    assert_gradients_equal_finite_differences(["forward"], num_steps=1)
+
+
+@pytest.mark.usefixtures("float64")
+def test_through_several_steps_each_factor_is_held_while_theta_moves():
+    assert_gradients_equal_finite_differences(["unrolled", "mixed_mode"], num_steps=2)
+
+
+def assert_gradients_equal_finite_differences(names, num_steps):
+    loss = adalfl_jax.RescaledLoss(NETWORK, floor=1.0, ceiling=1.0)
+    model, optimizer, _, theta, phi_params = make_problem(loss=loss)
+    batch = make_batch(jax.random.key(1), num_inner_steps=num_steps)
+    reference = held_outer_loss(model, loss, theta, phi_params, batch, num_steps)
+    expected = finite_differences(reference, phi_params, step=1e-6)
+    if num_steps == 1:
+        batch = batch._replace(inner=jax.tree.map(lambda leaf: leaf[0], batch.inner))
+    for name in names:
+        result = estimate(name, model, loss, optimizer, theta, phi_params, batch)
+        assert_relative(ravel_pytree(result.gradient)[0], expected)
+
+
+@pytest.mark.usefixtures("float64")
+def test_phi_cannot_learn_a_scale():
+    """Of a factor on all of M the meta-gradient is zero where the length is set, and is not without bounds."""
+
+    class Scaled(adalfl_jax.LossNetwork):
+        def apply(self, phi_params, targets, outputs):
+            return jnp.exp(phi_params["log_scale"]) * super().apply(phi_params["network"], targets, outputs)
+
+        def init(self, rng_key):
+            return {"log_scale": jnp.zeros(()), "network": super().init(rng_key)}
+
+    found = {}
+    for name, loss in {
+        "free": Scaled((3,)),
+        "set": adalfl_jax.RescaledLoss(Scaled((3,)), floor=1.0, ceiling=1.0),
+    }.items():
+        model, optimizer, _, theta, phi_params = make_problem(loss=loss)
+        result = estimate("forward", model, loss, optimizer, theta, phi_params, make_batch(jax.random.key(1)))
+        found[name] = result.gradient
+    assert abs(found["free"]["log_scale"]) > 1e-4
+    assert abs(found["set"]["log_scale"]) < 1e-15
+    assert optax.tree.norm(found["set"]["network"]) > 1e-5
+
+
+def test_a_flat_loss_stays_flat_and_has_finite_derivatives():
+    loss = adalfl_jax.RescaledLoss(NETWORK, floor=1.0, ceiling=1.0)
+    flat = jax.tree.map(jnp.zeros_like, NETWORK.init(jax.random.key(0)))
+    np.testing.assert_array_equal(gradient(loss, flat), 0.0)
+    _, pullback = jax.vjp(lambda phi_params: gradient(loss, phi_params), flat)
+    chex.assert_tree_all_finite(pullback(OUTPUTS))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"floor": -1.0}, r"floor must be a number of at least 0; got -1.0"),
+        ({"floor": float("inf")}, r"floor must be a number of at least 0; got inf"),
+        ({"floor": 2.0, "ceiling": 1.0}, r"ceiling must be None or .* no less than floor; got 1.0"),
+        ({"ceiling": 0.0}, r"ceiling must be None or a number above 0"),
+        ({"task_loss": "hubert"}, r"unknown task loss 'hubert'; did you mean 'huber'"),
+    ],
+)
+def test_bounds_out_of_their_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        adalfl_jax.RescaledLoss(NETWORK, **settings)
+
+
+def test_a_configuration_bounds_any_family():
+    for family in ("network", "scaled_task_loss", "weight_network"):
+        setup = make_setup(tiny_config({"learned_loss.family": family, "learned_loss.ceiling": 2.0}))
+        assert isinstance(setup.learned_loss, adalfl_jax.RescaledLoss)
+        assert (setup.learned_loss.floor, setup.learned_loss.ceiling) == (0.0, 2.0)
+    assert make_setup(tiny_config({"learned_loss.floor": 2.0})).learned_loss.ceiling is None
+    assert isinstance(make_setup(tiny_config()).learned_loss, adalfl_jax.LossNetwork)
+    with pytest.raises(ConfigError, match=r"learned_loss\.ceiling must be .* than the floor; got 1\.0"):
+        tiny_config({"learned_loss.floor": 2.0, "learned_loss.ceiling": 1.0})
