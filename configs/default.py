@@ -154,7 +154,9 @@ def get_config() -> ConfigDict:
     config.learned_loss.reduction = "sum"
     # What the network sees of the outputs: "probabilities", "log_probabilities" or "raw" (for a regression).
     config.learned_loss.predictions = "probabilities"
-    # Where phi starts: "random", or "task_loss" (fitted to the task loss's gradients, so training begins as usual).
+    # Where phi starts: "random", "task_loss" (fitted to the task loss's gradients, so training begins as usual), or the
+    # path of losses learned before: the workdir of a finished run, from which every seed takes its own, or one saved
+    # loss for all seeds. The offline phase goes on from there; offline.num_steps = 0 leaves it out.
     config.learned_loss.start = "random"
     # Hidden units of the "weight_network".
     config.learned_loss.weight_hidden_size = 100

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -45,7 +46,9 @@ def load_state(path: str | os.PathLike[str], structure: RunState) -> RunState:
 
 def state_structure(config: TrainConfig, method: str) -> RunState:
     """The structure and shapes of the state a method of a run ends in, without values."""
-    setup = make_setup(config)
+    # Shapes do not depend on where phi starts, which may be gone by now.
+    learned_loss = dataclasses.replace(config.learned_loss, start="random")
+    setup = make_setup(dataclasses.replace(config, learned_loss=learned_loss))
 
     def make() -> RunState:
         keys = make_seed_keys(config.seeds)

@@ -38,7 +38,7 @@ METHODS: dict[str, str] = {
 LEARNING = ("ml3", "adalfl")  # those that learn a loss
 SCHEDULES = ("constant", "linear", "cosine", "milestones")
 LEARNED_LOSS_FAMILIES = ("network", "scaled_task_loss", "weight_network")
-STARTS = ("random", "task_loss")
+STARTS = ("random", "task_loss")  # anything else is the path of losses that were learned before
 OUTER_SPLITS = ("train", "valid")
 FAULT_POLICIES = ("stop", "skip", "back_off")
 
@@ -204,7 +204,7 @@ class LearnedLossConfig:
     def __post_init__(self) -> None:
         require_known("family", LEARNED_LOSS_FAMILIES, self.family)
         self.network()
-        require_known("start", STARTS, self.start)
+        _require("learned_loss.start", self.start, bool(self.start), f"one of {', '.join(STARTS)}, or a path")
         size = self.weight_hidden_size
         _require("learned_loss.weight_hidden_size", size, size >= 1, "a whole number of at least 1")
         _require("learned_loss.floor", self.floor, self.floor >= 0, "a number of at least 0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -15,6 +16,7 @@ from adalfl_jax.analysis.statistics import describe
 from adalfl_jax.training import workdir as layout
 from adalfl_jax.training.checkpoint import save_state
 from adalfl_jax.training.config import LEARNING, TrainConfig
+from adalfl_jax.training.digest import digest_of_offline_phase
 from adalfl_jax.training.evaluation import Evaluation
 from adalfl_jax.training.outputs import finish_run, save_last_finite_state
 from adalfl_jax.training.phases import (
@@ -32,18 +34,23 @@ from adalfl_jax.training.progress import tell
 from adalfl_jax.training.results import DivergenceError, MethodResult
 from adalfl_jax.training.setup import Setup, make_setup
 from adalfl_jax.training.stage import Observer, Stage, StageRunner
+from adalfl_jax.training.start import pin_start
 from adalfl_jax.training.state import RunState, without_carry
 from adalfl_jax.training.steps import STEPS, StepFactory
 from adalfl_jax.training.writers import MetricWriters
 
 
-def train(config: TrainConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
+def train(
+    config: TrainConfig, workdir: str | os.PathLike[str], *, offline_dir: str | os.PathLike[str] | None = None
+) -> dict[str, Any]:
     """Trains `config.method` for all seeds of the config and writes the workdir.
 
     Args:
       config: from `TrainConfig.from_mapping`.
       workdir: a folder for this run alone. A finished run of the same config is not repeated, an unfinished one goes
         on.
+      offline_dir: a folder of offline phases, each under a digest of all it depends on. The first run that needs one
+        trains and leaves it there, and others begin with it as if it were theirs, to the bit.
 
     Returns:
       What `summary.json` holds.
@@ -54,20 +61,25 @@ def train(config: TrainConfig, workdir: str | os.PathLike[str]) -> dict[str, Any
       DivergenceError: a number that is not finite; the last finite state is in the workdir.
       PreemptionError: SIGTERM or SIGINT came, and how far the run is has been saved.
     """
-    return _run(config, (config.method,), workdir, "train")
+    return _run(config, (config.method,), workdir, "train", offline_dir)
 
 
 def compare(config: TrainConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     """Trains every method of `config.methods`, seed for seed, and adds paired tests and `report.html`.
 
-    Arguments, result and errors are those of `train`.
+    Result and errors are those of `train`.
     """
-    return _run(config, config.methods, workdir, "compare")
+    return _run(config, config.methods, workdir, "compare", None)
 
 
 def _run(
-    config: TrainConfig, methods: tuple[str, ...], workdir: str | os.PathLike[str], command: str
+    config: TrainConfig,
+    methods: tuple[str, ...],
+    workdir: str | os.PathLike[str],
+    command: str,
+    offline_dir: str | os.PathLike[str] | None,
 ) -> dict[str, Any]:
+    config = pin_start(config)
     setup = make_setup(config)
     if (summary := layout.finished_summary(workdir, config, command)) is not None:
         tell(f"{workdir} holds this run, finished; its summary is read back.")
@@ -75,8 +87,11 @@ def _run(
         return summary
     with layout.hold_workdir(workdir):
         folder = layout.open_workdir(workdir, config, command)
+        shared = None
+        if offline_dir is not None and config.offline.num_steps:
+            shared = Path(offline_dir).expanduser().resolve() / digest_of_offline_phase(config)
         try:
-            return _run_methods(setup, methods, folder, with_report=command == "compare")
+            return _run_methods(setup, methods, folder, shared, with_report=command == "compare")
         except layout.WorkdirError:
             raise
         except OSError as error:  # a full disk, a folder that is gone
@@ -85,10 +100,12 @@ def _run(
             ) from error
 
 
-def _run_methods(setup: Setup, methods: tuple[str, ...], folder: Path, *, with_report: bool) -> dict[str, Any]:
+def _run_methods(
+    setup: Setup, methods: tuple[str, ...], folder: Path, shared: Path | None, *, with_report: bool
+) -> dict[str, Any]:
     results = []
     with MetricWriters(folder) as writers, Preemption() as preemption:
-        run = _Run(setup, writers, folder / layout.CHECKPOINTS, preemption)
+        run = _Run(setup, writers, folder / layout.CHECKPOINTS, shared, preemption)
         for method in methods:
             try:
                 results.append(run.method(method))
@@ -108,8 +125,16 @@ class _Run:
     and one that is over is read back from its last, so a resumed run makes its results just as an unbroken one does.
     """
 
-    def __init__(self, setup: Setup, writers: MetricWriters, checkpoints: Path, preemption: Preemption):
+    def __init__(
+        self,
+        setup: Setup,
+        writers: MetricWriters,
+        checkpoints: Path,
+        offline_checkpoints: Path | None,
+        preemption: Preemption,
+    ):
         self.setup = setup
+        self.offline_checkpoints = offline_checkpoints
         self.writers = writers
         self.keys: SeedKeys = make_seed_keys(setup.config.seeds)
         self.evaluation = Evaluation(setup)
@@ -165,8 +190,11 @@ class _Run:
                 config.inner.learning_rate,
                 self._writer("offline", "offline"),
                 _backed_off(self.setup, make_offline_phase),
+                self.offline_checkpoints,
             )
-            history = self.stages.advance(stage)
+            shared = self.offline_checkpoints
+            with layout.hold_workdir(shared) if shared else contextlib.nullcontext():
+                history = self.stages.advance(stage)
             self._offline = history.state, history.seconds
         return self._offline
 

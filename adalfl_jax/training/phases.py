@@ -21,8 +21,10 @@ from adalfl_jax.data.streaming import stream
 from adalfl_jax.hypergradient import ONE_INNER_STEP, REMEMBERING
 from adalfl_jax.initialization import make_offline_step
 from adalfl_jax.learned_losses import fit_to_task_loss
+from adalfl_jax.training.config import STARTS
 from adalfl_jax.training.faults import phi_metrics, skip_nonfinite
 from adalfl_jax.training.setup import Setup, make_inner_optimizer
+from adalfl_jax.training.start import load_start
 from adalfl_jax.training.state import RunState
 from adalfl_jax.training.steps import STEPS, bilevel_problem, make_online_bilevel_step
 from adalfl_jax.types import Batch, BilevelBatch, Phi, PyTree, Theta
@@ -76,6 +78,8 @@ def init_theta(setup: Setup, keys: SeedKeys) -> Theta:
 def init_phi(setup: Setup, keys: SeedKeys) -> Phi:
     """A fresh phi for every seed, where the config says it starts."""
     optimizer = optax.adam(setup.config.offline.learning_rate)
+    if setup.config.learned_loss.start not in STARTS:
+        return jax.jit(jax.vmap(lambda params: Phi.create(params, optimizer)))(load_start(setup.config))
 
     def one_seed(key: jax.Array) -> Phi:
         params = setup.learned_loss.init(key)

@@ -39,6 +39,7 @@ class Stage:
     learning_rate: float
     observe: Observer  # is told the measures at the start and after every chunk
     backed_off: Callable[[int], Phase] | None = None  # the program with eta halved so many times, where it has one
+    checkpoints: Path | None = None  # a folder of its own, where others find it when it is over
 
     @property
     def name(self) -> str:
@@ -70,7 +71,8 @@ class StageRunner:
           PreemptionError: a signal came.
           WorkdirError: a checkpoint cannot be read or written.
         """
-        with StageCheckpoints(self._checkpoints / stage.name, self._setup.config.checkpoint) as kept:
+        folder = stage.checkpoints or self._checkpoints / stage.name
+        with StageCheckpoints(folder, self._setup.config.checkpoint) as kept:
             history = kept.restore(stage.start)
             if history is None:
                 history = self._begin(stage)

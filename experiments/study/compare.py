@@ -10,8 +10,9 @@ import numpy as np
 import scipy.stats
 
 from adalfl_jax.analysis.statistics import describe, paired_difference
+from adalfl_jax.training.digest import digest_of
 from experiments.study.arms import Arm, Comparison, Overrides, field_words, make_config
-from experiments.study.runs import Diverged, Outcome, digest_of, flat_share_of, outcome_of, run
+from experiments.study.runs import Diverged, Outcome, flat_share_of, outcome_of, run
 
 Say = Callable[[str], None]
 

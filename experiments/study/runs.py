@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-import adalfl_jax
 from adalfl_jax.analysis.measures import flat_share
 from adalfl_jax.analysis.record import RunRecord
 from adalfl_jax.training import DivergenceError, TrainConfig, train
+from adalfl_jax.training.digest import digest_of
 from adalfl_jax.training.outputs import read_record
 from adalfl_jax.training.workdir import write_json
 
 RUNS = "runs"
+OFFLINE = "offline"  # phases that several runs begin with
 
 
 class Diverged(NamedTuple):
     """A run that ended in a number that is not finite."""
 
     reason: str
-
-
-def digest_of(config: TrainConfig) -> str:
-    """Twelve hexadecimal digits that any field of the configuration and the release change."""
-    settings = config.to_dict()
-    del settings["checkpoint"]  # says nothing of the result
-    text = json.dumps({"version": adalfl_jax.__version__, **settings}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def run(config: TrainConfig, workdir: Path) -> RunRecord | Diverged:
@@ -40,7 +32,7 @@ def run(config: TrainConfig, workdir: Path) -> RunRecord | Diverged:
     if failure.exists():
         return Diverged(json.loads(failure.read_text())["reason"])
     try:
-        train(config, folder)
+        train(config, folder, offline_dir=workdir / OFFLINE)
     except DivergenceError as error:  # a finding about this arm, not the end of the study
         write_json(failure, {"reason": str(error), "config": config.to_dict()})
         return Diverged(str(error))

@@ -1,0 +1,48 @@
+"""What a result is known by: a digest of all in a configuration that it depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import adalfl_jax
+from adalfl_jax.training.config import TrainConfig
+from adalfl_jax.training.start import pin_start
+from adalfl_jax.training.workdir import LAYOUT
+
+_NOT_OFFLINE = ("method", "methods", "metric", "baseline", "tuning")
+_NOT_OFFLINE_OUTER = ("learning_rate", "every", "inner_fraction", "outer_fraction", "pipelined")
+
+
+def digest_of(config: TrainConfig) -> str:
+    """Twelve hexadecimal digits that any field of the configuration and the release change.
+
+    Of learned losses to start from they know the content, and not the path.
+    """
+    return _digest(_settings(config))
+
+
+def digest_of_offline_phase(config: TrainConfig) -> str:
+    """The same of what the offline phase and its record depend on: runs that agree in it can share the phase."""
+    settings = _settings(config)
+    for field in _NOT_OFFLINE:
+        del settings[field]
+    for field in _NOT_OFFLINE_OUTER:
+        del settings["outer"][field]
+    if config.inner.schedule == "constant":
+        del settings["num_steps"]
+    return _digest({"layout": LAYOUT, **settings})
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    settings = pin_start(config).to_dict()
+    del settings["checkpoint"]  # says nothing of the result
+    learned_loss = settings["learned_loss"]
+    learned_loss["start"] = learned_loss["start"].rpartition("#")[2]
+    return settings
+
+
+def _digest(settings: dict[str, Any]) -> str:
+    text = json.dumps({"version": adalfl_jax.__version__, **settings}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,99 @@
+"""What results are known by, and the offline phases that runs share by it."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from adalfl_jax import save_learned_loss
+from adalfl_jax.training import WorkdirError, loop, train
+from adalfl_jax.training.digest import digest_of, digest_of_offline_phase
+from adalfl_jax.training.phases import Phase, init_phi, make_offline_phase, make_seed_keys, splits_of
+from adalfl_jax.training.setup import make_setup
+from adalfl_jax.training.state import RunState
+from adalfl_jax.training.workdir import hold_workdir
+from tests.training.same_run import assert_same_run
+from tests.training.tiny import quick_compilation as quick_compilation
+from tests.training.tiny import tiny_config
+
+BRIEF = {"num_steps": 4, "eval_every": 2, "offline.num_steps": 4}
+OF_THE_REST = {
+    "method": "ml3",
+    "methods": ("ml3",),
+    "metric": "top_5_error_rate",
+    "num_steps": 40,
+    "outer.learning_rate": 1e-2,
+    "outer.every": 2,
+    "outer.inner_fraction": 0.5,
+    "outer.outer_fraction": 0.5,
+    "baseline.loss": "symmetric_cross_entropy",
+    "baseline.fine_tuning": 0.5,
+    "tuning.learning_rates": (0.1,),
+    "checkpoint.every_steps": 5,
+}  # what the offline phase knows nothing of
+
+
+def test_a_changed_setting_has_another_digest():
+    config = tiny_config()
+    others = (config, dataclasses.replace(config, seed=1), dataclasses.replace(config, batch_size=49))
+    assert len({digest_of(other) for other in others}) == 3
+    assert len({digest_of_offline_phase(other) for other in others}) == 3
+    assert digest_of(tiny_config()) == digest_of(config)
+
+
+def test_how_often_a_run_is_kept_is_in_no_digest():
+    assert digest_of(tiny_config({"checkpoint.keep": 5})) == digest_of(tiny_config())
+
+
+def test_a_digest_knows_what_phi_starts_from_and_not_where_it_lies(tmp_path):
+    loss = tiny_config().learned_loss.network()
+    for name, seed in (("here", 0), ("there", 0), ("other", 1)):
+        save_learned_loss(tmp_path / name, loss, loss.init(jax.random.key(seed)))
+    here, there, other = (
+        tiny_config({"learned_loss.start": str(tmp_path / name)}) for name in ("here", "there", "other")
+    )
+    for digest in (digest_of, digest_of_offline_phase):
+        assert digest(here) == digest(there)
+        assert len({digest(here), digest(other), digest(tiny_config())}) == 3
+
+
+def test_what_the_offline_phase_knows_nothing_of_leaves_it_as_it_is():
+    def phi_after(config):
+        setup, keys = make_setup(config), make_seed_keys(config.seeds)
+        start, rate = RunState(None, init_phi(setup, keys)), config.inner.learning_rate
+        return make_offline_phase(setup).advance(start, keys, splits_of(setup), rate, 0, num_steps=2)[0].phi
+
+    one, other = tiny_config(), tiny_config(OF_THE_REST)
+    assert digest_of_offline_phase(one) == digest_of_offline_phase(other)
+    jax.tree.map(np.testing.assert_array_equal, phi_after(one), phi_after(other))
+
+
+@pytest.mark.parametrize("change", [{"offline.num_inner_steps": 2}, {"eval_every": 5}, {"outer.split": "valid"}])
+def test_what_the_offline_phase_depends_on_is_in_its_digest(change):
+    assert digest_of_offline_phase(tiny_config(change)) != digest_of_offline_phase(tiny_config())
+
+
+def test_a_decaying_rate_depends_on_the_number_of_steps():
+    linear = {"inner.schedule": "linear"}
+    one, other = (digest_of_offline_phase(tiny_config(linear, num_steps=number)) for number in (20, 30))
+    assert one != other
+
+
+@pytest.mark.filterwarnings("ignore:The inplace keyword")  # tbparse's, of pandas
+def test_a_shared_offline_phase_is_trained_once_and_gives_the_same_runs(tmp_path, monkeypatch):
+    shared = tmp_path / "offline"
+    adalfl = tiny_config(BRIEF, method="adalfl")
+    train(adalfl, tmp_path / "alone")
+    ml3 = train(tiny_config(BRIEF, method="ml3"), tmp_path / "ml3", offline_dir=shared)
+
+    def never(*args, **kwargs):
+        raise AssertionError("the offline phase is trained again")
+
+    monkeypatch.setattr(loop, "make_offline_phase", lambda setup: Phase(never, never))
+    with hold_workdir(shared / digest_of_offline_phase(adalfl)), pytest.raises(WorkdirError, match="another process"):
+        train(adalfl, tmp_path / "adalfl", offline_dir=shared)
+    summary = train(adalfl, tmp_path / "adalfl", offline_dir=shared)
+    assert [path.name for path in shared.iterdir()] == [digest_of_offline_phase(adalfl)]
+    assert_same_run(tmp_path / "adalfl", tmp_path / "alone")
+    assert summary["methods"]["adalfl"]["seconds"]["offline"] == ml3["methods"]["ml3"]["seconds"]["offline"]

@@ -1,0 +1,132 @@
+"""Where phi starts: at the task loss, in a finished run, at a saved loss."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import adalfl_jax
+from adalfl_jax.training import ConfigError, WorkdirError, train
+from adalfl_jax.training.checkpoint import state_structure
+from adalfl_jax.training.phases import init_phi, make_seed_keys
+from adalfl_jax.training.setup import make_setup
+from adalfl_jax.training.start import pin_start, read_learned_losses
+from tests.training.tiny import final_state, tiny_config
+from tests.training.tiny import quick_compilation as quick_compilation
+
+BRIEF = {"num_steps": 2, "eval_every": 2, "offline.num_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A finished run of AdaLFL: its config and its workdir."""
+    config = tiny_config(BRIEF, num_seeds=3)
+    folder = tmp_path_factory.mktemp("source") / "run"
+    train(config, folder)
+    return config, folder
+
+
+def from_there(start, overrides=None, **more):
+    """A config that starts from a path and has no offline phase."""
+    return tiny_config({**BRIEF, "offline.num_steps": 0, "learned_loss.start": str(start), **(overrides or {})}, **more)
+
+
+def first_params(config):
+    return init_phi(make_setup(config), make_seed_keys(config.seeds)).params
+
+
+def assert_same(left, right):
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def test_a_start_at_the_task_loss_has_its_gradients():
+    setup = make_setup(tiny_config({"learned_loss.start": "task_loss"}, num_seeds=1))
+    params = jax.tree.map(lambda leaf: leaf[0], init_phi(setup, make_seed_keys((0,))).params)
+    targets, outputs = np.arange(10), np.array(jax.random.normal(jax.random.key(0), (10, 10)))
+    learned = jax.grad(lambda f: setup.learned_loss.apply(params, targets, f))(outputs)
+    wanted = jax.grad(lambda f: setup.task_loss_fn(targets, f))(outputs)
+    assert np.linalg.norm(learned - wanted) < 0.4 * np.linalg.norm(wanted)
+
+
+def test_every_seed_starts_from_its_own_loss_of_a_finished_run(source):
+    ours, folder = source
+    learned = final_state(ours, folder, "adalfl").phi.params
+    assert_same(read_learned_losses(folder).params, learned)
+    assert_same(first_params(from_there(folder, num_seeds=3)), learned)
+    later = first_params(from_there(folder, seed=1, num_seeds=2))
+    assert_same(later, jax.tree.map(lambda leaf: leaf[1:], learned))
+
+
+def test_one_saved_loss_starts_all_seeds(source):
+    _, folder = source
+    path = folder / "learned_loss.safetensors"
+    params = first_params(from_there(path, seed=7, num_seeds=2))
+    for row in range(2):
+        assert_same(jax.tree.map(lambda leaf, row=row: leaf[row], params), adalfl_jax.load_learned_loss(path).params)
+
+
+def test_a_frozen_loss_stays_as_it_was_and_a_run_is_known_by_it(source, tmp_path):
+    path = tmp_path / "loss.safetensors"
+    shutil.copy(source[1] / "learned_loss.safetensors", path)
+    frozen = adalfl_jax.load_learned_loss(path)
+    config = from_there(path, {"model.name": "logistic"}, method="ml3", num_seeds=1)
+    pinned = pin_start(config)
+    assert pin_start(pinned) == pinned
+    train(config, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "config.json").read_text()) == {"command": "train", **pinned.to_dict()}
+    assert_same(jax.tree.map(lambda leaf: leaf[0], read_learned_losses(tmp_path / "run").params), frozen.params)
+
+    adalfl_jax.save_learned_loss(path, frozen.loss, jax.tree.map(lambda leaf: 2 * leaf, frozen.params))
+    with pytest.raises(WorkdirError, match=r"learned_loss\.start: '.*#[0-9a-f]{12}' -> '.*#[0-9a-f]{12}'"):
+        train(config, tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"holds [0-9a-f]{12} by now, and [0-9a-f]{12} is wanted"):
+        pin_start(pinned)
+
+
+def test_a_state_is_read_after_what_it_started_from_is_gone(source, tmp_path):
+    config, _ = source
+    gone = from_there(tmp_path / "gone", num_seeds=3)
+    assert jax.tree.map(np.shape, state_structure(gone, "adalfl")) == jax.tree.map(
+        np.shape, state_structure(config, "adalfl")
+    )
+
+
+@pytest.mark.parametrize(
+    ("start", "changes", "message"),
+    [
+        ("nowhere", {}, r"must be 'random' or 'task_loss', the workdir .* there is nothing at 'nowhere'"),
+        ("task_los", {}, r"did you mean 'task_loss'\? there is nothing at 'task_los'"),
+        ("{source}", {"seed": 2}, r"has the seeds 0 to 2, and not 3; .*learned_loss\.safetensors"),
+        ("{source}", {"learned_loss.hidden_sizes": (4,)}, r"hidden_sizes: \(8,\) -> \(4,\)"),
+        ("{source}", {"learned_loss.reduction": "mean"}, r"reduction: 'sum' -> 'mean'"),
+        ("{source}", {"learned_loss.family": "scaled_task_loss"}, r"family: 'LossNetwork' -> 'ScaledTaskLoss'"),
+        ("{source}/config.json", {}, r"damaged or is not a safetensors file"),
+        ("{source}/states", {}, r"holds no finished run"),
+    ],
+)
+def test_a_start_that_does_not_fit_is_refused(start, changes, message, source, tmp_path):
+    config = from_there(start.format(source=source[1]), changes)
+    with pytest.raises(ConfigError, match=message):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_source_without_learned_losses_or_with_damaged_ones_is_told(source, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(source[1], copy)
+    shutil.rmtree(copy / "states")
+    with pytest.raises(ConfigError, match=r"the learned losses of .* cannot be read"):
+        pin_start(from_there(copy))
+    (copy / "summary.json").write_text('{"methods": {"task_loss": {}}}')
+    with pytest.raises(ConfigError, match=r"holds no learned loss: its methods are task_loss"):
+        pin_start(from_there(copy))
+
+
+def test_a_config_that_starts_nowhere_else_is_left_alone():
+    config = tiny_config()
+    assert pin_start(config) is config
+    with pytest.raises(ConfigError, match=r"config\.learned_loss\.start must be one of random, task_loss, or a path"):
+        dataclasses.replace(config.learned_loss, start="")
