@@ -13,11 +13,13 @@ PROBLEMS: dict[str, tuple[str, tuple[float, ...]]] = {
     "digits_mlp": ("digits, MLP", (0.03, 0.1, 0.3)),
     "diabetes_mlp": ("Diabetes, MLP", (0.003, 0.01, 0.03, 0.1)),
 }  # configuration -> title, and the learning rates the task loss is tuned over
+OUTER_RATES = (1e-5, 1e-4, 3e-4)  # eta of AdaLFL: the paper's, and larger ones
 
 
 def _arms(rates: tuple[float, ...]) -> tuple[Arm, ...]:
     tuned = grid(inner__learning_rate=rates)
     task_loss: Overrides = {"method": "task_loss"}
+    fitted: Overrides = {"method": "adalfl", "learned_loss.start": "task_loss"}
     return (
         Arm("task_loss", "task loss", task_loss),
         Arm("constant", "task loss, tuned", task_loss, tuned),
@@ -30,13 +32,9 @@ def _arms(rates: tuple[float, ...]) -> tuple[Arm, ...]:
             grid(outer__learning_rate=(1e-5, 3e-4, 3e-3)),
         ),
         Arm("ml3", "ML3", {"method": "ml3"}),
-        Arm("adalfl", "AdaLFL", {"method": "adalfl", "outer.learning_rate": 3e-4}),
-        Arm(
-            "adalfl_fitted",
-            "AdaLFL from the task loss",
-            {"method": "adalfl", "outer.learning_rate": 3e-4, "learned_loss.start": "task_loss"},
-        ),
         Arm("adalfl_paper", "AdaLFL, the paper's η", {"method": "adalfl", "outer.learning_rate": 1e-5}),
+        Arm("adalfl", "AdaLFL", {"method": "adalfl"}, grid(outer__learning_rate=OUTER_RATES)),
+        Arm("adalfl_fitted", "AdaLFL from the task loss", fitted, grid(outer__learning_rate=OUTER_RATES)),
     )
 
 
