@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from adalfl_jax.axes import with_own_keys, zeros_like
 from adalfl_jax.hypergradient import (
     JACOBIAN_PRODUCTS,
     ONE_STEP,
@@ -49,6 +50,7 @@ def make_bilevel_step(
     meta_batch_fraction: float | tuple[float, float] = 1.0,
     outer_every: int = 1,
     pipelined: bool = False,
+    axis_name: str | None = None,
 ) -> BilevelStep:
     r"""Makes the step that trains the base model and its loss together.
 
@@ -81,6 +83,11 @@ def make_bilevel_step(
       pipelined: takes as outer batch of a step the inner batch of the *next*, whose forward pass then serves both
         losses: step t first updates phi for what step t - 1 did, then theta. `batch.outer` is not looked at. For the
         one-step estimators.
+      axis_name: of the devices of `jax.pmap` or `jax.shard_map`, where the step runs inside one and is given a part of
+        each batch, of equal size, on each device. It then averages over them what it must, so that theta and phi move
+        as on the whole batches and stay equal on all devices. `theta`, `phi` and `batch.rng_key` are the same on all of
+        them; losses are means over examples, and batch norm averages its statistics if the model is made with this
+        `axis_name` too. Under `jax.jit` with shardings leave it out.
 
     Returns:
       `bilevel_step(theta, phi, batch) -> (theta, phi, metrics)`. A step that remembers something ("truncated",
@@ -118,7 +125,9 @@ def make_bilevel_step(
             "pipelined shares the forward pass of the whole batch at every step, so it goes with neither "
             f"meta_batch_fraction nor outer_every; got {meta_batch_fraction} and {outer_every}"
         )
-    problem = BilevelProblem(apply_fn, learned_loss_fn, task_loss_fn, inner_optimizer, inner_fraction)
+    problem = BilevelProblem(
+        with_own_keys(axis_name, apply_fn), learned_loss_fn, task_loss_fn, inner_optimizer, inner_fraction, axis_name
+    )
 
     def update_phi(phi: Phi, gradient: PyTree, carry: PyTree) -> Phi:
         updates, opt_state = outer_optimizer.update(gradient, phi.opt_state, phi.params)
@@ -168,11 +177,11 @@ def prime(bilevel_step: BilevelStep, theta: Theta, phi: Phi, batch: BilevelBatch
       (5,)
     """
     _, after, _ = jax.eval_shape(bilevel_step, theta, phi._replace(carry=()), batch)
-    return phi._replace(carry=jax.tree.map(lambda leaf: jax.lax.full(leaf.shape, 0, leaf.dtype), after.carry))
+    return phi._replace(carry=jax.tree.map(zeros_like, after.carry))
 
 
 def make_task_step(
-    apply_fn: ApplyFn, loss_fn: LossFn, optimizer: optax.GradientTransformation
+    apply_fn: ApplyFn, loss_fn: LossFn, optimizer: optax.GradientTransformation, *, axis_name: str | None = None
 ) -> Callable[..., tuple[Theta, TaskMetrics]]:
     """Makes the step that trains the base model on a loss that does not change.
 
@@ -183,10 +192,13 @@ def make_task_step(
       apply_fn: the base model, as in `make_bilevel_step`.
       loss_fn: `(targets, outputs) -> scalar`.
       optimizer: any optax transformation.
+      axis_name: of the devices of `jax.pmap` or `jax.shard_map`, as in `make_bilevel_step`.
 
     Returns:
       `task_step(theta, batch, rng_key=None) -> (theta, metrics)`, where `batch` is `(inputs, targets)`.
     """
+
+    own_apply_fn = with_own_keys(axis_name, apply_fn)
 
     def task_step(
         theta: Theta, batch: Batch | tuple[jax.Array, jax.Array], rng_key: jax.Array | None = None
@@ -194,7 +206,7 @@ def make_task_step(
         def loss(targets: jax.Array, outputs: jax.Array, _) -> jax.Array:
             return loss_fn(targets, outputs)
 
-        theta, value, _ = descend(apply_fn, loss, optimizer, theta, batch, rng_key)
+        theta, value, _ = descend(own_apply_fn, loss, optimizer, theta, batch, rng_key, axis_name)
         return theta, TaskMetrics(value)
 
     return task_step
@@ -212,10 +224,11 @@ def _sometimes(bilevel_step: BilevelStep, problem: BilevelProblem, outer_every: 
 
         def frozen_step(theta: Theta, phi: Phi, batch: BilevelBatch) -> tuple[Theta, Phi, BilevelMetrics]:
             loss_fn = bind_learned_loss(problem.learned_loss_fn, phi.params)
+            inner_key, _ = split(batch.rng_key)
             theta, loss, outputs = descend(
-                problem.apply_fn, loss_fn, problem.inner_optimizer, theta, batch.inner, split(batch.rng_key)[0]
+                problem.apply_fn, loss_fn, problem.inner_optimizer, theta, batch.inner, inner_key, problem.axis_name
             )
-            task_loss = problem.task_loss_fn(batch.inner[1], outputs)
+            task_loss = problem.mean(problem.task_loss_fn(batch.inner[1], outputs))
             metrics = BilevelMetrics(loss, task_loss, jnp.zeros(()))
             # Both branches measure in the same types.
             return theta, phi, jax.tree.map(lambda value, other: value.astype(other.dtype), metrics, like)

@@ -14,6 +14,7 @@ import jax
 import pytest
 from absl import logging
 
+jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 

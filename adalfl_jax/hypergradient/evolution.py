@@ -158,7 +158,8 @@ def _run(
 ) -> tuple[Theta, jax.Array, jax.Array]:
     """theta after the inner steps, M_phi before them, the outer loss after them."""
     theta, inner_loss = run_inner_steps(problem, theta, phi_params, batch, keys.inner)
-    return theta, inner_loss, outer_objective(problem, theta.params, theta.model_state, batch.outer, keys.outer)
+    outer_loss = outer_objective(problem, theta.params, theta.model_state, batch.outer, keys.outer)
+    return theta, inner_loss, problem.mean(outer_loss)
 
 
 def _draw(rng_key: jax.Array, phi_params: PyTree, num_pairs: int) -> PyTree:

@@ -19,12 +19,13 @@ from collections.abc import Callable
 import jax
 import optax
 
+from adalfl_jax.axes import varying_axes
 from adalfl_jax.hypergradient.problem import (
     BilevelProblem,
     Hypergradient,
     bind_learned_loss,
     num_inner_steps,
-    outer_objective,
+    outer_gradient,
     require_count,
     split,
 )
@@ -95,7 +96,8 @@ class ConjugateGradient:
       damping: lambda, added to the Hessian.
 
     Raises:
-      ValueError: a setting out of its range.
+      ValueError: a setting out of its range; when called, `jax.shard_map` with `check_vma`, which JAX's solver does not
+        know.
 
     References:
       Rajeswaran et al., "Meta-Learning with Implicit Gradients", arXiv 1909.04630.
@@ -111,6 +113,8 @@ class ConjugateGradient:
         self, problem: BilevelProblem, theta: Theta, phi_params: PyTree, batch: BilevelBatch, carry: PyTree = (), /
     ) -> Hypergradient:
         """The estimate, with the signature of every estimator."""
+
+        _require_untracked_axes(problem, theta)
 
         def solve(product: Product, right: PyTree) -> PyTree:
             return jax.scipy.sparse.linalg.cg(product, right, maxiter=self.num_iterations)[0]
@@ -129,7 +133,7 @@ def _implicit(
 ) -> Hypergradient:
     inner_key, outer_key = split(batch.rng_key)
     theta_next, inner_loss = run_inner_steps(problem, theta, phi_params, batch, inner_key)
-    outer_loss, task_gradient = jax.value_and_grad(outer_objective, argnums=1)(
+    outer_loss, task_gradient = outer_gradient(
         problem, theta_next.params, theta_next.model_state, batch.outer, outer_key
     )
     inputs, targets, last_key = *batch.inner, inner_key
@@ -142,16 +146,28 @@ def _implicit(
         return bind_learned_loss(problem.learned_loss_fn, phi_params)(targets, outputs, params)
 
     # How both gradients of M_phi change as theta moves; linearised once, applied at every iteration.
-    _, derivative_along = jax.linearize(
-        lambda params: jax.grad(inner_objective, argnums=(0, 1))(params, phi_params), theta_next.params
+    _, own_derivative_along = jax.linearize(
+        lambda params: jax.grad(inner_objective, argnums=(0, 1))(params, problem.own(phi_params)),
+        problem.own(theta_next.params),
     )
 
+    def derivative_along(direction: PyTree, of: int) -> PyTree:
+        return problem.mean(own_derivative_along(problem.own(direction))[of])
+
     def product(direction: PyTree) -> PyTree:
-        return optax.tree.add_scale(derivative_along(direction)[0], damping, direction)
+        return optax.tree.add_scale(derivative_along(direction, 0), damping, direction)
 
     solution = solve(product, task_gradient)
-    gradient = optax.tree.scale(-1.0, derivative_along(solution)[1])
+    gradient = optax.tree.scale(-1.0, derivative_along(solution, 1))
     return Hypergradient(theta_next, gradient, inner_loss, outer_loss, carry)
+
+
+def _require_untracked_axes(problem: BilevelProblem, theta: Theta) -> None:
+    if any(map(varying_axes, jax.tree.leaves(problem.own(theta.params)))):
+        raise ValueError(
+            'hypergradient="conjugate_gradient" cannot be traced by jax.shard_map with check_vma=True, which JAX\'s '
+            'solver does not know; set check_vma=False, or take "neumann"'
+        )
 
 
 def _check_solver(num_iterations: int, damping: float) -> None:

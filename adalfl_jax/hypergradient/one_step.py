@@ -25,7 +25,7 @@ from adalfl_jax.hypergradient.problem import (
     Estimator,
     Hypergradient,
     first_examples,
-    outer_objective,
+    outer_gradient,
     require_one_step,
     split,
 )
@@ -141,17 +141,17 @@ def _one_step(
     inner_key, outer_key = split(batch.rng_key)
     point, model_state = linearize(problem, theta, batch.inner, inner_key)
     inner_loss, loss_gradient, to_phi = loss_gradient_of(problem, phi_params, batch.inner[1], point.outputs)
-    theta_next, to_direction = update_theta(problem, theta, model_state, point.pullback(loss_gradient)[0])
+    gradient = problem.mean(point.pullback(loss_gradient)[0])
+    theta_next, to_direction = update_theta(problem, theta, model_state, gradient)
     if problem.sensitivity_fraction < 1:
         part = first_examples(batch.inner, problem.sensitivity_fraction)
         point, _ = linearize(problem, theta, part, inner_key)
         *_, to_phi = loss_gradient_of(problem, phi_params, part.targets, point.outputs)
-    outer_loss, task_gradient = jax.value_and_grad(outer_objective, argnums=1)(
-        problem, theta_next.params, model_state, batch.outer, outer_key
-    )
+    outer_loss, task_gradient = outer_gradient(problem, theta_next.params, model_state, batch.outer, outer_key)
     (direction,) = to_direction(task_gradient)  # w
-    outputs_tangent = JACOBIAN_PRODUCTS[estimator](point, direction)  # J_f w
+    outputs_tangent = JACOBIAN_PRODUCTS[estimator](point, problem.own(direction))  # J_f w
     (phi_gradient,) = to_phi(outputs_tangent)
+    phi_gradient, inner_loss = problem.mean((phi_gradient, inner_loss))
     return Hypergradient(theta_next, phi_gradient, inner_loss, outer_loss, carry)
 
 
@@ -165,9 +165,10 @@ def linearize(
         return problem.apply_fn(params, model_state, inputs, train=True, rng_key=rng_key)
 
     given = theta.model_state, batch[0], rng_key
-    outputs, pullback, model_state = jax.vjp(functools.partial(model, given), theta.params, has_aux=True)
+    params = problem.own(theta.params)
+    outputs, pullback, model_state = jax.vjp(functools.partial(model, given), params, has_aux=True)
     outputs_alone = jax.tree_util.Partial(lambda given, params: model(given, params)[0], given)
-    return Linearization(outputs_alone, theta.params, outputs, pullback), model_state
+    return Linearization(outputs_alone, params, outputs, pullback), problem.mean(model_state)
 
 
 def update_theta(
@@ -191,7 +192,7 @@ def loss_gradient_of(
         loss, gradient = jax.value_and_grad(lambda f: problem.learned_loss_fn(phi_params, targets, f))(outputs)
         return gradient, loss
 
-    gradient, pullback, loss = jax.vjp(loss_gradient, phi_params, has_aux=True)
+    gradient, pullback, loss = jax.vjp(loss_gradient, problem.own(phi_params), has_aux=True)
     return loss, gradient, pullback
 
 

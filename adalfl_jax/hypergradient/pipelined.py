@@ -53,19 +53,21 @@ def make_pipelined_step(
         point, model_state = linearize(problem, theta, batch.inner, rng_key)
         targets = batch.inner[1]
         outer_loss, task_gradient = jax.value_and_grad(problem.task_loss_fn, argnums=1)(targets, point.outputs)
+        outer_loss = problem.mean(outer_loss)
 
         def finish(phi: Phi) -> tuple[LastStep, Theta, jax.Array]:
             inner_loss, gradient, _ = loss_gradient_of(problem, phi.params, targets, point.outputs)
-            theta_next, to_direction = update_theta(problem, theta, model_state, point.pullback(gradient)[0])
+            gradient, inner_loss = problem.mean((point.pullback(gradient)[0], inner_loss))
+            theta_next, to_direction = update_theta(problem, theta, model_state, gradient)
             return LastStep(_kept(estimator, point), targets, to_direction), theta_next, inner_loss
 
         norm = jnp.zeros_like(outer_loss)
         if phi.carry:
             last = _restored(phi.carry, jax.eval_shape(lambda phi: finish(phi)[0], phi))
-            (direction,) = last.to_direction(point.pullback(task_gradient)[0])
-            outputs_tangent = JACOBIAN_PRODUCTS[estimator](last.point, direction)
+            (direction,) = last.to_direction(problem.mean(point.pullback(task_gradient)[0]))
+            outputs_tangent = JACOBIAN_PRODUCTS[estimator](last.point, problem.own(direction))
             *_, to_phi = loss_gradient_of(problem, phi.params, last.targets, last.point.outputs)
-            (gradient,) = to_phi(outputs_tangent)
+            (gradient,) = problem.mean(to_phi(outputs_tangent))
             updated = update_phi(phi, gradient, ())
             is_taken = phi.carry.is_taken
             phi = jax.tree.map(lambda new, old: jnp.where(is_taken, new, old), updated, phi._replace(carry=()))

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import jax
 import optax
 
+from adalfl_jax.axes import mean_over, own_copy
 from adalfl_jax.hypergradient.update import differentiable_update
 from adalfl_jax.types import ApplyFn, Batch, BilevelBatch, LearnedLossFn, LossFn, PyTree, Theta
 
@@ -23,6 +24,15 @@ class BilevelProblem(NamedTuple):
     task_loss_fn: LossFn
     inner_optimizer: optax.GradientTransformation
     sensitivity_fraction: float = 1.0  # share of the inner batch on which J_f w is taken; g takes the whole
+    axis_name: str | None = None  # of the devices among which batches are divided, inside jax.pmap or jax.shard_map
+
+    def own(self, tree: PyTree) -> PyTree:
+        """What is equal on all devices as each device's own, to be differentiated with respect to."""
+        return own_copy(self.axis_name, tree)
+
+    def mean(self, tree: PyTree) -> PyTree:
+        """The mean over devices of what each computed on its part of a batch."""
+        return mean_over(self.axis_name, tree)
 
 
 class Hypergradient(NamedTuple):
@@ -50,6 +60,7 @@ def descend(
     theta: Theta,
     batch: AnyBatch,
     rng_key: jax.Array | None,
+    axis_name: str | None = None,
 ) -> tuple[Theta, jax.Array, jax.Array]:
     """One differentiable optimiser step of theta on `loss_fn(targets, outputs, params)`.
 
@@ -62,7 +73,9 @@ def descend(
         outputs, model_state = apply_fn(params, theta.model_state, inputs, train=True, rng_key=rng_key)
         return loss_fn(targets, outputs, params), (model_state, outputs)
 
-    (loss, (model_state, outputs)), gradient = jax.value_and_grad(objective, has_aux=True)(theta.params)
+    differentiate = jax.value_and_grad(objective, has_aux=True)
+    (loss, (model_state, outputs)), gradient = differentiate(own_copy(axis_name, theta.params))
+    gradient, loss, model_state = mean_over(axis_name, (gradient, loss, model_state))
     updates, opt_state = differentiable_update(optimizer, gradient, theta.opt_state, theta.params)
     return Theta(optax.apply_updates(theta.params, updates), model_state, opt_state), loss, outputs
 
@@ -72,7 +85,9 @@ def inner_step(
 ) -> tuple[Theta, jax.Array]:
     """One differentiable step of theta on M_phi; returns M_phi before it."""
     loss_fn = bind_learned_loss(problem.learned_loss_fn, phi_params)
-    theta, loss, _ = descend(problem.apply_fn, loss_fn, problem.inner_optimizer, theta, batch, rng_key)
+    theta, loss, _ = descend(
+        problem.apply_fn, loss_fn, problem.inner_optimizer, theta, batch, rng_key, problem.axis_name
+    )
     return theta, loss
 
 
@@ -83,6 +98,14 @@ def outer_objective(
     inputs, targets = batch
     outputs, _ = problem.apply_fn(params, model_state, inputs, train=True, rng_key=rng_key)
     return problem.task_loss_fn(targets, outputs)
+
+
+def outer_gradient(
+    problem: BilevelProblem, params: PyTree, model_state: PyTree, batch: AnyBatch, rng_key: jax.Array | None
+) -> tuple[jax.Array, PyTree]:
+    """Task loss on the outer batch, and its gradient to the parameters."""
+    differentiate = jax.value_and_grad(outer_objective, argnums=1)
+    return problem.mean(differentiate(problem, problem.own(params), model_state, batch, rng_key))
 
 
 def num_inner_steps(batch: BilevelBatch) -> int | None:

@@ -85,7 +85,9 @@ class Truncated:
             return loss, (second, theta_next, inner_loss)
 
         differentiate = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)
-        (outer_loss, (second, theta_next, inner_loss)), gradients = differentiate(window.steps.phi_params, phi_params)
+        phis = problem.own((window.steps.phi_params, phi_params))
+        (outer_loss, (second, theta_next, inner_loss)), gradients = differentiate(*phis)
+        outer_loss, gradients = problem.mean((outer_loss, gradients))
         taken = window.steps.is_taken
         gradient = jax.tree.map(lambda past, last: _where(taken, past, 0).sum(axis=0) + last, *gradients)
         steps = jax.tree.map(lambda past, last: jnp.concatenate([past[1:], last[None]]), window.steps, now)

@@ -107,7 +107,9 @@ def _through_steps(
         outer_loss = outer_objective(problem, theta_next.params, theta_next.model_state, batch.outer, outer_key)
         return outer_loss, (theta_next, inner_loss)
 
-    (outer_loss, (theta_next, inner_loss)), gradient = jax.value_and_grad(objective, has_aux=True)(phi_params)
+    differentiate = jax.value_and_grad(objective, has_aux=True)
+    (outer_loss, (theta_next, inner_loss)), gradient = differentiate(problem.own(phi_params))
+    outer_loss, gradient = problem.mean((outer_loss, gradient))
     return Hypergradient(theta_next, gradient, inner_loss, outer_loss, carry)
 
 
@@ -153,6 +155,6 @@ def _mixed_mode_step(
 
     gradient_fn.defvjp(lambda *point: (gradient_fn(*point), point), backward)
     given = (theta.model_state, inputs, targets, rng_key)
-    gradient, (loss, model_state) = gradient_fn(theta.params, phi_params, given)
+    gradient, (loss, model_state) = problem.mean(gradient_fn(problem.own(theta.params), problem.own(phi_params), given))
     updates, opt_state = differentiable_update(problem.inner_optimizer, gradient, theta.opt_state, theta.params)
     return Theta(optax.apply_updates(theta.params, updates), model_state, opt_state), loss

@@ -45,6 +45,7 @@ def make_model(
     num_outputs: int,
     *,
     compute_dtype: str = "float32",
+    axis_name: str | None = None,
     initialization: str = "he_glorot",
     **options: Any,
 ) -> Model:
@@ -55,6 +56,7 @@ def make_model(
       input_shape: of one example, for example `(28, 28, 1)`.
       num_outputs: C.
       compute_dtype: as in `functionalize`.
+      axis_name: as in `functionalize`.
       initialization: "he_glorot", the literature's, or "pytorch", the default of the authors' stack
         (`redraw_as_pytorch`).
       **options: those of the model's class, as `model_options` lists them: `hidden_sizes` of "mlp", `depth` of
@@ -72,7 +74,9 @@ def make_model(
         if option not in known:
             raise ValueError(f"model {name!r} has no option {option!r}; it has {', '.join(known) or 'none'}")
     model = functionalize(
-        lambda rngs: module(input_shape, num_outputs, rngs=rngs, **options), compute_dtype=compute_dtype
+        lambda rngs: module(input_shape, num_outputs, rngs=rngs, **options),
+        compute_dtype=compute_dtype,
+        axis_name=axis_name,
     )
     if initialization == "he_glorot":
         return model

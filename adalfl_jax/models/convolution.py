@@ -20,9 +20,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+
+from adalfl_jax.axes import vary_alike
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 BAND_COLUMNS = 256  # a row of outputs of at most as many numbers is one product with a band matrix
@@ -82,7 +83,7 @@ def convolve(
         padding = jax.lax.padtype_to_pads(size, window, strides, padding)
     down, across = padding
     geometry = Geometry(size, window, (strides[0], strides[1]), (tuple(down), tuple(across)))  # pyright: ignore[reportArgumentType]
-    return convolution_p.bind(inputs, kernel, geometry=geometry)  # pyright: ignore[reportReturnType]
+    return convolution_p.bind(*vary_alike(inputs, kernel), geometry=geometry)  # pyright: ignore[reportReturnType]
 
 
 _DEFAULTS = {
@@ -200,10 +201,8 @@ def _define(name: str, native: Operation, product: Operation, fast: Operation) -
     def run(left: jax.Array, right: jax.Array, geometry: Geometry) -> Any:
         return primitive.bind(left, right, geometry=geometry)
 
-    def abstract(left: Any, right: Any, *, geometry: Geometry) -> ShapedArray:
-        shapes = (jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (left, right))
-        result = jax.eval_shape(functools.partial(native, geometry=geometry), *shapes)
-        return ShapedArray(result.shape, result.dtype)
+    def abstract(left: Any, right: Any, *, geometry: Geometry) -> Any:  # as JAX's own, the axes it varies over included
+        return jax.make_jaxpr(functools.partial(native, geometry=geometry))(left, right).out_avals[0]
 
     def batch(arrays: Sequence[jax.Array], axes: Sequence[int | None], *, geometry: Geometry) -> tuple[jax.Array, int]:
         forms = (

@@ -21,7 +21,9 @@ class Model(NamedTuple):
     apply: ApplyFn  # (params, model_state, inputs, *, train, rng_key) -> (outputs [B, C], model_state)
 
 
-def functionalize(make_module: Callable[[nnx.Rngs], nnx.Module], *, compute_dtype: str = "float32") -> Model:
+def functionalize(
+    make_module: Callable[[nnx.Rngs], nnx.Module], *, compute_dtype: str = "float32", axis_name: str | None = None
+) -> Model:
     """Makes a `Model` of any `flax.nnx` module, dropout and batch norm included.
 
     `params` holds the module's `nnx.Param`s and `model_state` its other variables, batch statistics say, as nested
@@ -33,6 +35,8 @@ def functionalize(make_module: Callable[[nnx.Rngs], nnx.Module], *, compute_dtyp
       compute_dtype: "float32" computes in the types of the parameters and inputs. "bfloat16" casts both on the way in
         and the outputs back on the way out: parameters, gradients and losses stay as they were, and so do the
         statistics of batch norm, which flax reduces in float32.
+      axis_name: of the devices of `jax.pmap` or `jax.shard_map`, over which batch norm is to average its statistics;
+        the one `make_bilevel_step` is given. Under `jax.jit` they are those of the whole batch anyway.
 
     Returns:
       The `Model`. Its `apply` raises ValueError when a module that draws random numbers in train mode gets no key.
@@ -51,6 +55,9 @@ def functionalize(make_module: Callable[[nnx.Rngs], nnx.Module], *, compute_dtyp
     """
     cast_down, cast_up = lookup("compute_dtype", _CASTS, compute_dtype)
     structure = nnx.eval_shape(lambda: make_module(nnx.Rngs(0)))
+    for _, module in nnx.iter_modules(structure):
+        if axis_name is not None and isinstance(module, nnx.BatchNorm):
+            module.axis_name = axis_name
     # The structure is static and differs between the modes only in flags such as `deterministic`.
     graphdefs: dict[bool, Any] = {}
     for train in (True, False):
