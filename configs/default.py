@@ -205,7 +205,9 @@ def get_config() -> ConfigDict:
     # eta halved, where phi is learned.
     config.on_nonfinite = "stop"
 
-    # What is kept of a run that goes on, for the same command to resume from. Changing this section is no other run.
+    # All that follows has no effect on what a run computes, and may change whenever the same command resumes it.
+
+    # What is kept of a run that goes on, for the same command to resume from.
     config.checkpoint = ConfigDict()
     # Seconds from one checkpoint to the next, which comes at the end of a chunk of `eval_every` steps and is written
     # beside the training; 0 does not go by time.
@@ -214,5 +216,13 @@ def get_config() -> ConfigDict:
     config.checkpoint.every_steps = 0
     # The newest ones that stay, of each phase of the run; 0 writes none.
     config.checkpoint.keep = 2
+
+    # Pictures of the first seed's learned loss that each phase of a run adds to TensorBoard, evenly over its steps.
+    config.num_loss_figures = 10
+    # The first and the last of the steps to profile, counted from 1 in each phase of a run, as in (1001, 1100): every
+    # chunk of `eval_every` steps that holds one of them is traced into `profiles/` of the workdir. () traces nothing.
+    config.profile_steps = ()
+    # Project of Weights & Biases that measures and pictures also go to; "" sends nothing. Needs the extra [wandb].
+    config.wandb_project = ""
 
     return config.lock()

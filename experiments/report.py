@@ -1,4 +1,4 @@
-"""Draws the pictures and the report of a finished run anew, and the learned loss changing shape as an animation.
+"""Draws the pictures and the report of a run, over or not, and the learned loss changing shape as an animation.
 
 python -m experiments.report --workdir=runs/digits_mlp
 """

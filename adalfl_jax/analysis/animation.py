@@ -35,7 +35,7 @@ def animate_loss_shapes(path: Path, record: RunRecord) -> bool:
         figure = Figure(figsize=(6.4, 2.9), layout="constrained", dpi=90)
         panels = figure.subplots(1, 2, sharey=True)
         for target, axes in enumerate(panels):
-            axes.set(title=f"target {target}", xlabel=prediction_label(record))
+            axes.set(title=f"target {target}", xlabel=prediction_label(record.config["learned_loss"]["predictions"]))
         panels[0].set(ylabel="$\\ell_\\phi$ less its mean", ylim=_limits(shapes.values))
         lines = [[axes.plot([], [], color=COLOR)[0] for _ in range(TRACES + 1)] for axes in panels]
         title = figure.suptitle("", fontsize=11, x=0.01, ha="left", weight="bold")

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
@@ -63,12 +64,14 @@ def write_figures(folder: Path, record: RunRecord) -> dict[str, Path]:
     return paths
 
 
-def learning_curves(record: RunRecord) -> Figure:
+def learning_curves(record: RunRecord) -> Figure | None:
     """Test metric of every method over its steps: mean and standard deviation over seeds."""
     metric = record.summary["metric"]
+    curves = _series_by_method(record, f"test/{metric}")
+    if not curves:
+        return None
     figure = Figure(figsize=(7.2, 4.0))
     axes = figure.subplots()
-    curves = _series_by_method(record, f"test/{metric}")
     for method, series in curves.items():
         _draw_band(axes, record, method, series)
     axes.set(title="Test metric through training", xlabel="training step", ylabel=_label(metric))
@@ -98,18 +101,32 @@ def loss_shapes(record: RunRecord) -> Figure | None:
     if (shapes := saved_loss_shapes(record)) is None:
         return None
     saved = record.summary["learned_loss"]
+    title = record.summary["methods"][saved["method"]]["title"]
+    label = prediction_label(record.config["learned_loss"]["predictions"])
+    return draw_loss_shapes(shapes, record.shapes["predictions"], label, f"What {title} learned, seed {saved['seed']}")
+
+
+def draw_loss_shapes(shapes: LossShapes, predictions: np.ndarray, label: str, title: str) -> Figure:
+    """A learned loss against the predictions `[P]`, a curve for each step."""
     figure = Figure(figsize=(7.2, 3.4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     colors = ScalarMappable(Normalize(0, shapes.steps[-1]), ListedColormap(matplotlib.colormaps["magma_r"](_VISIBLE)))
     for target, axes in enumerate(panels):
         for step, curve in zip(shapes.steps, shapes.values[:, target], strict=True):
-            axes.plot(record.shapes["predictions"], curve, color=colors.to_rgba(step), linewidth=1.3)
-        axes.set(title=f"target {target}", xlabel=prediction_label(record))
+            axes.plot(predictions, curve, color=colors.to_rgba(step), linewidth=1.3)
+        axes.set(title=f"target {target}", xlabel=label)
     panels[0].set_ylabel("$\\ell_\\phi$ less its mean")
     figure.colorbar(colors, ax=panels, label="training step", pad=0.02)
-    title = record.summary["methods"][saved["method"]]["title"]
-    figure.suptitle(f"What {title} learned, seed {saved['seed']}", x=0.01, ha="left", weight="bold", fontsize=11)
+    figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=11)
     return figure
+
+
+def picture_of_loss(shapes: LossShapes, predictions: np.ndarray, label: str, title: str) -> np.ndarray:
+    """The figure of `draw_loss_shapes` as pixels, `[H, W, 3]` bytes."""
+    with matplotlib.rc_context({**STYLE, "figure.dpi": 100}):
+        canvas = FigureCanvasAgg(draw_loss_shapes(shapes, predictions, label, title))
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
 def gradient_scale(record: RunRecord) -> Figure | None:
@@ -124,7 +141,7 @@ def gradient_scale(record: RunRecord) -> Figure | None:
             _draw_band(axes, record, method, series)
         _set_log_scale(axes, measured)
     for method, info in record.summary["methods"].items():
-        if method not in rates:
+        if method not in rates and info["learning_rate"] is not None:
             left.axhline(info["learning_rate"], color=_COLORS[method], linestyle="--", label=info["title"])
     left.set(title="Implicit learning rate", xlabel="training step", ylabel=_RATE)
     right.set(title="Scale of the gradient", xlabel="training step", ylabel=r"$|\nabla M|\,/\,|\nabla L|$")
@@ -157,9 +174,8 @@ def _label(metric: str) -> str:
     return metric.replace("_", " ")
 
 
-def prediction_label(record: RunRecord) -> str:
-    """What a loss network's second input is called."""
-    kind = record.config["learned_loss"]["predictions"]
+def prediction_label(kind: str) -> str:
+    """What the second input of a loss network is called that is shown its predictions in some form."""
     return {"probabilities": "predicted probability", "log_probabilities": "predicted log-probability"}.get(
         kind, "prediction"
     )

@@ -35,7 +35,7 @@ def write_report(path: Path, record: RunRecord, figures: Mapping[str, Path]) -> 
 
     Args:
       path: of the page.
-      record: of a finished comparison.
+      record: of a run, over or not.
       figures: name -> PNG file, from `write_figures`.
     """
     environment = jinja2.Environment(
@@ -45,7 +45,7 @@ def write_report(path: Path, record: RunRecord, figures: Mapping[str, Path]) -> 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    best = min(info["test"]["mean"] for info in record.summary["methods"].values())
+    best = min((info["test"]["mean"] for info in record.summary["methods"].values()), default=None)
     is_rate = record.summary["metric"].endswith("error_rate")
     page = environment.get_template("report.html.jinja").render(
         summary=record.summary,

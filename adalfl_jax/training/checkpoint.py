@@ -38,9 +38,15 @@ def load_state(path: str | os.PathLike[str], structure: RunState) -> RunState:
     Args:
       path: the folder.
       structure: a state of the same structure and shapes, from `state_structure`.
+
+    Raises:
+      WorkdirError: the folder does not exist, is damaged, or holds a state of another config.
     """
-    with ocp.StandardCheckpointer() as checkpointer:
-        restored: Any = checkpointer.restore(Path(path).resolve(), structure._asdict())
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            restored: Any = checkpointer.restore(Path(path).resolve(), structure._asdict())
+    except Exception as error:  # whatever Orbax and its libraries raise
+        raise WorkdirError(f"{path} cannot be read as a state of this config ({_reason(error)})") from error
     return RunState(**restored)
 
 
@@ -82,10 +88,14 @@ class StageCheckpoints:
 
         Args:
           start: the state the stage starts from, for its structure.
+
+        Raises:
+          WorkdirError: one that may not be read, that holds another model, or that cannot be set aside.
         """
         for step in sorted(self._manager.all_steps(), reverse=True) if self._manager else ():
+            _require_readable(self._folder / str(step))
             try:
-                history = self._read(step, start)
+                history = _unpack(*_read(self._manager, step), start)
             except WorkdirError:
                 raise
             except Exception as error:  # whatever Orbax and its libraries raise on damaged files
@@ -132,22 +142,6 @@ class StageCheckpoints:
             except Exception as error:
                 raise self._failure(error) from error
 
-    def _read(self, step: int, start: RunState) -> History:
-        contents = self._restore_item(step, record=ocp.args.JsonRestore())  # pyright: ignore[reportCallIssue]
-        record = contents["record"]
-        arrays = [np.empty(spec["shape"], spec["dtype"]) for spec in record["arrays"]]
-        like = [array for array in arrays if array.size]  # Orbax keeps no others
-        stored = iter(self._restore_item(step, arrays=ocp.args.StandardRestore(like)))  # pyright: ignore[reportCallIssue]
-        arrays = [next(stored) if array.size else array for array in arrays]
-        if _checksum(record, arrays) != contents["checksum"]:
-            raise ValueError("its checksum is another")
-        return _unpack(record, arrays, start)
-
-    def _restore_item(self, step: int, **args: ocp.args.CheckpointArgs) -> Any:
-        assert self._manager is not None
-        (name,) = args
-        return self._manager.restore(step, args=ocp.args.Composite(**args))[name]
-
     def _set_aside(self, step: int, error: Exception) -> None:
         assert self._manager is not None
         damaged = self._folder / str(step)
@@ -170,6 +164,54 @@ class StageCheckpoints:
             f"a checkpoint could not be written to {self._folder} ({_reason(error)}). Those before it "
             "are whole: make room or mend the folder, and the same command goes on from there"
         )
+
+
+def read_loss_shapes(folder: Path) -> tuple[list[int], np.ndarray] | None:
+    """Steps `[T]` and loss shapes `[S, T, 2, P]` of a stage, from its newest checkpoint that can be read.
+
+    Nothing in the folder changes, and a run may be writing to it. None where there are none.
+    """
+    if not folder.is_dir():
+        return None
+    manager = ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True))
+    try:
+        for step in sorted(manager.all_steps(), reverse=True):
+            try:
+                record, arrays = _read(manager, step)
+            except Exception:  # noqa: S112, a damaged one, or one the run has just replaced
+                continue
+            return (record["shape_steps"], arrays[-1].swapaxes(0, 1)) if record["shape_steps"] else None
+    finally:
+        manager.close()
+    return None
+
+
+def _read(manager: ocp.CheckpointManager, step: int) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """What `_pack` made, checked."""
+
+    def item(**args: ocp.args.CheckpointArgs) -> Any:
+        (name,) = args
+        return manager.restore(step, args=ocp.args.Composite(**args))[name]
+
+    contents = item(record=ocp.args.JsonRestore())  # pyright: ignore[reportCallIssue]
+    record = contents["record"]
+    arrays = [np.empty(spec["shape"], spec["dtype"]) for spec in record["arrays"]]
+    like = [array for array in arrays if array.size]  # Orbax keeps no others
+    stored = iter(item(arrays=ocp.args.StandardRestore(like)))  # pyright: ignore[reportCallIssue]
+    arrays = [next(stored) if array.size else array for array in arrays]
+    if _checksum(record, arrays) != contents["checksum"]:
+        raise ValueError("its checksum is another")
+    return record, arrays
+
+
+def _require_readable(checkpoint: Path) -> None:
+    """Raises WorkdirError for a file that this user may not read, which is no damage."""
+    for path in (checkpoint, *checkpoint.rglob("*")):
+        if not os.access(path, os.R_OK):
+            raise WorkdirError(
+                f"{path} may not be read by this user, so the run cannot go on from there; change its permissions, or "
+                "choose a new folder"
+            )
 
 
 def _reason(error: Exception) -> str:

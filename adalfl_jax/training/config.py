@@ -41,6 +41,7 @@ LEARNED_LOSS_FAMILIES = ("network", "scaled_task_loss", "weight_network")
 STARTS = ("random", "task_loss")  # anything else is the path of losses that were learned before
 OUTER_SPLITS = ("train", "valid")
 FAULT_POLICIES = ("stop", "skip", "back_off")
+WITHOUT_EFFECT = ("checkpoint", "num_loss_figures", "profile_steps", "wandb_project")  # on what a run computes
 
 
 class ConfigError(ValueError):
@@ -283,7 +284,7 @@ class TuningConfig:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CheckpointConfig:
-    """How often a run that goes on is kept. The only section that may differ when it is resumed."""
+    """How often a run that goes on is kept."""
 
     every_seconds: float
     every_steps: int
@@ -321,6 +322,9 @@ class TrainConfig:
     tuning: TuningConfig
     on_nonfinite: str
     checkpoint: CheckpointConfig
+    num_loss_figures: int
+    profile_steps: tuple[int, ...]
+    wandb_project: str
 
     def __post_init__(self) -> None:
         for name in (self.method, *self.methods):
@@ -335,6 +339,10 @@ class TrainConfig:
         for field in ("num_seeds", "batch_size", "num_steps", "eval_every"):
             _require(field, getattr(self, field), getattr(self, field) >= 1, "a whole number of at least 1")
         _require("outer.every", self.outer.every, self.outer.every <= self.num_steps, "at most config.num_steps")
+        _require("num_loss_figures", self.num_loss_figures, self.num_loss_figures >= 0, "a whole number of at least 0")
+        steps = self.profile_steps
+        is_range = len(steps) == 2 and 1 <= steps[0] <= steps[1]
+        _require("profile_steps", steps, not steps or is_range, "empty, or a first and a last step, from 1")
         fits = 0 <= self.seed <= 2**31 - self.num_seeds
         _require("seed", self.seed, fits, "a whole number from 0, with all of num_seeds below 2**31")
 

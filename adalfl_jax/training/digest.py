@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import adalfl_jax
-from adalfl_jax.training.config import TrainConfig
+from adalfl_jax.training.config import WITHOUT_EFFECT, TrainConfig
 from adalfl_jax.training.start import pin_start
 from adalfl_jax.training.workdir import LAYOUT
 
@@ -37,7 +37,8 @@ def digest_of_offline_phase(config: TrainConfig) -> str:
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
     settings = pin_start(config).to_dict()
-    del settings["checkpoint"]  # says nothing of the result
+    for field in WITHOUT_EFFECT:
+        del settings[field]
     learned_loss = settings["learned_loss"]
     learned_loss["start"] = learned_loss["start"].rpartition("#")[2]
     return settings

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from adalfl_jax.analysis.figures import LossShapes, picture_of_loss, prediction_label
 from adalfl_jax.analysis.statistics import describe
 from adalfl_jax.training import workdir as layout
 from adalfl_jax.training.checkpoint import save_state
-from adalfl_jax.training.config import LEARNING, TrainConfig
+from adalfl_jax.training.config import LEARNING, METHODS, TrainConfig
 from adalfl_jax.training.digest import digest_of_offline_phase
 from adalfl_jax.training.evaluation import Evaluation
 from adalfl_jax.training.outputs import finish_run, save_last_finite_state
@@ -31,12 +32,13 @@ from adalfl_jax.training.phases import (
 )
 from adalfl_jax.training.preemption import Preemption
 from adalfl_jax.training.progress import tell
-from adalfl_jax.training.results import DivergenceError, MethodResult
+from adalfl_jax.training.results import DivergenceError, MethodResult, Scalars
 from adalfl_jax.training.setup import Setup, make_setup
 from adalfl_jax.training.stage import Observer, Stage, StageRunner
 from adalfl_jax.training.start import pin_start
 from adalfl_jax.training.state import RunState, without_carry
 from adalfl_jax.training.steps import STEPS, StepFactory
+from adalfl_jax.training.weights_and_biases import require_wandb
 from adalfl_jax.training.writers import MetricWriters
 
 
@@ -79,6 +81,7 @@ def _run(
     command: str,
     offline_dir: str | os.PathLike[str] | None,
 ) -> dict[str, Any]:
+    require_wandb(config)
     config = pin_start(config)
     setup = make_setup(config)
     if (summary := layout.finished_summary(workdir, config, command)) is not None:
@@ -104,8 +107,8 @@ def _run_methods(
     setup: Setup, methods: tuple[str, ...], folder: Path, shared: Path | None, *, with_report: bool
 ) -> dict[str, Any]:
     results = []
-    with MetricWriters(folder) as writers, Preemption() as preemption:
-        run = _Run(setup, writers, folder / layout.CHECKPOINTS, shared, preemption)
+    with MetricWriters(folder, setup.config) as writers, Preemption() as preemption:
+        run = _Run(setup, writers, folder, shared, preemption)
         for method in methods:
             try:
                 results.append(run.method(method))
@@ -129,7 +132,7 @@ class _Run:
         self,
         setup: Setup,
         writers: MetricWriters,
-        checkpoints: Path,
+        workdir: Path,
         offline_checkpoints: Path | None,
         preemption: Preemption,
     ):
@@ -138,7 +141,7 @@ class _Run:
         self.writers = writers
         self.keys: SeedKeys = make_seed_keys(setup.config.seeds)
         self.evaluation = Evaluation(setup)
-        self.stages = StageRunner(setup, self.keys, self.evaluation, checkpoints, preemption)
+        self.stages = StageRunner(setup, self.keys, self.evaluation, workdir, preemption)
         self._offline: tuple[RunState, float] | None = None
         self._programs: dict[StepFactory, Phase] = {}
 
@@ -222,8 +225,17 @@ class _Run:
         )
 
     def _writer(self, method: str, phase: str = "training") -> Observer:
-        seeds = self.setup.config.seeds
-        return lambda step, scalars: self.writers.write(method, phase, step, seeds, scalars)
+        config, title = self.setup.config, METHODS.get(method, "the offline phase")
+
+        def write(step: int, scalars: Scalars, shapes: LossShapes | None) -> None:
+            self.writers.write(method, phase, step, config.seeds, scalars)
+            if shapes is not None:
+                predictions = np.asarray(self.evaluation.predictions)
+                label = prediction_label(config.learned_loss.predictions)
+                picture = picture_of_loss(shapes, predictions, label, f"What {title} learned, seed {config.seed}")
+                self.writers.write_picture(method, phase, step, config.seed, picture)
+
+        return write
 
 
 def _backed_off(setup: Setup, make_phase: Callable[[Setup], Phase]) -> Callable[[int], Phase]:

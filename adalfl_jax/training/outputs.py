@@ -24,6 +24,7 @@ from adalfl_jax.training.config import METHODS
 from adalfl_jax.training.results import DivergenceError, MethodResult
 from adalfl_jax.training.setup import Setup
 from adalfl_jax.training.state import RunState
+from adalfl_jax.training.unfinished import read_unfinished
 
 
 def finish_run(workdir: Path, setup: Setup, results: Sequence[MethodResult], *, with_report: bool) -> dict[str, Any]:
@@ -42,18 +43,19 @@ def finish_run(workdir: Path, setup: Setup, results: Sequence[MethodResult], *, 
 
 
 def rebuild_report(workdir: Path) -> list[Path]:
-    """Draws the pictures and the page of a finished run from its files, and an animation of the learned loss.
+    """Draws the pictures and the page of a run, over or not, from its files, and an animation of the learned loss.
 
     Returns:
       The files that were written.
 
     Raises:
-      WorkdirError: no finished run in the folder, or one whose files cannot be read.
+      WorkdirError: no run in the folder, or one whose files cannot be read.
     """
-    if not (workdir / layout.SUMMARY).is_file():
-        raise layout.WorkdirError(f"{workdir} holds no finished run: it has no {layout.SUMMARY}")
+    if not (workdir / layout.CONFIG).is_file():
+        raise layout.WorkdirError(f"{workdir} holds no run: it has no {layout.CONFIG}")
     try:
-        record = read_record(workdir)
+        is_over = (workdir / layout.SUMMARY).is_file()
+        record = read_record(workdir) if is_over else read_unfinished(workdir)
     except (OSError, ValueError, KeyError) as error:
         raise layout.WorkdirError(f"the files of {workdir} cannot be read: {error}") from error
     figures = write_figures(workdir / layout.FIGURES, record)

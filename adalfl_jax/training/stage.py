@@ -11,12 +11,15 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from adalfl_jax.analysis.figures import LossShapes
+from adalfl_jax.training import workdir as layout
 from adalfl_jax.training.checkpoint import StageCheckpoints
 from adalfl_jax.training.chunk import chunk_means, require_finite, seeds_without_gradient
 from adalfl_jax.training.config import METHODS
 from adalfl_jax.training.evaluation import Evaluation
 from adalfl_jax.training.phases import Phase, SeedKeys, splits_of
 from adalfl_jax.training.preemption import Preemption, PreemptionError
+from adalfl_jax.training.profiling import trace_chunk
 from adalfl_jax.training.progress import show_progress, tell
 from adalfl_jax.training.results import DivergenceError, History, Scalars
 from adalfl_jax.training.setup import Setup, learning_rate_schedule
@@ -24,7 +27,8 @@ from adalfl_jax.training.state import RunState
 
 MAX_BACK_OFFS = 10  # of a stage: eta is then a thousandth
 
-Observer = Callable[[int, Scalars], None]  # (step, scalars)
+# (step, scalars, the loss of the first seed so far where a picture of it is due)
+Observer = Callable[[int, Scalars, LossShapes | None], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +61,9 @@ class Stage:
 class StageRunner:
     """Advances stages in chunks on the device, with measures, checkpoints and an ear for signals between them."""
 
-    def __init__(self, setup: Setup, keys: SeedKeys, evaluation: Evaluation, checkpoints: Path, preemption: Preemption):
+    def __init__(self, setup: Setup, keys: SeedKeys, evaluation: Evaluation, workdir: Path, preemption: Preemption):
         self._setup, self._keys, self._evaluation = setup, keys, evaluation
-        self._checkpoints, self._preemption = checkpoints, preemption
+        self._workdir, self._preemption = workdir, preemption
         self._schedule = learning_rate_schedule(setup.config)
         self._alarmed: set[str] = set()  # stages whose meta-gradient was zero
 
@@ -71,15 +75,15 @@ class StageRunner:
           PreemptionError: a signal came.
           WorkdirError: a checkpoint cannot be read or written.
         """
-        folder = stage.checkpoints or self._checkpoints / stage.name
+        folder = stage.checkpoints or self._workdir / layout.CHECKPOINTS / stage.name
         with StageCheckpoints(folder, self._setup.config.checkpoint) as kept:
             history = kept.restore(stage.start)
             if history is None:
                 history = self._begin(stage)
             else:
                 tell(f"{stage.title} goes on from step {history.step} of {stage.num_steps}")
-                for observation in history.observed:
-                    stage.observe(*observation)
+                for step, scalars in history.observed:
+                    self._hand_on(stage, history, step, scalars)
             try:
                 if history.step < stage.num_steps:
                     self._advance_chunks(stage, history, kept)
@@ -118,10 +122,12 @@ class StageRunner:
     def _advance_chunk(self, stage: Stage, program: Phase, history: History) -> None:
         config, first_step = self._setup.config, history.step
         chunk = min(config.eval_every, stage.num_steps - first_step)
-        state, metrics = program.advance(
-            history.state, self._keys, splits_of(self._setup), stage.learning_rate, first_step, num_steps=chunk
-        )
-        metrics, done = jax.device_get(metrics), first_step + chunk
+        done = first_step + chunk
+        with trace_chunk(self._workdir / layout.PROFILES / stage.name, config.profile_steps, first_step, done):
+            state, metrics = program.advance(
+                history.state, self._keys, splits_of(self._setup), stage.learning_rate, first_step, num_steps=chunk
+            )
+            metrics = jax.device_get(metrics)
         measured = self._measure(stage, state, done)
         self._require_finite(stage, history, metrics, measured, state)
         outer_every = config.outer.every if stage.phase == "training" else 1
@@ -181,7 +187,15 @@ class StageRunner:
             history.shapes.append(np.asarray(shape))
         if scalars:
             history.observed.append((step, scalars))
-            stage.observe(step, scalars)
+            self._hand_on(stage, history, step, scalars)
+
+    def _hand_on(self, stage: Stage, history: History, step: int, scalars: Scalars) -> None:
+        shapes, steps = None, [each for each in history.shape_steps if each <= step]
+        if len(steps) > 1:
+            wanted = self._setup.config.num_loss_figures
+            is_due = steps[-1] * wanted // stage.num_steps > steps[-2] * wanted // stage.num_steps
+            shapes = LossShapes(np.array(steps), np.stack(history.shapes[: len(steps)])[:, 0]) if is_due else None
+        stage.observe(step, scalars, shapes)
 
     def _obey_signal(self, stage: Stage, step: int) -> None:
         if (number := self._preemption.signal) is None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from adalfl_jax.training.config import TrainConfig, differing_keys
+from adalfl_jax.training.config import WITHOUT_EFFECT, TrainConfig, differing_keys
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -23,6 +23,8 @@ STATES = "states"
 SUMMARY = "summary.json"
 FIGURES = "figures"
 REPORT = "report.html"
+PROFILES = "profiles"
+WANDB_ID = "wandb_run.json"
 CHECKPOINTS = "checkpoints"  # of an unfinished run; all results are made of them again
 LAYOUT = 1  # of the checkpoints, to be raised whenever they change
 _LAYOUT_FILE = "layout.json"
@@ -88,14 +90,14 @@ def open_workdir(path: str | os.PathLike[str], config: TrainConfig, command: str
         if (workdir / CONFIG).exists():
             _check_same_run(workdir, wanted)
             _check_checkpoints(workdir / CHECKPOINTS)
-            for name in _RESULTS:
-                _remove(workdir / name)
         elif workdir.is_dir() and any(not path.name.startswith(CONFIG) for path in workdir.iterdir()):
             raise WorkdirError(f"{workdir} is not empty and holds no {CONFIG}; choose a new folder")
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(workdir / CONFIG, wanted)  # first: without it the folder is not known as a run's
         (workdir / CHECKPOINTS).mkdir(exist_ok=True)
         write_json(workdir / CHECKPOINTS / _LAYOUT_FILE, {"layout": LAYOUT, "versions": _versions()})
+        for name in _RESULTS:  # last: a folder that cannot be written to keeps them
+            _remove(workdir / name)
     except WorkdirError:
         raise
     except OSError as error:
@@ -124,6 +126,15 @@ def remove_checkpoints(path: str | os.PathLike[str]) -> None:
     _remove(Path(path).expanduser().resolve() / CHECKPOINTS)
 
 
+def is_worked_on(path: str | os.PathLike[str]) -> bool:
+    """Whether a process holds the folder; False where the system cannot tell."""
+    try:
+        with hold_workdir(path):
+            return False
+    except WorkdirError:
+        return True
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON in one move, so that a reader never sees half a file, even after a power cut."""
     partial = path.with_name(path.name + ".partial")
@@ -140,7 +151,7 @@ def _check_same_run(workdir: Path, wanted: dict[str, Any]) -> None:
         found = dict(json.loads((workdir / CONFIG).read_text()))
     except (ValueError, TypeError, OSError) as error:
         raise WorkdirError(f"{workdir / CONFIG} cannot be read ({error}); choose a new folder") from error
-    found, wanted = ({**values, "checkpoint": None} for values in (found, wanted))  # may change from start to start
+    found, wanted = (values | dict.fromkeys(WITHOUT_EFFECT) for values in (found, wanted))
     if lines := differing_keys(found, wanted):
         raise WorkdirError(
             f"{workdir} holds a run of another config; choose a new folder, or set these keys back "
@@ -152,6 +163,11 @@ def _check_checkpoints(folder: Path) -> None:
     """Raises WorkdirError for checkpoints this package cannot go on from, and warns of another version of JAX."""
     path = folder / _LAYOUT_FILE
     if not path.exists():
+        if folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir()):
+            raise WorkdirError(
+                f"{folder} holds checkpoints of an unknown layout: it has no {_LAYOUT_FILE}; choose a new folder, or "
+                f"remove {folder} to start the run over"
+            )
         return
     try:
         found = json.loads(path.read_text())

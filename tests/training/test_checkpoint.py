@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from adalfl_jax.training import WorkdirError, checkpoint
-from adalfl_jax.training.checkpoint import StageCheckpoints
+from adalfl_jax.training.checkpoint import StageCheckpoints, load_state, read_loss_shapes
 from adalfl_jax.training.config import CheckpointConfig
 from adalfl_jax.training.results import History
 from adalfl_jax.training.state import RunState
 from adalfl_jax.types import Phi, Theta
+from tests.training.tiny import snapshot
 
 ALWAYS = CheckpointConfig(every_seconds=0.0, every_steps=1, keep=2)
 
@@ -185,11 +186,51 @@ def test_damaged_checkpoints_are_set_aside_and_the_stage_starts_over(two_checkpo
     gc.collect()
 
 
+def test_a_state_that_is_not_there_or_of_another_config_is_told(tmp_path):
+    state = make_history(5).state._replace(phi=None)
+    with pytest.raises(WorkdirError, match=r"nosuch cannot be read as a state of this config"):
+        load_state(tmp_path / "nosuch", state)
+    plain = RunState(Theta({"kernel": jnp.ones((2, 3))}, {}, ()), None)
+    checkpoint.save_state(tmp_path / "state", plain)
+    jax.tree.map(np.testing.assert_array_equal, load_state(tmp_path / "state", plain), plain)
+    with pytest.raises(WorkdirError, match=r"state cannot be read as a state of this config"):
+        load_state(tmp_path / "state", RunState(Theta({"other": jnp.ones((2, 3))}, {}, ()), None))
+
+
 def test_the_state_of_another_model_is_refused_and_left_alone(two_checkpoints):
     other = RunState(make_history(0).state.theta, None)
     with StageCheckpoints(two_checkpoints, ALWAYS) as kept, pytest.raises(WorkdirError, match="state of another model"):
         kept.restore(other)
     assert steps_in(two_checkpoints) == [5, 10]
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_taken_for_damaged(two_checkpoints, monkeypatch):
+    before = snapshot(two_checkpoints)
+    access = checkpoint.os.access
+    monkeypatch.setattr(  # as root finds no file that it may not read
+        checkpoint.os, "access", lambda path, mode: "10" not in path.parts and access(path, mode)
+    )
+    with pytest.raises(WorkdirError, match=r"stage.10 may not be read by this user.* change its permissions"):
+        restored(two_checkpoints)
+    assert snapshot(two_checkpoints) == before
+
+
+def test_loss_shapes_are_read_beside_the_run_that_writes_them(tmp_path):
+    folder = tmp_path / "stage"
+    assert read_loss_shapes(folder) is None
+    save_all(folder, History(make_history(4).state, 4))
+    assert read_loss_shapes(folder) is None
+    with StageCheckpoints(folder, ALWAYS) as kept:
+        for step in (5, 10):  # the second one waits for the first, and is being written
+            kept.save(make_history(step, seed=step))
+        assert read_loss_shapes(folder)[0] in ([0, 5], [0, 10])
+    steps, values = read_loss_shapes(folder)
+    assert steps == [0, 10]
+    np.testing.assert_array_equal(values.swapaxes(0, 1), make_history(10, seed=10).shapes)
+    flip(next(path for path in (folder / "10" / "record").rglob("*") if path.is_file() and path.stat().st_size > 100))
+    before = snapshot(folder)
+    assert read_loss_shapes(folder)[0] == [0, 5]
+    assert snapshot(folder) == before
 
 
 @contextlib.contextmanager

@@ -168,6 +168,10 @@ def test_wrong_type_is_refused(path, value):
         ("checkpoint.every_seconds", -1.0),
         ("checkpoint.every_steps", -1),
         ("checkpoint.keep", -1),
+        ("num_loss_figures", -1),
+        ("profile_steps", (5,)),
+        ("profile_steps", (0, 5)),
+        ("profile_steps", (6, 5)),
     ],
 )
 def test_value_out_of_range_is_refused(path, value):

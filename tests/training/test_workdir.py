@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -111,7 +112,8 @@ def test_half_a_config_file_of_a_run_that_was_killed_is_no_foreign_file(tmp_path
 
 
 def test_other_checkpoint_settings_are_no_other_run(finished):
-    other = tiny_config({"checkpoint.keep": 5, "checkpoint.every_seconds": 7.0})
+    watched = {"num_loss_figures": 3, "profile_steps": (1, 2), "wandb_project": "losses"}
+    other = tiny_config({"checkpoint.keep": 5, "checkpoint.every_seconds": 7.0, **watched})
     assert finished_summary(finished, other, "train") == {"methods": {}}
     open_workdir(finished, other, "train")
     assert json.loads((finished / "config.json").read_text())["checkpoint"]["keep"] == 5
@@ -133,6 +135,34 @@ def test_checkpoints_of_another_version_are_refused_and_left_alone(change, text,
     before = snapshot(finished)
     with pytest.raises(WorkdirError, match=text):
         open_workdir(finished, tiny_config(), "train")
+    assert snapshot(finished) == before
+
+
+def test_checkpoints_of_an_unknown_layout_are_refused_and_left_alone(finished):
+    (finished / "checkpoints" / "layout.json").unlink()
+    open_workdir(finished, tiny_config(), "train")  # there are none yet
+    (finished / "checkpoints" / "layout.json").unlink()
+    (finished / "checkpoints" / "adalfl" / "10").mkdir(parents=True)
+    (finished / "checkpoints" / "adalfl" / "10" / "part").write_text("kept")
+    before = snapshot(finished)
+    with pytest.raises(WorkdirError, match=r"checkpoints of an unknown layout: it has no layout\.json; choose a new"):
+        open_workdir(finished, tiny_config(), "train")
+    assert snapshot(finished) == before
+
+
+def test_a_folder_that_may_not_be_written_is_told_and_left_alone(finished, monkeypatch):
+    before = snapshot(finished)
+
+    def refuse(self, mode="r", *arguments, **options):
+        if "w" in mode:
+            raise PermissionError(13, "Permission denied", str(self))
+        return opened(self, mode, *arguments, **options)
+
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", refuse)  # as root finds no folder that it may not write to
+    with pytest.raises(WorkdirError, match=r"cannot write to workdir .*run: .*Permission denied"):
+        open_workdir(finished, tiny_config(), "train")
+    monkeypatch.undo()
     assert snapshot(finished) == before
 
 

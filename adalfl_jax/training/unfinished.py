@@ -1,0 +1,120 @@
+"""What there is to report of a run that is not over: from its metrics and its checkpoints."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adalfl_jax.analysis.measures import make_loss_shape
+from adalfl_jax.analysis.record import RunRecord
+from adalfl_jax.analysis.statistics import describe
+from adalfl_jax.learned_losses import LossNetwork
+from adalfl_jax.training import workdir as layout
+from adalfl_jax.training.checkpoint import read_loss_shapes
+from adalfl_jax.training.config import LEARNING, METHODS, TrainConfig
+
+Rows = list[dict[str, Any]]
+
+
+def read_unfinished(workdir: Path) -> RunRecord:
+    """The record of a run so far; its summary has the entries `progress` and `is_running` beside the usual ones.
+
+    A process may be writing to the folder meanwhile. The loss shapes are those of the newest checkpoints.
+    """
+    settings = json.loads((workdir / layout.CONFIG).read_text())
+    command = settings["command"]
+    config = TrainConfig.from_mapping({name: value for name, value in settings.items() if name != "command"})
+    methods = config.methods if command == "compare" else (config.method,)
+    rows = _whole_rows(workdir, config.num_seeds)
+    begun = [method for method in methods if _steps_of(rows, method)]
+    shapes = _shapes(workdir, config, methods)
+    summary = {
+        "dataset": config.dataset.name,
+        "metric": config.metric,
+        "num_steps": config.num_steps,
+        "seeds": list(config.seeds),
+        "methods": {method: _summary_of(rows, method, config) for method in begun},
+        "comparisons": [],
+        "environment": {},
+        "progress": _progress(workdir, config, methods, rows),
+        "is_running": layout.is_worked_on(workdir),
+    }
+    if drawn := [method for method in begun if f"{method}/values" in shapes]:
+        valid = summary["methods"][drawn[-1]]["valid"]["per_seed"]
+        summary["learned_loss"] = {"method": drawn[-1], "seed": config.seeds[int(np.argmin(valid))]}
+    return RunRecord(settings, summary, rows, shapes)
+
+
+def _whole_rows(workdir: Path, num_seeds: int) -> Rows:
+    """The records that every seed has; the last ones may be half written."""
+    path = workdir / layout.METRICS
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]
+    counts = Counter(_place(row) for row in rows)
+    return [row for row in rows if counts[_place(row)] == num_seeds]
+
+
+def _place(row: dict[str, Any]) -> tuple[str, str, int]:
+    return row["method"], row["phase"], row["step"]
+
+
+def _steps_of(rows: Rows, method: str) -> list[int]:
+    return [row["step"] for row in rows if row["method"] == method]
+
+
+def _summary_of(rows: Rows, method: str, config: TrainConfig) -> dict[str, Any]:
+    """The entry of a method in a summary, as of its last evaluation; what is known at the end alone is None."""
+    step = max(_steps_of(rows, method))
+    last = sorted((row for row in rows if row["method"] == method and row["step"] == step), key=lambda row: row["seed"])
+    test, valid = ([row[f"{split}/{config.metric}"] for row in last] for split in ("test", "valid"))
+    return {
+        "title": METHODS[method],
+        "step": step,
+        "learning_rate": None if method == "tuned_task_loss" else config.inner.learning_rate,
+        "test": describe(test),
+        "valid": describe(valid),
+        "seconds": {"training": None, "offline": None},
+    }
+
+
+def _progress(workdir: Path, config: TrainConfig, methods: tuple[str, ...], rows: Rows) -> list[dict[str, Any]]:
+    """How far each part of a run is, in the order they come in."""
+    plan = {method: (METHODS[method], config.num_steps) for method in methods}
+    if "tuned_task_loss" in plan:  # its metrics come at the end of its search, its checkpoints before
+        plan["tuned_task_loss"] = (METHODS["tuned_task_loss"], config.num_steps * len(config.tuning.learning_rates))
+    if learning := [method for method in methods if method in LEARNING]:
+        before = list(plan).index(learning[0])
+        items = list(plan.items())
+        plan = dict([*items[:before], ("offline", ("offline phase", config.offline.num_steps)), *items[before:]])
+    progress = []
+    for method, (title, num_steps) in plan.items():
+        is_searched = method == "tuned_task_loss"
+        steps = _steps_of(rows, method)
+        done = _steps_searched(workdir) if is_searched else max(steps, default=0)
+        progress.append({"title": title, "done": num_steps if is_searched and steps else done, "of": num_steps})
+    return progress
+
+
+def _steps_searched(workdir: Path) -> int:
+    """Steps at all rates of a search, by the newest checkpoints."""
+    folders = (workdir / layout.CHECKPOINTS).glob("tuned_task_loss_*")
+    kept = ([int(path.name) for path in folder.iterdir() if path.name.isdecimal()] for folder in folders)
+    return sum(max(steps, default=0) for steps in kept)
+
+
+def _shapes(workdir: Path, config: TrainConfig, methods: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """What `loss_shapes.npz` will hold, so far."""
+    loss = config.learned_loss.make(config.task_loss)
+    if not isinstance(loss, LossNetwork):
+        return {}
+    found = {method: read_loss_shapes(workdir / layout.CHECKPOINTS / method) for method in methods}
+    shapes = {"predictions": np.asarray(make_loss_shape(loss)[0])}
+    for method, so_far in found.items():
+        if so_far is not None:
+            steps, values = so_far
+            shapes |= {f"{method}/steps": np.array(steps), f"{method}/values": values}
+    return shapes
