@@ -53,6 +53,7 @@ results: setup  ## Make every study and write docs/results.md: days on two cores
 	$(STUDY) --study=clean_labels --write=docs/results.md
 	$(STUDY) --study=noisy_labels --write=docs/results.md
 	$(STUDY) --study=thrift --write=docs/results.md
+	$(STUDY) --study=transfer --write=docs/results.md
 	$(STUDY) --study=recipe --write=docs/results.md
 	$(STUDY) --study=ablation --write=docs/results.md
 
@@ -60,6 +61,7 @@ results-quick: setup  ## Make a reduced form of every study on digits: that all 
 	$(STUDY) --study=clean_labels --comparison=mnist_mlp --quick
 	$(STUDY) --study=noisy_labels --comparison=mnist_mlp_40 --quick
 	$(STUDY) --study=thrift --comparison=thrift_mnist_mlp --quick
+	$(STUDY) --study=transfer --comparison=transfer_mnist_logistic --comparison=transfer_mnist_mlp --quick
 
 clean:  ## Remove the environment and caches; runs/ stays.
 	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache *.egg-info

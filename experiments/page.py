@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -36,11 +37,13 @@ def render_table(table: Table) -> str:
     return "\n\n".join([f"**{table.title}**", body, *table.notes])
 
 
-def render_section(command: str, machine: Mapping[str, Any], tables: list[Table], picture: str | None = None) -> str:
-    """Tables with the command that made them and what they were made on."""
+def render_section(
+    command: str, machine: Mapping[str, Any], tables: list[Table], pictures: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """Tables and pictures, title -> file, with the command that made them and what they were made on."""
     facts = ", ".join(f"{name} {value}" for name, value in machine.items())
-    pictures = [f"![{tables[-1].title}]({picture})"] if picture else []
-    return "\n\n".join([f"```sh\n{command}\n```", f"{facts}.", *map(render_table, tables), *pictures])
+    shown = [f"![{title}]({file})" for title, file in pictures.items()]
+    return "\n\n".join([f"```sh\n{command}\n```", f"{facts}.", *map(render_table, tables), *shown])
 
 
 def replace_section(text: str, name: str, content: str) -> str:

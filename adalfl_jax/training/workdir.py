@@ -151,12 +151,20 @@ def _check_same_run(workdir: Path, wanted: dict[str, Any]) -> None:
         found = dict(json.loads((workdir / CONFIG).read_text()))
     except (ValueError, TypeError, OSError) as error:
         raise WorkdirError(f"{workdir / CONFIG} cannot be read ({error}); choose a new folder") from error
-    found, wanted = (values | dict.fromkeys(WITHOUT_EFFECT) for values in (found, wanted))
+    found, wanted = map(_without_circumstances, (found, wanted))
     if lines := differing_keys(found, wanted):
         raise WorkdirError(
             f"{workdir} holds a run of another config; choose a new folder, or set these keys back "
             "(there -> here):\n  " + "\n  ".join(lines)
         )
+
+
+def _without_circumstances(values: dict[str, Any]) -> dict[str, Any]:
+    """What may not change from start to start: of learned losses to start from the content, and not the path."""
+    learned_loss = dict(values.get("learned_loss") or {})
+    if "start" in learned_loss:
+        learned_loss["start"] = str(learned_loss["start"]).rpartition("#")[2]
+    return {**values, **dict[str, Any].fromkeys(WITHOUT_EFFECT), "learned_loss": learned_loss}
 
 
 def _check_checkpoints(folder: Path) -> None:

@@ -110,8 +110,8 @@ def _benchmark(command: str) -> None:
         tables = _run(suite)
         print(page.render_section(command, machine, tables), end="\n\n")
         if page.WRITE.value:
-            picture = _draw(tables) if suite == "estimators" else None
-            _write_section(suite, page.render_section(command, machine, tables, picture))
+            pictures = {tables[-1].title: _draw(tables)} if suite == "estimators" else {}
+            _write_section(suite, page.render_section(command, machine, tables, pictures))
         results[_section(suite)] = {
             "machine": machine,
             "tables": {table.title: _as_json(table) for table in tables},

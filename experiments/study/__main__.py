@@ -9,6 +9,7 @@ Studies:
   noisy_labels  wrong labels in the training split and a small clean set, beside robust losses and learned weights
   recipe        settings that keep AdaLFL from failing
   thrift        what a cheaper meta-gradient costs in accuracy
+  transfer      a loss learned on other data or for another model, as it is and learned further
 
 Runs are kept in `--workdir` (runs/studies) under a digest of their configuration: a study that was stopped goes on
 where it was, and a changed setting is another run. `STUDY.json` there has all numbers.
@@ -19,28 +20,39 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import app, flags
 from rich.console import Console
 
 from adalfl_jax.registry import lookup
+from adalfl_jax.training import TrainConfig
 from adalfl_jax.training.workdir import write_json
 from experiments import page
 from experiments.launch import WORKDIR, parse_flags, told_in_a_line
 from experiments.machine import describe_machine
-from experiments.study import ablation, clean_labels, noisy_labels, recipe, thrift
-from experiments.study.arms import Comparison, Overrides, make_config
+from experiments.study import ablation, clean_labels, noisy_labels, recipe, thrift, transfer
+from experiments.study.arms import Arm, Comparison, Overrides, make_config, make_source_config
 from experiments.study.compare import compare_arms
-from experiments.study.tables import comparison_table, draw_curves
+from experiments.study.tables import Part, comparison_parts, save_figure
+
+
+class Study(NamedTuple):
+    """Comparisons, and what is shown of them."""
+
+    comparisons: Callable[[], list[Comparison]]
+    parts: Callable[[Sequence[Comparison], Mapping[str, Any], Path], list[Part]] = comparison_parts
+
 
 STUDIES = {
-    "ablation": ablation,
-    "clean_labels": clean_labels,
-    "noisy_labels": noisy_labels,
-    "recipe": recipe,
-    "thrift": thrift,
+    "ablation": Study(ablation.comparisons),
+    "clean_labels": Study(clean_labels.comparisons),
+    "noisy_labels": Study(noisy_labels.comparisons),
+    "recipe": Study(recipe.comparisons),
+    "thrift": Study(thrift.comparisons),
+    "transfer": Study(transfer.comparisons, transfer.parts),
 }
 FOLDER = "runs/studies"
 FIRST_SEED = 100  # of the seeds that are compared; tuning takes those from 0
@@ -77,7 +89,7 @@ def main(argv: list[str]) -> None:
             sys.exit(f"{type(error).__name__}: {error}")
         command = shlex.join(["python", "-m", "experiments.study", *sys.argv[1:]])
         for comparison in comparisons:
-            _make(comparison, command)
+            _make(comparison, comparisons, command)
 
 
 def _check_flags() -> None:
@@ -99,24 +111,46 @@ def _chosen() -> list[Comparison]:
 def _reduced(comparison: Comparison) -> Comparison:
     """With fewer steps and the first two points of every grid, and on digits where data are larger."""
     config = make_config(comparison, comparison.arms[0], {}, range(1))
-    is_small = config.dataset.name in ("digits", "diabetes")
-    arms = tuple(arm._replace(grid=arm.grid[:2]) for arm in comparison.arms)
-    small = {} if is_small else dict(DIGITS)
+    where = "" if _is_small(config) else "on digits, "
+    title = f"{comparison.title} (quick form: {where}{QUICK['num_steps']} steps)"
+    return comparison._replace(
+        name=f"{comparison.name}_quick",
+        title=title,
+        arms=tuple(_reduced_arm(arm) for arm in comparison.arms),
+        overrides=_reduced_overrides(config, comparison.overrides),
+    )
+
+
+def _reduced_arm(arm: Arm) -> Arm:
+    source = arm.source
+    if source is not None:
+        config = make_source_config(source, range(1))
+        source = source._replace(overrides=_reduced_overrides(config, source.overrides))
+    return arm._replace(grid=arm.grid[:2], source=source)
+
+
+def _reduced_overrides(config: TrainConfig, overrides: Overrides) -> Overrides:
+    small = {} if _is_small(config) else dict(DIGITS)
+    if config.model.name == "logistic":
+        small.pop("model.name", None)  # it takes digits as they are
     if config.dataset.valid_examples:
         small |= {"dataset.valid_examples": 200}
-    title = f"{comparison.title} (quick form: {'' if is_small else 'on digits, '}{QUICK['num_steps']} steps)"
-    return comparison._replace(
-        name=f"{comparison.name}_quick", title=title, arms=arms, overrides={**comparison.overrides, **QUICK, **small}
-    )
+    return {**overrides, **QUICK, **small}
+
+
+def _is_small(config: TrainConfig) -> bool:
+    return config.dataset.name in ("digits", "diabetes")
 
 
 def _check(comparison: Comparison) -> None:
     for arm in comparison.arms:
         for point in arm.grid:
             make_config(comparison, arm, point, range(1))
+        if arm.source is not None:
+            make_source_config(arm.source, range(1))
 
 
-def _make(comparison: Comparison, command: str) -> None:
+def _make(comparison: Comparison, comparisons: list[Comparison], command: str) -> None:
     workdir, console = Path(WORKDIR.value or FOLDER).expanduser(), Console(stderr=True)
     num_seeds, num_tuning_seeds = (2, 1) if _QUICK.value else (_SEEDS.value, _TUNING_SEEDS.value)
     numbers = compare_arms(
@@ -132,24 +166,29 @@ def _make(comparison: Comparison, command: str) -> None:
     known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     known[comparison.name] = numbers
     write_json(path, known)
-    draw_curves(numbers, metric, workdir / f"{comparison.name}.png")
-    print(page.render_section(command, numbers["machine"], [comparison_table(numbers, metric)]), end="\n\n")
+    for part in STUDIES[_STUDY.value or ""].parts(comparisons, known, workdir):
+        if comparison.name in part.comparisons:
+            save_figure(part.figure, workdir / f"{part.name}.png")
+            print(_section(part, known, {}), end="\n\n")
     if page.WRITE.value:
-        _write_page(Path(page.WRITE.value), known)
+        _write_page(Path(page.WRITE.value), known, workdir)
 
 
-def _write_page(target: Path, known: dict[str, Any]) -> None:
-    """Puts every comparison of the study there are numbers of into its section of the page, with its picture."""
+def _write_page(target: Path, known: dict[str, Any], workdir: Path) -> None:
+    """Puts all parts of the study there are numbers of into its section of the page, with their pictures."""
     folder = target.parent / PICTURES
     folder.mkdir(parents=True, exist_ok=True)
-    parts = []
-    for name in (comparison.name for comparison in STUDIES[_STUDY.value or ""].comparisons()):
-        if name in known:
-            numbers = known[name]
-            draw_curves(numbers, numbers["metric"], folder / f"{name}.png")
-            table = comparison_table(numbers, numbers["metric"])
-            parts.append(page.render_section(numbers["command"], numbers["machine"], [table], f"{PICTURES}/{name}.png"))
-    target.write_text(page.replace_section(target.read_text(), _STUDY.value or "", "\n\n".join(parts)))
+    study, sections = STUDIES[_STUDY.value or ""], []
+    for part in study.parts(study.comparisons(), known, workdir):
+        save_figure(part.figure, folder / f"{part.name}.png")
+        sections.append(_section(part, known, {part.title: f"{PICTURES}/{part.name}.png"}))
+    target.write_text(page.replace_section(target.read_text(), _STUDY.value or "", "\n\n".join(sections)))
+
+
+def _section(part: Part, known: dict[str, Any], pictures: Mapping[str, str]) -> str:
+    made = [known[name] for name in part.comparisons]
+    commands = "\n".join(dict.fromkeys(numbers["command"] for numbers in made))
+    return page.render_section(commands, made[-1]["machine"], [part.table] if part.table else [], pictures)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,13 @@ HELD_IN = 0.5  # share of a validation split that arms are trained on while they
 Overrides = Mapping[str, Any]  # dotted name of a field -> value
 
 
+class Source(NamedTuple):
+    """A run of ML3 or AdaLFL, whose seeds leave the losses they learned to those of an arm."""
+
+    config: str  # NAME of configs/NAME.py
+    overrides: Overrides
+
+
 class Arm(NamedTuple):
     """One way of training.
 
@@ -26,6 +33,7 @@ class Arm(NamedTuple):
     overrides: Overrides = MappingProxyType({})
     grid: tuple[Overrides, ...] = (MappingProxyType({}),)
     early_stopping: bool = False  # whether a seed is judged where its validation metric was best, not at the end
+    source: Source | None = None  # where phi starts, if it was learned elsewhere
 
 
 class Comparison(NamedTuple):
@@ -37,11 +45,13 @@ class Comparison(NamedTuple):
     overrides: Overrides
     arms: tuple[Arm, ...]
     reference: str  # the arm whose difference from each other arm is tested
+    pairs: tuple[tuple[str, str], ...] = ()  # arms, and others that they are tested against too
 
     def select(self, names: Iterable[str]) -> Comparison:
         """The comparison with some of its arms, the reference among them."""
         wanted = {*names, self.reference}
-        return self._replace(arms=tuple(arm for arm in self.arms if arm.name in wanted))
+        pairs = tuple(pair for pair in self.pairs if wanted.issuperset(pair))
+        return self._replace(arms=tuple(arm for arm in self.arms if arm.name in wanted), pairs=pairs)
 
 
 def grid(**values: Iterable[Any]) -> tuple[Overrides, ...]:
@@ -60,9 +70,19 @@ def make_config(
     Raises:
       ConfigError: an override that is no field, or a value out of its range.
     """
-    config = importlib.import_module(f"configs.{comparison.config}").get_config()
+    overrides = {**comparison.overrides, **arm.overrides, **point}
+    return _build(comparison.config, overrides, seeds, for_tuning=for_tuning)
+
+
+def make_source_config(source: Source, seeds: range, *, for_tuning: bool = False) -> TrainConfig:
+    """The configuration of a run that learned losses come from, for the same seeds."""
+    return _build(source.config, source.overrides, seeds, for_tuning=for_tuning)
+
+
+def _build(name: str, overrides: Overrides, seeds: range, *, for_tuning: bool) -> TrainConfig:
+    config = importlib.import_module(f"configs.{name}").get_config()
     with config.unlocked():
-        config.update_from_flattened_dict({**comparison.overrides, **arm.overrides, **point})
+        config.update_from_flattened_dict(dict(overrides))
     if for_tuning and config.outer.split == "valid":
         config.outer.split_fraction = HELD_IN
     config.update(seed=seeds.start, num_seeds=len(seeds), methods=(config.method,))

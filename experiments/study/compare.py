@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
+from adalfl_jax.analysis.record import RunRecord
 from adalfl_jax.analysis.statistics import describe, paired_difference
 from adalfl_jax.training.digest import digest_of
-from experiments.study.arms import Arm, Comparison, Overrides, field_words, make_config
-from experiments.study.runs import Diverged, Outcome, flat_share_of, outcome_of, run
+from experiments.study.arms import Arm, Comparison, Overrides, field_words, make_config, make_source_config
+from experiments.study.runs import Diverged, Outcome, flat_share_of, outcome_of, run, started
 
 Say = Callable[[str], None]
 
@@ -26,7 +27,8 @@ def compare_arms(
       `arms`: by name the metric on the test and the validation split per seed, the point of the grid that was taken and
       what the others reached, the curve of the test metric, steps and seconds to the target, and how flat the learned
       loss is at the end; `differences`: paired tests of the reference less every other arm, with p-values adjusted for
-      their number; `target`: the metric the first arm ends at, None if it diverges.
+      their number; `pairs`: the same of the further pairs of arms, adjusted for theirs; `target`: the metric the first
+      arm ends at, None if it diverges.
     """
     outcomes: dict[str, Outcome] = {}
     arms: dict[str, Any] = {}
@@ -36,10 +38,8 @@ def compare_arms(
         if point is None:
             arms[arm.name]["diverged"] = "at every point of the grid"
             continue
-        config = make_config(comparison, arm, point, seeds)
         say(f"{comparison.title}: {arm.title}{_words(point)}, {len(seeds)} seeds")
-        found = run(config, workdir)
-        arms[arm.name]["run"] = digest_of(config)
+        found, arms[arm.name]["run"] = _train(comparison, arm, point, seeds, workdir)
         if isinstance(found, Diverged):
             arms[arm.name]["diverged"] = found.reason
             continue
@@ -59,7 +59,21 @@ def compare_arms(
         "target": target,
         "arms": arms,
         "differences": _differences(outcomes, comparison.reference),
+        "pairs": _pairs(outcomes, comparison.pairs),
     }
+
+
+def _train(
+    comparison: Comparison, arm: Arm, point: Overrides, seeds: range, workdir: Path, *, for_tuning: bool = False
+) -> tuple[RunRecord | Diverged, str | None]:
+    """A run, and the digest it is kept under; trained, with the one it starts from, if the study has not got it."""
+    config = make_config(comparison, arm, point, seeds, for_tuning=for_tuning)
+    if arm.source is not None:
+        start = started(config, make_source_config(arm.source, seeds, for_tuning=for_tuning), workdir)
+        if isinstance(start, Diverged):
+            return start, None
+        config = start
+    return run(config, workdir), digest_of(config)
 
 
 def _tune(
@@ -71,7 +85,7 @@ def _tune(
     tried = []
     for point in arm.grid:
         say(f"{comparison.title}: tuning {arm.title}{_words(point)}")
-        found = run(make_config(comparison, arm, point, seeds, for_tuning=True), workdir)
+        found, _ = _train(comparison, arm, point, seeds, workdir, for_tuning=True)
         valid = None
         if not isinstance(found, Diverged):
             valid = float(outcome_of(found, early_stopping=arm.early_stopping).valid.mean())
@@ -100,14 +114,30 @@ def _differences(outcomes: dict[str, Outcome], reference: str) -> dict[str, Any]
     if reference not in outcomes:
         return {}
     others = [name for name in outcomes if name != reference]
-    tests = {
-        name: paired_difference(outcomes[name].test.tolist(), outcomes[reference].test.tolist()) for name in others
-    }
-    defined = [name for name in others if tests[name]["p_value"] is not None]
+    tests = [_test(outcomes[reference], outcomes[name]) for name in others]
+    return dict(zip(others, _adjusted(tests), strict=True))
+
+
+def _pairs(outcomes: dict[str, Outcome], pairs: tuple[tuple[str, str], ...]) -> list[dict[str, Any]]:
+    tests = [
+        {"arm": arm, "against": against} | _test(outcomes[arm], outcomes[against])
+        for arm, against in pairs
+        if arm in outcomes and against in outcomes
+    ]
+    return _adjusted(tests)
+
+
+def _test(arm: Outcome, against: Outcome) -> dict[str, Any]:
+    return paired_difference(against.test.tolist(), arm.test.tolist())
+
+
+def _adjusted(tests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The tests, those that are defined with a p-value adjusted for their number."""
+    defined = [test for test in tests if test["p_value"] is not None]
     if defined:
-        adjusted = scipy.stats.false_discovery_control([tests[name]["p_value"] for name in defined])
-        for name, p_value in zip(defined, adjusted, strict=True):
-            tests[name]["adjusted_p_value"] = float(p_value)
+        adjusted = scipy.stats.false_discovery_control([test["p_value"] for test in defined])
+        for test, p_value in zip(defined, adjusted, strict=True):
+            test["adjusted_p_value"] = float(p_value)
     return tests
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,9 +26,14 @@ class Diverged(NamedTuple):
     reason: str
 
 
+def folder_of(config: TrainConfig, workdir: Path) -> Path:
+    """Where a run is kept."""
+    return workdir / RUNS / digest_of(config)
+
+
 def run(config: TrainConfig, workdir: Path) -> RunRecord | Diverged:
     """The record of a run; it is trained if the study does not have it."""
-    folder = workdir / RUNS / digest_of(config)
+    folder = folder_of(config, workdir)
     failure = folder.with_suffix(".diverged.json")
     if failure.exists():
         return Diverged(json.loads(failure.read_text())["reason"])
@@ -37,6 +43,15 @@ def run(config: TrainConfig, workdir: Path) -> RunRecord | Diverged:
         write_json(failure, {"reason": str(error), "config": config.to_dict()})
         return Diverged(str(error))
     return read_record(folder)
+
+
+def started(config: TrainConfig, source: TrainConfig, workdir: Path) -> TrainConfig | Diverged:
+    """The configuration with phi starting where another run ended, which is trained if the study does not have it."""
+    found = run(source, workdir)
+    if isinstance(found, Diverged):
+        return Diverged(f"what it starts from: {found.reason}")
+    start = str(folder_of(source, workdir))
+    return dataclasses.replace(config, learned_loss=dataclasses.replace(config.learned_loss, start=start))
 
 
 class Outcome(NamedTuple):

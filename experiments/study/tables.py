@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -11,9 +12,31 @@ from matplotlib.figure import Figure
 
 from adalfl_jax.analysis.figures import STYLE
 from experiments.page import Row, Table
-from experiments.study.arms import field_words
+from experiments.study.arms import Comparison, field_words
 
 PERCENT = ("error_rate", "top_5_error_rate")
+HIGHLIGHT = "#be185d"  # of what a figure is about
+
+
+class Part(NamedTuple):
+    """What a study shows of some of its comparisons: a picture, and mostly a table."""
+
+    name: str  # of the picture's file
+    title: str  # of the picture
+    comparisons: tuple[str, ...]  # names of those it is made of
+    figure: Figure
+    table: Table | None = None
+
+
+def comparison_parts(comparisons: Sequence[Comparison], known: Mapping[str, Any], workdir: Path) -> list[Part]:
+    """A table and the learning curves of each comparison there are numbers of."""
+    del workdir
+    parts = []
+    for name in (comparison.name for comparison in comparisons if comparison.name in known):
+        numbers = known[name]
+        table = comparison_table(numbers, numbers["metric"])
+        parts.append(Part(name, numbers["title"], (name,), curves_figure(numbers), table))
+    return parts
 
 
 def comparison_table(numbers: dict[str, Any], metric: str) -> Table:
@@ -56,7 +79,7 @@ def comparison_table(numbers: dict[str, Any], metric: str) -> Table:
     )
 
 
-def draw_curves(numbers: dict[str, Any], metric: str, path: Path) -> None:
+def curves_figure(numbers: dict[str, Any]) -> Figure:
     """Mean test metric of every arm through training."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.2, 4.2), layout="constrained")
@@ -69,14 +92,19 @@ def draw_curves(numbers: dict[str, Any], metric: str, path: Path) -> None:
                 arm["steps"][1:],  # a fresh model's error would flatten all that follows
                 np.mean(arm["curve"], axis=0)[1:],
                 label=arm["title"],
-                color="#be185d" if is_reference else colors(index % 20),
+                color=HIGHLIGHT if is_reference else colors(index % 20),
                 linewidth=2.4 if is_reference else 1.2,
                 zorder=3 if is_reference else 2,
             )
-        axes.set(
-            title=numbers["title"], xlabel="training step", ylabel=f"test {metric.replace('_', ' ')}", yscale="log"
-        )
+        label = f"test {numbers['metric'].replace('_', ' ')}"
+        axes.set(title=numbers["title"], xlabel="training step", ylabel=label, yscale="log")
         figure.legend(loc="outside right center", fontsize=8)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a figure as PNG."""
+    with matplotlib.rc_context(STYLE):
         figure.savefig(path, bbox_inches="tight")
 
 

@@ -185,7 +185,7 @@ def test_a_table_lines_up():
 
 
 def test_a_section_has_the_command_and_the_machine():
-    text = page.render_section("python -m x", {"cores": 2, "jax": "1"}, [TABLE], "images/x.png")
+    text = page.render_section("python -m x", {"cores": 2, "jax": "1"}, [TABLE], {TABLE.title: "images/x.png"})
     assert text.startswith("```sh\npython -m x\n```\n\ncores 2, jax 1.\n\n**Steps**")
     assert text.endswith("![Steps](images/x.png)")
 

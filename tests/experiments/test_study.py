@@ -1,17 +1,21 @@
 """Studies on tiny runs: what is tuned, what is compared, what is kept."""
 
 import json
+import re
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from absl.testing import flagsaver
 
 from adalfl_jax.training import ConfigError
 from adalfl_jax.training.setup import make_setup
+from adalfl_jax.training.start import read_learned_losses
 from experiments import launch, page
 from experiments.study import __main__ as program
-from experiments.study import runs
-from experiments.study.arms import Arm, Comparison, grid, make_config
+from experiments.study import runs, transfer
+from experiments.study.arms import Arm, Comparison, Source, grid, make_config, make_source_config
 from experiments.study.compare import compare_arms
 from experiments.study.tables import comparison_table
 from tests.training.tiny import SETTINGS, quick_compilation, snapshot
@@ -27,7 +31,15 @@ ARMS = (
     Arm("adalfl", "AdaLFL", {"method": "adalfl"}),
 )
 TINY = {**SETTINGS, "num_steps": 9, "eval_every": 3, "offline.num_steps": 3}
-COMPARISON = Comparison("tiny", "Tiny", "default", TINY, ARMS, reference="adalfl")
+ELSEWHERE = Arm(
+    "elsewhere",
+    "learned elsewhere",
+    {"method": "ml3", "offline.num_steps": 0},
+    source=Source("default", {**TINY, "method": "adalfl"}),
+)
+COMPARISON = Comparison(
+    "tiny", "Tiny", "default", TINY, (*ARMS, ELSEWHERE), reference="adalfl", pairs=(("elsewhere", "untuned"),)
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +51,7 @@ def workdir(tmp_path_factory):
 def numbers(workdir):
     said = []
     found = compare_arms(COMPARISON, workdir, tuning_seeds=range(1), seeds=range(5, 8), say=said.append)
-    assert len(said) == 3 + 2 + 5  # points of grids that are searched, and arms
+    assert len(said) == 3 + 2 + 6  # points of grids that are searched, and arms
     return found
 
 
@@ -72,7 +84,58 @@ def test_differences_are_the_references_less_the_arms_and_their_p_values_adjuste
     means = {name: arm["test"]["mean"] for name, arm in numbers["arms"].items() if "test" in arm}
     for name, test in numbers["differences"].items():
         assert test["mean_difference"] == pytest.approx(means["adalfl"] - means[name])
-        assert test["p_value"] <= test["adjusted_p_value"] <= 1
+        if test["p_value"] is not None:  # where seeds differ
+            assert test["p_value"] <= test["adjusted_p_value"] <= 1
+
+
+def test_an_arm_starts_from_what_its_source_learned(numbers, workdir):
+    learned, starts = (
+        read_learned_losses(workdir / "runs" / numbers["arms"][name]["run"]) for name in ("adalfl", "elsewhere")
+    )
+    jax.tree.map(np.testing.assert_array_equal, starts.params, learned.params)
+
+
+def test_pairs_are_tested_beside_the_reference(numbers):
+    (pair,) = numbers["pairs"]
+    assert (pair["arm"], pair["against"]) == ("elsewhere", "untuned")
+    means = [numbers["arms"][name]["test"]["mean"] for name in ("elsewhere", "untuned")]
+    assert pair["mean_difference"] == pytest.approx(means[0] - means[1])
+    assert pair["adjusted_p_value"] == pair["p_value"]
+
+
+def test_the_source_of_a_transfer_is_the_frozen_arm_of_its_own_comparison():
+    known = {comparison.name.removeprefix("transfer_"): comparison for comparison in transfer.comparisons()}
+    seeds, num_sources = range(2), 0
+    for comparison in known.values():
+        for arm in comparison.arms:
+            if arm.source is not None:
+                source = known[arm.name.rpartition("_")[0]]
+                own = next(arm for arm in source.arms if arm.name == "own_frozen")
+                assert make_source_config(arm.source, seeds) == make_config(source, own, {}, seeds)
+                num_sources += 1
+    assert num_sources == 2 * (3 * 2 + 3 * 2)  # both modes; three data with one model, three models on one data
+
+
+def test_a_matrix_says_where_a_loss_from_elsewhere_differs():
+    comparison = next(item for item in transfer.comparisons() if item.name == "transfer_digits_mlp")
+    means = {"constant": 0.03, "own_frozen": 0.04, "mnist_mlp_frozen": 0.02}
+    arms = {name: {"test": {"mean": mean, "std": 0.01, "per_seed": [mean, mean]}} for name, mean in means.items()}
+
+    def test(arm, against, p_value):
+        difference = means[arm] - means[against]
+        return {"arm": arm, "against": against, "mean_difference": difference, "adjusted_p_value": p_value}
+
+    tests = [
+        test("mnist_mlp_frozen", "own_frozen", 0.2),
+        test("mnist_mlp_frozen", "constant", 0.01),
+        test("own_frozen", "constant", 0.01),
+    ]
+    kept = {"title": "digits", "metric": "error_rate", "seeds": [1, 2], "arms": arms, "pairs": tests}
+    (part,) = transfer.parts([comparison], {comparison.name: kept}, Path())
+    assert part.table is not None
+    text = page.render_table(part.table)
+    assert re.search(r"\| MNIST, MLP, as it is +\| 2\.00 ± 1\.00 \(= own, < task\)", text)
+    assert re.search(r"\| its own, as it is +\| 4\.00 ± 1\.00 \(> task\)", text)
 
 
 def test_steps_to_the_target_are_the_first_at_which_the_mean_is_there(numbers):
@@ -90,8 +153,7 @@ def test_steps_to_the_target_are_the_first_at_which_the_mean_is_there(numbers):
 
 
 def test_where_the_first_arm_diverges_there_is_no_target(workdir):
-    hopeless = next(arm for arm in ARMS if arm.name == "hopeless")
-    comparison = COMPARISON._replace(arms=(hopeless, ARMS[-1]))
+    comparison = COMPARISON.select(["hopeless"])
     found = compare_arms(comparison, workdir, tuning_seeds=range(1), seeds=range(5, 8), say=lambda text: None)
     assert found["target"] is None
     assert found["arms"]["adalfl"]["steps_to_target"] is None
@@ -147,8 +209,7 @@ def program_flags(tmp_path):
 
 @pytest.fixture
 def tiny_study(monkeypatch):
-    study = type("study", (), {"comparisons": staticmethod(lambda: [COMPARISON])})
-    monkeypatch.setitem(program.STUDIES, "thrift", study)
+    monkeypatch.setitem(program.STUDIES, "thrift", program.Study(lambda: [COMPARISON]))
 
 
 @pytest.mark.usefixtures("tiny_study")

@@ -1,0 +1,172 @@
+"""Losses learned elsewhere: on other data for the same model, or for other models on the same data.
+
+What is handed on is what ML3 learned, seed for seed. It trains the new model as it is, or AdaLFL learns it further from
+there. It is tested against the loss that was learned at home and went the same way, and against the tuned task loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from adalfl_jax.analysis.figures import STYLE
+from experiments.page import Row, Table
+from experiments.study.arms import Arm, Comparison, Overrides, Source, grid
+from experiments.study.tables import HIGHLIGHT, PERCENT, Part
+
+TASK_LOSS = "constant"  # the arm
+MODES: dict[str, tuple[str, Overrides]] = {
+    "frozen": ("as it is", {"method": "ml3"}),
+    "adapted": ("learned further", {"method": "adalfl"}),
+}
+SETTING: Overrides = {
+    "batch_size": 100,
+    "outer.learning_rate": 3e-4,
+    "model.initialization": "he_glorot",  # of all, since the scale of a learned loss is that of the initial weights
+}
+SIGNIFICANT = 0.05
+
+
+class Problem(NamedTuple):
+    """Data and a model; losses are exchanged where one of them is the same."""
+
+    data: str
+    model: str
+    config: str
+    overrides: Overrides = MappingProxyType({})
+
+    @property
+    def title(self) -> str:
+        return f"{self.data}, {self.model}"
+
+
+PROBLEMS = {
+    "mnist_logistic": Problem("MNIST", "logistic regression", "mnist_logistic", {"num_steps": 5000, "eval_every": 250}),
+    "mnist_mlp": Problem("MNIST", "MLP", "mnist_mlp", {"model.hidden_sizes": (256,)}),
+    "mnist_lenet5": Problem("MNIST", "LeNet-5", "mnist_lenet5", {"num_steps": 2000, "eval_every": 200}),
+    "fashion_mnist_mlp": Problem(
+        "Fashion-MNIST",
+        "MLP",
+        "fashion_mnist_mlp",
+        {"model.hidden_sizes": (256,), "num_steps": 5000, "eval_every": 250},
+    ),
+    "digits_mlp": Problem("digits", "MLP", "digits_mlp"),
+}
+
+
+def comparisons() -> list[Comparison]:
+    """One for each problem that losses are brought to."""
+    return [_comparison(name, problem) for name, problem in PROBLEMS.items()]
+
+
+def _comparison(name: str, problem: Problem) -> Comparison:
+    arms = [
+        Arm("task_loss", "task loss", {"method": "task_loss"}),
+        Arm(TASK_LOSS, "task loss, tuned", {"method": "task_loss"}, grid(inner__learning_rate=(0.01, 0.03, 0.1, 0.3))),
+    ]
+    pairs = []
+    for mode, (title, overrides) in MODES.items():
+        own = Arm(f"own_{mode}", f"its own, {title}", overrides)
+        foreign = [
+            Arm(
+                f"{source_name}_{mode}",
+                f"{source.title}, {title}",
+                {**overrides, "offline.num_steps": 0},
+                source=Source(source.config, {**SETTING, **source.overrides, "method": "ml3"}),
+            )
+            for source_name, source in PROBLEMS.items()
+            if source != problem and (source.data == problem.data or source.model == problem.model)
+        ]
+        arms += [own, *foreign]
+        pairs += [(arm.name, own.name) for arm in foreign]
+        pairs += [(arm.name, TASK_LOSS) for arm in (own, *foreign)]
+    overrides = {**SETTING, **problem.overrides}
+    return Comparison(
+        f"transfer_{name}", problem.title, problem.config, overrides, tuple(arms), "own_adapted", tuple(pairs)
+    )
+
+
+def parts(comparisons: Sequence[Comparison], known: Mapping[str, Any], workdir: Path) -> list[Part]:
+    """The matrix of what was learned where and brought where."""
+    del workdir
+    targets = [comparison for comparison in comparisons if comparison.name in known]
+    arms = {arm.name: arm for comparison in targets for arm in comparison.arms}
+    rows = ["task_loss", TASK_LOSS, *(f"{whose}_{mode}" for mode in MODES for whose in ("own", *PROBLEMS))]
+    titles = {name: arms[name].title for name in rows if name in arms}
+    names = tuple(comparison.name for comparison in targets)
+    numbers = [known[name] for name in names]
+    title = "Losses learned elsewhere"
+    quick = "_quick" if names and names[0].endswith("_quick") else ""
+    return [Part(f"transfer{quick}", title, names, _figure(titles, numbers), _table(title, titles, numbers))]
+
+
+def _table(title: str, titles: Mapping[str, str], targets: list[dict[str, Any]]) -> Table:
+    rows = [{"title": text, "arm": name} for name, text in titles.items()]
+
+    def column(numbers: dict[str, Any]):
+        return lambda row: _cell(numbers, row["arm"])
+
+    columns = {"the loss of": lambda row: row["title"]}
+    columns |= {f"on {numbers['title']}": column(numbers) for numbers in targets}
+    seeds = targets[0]["seeds"]
+    note = (
+        f"Mean and standard deviation of the test error rate, %, over seeds {seeds[0]} to {seeds[-1]}. In brackets are "
+        "the differences from its own loss that went the same way and from the tuned task loss: < lower, > higher, = "
+        f"none at p < {SIGNIFICANT}, of paired t-tests, adjusted for their number in a column (Benjamini and Hochberg)."
+    )
+    return Table(title, columns, rows, (note,))
+
+
+def _cell(numbers: dict[str, Any], name: str) -> str:
+    arm = numbers["arms"].get(name)
+    if arm is None:
+        return ""
+    if "test" not in arm:
+        return "diverged"
+    scale = 100 if numbers["metric"] in PERCENT else 1
+    std = arm["test"]["std"]
+    spread = "" if std is None else f" ± {scale * std:.2f}"
+    signs = [
+        f"{_sign(pair)} {'task' if pair['against'] == TASK_LOSS else 'own'}"
+        for pair in numbers["pairs"]
+        if pair["arm"] == name
+    ]
+    return f"{scale * arm['test']['mean']:.2f}{spread}" + (f" ({', '.join(signs)})" if signs else "")
+
+
+def _sign(test: Row) -> str:
+    p_value = test.get("adjusted_p_value")
+    if p_value is None or p_value >= SIGNIFICANT:
+        return "="
+    return "<" if test["mean_difference"] < 0 else ">"
+
+
+def _figure(titles: Mapping[str, str], targets: list[dict[str, Any]]) -> Figure:
+    """A panel for each target: every seed, and the mean, of every loss."""
+    heights = {name: -index for index, name in enumerate(titles)}
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(1.8 + 2.1 * len(targets), 0.9 + 0.24 * len(titles)), layout="constrained")
+        panels = np.atleast_1d(figure.subplots(1, len(targets), sharey=True))
+        for axes, numbers in zip(panels, targets, strict=True):
+            scale = 100 if numbers["metric"] in PERCENT else 1
+            arms = {name: arm for name, arm in numbers["arms"].items() if "test" in arm}
+            for name, arm in arms.items():
+                values = scale * np.array(arm["test"]["per_seed"])
+                is_own = name.startswith("own_")
+                color = HIGHLIGHT if is_own else "#6b7280" if name in ("task_loss", TASK_LOSS) else "#0e7490"
+                axes.plot(values, np.full(len(values), heights[name]), ".", color=color, alpha=0.35, markersize=4)
+                axes.plot(values.mean(), heights[name], "D", color=color, markersize=5)
+            axes.set(
+                title=numbers["title"].replace(", ", ",\n"),
+                xlabel="test error, %" if scale == 100 else "test",
+                xscale="log",
+            )
+            axes.grid(axis="y", visible=False)
+        panels[0].set_yticks(list(heights.values()), list(titles.values()), fontsize=8)
+    return figure
