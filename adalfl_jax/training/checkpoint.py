@@ -92,10 +92,12 @@ class StageCheckpoints:
         Raises:
           WorkdirError: one that may not be read, that holds another model, or that cannot be set aside.
         """
-        for step in sorted(self._manager.all_steps(), reverse=True) if self._manager else ():
+        if (manager := self._manager) is None:
+            return None
+        for step in sorted(manager.all_steps(), reverse=True):
             _require_readable(self._folder / str(step))
             try:
-                history = _unpack(*_read(self._manager, step), start)
+                history = _unpack(*_read(manager, step), start)
             except WorkdirError:
                 raise
             except Exception as error:  # whatever Orbax and its libraries raise on damaged files
