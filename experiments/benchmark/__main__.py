@@ -15,6 +15,7 @@ Suites that time the program `experiments.train` runs for a --config:
 
   step        one AdaLFL step by every estimator against one step on the task loss
   seeds       1 to 32 seeds in one program, for the task loss and for AdaLFL
+  checkpoints what checkpoints cost a whole run, with its measures and what it writes
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from ml_collections import config_flags
 from adalfl_jax.data import DatasetError
 from adalfl_jax.training import ConfigError, TrainConfig
 from experiments import page
-from experiments.benchmark import estimators, parts, peers, scaling, thrift, training_program
+from experiments.benchmark import checkpoints, estimators, parts, peers, scaling, thrift, training_program
 from experiments.benchmark.problems import PROBLEMS
 from experiments.benchmark.timing import Ratio
 from experiments.launch import CONFIG, parse_flags
@@ -43,13 +44,13 @@ OF_PROBLEMS = {
     "thrift": ("mlp", "resnet18"),
     "parts": ("logistic", "mlp", "lenet5"),
 }  # suite -> the problems it takes by itself
-OF_A_CONFIG = ("step", "seeds")
+OF_A_CONFIG = ("step", "seeds", "checkpoints")
 NAMES = (*OF_PROBLEMS, "scaling", *OF_A_CONFIG)
 PACKAGES = ("jax", "jaxlib", "flax", "optax")
 QUIET = 0.3  # load below which a machine is taken to be idle
 PICTURE = "images/inner_steps.png"  # beside the page
 
-_SUITES = flags.DEFINE_multi_enum("suite", list(OF_A_CONFIG), NAMES, "What to measure; may be repeated.")
+_SUITES = flags.DEFINE_multi_enum("suite", ["step", "seeds"], NAMES, "What to measure; may be repeated.")
 _PROBLEMS = flags.DEFINE_multi_enum(
     "problem",
     None,
@@ -57,7 +58,9 @@ _PROBLEMS = flags.DEFINE_multi_enum(
     "Problem of peers, parts, estimators or thrift, in place of its own; may be repeated.",
 )
 _RANDOM_DATA = flags.DEFINE_bool(
-    "random_data", False, "Times step and seeds on noise in the shapes of the dataset, which then need not be there."
+    "random_data",
+    False,
+    "Times the suites of a configuration on noise in the shapes of the dataset, which then need not be there.",
 )
 _STEPS = flags.DEFINE_integer("steps", None, "Steps of one timed run, in place of the suite's own.", lower_bound=1)
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "Timed runs of every program.", lower_bound=3)
@@ -134,7 +137,11 @@ def _run(suite: str) -> list[Table]:
         return run_suite(list(_PROBLEMS.value or OF_PROBLEMS[suite]), *amount)
     config = TrainConfig.from_mapping(CONFIG.value)
     dataset = training_program.dataset_of(config, _RANDOM_DATA.value)
-    run_suite = {"step": training_program.step_suite, "seeds": training_program.seeds_suite}[suite]
+    run_suite = {
+        "step": training_program.step_suite,
+        "seeds": training_program.seeds_suite,
+        "checkpoints": checkpoints.checkpoints_suite,
+    }[suite]
     return run_suite(config, dataset, *amount)
 
 

@@ -60,7 +60,7 @@ def step_suite(config: TrainConfig, dataset: Dataset, num_steps: int | None, num
             refusals.append(f"`{estimator}`")
     times = time_in_turn(programs, num_rounds)
     notes = (f"Left out, since they do not train this configuration: {', '.join(refusals)}.",) if refusals else ()
-    return [Table(_title(config), COLUMNS, [_row(times, name, base) for name in programs], notes)]
+    return [Table(title_of(config), COLUMNS, [_row(times, name, base) for name in programs], notes)]
 
 
 def seeds_suite(
@@ -79,7 +79,7 @@ def seeds_suite(
             programs[name] = make_program(chosen, dataset, method, num_steps)
             bases[name] = f"{method_title}, 1 seed"
     times = time_in_turn(programs, num_rounds)
-    return [Table(_title(config), COLUMNS, [_row(times, name, bases[name]) for name in programs])]
+    return [Table(title_of(config), COLUMNS, [_row(times, name, bases[name]) for name in programs])]
 
 
 def make_program(config: TrainConfig, dataset: Dataset, method: str, num_steps: int | None) -> Program:
@@ -102,7 +102,8 @@ def make_program(config: TrainConfig, dataset: Dataset, method: str, num_steps: 
     return Program(lambda: state, run, num_steps)
 
 
-def _title(config: TrainConfig) -> str:
+def title_of(config: TrainConfig) -> str:
+    """What is trained, and its batch size."""
     return f"{config.dataset.name}, {config.model.name}, batch {config.batch_size}"
 
 

@@ -13,7 +13,7 @@ from absl.testing import flagsaver
 from adalfl_jax.hypergradient import ESTIMATORS
 from experiments import launch, machine, page
 from experiments.benchmark import __main__ as program
-from experiments.benchmark import estimators, problems, scaling, thrift, timing, training_program
+from experiments.benchmark import checkpoints, estimators, problems, scaling, thrift, timing, training_program
 from experiments.benchmark.flops import count_flops
 from tests.training.tiny import ROOT, tiny_config
 from tests.training.tiny import quick_compilation as quick_compilation
@@ -176,6 +176,22 @@ def test_seeds_of_a_configuration_are_timed_on_noise():
     (table,) = training_program.seeds_suite(config, dataset, 2, 1, counts=(1, 3))
     assert [row["base"] for row in table.rows] == ["task loss, 1 seed"] * 2 + ["AdaLFL, 1 seed"] * 2
     assert "AdaLFL, 3 seeds" in page.render_table(table)
+
+
+def test_checkpoints_are_timed_in_whole_runs():
+    config = tiny_config({"num_steps": 6, "eval_every": 2, "num_seeds": 1})
+    (table,) = checkpoints.checkpoints_suite(config, training_program.dataset_of(config, random_data=False), 5, 3)
+    assert [row["checkpoints"] for row in table.rows] == [
+        "none",
+        "every 300 s and at the end",
+        "after every evaluation",
+    ]
+    assert table.title == "digits, mlp, batch 50, 1 seeds, 5 steps"
+    assert table.rows[2]["num_saves"] == 3
+    excess = table.rows[2]["seconds_a_save"]
+    assert f"make a run longer by {1e3 * excess:.1f} ms each" in table.notes[0]
+    assert "% of the 300 seconds between two" in table.notes[0]
+    assert page.render_table(table).count("1.00 (1.00 to 1.00)") == 1
 
 
 def test_a_table_lines_up():

@@ -1,0 +1,271 @@
+"""Trains a configuration at every point of a grid, each in a folder of its own, on this machine or through SLURM.
+
+python -m experiments.sweep --config=configs/digits_mlp.py --workdir=runs/sweep
+    --vary=inner.learning_rate=0.01,0.1 --vary=outer.learning_rate=1e-4,3e-4 --executor=slurm
+    --resource=timeout_min=240 --resource=gpus_per_node=1 --resource=slurm_partition=gpu
+
+`submitit` (the extra [sweep]) starts the runs, as one job array on SLURM. Those that are finished are not repeated, and
+those that are not go on: after a time limit or a preemption by themselves, after anything else when the same command
+comes again. It ends with a table, which `sweep.json` and `sweep.csv` in the workdir also have.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import csv
+import functools
+import itertools
+import operator
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import app, flags
+
+from adalfl_jax.registry import require_known
+from adalfl_jax.training import ConfigError, TrainConfig, WorkdirError
+from adalfl_jax.training.config import field_paths
+from adalfl_jax.training.workdir import CONFIG as CONFIG_FILE
+from adalfl_jax.training.workdir import finished_summary, write_json
+from configs import default
+from experiments.launch import CONFIG, WORKDIR, parse_flags, told_in_a_line
+from experiments.page import Row, Table, render_table
+
+ROOT = Path(__file__).parents[1]
+MAX_TIMEOUTS = 1000  # after so many time limits a run is not requeued
+
+_VARY = flags.DEFINE_multi_string(
+    "vary", [], "FIELD=VALUE,VALUE,...: values of a field of the configuration; repeated, all combinations are run."
+)
+_PROGRAM = flags.DEFINE_enum("program", "train", ["train", "compare"], "What each run is.")
+_EXECUTOR = flags.DEFINE_enum(
+    "executor", "local", ["local", "slurm", "debug"], "Where: here at once, through SLURM, or here one after another."
+)
+_RESOURCES = flags.DEFINE_multi_string(
+    "resource",
+    [],
+    "NAME=VALUE, as submitit's AutoExecutor takes them: timeout_min (a day by default), cpus_per_task, gpus_per_node, "
+    "mem_gb, slurm_partition, slurm_array_parallelism, slurm_signal_delay_s, ...; may be repeated.",
+)
+_SUBMIT = flags.DEFINE_bool("submit", True, "Whether runs are started; without, the table shows what there is.")
+
+
+class Point(NamedTuple):
+    """One run of a sweep."""
+
+    overrides: Mapping[str, str]  # field -> value, as they were given
+    config: TrainConfig
+    workdir: Path
+
+    @property
+    def log(self) -> Path:
+        """What its processes print, one after another."""
+        return self.workdir.with_name("logs") / f"{self.workdir.name}.log"
+
+
+class TrainingJob:
+    """A training in a process of its own, as submitit runs it and, when its time is over, requeues it."""
+
+    def __init__(self, command: list[str], log: Path):
+        self.command, self.log = command, log
+        self._pid: int | None = None
+
+    def __call__(self) -> None:
+        """Runs the command to its end.
+
+        Raises:
+          RuntimeError: it failed; with the last line that it printed.
+        """
+        with self.log.open("a") as log, subprocess.Popen(self.command, stdout=log, stderr=log) as process:  # noqa: S603
+            self._pid = process.pid
+            code = process.wait()
+        if code:
+            lines = self.log.read_text().splitlines()
+            raise RuntimeError(lines[-1] if lines else f"it ended with {code}")
+
+    def checkpoint(self) -> Any:
+        """Lets the training save and end, and tells submitit what to run in its place; called within a signal."""
+        from submitit.helpers import DelayedSubmission
+
+        if self._pid is not None:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it may just have ended
+                os.kill(self._pid, signal.SIGTERM)
+                os.waitpid(self._pid, 0)  # not `Popen.wait`, whose lock the interrupted call may hold
+        return DelayedSubmission(TrainingJob(self.command, self.log))
+
+
+def main(argv: list[str]) -> None:
+    """Runs what is not finished yet, waits, and shows the table."""
+    del argv
+    with told_in_a_line():
+        root = Path(WORKDIR.value or "").expanduser().resolve()
+        if (root / CONFIG_FILE).exists():
+            raise WorkdirError(f"{root} holds a run; choose another folder for the sweep")
+        points = make_points(root)
+        unfinished = [point for point in points if _summary_of(point) is None]
+        if _SUBMIT.value and unfinished:
+            _run(unfinished, root)
+        rows = [row for point in points for row in _rows_of(point)]
+        print(render_table(results_table(rows, list(points[0].overrides))))
+        _write(rows, root)
+
+
+def make_points(root: Path) -> list[Point]:
+    """Every combination of the values that are varied, checked.
+
+    Raises:
+      ConfigError: a field that is none or is varied twice, a value it does not take, or two runs of one name.
+    """
+    grid: dict[str, list[str]] = {}
+    for text in _VARY.value:
+        field, _, values = text.partition("=")
+        try:
+            require_known("field of the configuration", field_paths(), field)
+        except ValueError as error:
+            raise ConfigError(f"--vary={text}: {error}") from error
+        if field in grid or not values:
+            raise ConfigError(f"--vary={text} must be FIELD=VALUE,VALUE,..., each field once")
+        grid[field] = re.findall(r"(?:\([^)]*\)|[^,(])+", values)
+    points = [_make_point(root, dict(zip(grid, values, strict=True))) for values in itertools.product(*grid.values())]
+    names = [point.workdir.name for point in points]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"several runs would be called {', '.join(repeated)}; give each value once")
+    return points
+
+
+def _make_point(root: Path, overrides: dict[str, str]) -> Point:
+    values = CONFIG.value.to_dict()
+    for field, text in overrides.items():
+        *sections, name = field.split(".")
+        section = functools.reduce(operator.getitem, sections, values)
+        section[name] = text if isinstance(section[name], str) else _literal(text)
+    folder = ",".join(f"{field}={text}" for field, text in overrides.items()) or "run"
+    try:
+        config = TrainConfig.from_mapping(values)
+    except ConfigError as error:
+        raise ConfigError(f"{folder}: {error}") from error
+    return Point(overrides, config, root / re.sub(r"[^\w.=,+-]+", "_", folder))
+
+
+def _literal(text: str) -> Any:
+    """A Python value, or the text where it is none."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _run(points: list[Point], root: Path) -> None:
+    """Starts runs and waits for all of them; one that fails says so in its row of the table."""
+    executor = _make_executor(root / "submitit")
+    points[0].log.parent.mkdir(parents=True, exist_ok=True)
+    with executor.batch():
+        jobs = [executor.submit(TrainingJob(_command_of(point), point.log)) for point in points]
+    print(f"{len(jobs)} runs are started; each writes to a file in {points[0].log.parent}", file=sys.stderr)
+    for job in jobs:
+        with contextlib.suppress(Exception):  # of submitit, for a job that was cancelled, say
+            job.exception()
+
+
+def _make_executor(folder: Path) -> Any:
+    try:
+        import submitit
+    except ImportError as error:
+        raise ConfigError('a sweep needs the package submitit; pip install ".[sweep]"') from error
+    resources: dict[str, Any] = {"timeout_min": 24 * 60}
+    for text in _RESOURCES.value:
+        name, _, value = text.partition("=")
+        resources[name] = _literal(value)
+    try:
+        executor = submitit.AutoExecutor(folder, cluster=_EXECUTOR.value, slurm_max_num_timeout=MAX_TIMEOUTS)
+        executor.update_parameters(**resources)
+    except (AssertionError, NameError, RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(f"--executor={_EXECUTOR.value} with {resources}: {error}") from error
+    return executor
+
+
+def _command_of(point: Point) -> list[str]:
+    """Trains a configuration, whatever file it came from: with every field that is not at its default."""
+    plain, wanted = (_flatten(values.to_dict()) for values in (default.get_config(), point.config))
+    fields = [f"--config.{name}={value}" for name, value in wanted.items() if value != plain[name]]
+    cache = flags.FLAGS["compilation_cache"].value
+    kept = [] if cache is None else [f"--compilation_cache={cache}"]
+    module = f"experiments.{_PROGRAM.value}"
+    config, workdir = f"--config={ROOT / 'configs' / 'default.py'}", f"--workdir={point.workdir}"
+    return [sys.executable, "-m", module, config, workdir, *fields, *kept]
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves by dotted name, lists as tuples."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= _flatten(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = tuple(value) if isinstance(value, list) else value
+    return found
+
+
+def _summary_of(point: Point) -> dict[str, Any] | None:
+    return finished_summary(point.workdir, point.config, _PROGRAM.value)
+
+
+def _rows_of(point: Point) -> list[Row]:
+    """What a run has reached, a row for each of its methods; one without numbers where it is not finished."""
+    row: Row = {"run": point.workdir.name, **point.overrides}
+    if (summary := _summary_of(point)) is None:
+        printed = point.log.read_text().splitlines() if point.log.exists() else []
+        return [row | {"state": f"unfinished: {printed[-1]}" if printed else "not begun"}]
+    numbers = {
+        method: {f"{split}_{part}": info[split][part] for split in ("test", "valid") for part in ("mean", "std")}
+        for method, info in summary["methods"].items()
+    }
+    rates = {method: info["learning_rate"] for method, info in summary["methods"].items()}
+    return [
+        row
+        | {"state": "finished", "method": method, "metric": summary["metric"], "learning_rate": rates[method]}
+        | found
+        for method, found in numbers.items()
+    ]
+
+
+def results_table(rows: list[Row], fields: list[str]) -> Table:
+    """The rows with the fields that vary."""
+    columns = {field: functools.partial(_cell, field) for field in fields}
+    columns |= {"method": functools.partial(_cell, "method")}
+    columns |= {split: functools.partial(_spread, split) for split in ("test", "valid")}
+    metric = next((row["metric"].replace("_", " ") for row in rows if "metric" in row), "no run is finished")
+    return Table(f"{len(rows)} results: {metric}", {**columns, "state": lambda row: row["state"]}, rows)
+
+
+def _cell(name: str, row: Row) -> str:
+    return str(row.get(name, ""))
+
+
+def _spread(split: str, row: Row) -> str:
+    if f"{split}_mean" not in row:
+        return ""
+    std = row[f"{split}_std"]
+    return f"{row[f'{split}_mean']:.4f}" + ("" if std is None else f" ± {std:.4f}")
+
+
+def _write(rows: list[Row], root: Path) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    write_json(root / "sweep.json", rows)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with (root / "sweep.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+    print(f"Everything is in {root}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,202 @@
+"""Sweeps: which runs there are, in which processes they run, what is left of them."""
+
+import csv
+import itertools
+import json
+import pickle
+import signal
+import sys
+
+import pytest
+from absl.testing import flagsaver
+
+from adalfl_jax.training import TrainConfig
+from experiments import launch, sweep
+from tests.training.tiny import ROOT, SETTINGS
+
+# ml_collections loads a configuration in a way that Python means to drop
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning"),
+    pytest.mark.usefixtures("verbosity"),
+]
+
+TINY = SETTINGS | {"method": "task_loss", "num_steps": 4, "eval_every": 2}
+
+
+@pytest.fixture(autouse=True)
+def no_handlers(monkeypatch):
+    """Without handlers of submitit's own, for whose sake it closes those of pytest."""
+    monkeypatch.setenv("SUBMITIT_LOG_LEVEL", "NOCONFIG")
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path):
+    """Runs the program here; returns what it printed and its last words, None if it has none."""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(sweep.TrainingJob, "__module__", "__main__")  # as in the program: jobs need not import it
+
+    def run_program(*arguments, settings=TINY):
+        fields = [f"--config.{name}={value}" for name, value in settings.items()]
+        config = f"--config={ROOT / 'configs' / 'digits_mlp.py'}"
+        argv = ["sweep", config, f"--workdir={tmp_path / 'sweep'}", *fields, *arguments]
+        monkeypatch.setattr(sys, "argv", argv)  # where the fields of a configuration are looked for
+        with flagsaver.flagsaver():
+            ended = None
+            try:
+                sweep.main(launch.parse_flags(argv))
+            except SystemExit as end:
+                ended = end.code
+        return capsys.readouterr().out, ended
+
+    return run_program
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """No run is started; those that would be."""
+    found = []
+    monkeypatch.setattr(sweep, "_run", lambda points, root: found.extend(points))
+    return found
+
+
+def test_every_combination_is_a_run_of_its_own(run, started):
+    out, ended = run("--vary=inner.learning_rate=0.01,0.1", "--vary=model.hidden_sizes=(4,),(5, 6)")
+    assert ended is None
+    assert [point.workdir.name for point in started] == [
+        f"inner.learning_rate={rate},model.hidden_sizes={sizes}"
+        for rate, sizes in itertools.product(("0.01", "0.1"), ("_4,_", "_5,_6_"))
+    ]
+    assert [point.config.model.hidden_sizes for point in started] == [(4,), (5, 6)] * 2
+    assert [point.config.inner.learning_rate for point in started] == [0.01, 0.01, 0.1, 0.1]
+    assert {point.config.num_steps for point in started} == {4}
+    assert out.count("not begun") == 4
+
+
+def test_a_run_is_started_with_its_own_configuration(run, started, monkeypatch):
+    settings = TINY | {"methods": ("task_loss", "ml3"), "dataset.name": "diabetes", "inner.nesterov": False}
+    run("--vary=task_loss=squared_error,huber", "--vary=inner.milestones=(),(3, 4)", settings=settings)
+    for point in started:
+        python, _, module, *arguments = sweep._command_of(point)
+        assert (python, module) == (sys.executable, "experiments.train")
+        monkeypatch.setattr(sys, "argv", ["train", *arguments])
+        with flagsaver.flagsaver():
+            launch.parse_flags(sys.argv)
+            assert TrainConfig.from_mapping(launch.CONFIG.value) == point.config
+            assert launch.WORKDIR.value == str(point.workdir)
+
+
+REFUSED = {
+    "no_field": (["--vary=inner.learning_rat=1"], "--vary=inner.learning_rat=1: unknown field of the configuration"),
+    "no_values": (["--vary=num_steps="], "--vary=num_steps= must be FIELD=VALUE,VALUE,..."),
+    "twice": (["--vary=num_steps=1", "--vary=num_steps=2"], "--vary=num_steps=2 must be FIELD=VALUE,VALUE,..., each"),
+    "a_wrong_type": (["--vary=num_steps=many"], "num_steps=many: config.num_steps must be a int; got 'many'"),
+    "out_of_range": (["--vary=inner.momentum=0.5,1.5"], "inner.momentum=1.5: config.inner.momentum must be a number"),
+    "one_name": (["--vary=num_steps=1,1"], "several runs would be called num_steps=1"),
+    "no_resource": (["--resource=nosuch_thing=1"], "--executor=local with {'timeout_min': 1440, 'nosuch_thing': 1}: "),
+    "no_slurm": (["--executor=slurm"], "--executor=slurm with "),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_run_is_refused_before_anything_is(case, run, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))  # where there is no SLURM
+    arguments, text = REFUSED[case]
+    out, ended = run(*arguments)
+    assert ended.startswith(f"ConfigError: {text}")
+    assert out == ""
+    assert not (tmp_path / "sweep" / "logs").exists()
+
+
+def test_without_submitit_the_extra_is_named(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    assert run() == ("", 'ConfigError: a sweep needs the package submitit; pip install ".[sweep]"')
+
+
+def test_the_folder_of_a_run_is_no_folder_of_a_sweep(run, started, tmp_path):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "config.json").write_text("{}")
+    assert "holds a run; choose another folder" in run()[1]
+    assert not started
+
+
+def test_a_sweep_runs_what_is_not_finished_and_ends_in_a_table(run, tmp_path, monkeypatch):
+    settings, root = TINY | {"num_seeds": 1}, tmp_path / "sweep"
+    out, ended = run("--vary=inner.learning_rate=0.01", "--executor=local", settings=settings)
+    assert ended is None
+    assert "finished" in out
+
+    def diverge(points, root):
+        again.extend(points)
+        points[0].log.write_text("a line\nDivergenceError: task_loss diverged\n")
+
+    again, vary = [], "--vary=inner.learning_rate=0.01,1e30"
+    monkeypatch.setattr(sweep, "_run", diverge)
+    out, _ = run(vary, settings=settings)
+    assert [point.workdir.name for point in again] == ["inner.learning_rate=1e30"]
+    good, bad = out.splitlines()[-2:]
+    assert good.startswith("| 0.01 ")
+    assert "| finished " in good
+    assert "| unfinished: DivergenceError: task_loss diverged |" in bad
+    assert run(vary, "--nosubmit", settings=settings)[0] == out
+    assert len(again) == 1
+    assert "holds a run of another config" in run(vary, settings=settings | {"num_steps": 5})[1]
+
+    rows = json.loads((root / "sweep.json").read_text())
+    summary = json.loads((root / "inner.learning_rate=0.01" / "summary.json").read_text())
+    assert rows[0]["test_mean"] == summary["methods"]["task_loss"]["test"]["mean"]
+    with (root / "sweep.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [row["inner.learning_rate"] for row in table] == ["0.01", "1e30"]
+    assert float(table[0]["valid_mean"]) == rows[0]["valid_mean"]
+
+
+def test_a_run_that_fails_tells_its_last_words(tmp_path):
+    program = "import sys; print('before'); sys.exit('ConfigError: it cannot be')"
+    with pytest.raises(RuntimeError, match=r"^ConfigError: it cannot be$"):
+        sweep.TrainingJob([sys.executable, "-c", program], tmp_path / "log")()
+
+
+# A time limit
+
+TRAINING = """
+import os, signal, sys
+def end(*_):
+    open(sys.argv[1], "w").write("saved")
+    sys.exit(143)
+signal.signal(signal.SIGTERM, end)
+os.kill(os.getppid(), signal.SIGUSR2)
+while True:
+    signal.pause()
+"""
+
+
+def test_a_run_whose_time_is_over_saves_and_is_handed_back_to_be_requeued(tmp_path):
+    job = sweep.TrainingJob([sys.executable, "-c", TRAINING, str(tmp_path / "state")], tmp_path / "log")
+
+    class Requeued(BaseException):
+        pass
+
+    def requeue(*_):  # what submitit does at this signal
+        raise Requeued(job.checkpoint())
+
+    before = signal.signal(signal.SIGUSR2, requeue)
+    try:
+        with pytest.raises(Requeued) as caught:
+            job()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert (tmp_path / "state").read_text() == "saved"
+    again = pickle.loads(pickle.dumps(caught.value.args[0].function))  # noqa: S301, it is ours
+    assert (again.command, again.log) == (job.command, job.log)
+
+
+@pytest.mark.slow
+def test_a_run_at_its_time_limit_is_requeued_by_submitit_and_goes_on(run, tmp_path):
+    settings = TINY | {"num_steps": 800000, "eval_every": 2000, "num_seeds": 1}
+    out, ended = run("--resource=timeout_min=1", settings=settings)  # half a minute, of which it is told then
+    assert ended is None
+    assert "| finished" in out
+    said = (tmp_path / "sweep" / "logs" / "run.log").read_text()
+    assert "SIGTERM: the run ended after training step" in said
+    assert "task loss goes on from step" in said
