@@ -8,6 +8,7 @@ import signal
 import sys
 
 import pytest
+from absl import flags
 from absl.testing import flagsaver
 
 from adalfl_jax.training import TrainConfig
@@ -161,6 +162,8 @@ def test_a_run_that_fails_tells_its_last_words(tmp_path):
 
 TRAINING = """
 import os, signal, sys
+if os.path.exists(sys.argv[1]):
+    sys.exit(print("goes on"))
 def end(*_):
     open(sys.argv[1], "w").write("saved")
     sys.exit(143)
@@ -191,12 +194,15 @@ def test_a_run_whose_time_is_over_saves_and_is_handed_back_to_be_requeued(tmp_pa
     assert (again.command, again.log) == (job.command, job.log)
 
 
-@pytest.mark.slow
-def test_a_run_at_its_time_limit_is_requeued_by_submitit_and_goes_on(run, tmp_path):
-    settings = TINY | {"num_steps": 800000, "eval_every": 2000, "num_seeds": 1}
-    out, ended = run("--resource=timeout_min=1", settings=settings)  # half a minute, of which it is told then
-    assert ended is None
-    assert "| finished" in out
-    said = (tmp_path / "sweep" / "logs" / "run.log").read_text()
-    assert "SIGTERM: the run ended after training step" in said
-    assert "task loss goes on from step" in said
+def test_submitit_starts_it_again_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep.TrainingJob, "__module__", "__main__")
+    flags.FLAGS.mark_as_parsed()
+    executor = sweep._make_executor(tmp_path / "submitit")
+    job = executor.submit(
+        sweep.TrainingJob([sys.executable, "-c", TRAINING, str(tmp_path / "state")], tmp_path / "log")
+    )
+    assert job.result() is None
+    assert (tmp_path / "log").read_text() == "goes on\n"
+    said = job.stderr()
+    assert "Caught signal SIGUSR2" in said
+    assert "this job is preempted" in said
