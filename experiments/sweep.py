@@ -31,6 +31,7 @@ from absl import app, flags
 from adalfl_jax.registry import require_known
 from adalfl_jax.training import ConfigError, TrainConfig, WorkdirError
 from adalfl_jax.training.config import field_paths
+from adalfl_jax.training.start import pin_start
 from adalfl_jax.training.workdir import CONFIG as CONFIG_FILE
 from adalfl_jax.training.workdir import finished_summary, write_json
 from configs import default
@@ -147,7 +148,7 @@ def _make_point(root: Path, overrides: dict[str, str]) -> Point:
         section[name] = text if isinstance(section[name], str) else _literal(text)
     folder = ",".join(f"{field}={text}" for field, text in overrides.items()) or "run"
     try:
-        config = TrainConfig.from_mapping(values)
+        config = pin_start(TrainConfig.from_mapping(values))
     except ConfigError as error:
         raise ConfigError(f"{folder}: {error}") from error
     return Point(overrides, config, root / re.sub(r"[^\w.=,+-]+", "_", folder))

@@ -12,7 +12,6 @@ import numpy as np
 from adalfl_jax.analysis.measures import make_loss_shape
 from adalfl_jax.analysis.record import RunRecord
 from adalfl_jax.analysis.statistics import describe
-from adalfl_jax.learned_losses import LossNetwork
 from adalfl_jax.training import workdir as layout
 from adalfl_jax.training.checkpoint import read_loss_shapes
 from adalfl_jax.training.config import LEARNING, METHODS, TrainConfig
@@ -108,11 +107,10 @@ def _steps_searched(workdir: Path) -> int:
 
 def _shapes(workdir: Path, config: TrainConfig, methods: tuple[str, ...]) -> dict[str, np.ndarray]:
     """What `loss_shapes.npz` will hold, so far."""
-    loss = config.learned_loss.make(config.task_loss)
-    if not isinstance(loss, LossNetwork):
+    if config.learned_loss.family != "network":
         return {}
     found = {method: read_loss_shapes(workdir / layout.CHECKPOINTS / method) for method in methods}
-    shapes = {"predictions": np.asarray(make_loss_shape(loss)[0])}
+    shapes = {"predictions": np.asarray(make_loss_shape(config.learned_loss.network())[0])}
     for method, so_far in found.items():
         if so_far is not None:
             steps, values = so_far
