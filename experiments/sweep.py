@@ -15,6 +15,7 @@ import ast
 import contextlib
 import csv
 import functools
+import importlib
 import itertools
 import operator
 import os
@@ -34,7 +35,6 @@ from adalfl_jax.training.config import field_paths
 from adalfl_jax.training.start import pin_start
 from adalfl_jax.training.workdir import CONFIG as CONFIG_FILE
 from adalfl_jax.training.workdir import finished_summary, write_json
-from configs import default
 from experiments.launch import CONFIG, WORKDIR, parse_flags, told_in_a_line
 from experiments.page import Row, Table, render_table
 
@@ -193,7 +193,8 @@ def _make_executor(folder: Path) -> Any:
 
 def _command_of(point: Point) -> list[str]:
     """Trains a configuration, whatever file it came from: with every field that is not at its default."""
-    plain, wanted = (_flatten(values.to_dict()) for values in (default.get_config(), point.config))
+    default = importlib.import_module("configs.default").get_config()
+    plain, wanted = (_flatten(values.to_dict()) for values in (default, point.config))
     fields = [f"--config.{name}={value}" for name, value in wanted.items() if value != plain[name]]
     cache = flags.FLAGS["compilation_cache"].value
     kept = [] if cache is None else [f"--compilation_cache={cache}"]
