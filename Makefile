@@ -51,6 +51,7 @@ STUDY := $(BIN)/python -m experiments.study
 
 results: setup  ## Make every study and write docs/results.md: days on two cores; stop and go on at any time.
 	$(STUDY) --study=clean_labels --write=docs/results.md
+	$(STUDY) --study=behaviour --write=docs/results.md
 	$(STUDY) --study=noisy_labels --write=docs/results.md
 	$(STUDY) --study=thrift --write=docs/results.md
 	$(STUDY) --study=transfer --write=docs/results.md
@@ -59,6 +60,7 @@ results: setup  ## Make every study and write docs/results.md: days on two cores
 
 results-quick: setup  ## Make a reduced form of every study on digits: that all works, not what comes out.
 	$(STUDY) --study=clean_labels --comparison=mnist_mlp --quick
+	$(STUDY) --study=behaviour --comparison=behaviour_mnist_mlp --quick
 	$(STUDY) --study=noisy_labels --comparison=mnist_mlp_40 --quick
 	$(STUDY) --study=thrift --comparison=thrift_mnist_mlp --quick
 	$(STUDY) --study=transfer --comparison=transfer_mnist_logistic --comparison=transfer_mnist_mlp --quick

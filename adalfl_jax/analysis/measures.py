@@ -9,8 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import scipy.interpolate
 
 from adalfl_jax.learned_losses import LossNetwork
+from adalfl_jax.learned_losses.network import PREDICTIONS
+from adalfl_jax.task_losses import to_dense
 from adalfl_jax.types import ApplyFn, Batch, LossFn, PyTree, Theta
 
 
@@ -75,8 +78,7 @@ def make_loss_shape(loss: LossNetwork, *, num_points: int = 101) -> tuple[jax.Ar
       predictions `[P]`, and `phi_params -> l_phi [2, P]` for target 0 and target 1. Only differences along a curve
       mean anything, since a constant has no gradient, so each curve has its mean removed.
     """
-    low, high = {"probabilities": (0.0, 1.0), "log_probabilities": (-8.0, 0.0), "raw": (-3.0, 3.0)}[loss.predictions]
-    predictions = jnp.linspace(low, high, num_points)
+    predictions = _range_of(loss, num_points=num_points)
 
     def evaluate(phi_params: PyTree) -> jax.Array:
         targets = jnp.repeat(jnp.array([[0.0], [1.0]]), num_points, axis=1)
@@ -84,6 +86,36 @@ def make_loss_shape(loss: LossNetwork, *, num_points: int = 101) -> tuple[jax.Ar
         return values - values.mean(axis=1, keepdims=True)
 
     return predictions, evaluate
+
+
+def along_true_class(loss_fn: LossFn, probabilities: jax.Array, num_outputs: int) -> tuple[jax.Array, jax.Array]:
+    r"""A loss of one example by the probability of its class, the other classes sharing the rest evenly.
+
+    .. math:: M(p) = M\big(y, f\big), \quad r(p) = -\frac{\partial M(y, f)}{\partial f_y},
+      \qquad \operatorname{softmax}(f) = \Big(p, \tfrac{1 - p}{C - 1}, \dots\Big)
+
+    Args:
+      loss_fn: M, of labels.
+      probabilities: p `[P]`, inside (0, 1).
+      num_outputs: C, two or more.
+
+    Returns:
+      M `[P]`, and the pull r `[P]` on the output of the true class: 1 - p for cross-entropy, next to nothing at a small
+      p for a loss that leaves alone what it takes for a wrong label, 0 where M(p) is least.
+    """
+
+    def at(probability: jax.Array) -> tuple[jax.Array, jax.Array]:
+        rest = jnp.log1p(-probability) - jnp.log(num_outputs - 1.0)
+        outputs = jnp.full((1, num_outputs), rest).at[0, 0].set(jnp.log(probability))
+        value, gradient = jax.value_and_grad(loss_fn, argnums=1)(jnp.zeros(1, jnp.int32), outputs)
+        return value, -gradient[0, 0]
+
+    return jax.vmap(at)(probabilities)
+
+
+def _range_of(loss: LossNetwork, *, num_points: int) -> jax.Array:
+    low, high = {"probabilities": (0.0, 1.0), "log_probabilities": (-8.0, 0.0), "raw": (-3.0, 3.0)}[loss.predictions]
+    return jnp.linspace(low, high, num_points)
 
 
 def flat_share(values: np.ndarray, threshold: float = 0.01) -> np.ndarray:
@@ -99,6 +131,71 @@ def flat_share(values: np.ndarray, threshold: float = 0.01) -> np.ndarray:
     slopes = np.abs(np.diff(values, axis=-1))
     steepest = slopes.max(axis=(-2, -1), keepdims=True)
     return (slopes <= threshold * steepest).mean(axis=(-2, -1))
+
+
+def flat_share_of_outputs(
+    loss: LossNetwork, phi_params: PyTree, targets: jax.Array, outputs: jax.Array, threshold: float = 0.01
+) -> jax.Array:
+    r"""The share of the outputs that occur in which a loss gives next to no gradient: `flat_share` where it counts.
+
+    .. math:: \frac{1}{BC} \#\big\{(b, c) : |\ell'_\phi(y_{bc}, p_{bc})| \le \tau \max_{y, p} |\ell'_\phi(y, p)|\big\}
+
+    with the derivative by the prediction, and the largest one over the range of `make_loss_shape`.
+
+    Args:
+      loss: the family of l_phi.
+      phi_params: phi.
+      targets: labels `[B]` or `[B, C]`.
+      outputs: of the base model, `[B, C]`.
+      threshold: tau.
+
+    Returns:
+      A scalar from 0 to 1; near 1 the loss has stopped training whatever the task loss says (implicit early stopping).
+    """
+
+    def slopes(targets: jax.Array, predictions: jax.Array) -> jax.Array:
+        def values(predictions: jax.Array) -> jax.Array:
+            return loss.elementwise(phi_params, targets, predictions)
+
+        return jnp.abs(jax.jvp(values, (predictions,), (jnp.ones_like(predictions),))[1])
+
+    dense, predictions = to_dense(targets, outputs), PREDICTIONS[loss.predictions](outputs)
+    grid = jnp.broadcast_to(_range_of(loss, num_points=101), (2, 101))
+    steepest = slopes(jnp.broadcast_to(jnp.array([[0.0], [1.0]]), grid.shape), grid).max()
+    return (slopes(dense, predictions) <= threshold * steepest).mean()
+
+
+def implied_smoothing(
+    predictions: np.ndarray, values: np.ndarray, num_outputs: int, *, of_logarithms: bool = False
+) -> np.ndarray:
+    r"""The label smoothing whose cross-entropy is least where a learned loss is least.
+
+    Along outputs that give the true class p and all others the same, M(p) = l(1, p) + (C - 1) l(0, (1 - p) / (C - 1)).
+    Cross-entropy of labels smoothed by s is least at p = 1 - s + s / C there, so a loss that is least at p* implies
+
+    .. math:: s = (1 - p^*) \, C / (C - 1)
+
+    It is where training comes to rest. (The share of smoothed cross-entropy in a least-squares fit, in contrast,
+    depends on how outputs are weighted, and leaves [0, 1].)
+
+    Args:
+      predictions: `[P]` evenly spaced, over all of [0, 1] or of the logarithms.
+      values: of l_phi `[..., 2, P]` at them, for target 0 and 1, as from `make_loss_shape`.
+      num_outputs: C, two or more.
+      of_logarithms: whether predictions are log-probabilities; those below the range are taken as its end.
+
+    Returns:
+      s `[...]`: 0 for a loss that falls up to p = 1, up to C / (C - 1).
+    """
+    probabilities = np.linspace(0, 1, 2001)
+    rest = (1 - probabilities) / (num_outputs - 1)
+    at_one, at_zero = probabilities, rest
+    if of_logarithms:
+        lowest = np.exp(predictions[0])
+        at_one, at_zero = (np.log(np.maximum(array, lowest)) for array in (probabilities, rest))
+    curves = scipy.interpolate.CubicSpline(predictions, values, axis=-1)
+    total = curves(at_one)[..., 1, :] + (num_outputs - 1) * curves(at_zero)[..., 0, :]
+    return (1 - probabilities[total.argmin(axis=-1)]) * num_outputs / (num_outputs - 1)
 
 
 def _ratio(numerator: jax.typing.ArrayLike, denominator: jax.Array) -> jax.Array:

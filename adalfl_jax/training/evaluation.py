@@ -7,7 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from adalfl_jax.analysis.measures import compare_gradients, make_loss_shape
+from adalfl_jax.analysis.measures import compare_gradients, flat_share_of_outputs, make_loss_shape
 from adalfl_jax.learned_losses import LossNetwork, RescaledLoss
 from adalfl_jax.training.setup import Setup
 from adalfl_jax.training.state import RunState
@@ -32,9 +32,7 @@ class Evaluation:
         self._outputs = jax.jit(jax.vmap(functools.partial(predict, setup), in_axes=(0, None)))
         self._scalars = jax.jit(functools.partial(_measure, setup))
         self._shape_of = None
-        loss = setup.learned_loss
-        network = loss.loss if isinstance(loss, RescaledLoss) else loss  # the scale is no part of a shape
-        if isinstance(network, LossNetwork):
+        if (network := _network_of(setup)) is not None:
             self.predictions, shape_of = make_loss_shape(network)
             self._shape_of = jax.jit(jax.vmap(shape_of))
 
@@ -57,6 +55,13 @@ class Evaluation:
         size = STREAM_BLOCK * EVAL_BATCHES * self._setup.config.batch_size
         blocks = (split.inputs[start : start + size] for start in range(0, len(split.inputs), size))
         return jnp.concatenate([self._outputs(theta, block) for block in blocks], axis=1)
+
+
+def _network_of(setup: Setup) -> LossNetwork | None:
+    """The loss network of the learned loss, where it is made of one; a scale is no part of a shape."""
+    loss = setup.learned_loss
+    network = loss.loss if isinstance(loss, RescaledLoss) else loss
+    return network if isinstance(network, LossNetwork) else None
 
 
 def _measure(
@@ -82,6 +87,9 @@ def _measure(
                 batch_size=setup.config.batch_size,
             )
             values |= comparison._asdict()
+            if (network := _network_of(setup)) is not None:
+                valid = jnp.asarray(targets["valid"]), outputs["valid"]
+                values["flat_output_share"] = flat_share_of_outputs(network, state.phi.params, *valid)
         return values
 
     return jax.vmap(one_seed)(state, outputs)

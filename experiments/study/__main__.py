@@ -5,6 +5,7 @@
 Studies:
 
   ablation      the form of the loss network
+  behaviour     what the learned losses of clean_labels do while a model trains
   clean_labels  the paper's comparison, with a task loss that is tuned and decayed
   noisy_labels  wrong labels in the training split and a small clean set, beside robust losses and learned weights
   recipe        settings that keep AdaLFL from failing
@@ -33,7 +34,7 @@ from adalfl_jax.training.workdir import write_json
 from experiments import page
 from experiments.launch import WORKDIR, parse_flags, told_in_a_line
 from experiments.machine import describe_machine
-from experiments.study import ablation, clean_labels, noisy_labels, recipe, thrift, transfer
+from experiments.study import ablation, behaviour, clean_labels, noisy_labels, recipe, thrift, transfer
 from experiments.study.arms import Arm, Comparison, Overrides, make_config, make_source_config
 from experiments.study.compare import compare_arms
 from experiments.study.tables import Part, comparison_parts, save_figure
@@ -44,12 +45,14 @@ class Study(NamedTuple):
 
     comparisons: Callable[[], list[Comparison]]
     parts: Callable[[Sequence[Comparison], Mapping[str, Any], Path], list[Part]] = comparison_parts
+    measure: Callable[[Mapping[str, Any], Path], dict[str, Any]] = lambda numbers, workdir: {}  # further numbers
 
 
 STUDIES = {
+    "behaviour": Study(behaviour.comparisons, behaviour.parts, behaviour.measure),
     "ablation": Study(ablation.comparisons),
     "clean_labels": Study(clean_labels.comparisons),
-    "noisy_labels": Study(noisy_labels.comparisons),
+    "noisy_labels": Study(noisy_labels.comparisons, noisy_labels.parts),
     "recipe": Study(recipe.comparisons),
     "thrift": Study(thrift.comparisons),
     "transfer": Study(transfer.comparisons, transfer.parts),
@@ -162,6 +165,7 @@ def _make(comparison: Comparison, comparisons: list[Comparison], command: str) -
     )
     metric = make_config(comparison, comparison.arms[0], {}, range(1)).metric
     numbers = {"command": command, "machine": describe_machine(PACKAGES), "metric": metric, **numbers}
+    numbers |= STUDIES[_STUDY.value or ""].measure(numbers, workdir)
     path = workdir / f"{_STUDY.value}.json"
     known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     known[comparison.name] = numbers
@@ -169,7 +173,8 @@ def _make(comparison: Comparison, comparisons: list[Comparison], command: str) -
     for part in STUDIES[_STUDY.value or ""].parts(comparisons, known, workdir):
         if comparison.name in part.comparisons:
             save_figure(part.figure, workdir / f"{part.name}.png")
-            print(_section(part, known, {}), end="\n\n")
+            if part.table is not None:
+                print(_section(part, known, {}), end="\n\n")
     if page.WRITE.value:
         _write_page(Path(page.WRITE.value), known, workdir)
 

@@ -5,9 +5,14 @@ The clean set is what arms are tuned by and, where they train on it, their outer
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from experiments.study.arms import Arm, Comparison, Overrides, grid
+from experiments.study.runs import RUNS
+from experiments.study.shapes import shapes_figure
+from experiments.study.tables import Part, comparison_parts
 
 NOISE: dict[str, Overrides] = {
     "clean": {},
@@ -122,3 +127,22 @@ def comparisons() -> list[Comparison]:
 
 def _comparison(name: str, title: str, overrides: Overrides) -> Comparison:
     return Comparison(name, title, "default", {**SETTING, **overrides}, ARMS, reference="adalfl")
+
+
+def parts(comparisons: Sequence[Comparison], known: Mapping[str, Any], workdir: Path) -> list[Part]:
+    """Every comparison and, for each problem, what AdaLFL learned beside hand-made losses, by the noise."""
+    made = comparison_parts(comparisons, known, workdir)
+    for problem, (title, _) in PROBLEMS.items():
+        learned: dict[str, str] = {}  # of comparisons that differ in the noise: name -> run of AdaLFL
+        for name in (comparison.name for comparison in comparisons if comparison.name in known):
+            adalfl = known[name]["arms"].get("adalfl", {})
+            if name.removeprefix(f"{problem}_").removesuffix("_quick") in NOISE and "test" in adalfl:
+                learned[name] = adalfl["run"]
+        if learned:
+            titles = [known[name]["title"].removeprefix(f"{title}, ") for name in learned]
+            folders = [workdir / RUNS / digest for digest in learned.values()]
+            figure = shapes_figure(dict(zip(titles, folders, strict=True)))
+            suffix = "_quick" if all(name.endswith("_quick") for name in learned) else ""
+            picture = f"{problem}_learned_losses{suffix}"
+            made.append(Part(picture, f"What AdaLFL learned: {title}", tuple(learned), figure))
+    return made

@@ -162,11 +162,8 @@ def _figure(titles: Mapping[str, str], targets: list[dict[str, Any]]) -> Figure:
                 color = HIGHLIGHT if is_own else "#6b7280" if name in ("task_loss", TASK_LOSS) else "#0e7490"
                 axes.plot(values, np.full(len(values), heights[name]), ".", color=color, alpha=0.35, markersize=4)
                 axes.plot(values.mean(), heights[name], "D", color=color, markersize=5)
-            axes.set(
-                title=numbers["title"].replace(", ", ",\n"),
-                xlabel="test error, %" if scale == 100 else "test",
-                xscale="log",
-            )
+            axes.set_title(numbers["title"].partition(" (")[0].replace(", ", ",\n"), fontsize=9)
+            axes.set_xlabel(f"test {numbers['metric'].replace('_', ' ')}{', %' if scale == 100 else ''}")
             axes.grid(axis="y", visible=False)
         panels[0].set_yticks(list(heights.values()), list(titles.values()), fontsize=8)
     return figure

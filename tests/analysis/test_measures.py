@@ -1,14 +1,29 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
 
-from adalfl_jax.analysis.measures import compare_gradients, flat_share, make_loss_shape
+from adalfl_jax.analysis.measures import (
+    along_true_class,
+    compare_gradients,
+    flat_share,
+    flat_share_of_outputs,
+    implied_smoothing,
+    make_loss_shape,
+)
 from adalfl_jax.analysis.record import RunRecord
 from adalfl_jax.analysis.statistics import describe, paired_difference
 from adalfl_jax.learned_losses import LossNetwork
-from adalfl_jax.task_losses import squared_error
+from adalfl_jax.task_losses import (
+    generalized_cross_entropy,
+    smoothed_cross_entropy,
+    softmax_cross_entropy,
+    squared_error,
+    symmetric_cross_entropy,
+)
 from adalfl_jax.types import Batch, Theta
 
 RATE = 0.25
@@ -155,3 +170,65 @@ def test_the_flat_share_counts_what_gives_no_gradient():
     half = np.where(predictions < 0.5, predictions, 0.5)
     shapes = np.stack([np.stack([half, predictions]), np.stack([half, half]), np.zeros((2, 101))])
     np.testing.assert_allclose(flat_share(shapes), [0.25, 0.5, 1.0], atol=0.006)
+
+
+ALONG = np.array([0.05, 0.3, 0.8])
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "pull"),
+    [
+        (softmax_cross_entropy, lambda p: 1 - p),
+        (generalized_cross_entropy, lambda p: p**0.7 * (1 - p)),
+        (symmetric_cross_entropy, lambda p: (0.1 + 4 * p) * (1 - p)),
+        (smoothed_cross_entropy, lambda p: 0.91 - p),
+    ],
+)
+def test_the_pull_of_hand_made_losses_is_what_their_formulas_say(loss_fn, pull, float64):
+    _, pulls = along_true_class(loss_fn, jnp.array(ALONG), 10)
+    np.testing.assert_allclose(pulls, pull(ALONG), rtol=1e-6)
+
+
+def test_the_values_along_the_true_class_are_those_of_the_loss_there(float64):
+    loss = LossNetwork(hidden_sizes=(4,))
+    phi = loss.init(jax.random.key(0))
+    loss_fn = jax.jit(functools.partial(loss.apply, phi))
+    values, _ = along_true_class(loss_fn, jnp.array(ALONG), 4)
+    for value, p in zip(values, ALONG, strict=True):
+        outputs = np.log(np.array([[(1 - p) / 3, p, (1 - p) / 3, (1 - p) / 3]]))
+        assert value == pytest.approx(float(loss_fn(np.array([1]), outputs)))
+
+
+def test_the_flat_share_of_outputs_counts_those_that_occur(float64):
+    loss = LossNetwork(hidden_sizes=(8,), predictions="raw", use_bias=True)
+    phi = loss.init(jax.random.key(3))
+    rng, step = np.random.default_rng(0), 1e-6
+    targets, outputs = rng.integers(0, 2, (20, 3)).astype(float), 3 * rng.standard_normal((20, 3))
+    values, share_of = jax.jit(loss.elementwise), jax.jit(functools.partial(flat_share_of_outputs, loss))
+
+    def slopes(targets, predictions):  # a definition by differences
+        ends = [np.asarray(values(phi, targets, predictions + sign * step)) for sign in (1, -1)]
+        return np.abs(ends[0] - ends[1]) / (2 * step)
+
+    grid = np.broadcast_to(np.linspace(-3, 3, 101), (2, 101))
+    steepest = slopes(np.broadcast_to([[0.0], [1.0]], (2, 101)), grid).max()
+    for threshold in (0.01, 0.4):
+        expected = (slopes(targets, outputs) <= threshold * steepest).mean()
+        assert float(share_of(phi, targets, outputs, threshold)) == pytest.approx(expected)
+    assert 0 < expected < 1
+    nothing = jax.tree.map(np.zeros_like, phi)
+    assert float(share_of(nothing, targets, outputs, 0.01)) == 1
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.3])
+def test_smoothed_cross_entropy_implies_its_own_smoothing(smoothing):
+    logarithms, share = np.linspace(-8, 0, 101), smoothing / 10
+    values = np.stack([-share * logarithms, -(1 - smoothing + share) * logarithms])
+    found = implied_smoothing(logarithms, values, 10, of_logarithms=True)
+    assert found == pytest.approx(smoothing, abs=1e-3)
+
+
+def test_a_loss_that_is_least_in_between_implies_smoothing_for_each_seed():
+    predictions = np.linspace(0, 1, 101)
+    values = np.stack([[0 * predictions, (predictions - best) ** 2] for best in (0.55, 1.0)])
+    np.testing.assert_allclose(implied_smoothing(predictions, values, 10), [0.5, 0.0], atol=1e-3)

@@ -14,7 +14,7 @@ from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.start import read_learned_losses
 from experiments import launch, page
 from experiments.study import __main__ as program
-from experiments.study import runs, transfer
+from experiments.study import behaviour, noisy_labels, runs, transfer
 from experiments.study.arms import Arm, Comparison, Source, grid, make_config, make_source_config
 from experiments.study.compare import compare_arms
 from experiments.study.tables import comparison_table
@@ -136,6 +136,36 @@ def test_a_matrix_says_where_a_loss_from_elsewhere_differs():
     text = page.render_table(part.table)
     assert re.search(r"\| MNIST, MLP, as it is +\| 2\.00 ± 1\.00 \(= own, < task\)", text)
     assert re.search(r"\| its own, as it is +\| 4\.00 ± 1\.00 \(> task\)", text)
+
+
+def test_behaviour_is_read_from_the_runs_of_a_comparison(numbers, workdir):
+    arms = numbers["arms"]
+    chosen = {"linear": arms["tuned"], "ml3": arms["elsewhere"], "adalfl": arms["adalfl"]}
+    given = {**numbers, "metric": "error_rate", "arms": chosen}
+    measured = json.loads(json.dumps(behaviour.measure(given, workdir)))
+    assert measured["best_hand_made"] == "linear"
+    rate = arms["tuned"]["chosen"]["inner.learning_rate"]
+    assert measured["best_schedule"] == {"steps": [0, 3, 6, 9], "rates": pytest.approx([rate] * 4)}
+    record = runs.read_record(workdir / "runs" / arms["adalfl"]["run"])
+    quantities = measured["behaviour"]["adalfl"]["quantities"]
+    assert quantities.keys() == behaviour.QUANTITIES.keys()
+    np.testing.assert_array_equal(quantities["gradient_cosine"], record.series("adalfl", "gradient_cosine").values)
+    assert np.shape(quantities["smoothing"]) == np.shape(quantities["flat_output_share"]) == (3, 4)
+
+    (part,) = behaviour.parts([COMPARISON], {"tiny": given | measured}, workdir)
+    text = page.render_table(part.table)
+    end = np.array(quantities["smoothing"])[:, -1]
+    assert re.search(rf"\| label smoothing +\| AdaLFL .* {end.mean():.3g} ± {end.std(ddof=1):.2g} +\|", text)
+    assert len(part.figure.axes) == 6 + 1  # panels and a colour bar
+
+
+def test_wrong_labels_show_what_was_learned_beside_hand_made_losses(numbers, workdir):
+    (comparison,) = (item for item in noisy_labels.comparisons() if item.name == "mnist_mlp_40")
+    kept = {**numbers, "metric": "error_rate", "title": comparison.title}
+    table, shapes = noisy_labels.parts([comparison], {"mnist_mlp_40": kept}, workdir)
+    assert (table.name, shapes.name) == ("mnist_mlp_40", "mnist_mlp_learned_losses")
+    assert shapes.figure.axes[0].get_title(loc="left") == "40 % wrong labels"
+    assert len(shapes.figure.axes[1].lines) == 3 + 4  # seeds and hand-made losses
 
 
 def test_steps_to_the_target_are_the_first_at_which_the_mean_is_there(numbers):

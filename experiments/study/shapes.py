@@ -1,0 +1,59 @@
+"""What was learned beside what was made by hand: losses along the probability of an example's label."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from adalfl_jax.analysis.figures import STYLE
+from adalfl_jax.analysis.measures import along_true_class
+from adalfl_jax.task_losses import TASK_LOSSES
+from adalfl_jax.training.start import read_learned_losses
+from experiments.study.tables import HIGHLIGHT
+
+NUM_CLASSES = 10  # of every problem that is shown
+PROBABILITIES = np.linspace(0.01, 0.99, 99)
+HAND_MADE: dict[str, tuple[str, Any]] = {
+    "softmax_cross_entropy": ("cross-entropy", "-"),
+    "smoothed_cross_entropy": ("smoothed", (0, (1, 1))),
+    "generalized_cross_entropy": ("generalised", "--"),
+    "symmetric_cross_entropy": ("symmetric", "-."),
+}
+
+
+def shapes_figure(workdirs: Mapping[str, Path]) -> Figure:
+    """The loss, and its pull on an example, by the probability of the label: a column a run, a line a seed."""
+    along = partial(along_true_class, probabilities=jnp.asarray(PROBABILITIES, jnp.float32), num_outputs=NUM_CLASSES)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(max(1.4 + 2.2 * len(workdirs), 5.4), 4.8), layout="constrained")
+        panels = figure.subplots(2, len(workdirs), sharex=True, sharey="row", squeeze=False)
+        for (title, workdir), column in zip(workdirs.items(), panels.T, strict=True):
+            found = read_learned_losses(workdir)
+            curves = jax.jit(jax.vmap(lambda params, loss=found.loss: along(partial(loss.apply, params))))
+            for seed, (values, pulls) in enumerate(zip(*curves(found.params), strict=True)):
+                label = "AdaLFL, a line a seed" if seed == 0 else None
+                _draw(column, values, pulls, color=HIGHLIGHT, alpha=0.5, label=label)
+            for name, (label, style) in HAND_MADE.items():
+                _draw(column, *along(TASK_LOSSES[name]), color="#374151", linestyle=style, label=label)
+            column[0].set(title=title)
+            column[1].set(xlabel="probability of the label")
+        panels[0, 0].set_ylabel("loss, of 1 at .01")
+        panels[1, 0].set_ylabel("pull, of its largest")
+        figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+    return figure
+
+
+def _draw(column: Sequence[Axes], values: jax.Array, pulls: jax.Array, **style: Any) -> None:
+    """Of a loss only the shape: its scale is a learning rate, and its level has no gradient."""
+    shown = np.asarray(values), np.asarray(pulls)
+    column[0].plot(PROBABILITIES, (shown[0] - shown[0][-1]) / (shown[0][0] - shown[0][-1]), linewidth=1.2, **style)
+    column[1].plot(PROBABILITIES, shown[1] / np.abs(shown[1]).max(), linewidth=1.2, **style)
