@@ -73,7 +73,7 @@ def _quantities(record: RunRecord) -> dict[str, Any]:
     found["smoothing"] = implied_smoothing(predictions, shapes, num_outputs, of_logarithms=kind == "log_probabilities")
     return {
         "steps": record.shapes[f"{method}/steps"].tolist(),
-        "label": prediction_label(record),
+        "label": prediction_label(kind),
         "predictions": predictions.tolist(),
         "shapes": shapes.mean(axis=0).tolist(),  # [T, 2, P]
         "quantities": {name: values.tolist() for name, values in found.items()},
