@@ -49,8 +49,8 @@ class Study(NamedTuple):
 
 
 STUDIES = {
-    "behaviour": Study(behaviour.comparisons, behaviour.parts, behaviour.measure),
     "ablation": Study(ablation.comparisons),
+    "behaviour": Study(behaviour.comparisons, behaviour.parts, behaviour.measure),
     "clean_labels": Study(clean_labels.comparisons),
     "noisy_labels": Study(noisy_labels.comparisons, noisy_labels.parts),
     "recipe": Study(recipe.comparisons),
