@@ -66,7 +66,7 @@ def make_bilevel_step(
         It is called with `train=True` on both batches. The inner pass updates `model_state`; the outer pass
         normalises by its own batch and what it would record is dropped.
       learned_loss_fn: M_phi, `(phi_params, targets, outputs) -> scalar`. If it has a keyword-only argument `params` it
-        reads theta and receives it there.
+        reads theta and receives it there; if it has one `progress` it receives `batch.progress`.
       task_loss_fn: L, `(targets, outputs) -> scalar`.
       inner_optimizer: any optax transformation that needs gradient, state and parameters alone (a line search needs
         more); the paper's is `optax.sgd`.
@@ -140,7 +140,7 @@ def make_bilevel_step(
         if outer_fraction < 1:
             num_inner_steps(batch)  # what does not fit together is told of the whole batch, not of a part
             batch = batch._replace(outer=first_examples(batch.outer, outer_fraction))
-        result = estimate(problem, theta, phi.params, batch, phi.carry)
+        result = estimate(problem.at_progress(batch.progress), theta, phi.params, batch, phi.carry)
         metrics = BilevelMetrics(result.inner_loss, result.outer_loss, optax.tree.norm(result.gradient))
         return result.theta, update_phi(phi, result.gradient, result.carry), metrics
 
@@ -223,7 +223,7 @@ def _sometimes(bilevel_step: BilevelStep, problem: BilevelProblem, outer_every: 
         *_, like = jax.eval_shape(bilevel_step, theta, phi, batch)
 
         def frozen_step(theta: Theta, phi: Phi, batch: BilevelBatch) -> tuple[Theta, Phi, BilevelMetrics]:
-            loss_fn = bind_learned_loss(problem.learned_loss_fn, phi.params)
+            loss_fn = bind_learned_loss(problem.at_progress(batch.progress).learned_loss_fn, phi.params)
             inner_key, _ = split(batch.rng_key)
             theta, loss, outputs = descend(
                 problem.apply_fn, loss_fn, problem.inner_optimizer, theta, batch.inner, inner_key, problem.axis_name

@@ -30,6 +30,7 @@ class BilevelBatch(NamedTuple):
     outer: Batch | tuple[jax.Array, jax.Array]  # the batch the task loss is taken on at the new theta
     rng_key: jax.Array | None = None  # for dropout and the like; None for a deterministic model
     step: jax.Array | int | None = None  # [] number of the step, from 0; read by `outer_every` alone
+    progress: jax.Array | float | None = None  # [] t / T, the same for all K steps; for a learned loss that reads it
 
 
 class Theta(NamedTuple):
@@ -98,7 +99,8 @@ class LearnedLossFn(Protocol):
     """M_phi: a scalar from phi, targets `[B]` or `[B, C]` and outputs `[B, C]`.
 
     A loss that reads theta itself, a learned regulariser say, declares a keyword-only argument `params` and receives
-    the parameters of the base model there. The one-step estimators cannot differentiate it, all others can.
+    the parameters of the base model there. The one-step estimators cannot differentiate it, all others can. A loss that
+    reads how far training is declares `progress` in the same way and receives `batch.progress`.
     """
 
     def __call__(self, phi_params: PyTree, targets: jax.Array, outputs: jax.Array, /) -> jax.Array: ...

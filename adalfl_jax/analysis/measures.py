@@ -69,20 +69,20 @@ def compare_gradients(
     )
 
 
-def make_loss_shape(loss: LossNetwork, *, num_points: int = 101) -> tuple[jax.Array, Callable[[PyTree], jax.Array]]:
+def make_loss_shape(loss: LossNetwork, *, num_points: int = 101) -> tuple[jax.Array, Callable[..., jax.Array]]:
     """The range of predictions a loss network is drawn over, and the function that evaluates it there.
 
     Probabilities run over [0, 1], log-probabilities over [-8, 0] nats, and raw predictions over [-3, 3].
 
     Returns:
-      predictions `[P]`, and `phi_params -> l_phi [2, P]` for target 0 and target 1. Only differences along a curve
-      mean anything, since a constant has no gradient, so each curve has its mean removed.
+      predictions `[P]`, and `(phi_params, progress=0.0) -> l_phi [2, P]` for target 0 and target 1. Only differences
+      along a curve mean anything, since a constant has no gradient, so each curve has its mean removed.
     """
     predictions = _range_of(loss, num_points=num_points)
 
-    def evaluate(phi_params: PyTree) -> jax.Array:
+    def evaluate(phi_params: PyTree, progress: jax.Array | float = 0.0) -> jax.Array:
         targets = jnp.repeat(jnp.array([[0.0], [1.0]]), num_points, axis=1)
-        values = loss.elementwise(phi_params, targets, jnp.stack([predictions, predictions]))
+        values = loss.elementwise(phi_params, targets, jnp.stack([predictions, predictions]), progress=progress)
         return values - values.mean(axis=1, keepdims=True)
 
     return predictions, evaluate
@@ -134,7 +134,13 @@ def flat_share(values: np.ndarray, threshold: float = 0.01) -> np.ndarray:
 
 
 def flat_share_of_outputs(
-    loss: LossNetwork, phi_params: PyTree, targets: jax.Array, outputs: jax.Array, threshold: float = 0.01
+    loss: LossNetwork,
+    phi_params: PyTree,
+    targets: jax.Array,
+    outputs: jax.Array,
+    *,
+    progress: jax.Array | float = 0.0,
+    threshold: float = 0.01,
 ) -> jax.Array:
     r"""The share of the outputs that occur in which a loss gives next to no gradient: `flat_share` where it counts.
 
@@ -147,6 +153,7 @@ def flat_share_of_outputs(
       phi_params: phi.
       targets: labels `[B]` or `[B, C]`.
       outputs: of the base model, `[B, C]`.
+      progress: share of training that is done, `[]` in [0, 1].
       threshold: tau.
 
     Returns:
@@ -155,7 +162,7 @@ def flat_share_of_outputs(
 
     def slopes(targets: jax.Array, predictions: jax.Array) -> jax.Array:
         def values(predictions: jax.Array) -> jax.Array:
-            return loss.elementwise(phi_params, targets, predictions)
+            return loss.elementwise(phi_params, targets, predictions, progress=progress)
 
         return jnp.abs(jax.jvp(values, (predictions,), (jnp.ones_like(predictions),))[1])
 

@@ -26,6 +26,7 @@ class LastStep(NamedTuple):
 
     point: Linearization  # of the base model, without what the estimator does not use
     targets: jax.Array
+    progress: jax.Array | None
     to_direction: Callable[[PyTree], tuple[PyTree]]  # dL/dtheta' -> w
 
 
@@ -48,6 +49,8 @@ def make_pipelined_step(
     """
 
     def pipelined_step(theta: Theta, phi: Phi, batch: BilevelBatch) -> tuple[Theta, Phi, BilevelMetrics]:
+        progress = None if batch.progress is None else jnp.asarray(batch.progress)
+        now = problem.at_progress(progress)
         rng_key, _ = split(batch.rng_key)
         _require_batch(batch.inner)
         point, model_state = linearize(problem, theta, batch.inner, rng_key)
@@ -56,17 +59,18 @@ def make_pipelined_step(
         outer_loss = problem.mean(outer_loss)
 
         def finish(phi: Phi) -> tuple[LastStep, Theta, jax.Array]:
-            inner_loss, gradient, _ = loss_gradient_of(problem, phi.params, targets, point.outputs)
+            inner_loss, gradient, _ = loss_gradient_of(now, phi.params, targets, point.outputs)
             gradient, inner_loss = problem.mean((point.pullback(gradient)[0], inner_loss))
             theta_next, to_direction = update_theta(problem, theta, model_state, gradient)
-            return LastStep(_kept(estimator, point), targets, to_direction), theta_next, inner_loss
+            return LastStep(_kept(estimator, point), targets, progress, to_direction), theta_next, inner_loss
 
         norm = jnp.zeros_like(outer_loss)
         if phi.carry:
             last = _restored(phi.carry, jax.eval_shape(lambda phi: finish(phi)[0], phi))
             (direction,) = last.to_direction(problem.mean(point.pullback(task_gradient)[0]))
             outputs_tangent = JACOBIAN_PRODUCTS[estimator](last.point, problem.own(direction))
-            *_, to_phi = loss_gradient_of(problem, phi.params, last.targets, last.point.outputs)
+            before = problem.at_progress(last.progress)
+            *_, to_phi = loss_gradient_of(before, phi.params, last.targets, last.point.outputs)
             (gradient,) = problem.mean(to_phi(outputs_tangent))
             updated = update_phi(phi, gradient, ())
             is_taken = phi.carry.is_taken

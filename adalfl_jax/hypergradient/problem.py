@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import jax
 import optax
 
+from adalfl_jax import learned_losses
 from adalfl_jax.axes import mean_over, own_copy
 from adalfl_jax.hypergradient.update import differentiable_update
 from adalfl_jax.types import ApplyFn, Batch, BilevelBatch, LearnedLossFn, LossFn, PyTree, Theta
@@ -33,6 +33,10 @@ class BilevelProblem(NamedTuple):
     def mean(self, tree: PyTree) -> PyTree:
         """The mean over devices of what each computed on its part of a batch."""
         return mean_over(self.axis_name, tree)
+
+    def at_progress(self, progress: jax.Array | float | None) -> BilevelProblem:
+        """The problem with the learned loss as it is at this share of training."""
+        return self._replace(learned_loss_fn=learned_losses.at_progress(self.learned_loss_fn, progress))
 
 
 class Hypergradient(NamedTuple):
@@ -176,11 +180,7 @@ def require_carry(name: str, carry: PyTree, like: PyTree) -> None:
 
 def reads_params(learned_loss_fn: LearnedLossFn) -> bool:
     """Whether a learned loss declares the keyword-only argument `params`, by which it reads theta directly."""
-    try:
-        parameter = inspect.signature(learned_loss_fn).parameters.get("params")
-    except (TypeError, ValueError):  # a callable without an inspectable signature cannot ask for it
-        return False
-    return parameter is not None and parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    return learned_losses.declares(learned_loss_fn, "params")
 
 
 def bind_learned_loss(

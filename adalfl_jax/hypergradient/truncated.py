@@ -28,6 +28,7 @@ class PastSteps(NamedTuple):
     phi_params: PyTree
     batch: Batch
     rng_key: jax.Array | None
+    progress: jax.Array | None
     is_taken: jax.Array  # False for what stands for a step before the first
 
 
@@ -71,7 +72,7 @@ class Truncated:
         if self.window == 1:
             return unrolled(problem, theta, phi_params, batch, carry)
         inner_key, outer_key = split(batch.rng_key)
-        now = PastSteps(phi_params, Batch(*batch.inner), inner_key, jnp.array(True))
+        now = PastSteps(phi_params, Batch(*batch.inner), inner_key, _array(batch.progress), jnp.array(True))
         empty = self._empty_window(theta, now)
         if carry:
             require_carry("truncated", carry, empty)
@@ -114,12 +115,17 @@ def _replay(problem: BilevelProblem, window: Window) -> tuple[Theta, Theta]:
     """theta after the oldest step, and after all of them."""
 
     def step(theta: Theta, past: PastSteps) -> tuple[Theta, None]:
-        theta_next, _ = inner_step(problem, theta, past.phi_params, past.batch, past.rng_key)
+        at_past = problem.at_progress(past.progress)
+        theta_next, _ = inner_step(at_past, theta, past.phi_params, past.batch, past.rng_key)
         return _select(past.is_taken, theta_next, theta), None
 
     second, _ = step(window.theta, jax.tree.map(lambda leaf: leaf[0], window.steps))
     last, _ = jax.lax.scan(step, second, jax.tree.map(lambda leaf: leaf[1:], window.steps))
     return second, last
+
+
+def _array(progress: jax.Array | float | None) -> jax.Array | None:
+    return None if progress is None else jnp.asarray(progress)
 
 
 def _select(condition: jax.Array, if_true: Theta, if_false: Theta) -> Theta:

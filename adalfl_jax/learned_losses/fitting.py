@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from adalfl_jax.learned_losses.arguments import at_progress
 from adalfl_jax.types import LearnedLoss, LossFn, PyTree
 
 SCALES = (0.1, 5.0)  # of the outputs it is fitted on, from those of a fresh model to those of a confident one
@@ -46,10 +47,11 @@ def fit_to_task_loss(
     Returns:
       phi.
     """
+    apply = at_progress(loss.apply, 0.0)  # where weights of progress are zero at the start, they stay so
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
 
     def mismatch(phi_params: PyTree, targets: jax.Array, outputs: jax.Array) -> jax.Array:
-        learned = jax.grad(lambda f: loss.apply(phi_params, targets, f))(outputs)
+        learned = jax.grad(lambda f: apply(phi_params, targets, f))(outputs)
         wanted = jax.grad(lambda f: task_loss_fn(targets, f))(outputs)
         return batch_size * jnp.sum((learned - wanted) ** 2)
 

@@ -51,6 +51,8 @@ class LossNetwork:
         differ by the factor C in the learning rate of theta, and the sum fails far less often.
       predictions: what the network sees of the outputs: "probabilities" (softmax, or the sigmoid of a single
         output), "log_probabilities", or "raw" (a regression's values, or logits).
+      use_progress: whether l_phi has the share of training that is done as a third input. Its weights start at zero, so
+        that a fresh loss does not depend on it.
 
     Raises:
       ValueError: a setting out of its range or an unknown name.
@@ -76,6 +78,7 @@ class LossNetwork:
     use_bias: bool = False
     reduction: str = "sum"
     predictions: str = "probabilities"
+    use_progress: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))
@@ -91,7 +94,10 @@ class LossNetwork:
         lookup("kind of predictions", PREDICTIONS, self.predictions)
 
     def init(self, rng_key: jax.Array) -> PyTree:
-        """Draws phi: Kaiming-normal kernels `[fan_in, fan_out]` and, where used, zero biases `[fan_out]`."""
+        """Draws phi: Kaiming-normal kernels `[fan_in, fan_out]` and, where used, zero biases `[fan_out]`.
+
+        The kernel of the first layer has the rows target, prediction and, where used, progress.
+        """
         sizes = (2, *self.hidden_sizes, 1)
         kaiming_normal = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")
         params = {}
@@ -101,29 +107,52 @@ class LossNetwork:
             params[f"layer_{layer}"] = {"kernel": kaiming_normal(key, shape)}
             if self.use_bias:
                 params[f"layer_{layer}"]["bias"] = jnp.zeros(shape[1])
+        if self.use_progress:
+            params["layer_0"]["kernel"] = jnp.pad(params["layer_0"]["kernel"], ((0, 1), (0, 0)))
         return params
 
-    def apply(self, phi_params: PyTree, targets: jax.Array, outputs: jax.Array) -> jax.Array:
+    def apply(
+        self,
+        phi_params: PyTree,
+        targets: jax.Array,
+        outputs: jax.Array,
+        *,
+        progress: jax.Array | float | None = None,
+    ) -> jax.Array:
         """M_phi, the mean over the batch.
 
         Args:
           phi_params: from `init`.
           targets: integer labels `[B]`, or `[B, C]`.
           outputs: of the base model, `[B, C]`; logits of a classification.
+          progress: share of training that is done, `[]` in [0, 1]; for `use_progress`.
 
         Returns:
           A scalar.
 
         Raises:
-          ValueError: targets that do not fit the outputs.
+          ValueError: targets that do not fit the outputs, or no progress where it is used.
         """
         predictions = PREDICTIONS[self.predictions](outputs)
-        return REDUCTIONS[self.reduction](self.elementwise(phi_params, to_dense(targets, outputs), predictions)).mean()
+        values = self.elementwise(phi_params, to_dense(targets, outputs), predictions, progress=progress)
+        return REDUCTIONS[self.reduction](values).mean()
 
-    def elementwise(self, phi_params: PyTree, targets: jax.Array, predictions: jax.Array) -> jax.Array:
+    def elementwise(
+        self,
+        phi_params: PyTree,
+        targets: jax.Array,
+        predictions: jax.Array,
+        *,
+        progress: jax.Array | float | None = None,
+    ) -> jax.Array:
         """l_phi of each pair of target and prediction, two arrays of one shape; returns that shape."""
         hidden_activation = self._hidden_activation()
-        values = jnp.stack([targets, predictions], axis=-1).reshape(-1, 2)
+        inputs = [targets, predictions]
+        if self.use_progress:
+            if progress is None:
+                raise ValueError("use_progress needs the share of training that is done: give `progress`; got None")
+            inputs.append(jnp.full_like(predictions, progress))
+        values = jnp.stack(inputs, axis=-1).reshape(-1, len(inputs))
         num_layers = len(self.hidden_sizes) + 1
         for layer in range(num_layers):
             values = values @ phi_params[f"layer_{layer}"]["kernel"]

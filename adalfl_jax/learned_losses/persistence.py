@@ -15,6 +15,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from adalfl_jax.learned_losses.arguments import at_progress
 from adalfl_jax.learned_losses.network import LossNetwork
 from adalfl_jax.learned_losses.rescaled import RescaledLoss
 from adalfl_jax.learned_losses.scaled import ScaledTaskLoss
@@ -46,9 +47,11 @@ class FrozenLoss:
     params: PyTree
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def __call__(self, targets: jax.Array, outputs: jax.Array) -> jax.Array:
-        """M_phi of targets `[B]` or `[B, C]` and outputs `[B, C]`."""
-        return self.loss.apply(self.params, targets, outputs)
+    def __call__(
+        self, targets: jax.Array, outputs: jax.Array, *, progress: jax.Array | float | None = None
+    ) -> jax.Array:
+        """M_phi of targets `[B]` or `[B, C]`, outputs `[B, C]` and, for a loss that reads it, progress `[]`."""
+        return at_progress(self.loss.apply, progress)(self.params, targets, outputs)
 
 
 def save_learned_loss(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from adalfl_jax.learned_losses.arguments import at_progress
 from adalfl_jax.registry import lookup
 from adalfl_jax.task_losses import TASK_LOSSES
 from adalfl_jax.types import LearnedLoss, PyTree
@@ -74,12 +76,16 @@ class RescaledLoss:
         """phi of the loss that is rescaled."""
         return self.loss.init(rng_key)
 
-    def apply(self, phi_params: PyTree, targets: jax.Array, outputs: jax.Array) -> jax.Array:
-        """c M_phi, a scalar, of targets `[B]` or `[B, C]` and outputs `[B, C]`."""
-
-        def loss_fn(outputs: jax.Array) -> jax.Array:
-            return self.loss.apply(phi_params, targets, outputs)
-
+    def apply(
+        self,
+        phi_params: PyTree,
+        targets: jax.Array,
+        outputs: jax.Array,
+        *,
+        progress: jax.Array | float | None = None,
+    ) -> jax.Array:
+        """c M_phi, a scalar, of targets `[B]` or `[B, C]`, outputs `[B, C]` and, where M reads it, progress `[]`."""
+        loss_fn = functools.partial(at_progress(self.loss.apply, progress), phi_params, targets)
         return self._factor(loss_fn, targets, jax.lax.stop_gradient(outputs)) * loss_fn(outputs)
 
     def _factor(self, loss_fn: Callable[[jax.Array], jax.Array], targets: jax.Array, outputs: jax.Array) -> jax.Array:

@@ -197,6 +197,7 @@ class LearnedLossConfig:
     use_bias: bool
     reduction: str
     predictions: str
+    use_progress: bool
     start: str
     weight_hidden_size: int
     floor: float

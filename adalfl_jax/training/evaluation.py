@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from adalfl_jax.analysis.measures import compare_gradients, flat_share_of_outputs, make_loss_shape
-from adalfl_jax.learned_losses import LossNetwork, RescaledLoss
+from adalfl_jax.learned_losses import LossNetwork, RescaledLoss, at_progress
 from adalfl_jax.training.setup import Setup
 from adalfl_jax.training.state import RunState
 from adalfl_jax.types import Batch, Theta
@@ -34,19 +34,19 @@ class Evaluation:
         self._shape_of = None
         if (network := _network_of(setup)) is not None:
             self.predictions, shape_of = make_loss_shape(network)
-            self._shape_of = jax.jit(jax.vmap(shape_of))
+            self._shape_of = jax.jit(jax.vmap(shape_of, in_axes=(0, None)))
 
-    def scalars(self, state: RunState, learning_rate: float) -> dict[str, jax.Array]:
+    def scalars(self, state: RunState, learning_rate: float, progress: float) -> dict[str, jax.Array]:
         """Metrics on the validation and test split and, with a learned loss, its gradient's scale; each `[S]`."""
         if state.theta is None:
             return {}
         outputs = {name: self._predict_all(state.theta, split) for name, split in self._held_out.items()}
         targets = {name: split.targets for name, split in self._held_out.items()}
-        return self._scalars(state, learning_rate, outputs, targets, self._probe)
+        return self._scalars(state, learning_rate, progress, outputs, targets, self._probe)
 
-    def loss_shape(self, state: RunState) -> jax.Array | None:
+    def loss_shape(self, state: RunState, progress: float) -> jax.Array | None:
         """l_phi `[S, 2, P]` over `predictions` for targets 0 and 1; None where no loss network takes part."""
-        return None if state.phi is None or self._shape_of is None else self._shape_of(state.phi.params)
+        return None if state.phi is None or self._shape_of is None else self._shape_of(state.phi.params, progress)
 
     def _predict_all(self, theta: Theta, split: Batch) -> jax.Array:
         """Outputs `[S, N, C]`; a streamed split goes to the device block by block."""
@@ -68,6 +68,7 @@ def _measure(
     setup: Setup,
     state: RunState,
     learning_rate: jax.Array,
+    progress: jax.Array,
     outputs: dict[str, jax.Array],  # [S, N, C] each
     targets: dict[str, jax.Array],
     probe: Batch,
@@ -76,7 +77,7 @@ def _measure(
         values = {f"{name}/{setup.config.metric}": setup.metric_fn(targets[name], outputs[name]) for name in targets}
         if state.phi is not None:
             assert state.theta is not None
-            loss_fn = functools.partial(setup.learned_loss.apply, state.phi.params)
+            loss_fn = functools.partial(at_progress(setup.learned_loss.apply, progress), state.phi.params)
             comparison = compare_gradients(
                 setup.model.apply,
                 loss_fn,
@@ -89,7 +90,9 @@ def _measure(
             values |= comparison._asdict()
             if (network := _network_of(setup)) is not None:
                 valid = jnp.asarray(targets["valid"]), outputs["valid"]
-                values["flat_output_share"] = flat_share_of_outputs(network, state.phi.params, *valid)
+                values["flat_output_share"] = flat_share_of_outputs(
+                    network, state.phi.params, *valid, progress=progress
+                )
         return values
 
     return jax.vmap(one_seed)(state, outputs)

@@ -150,7 +150,7 @@ def make_offline_phase(setup: Setup) -> Phase:
 
         def step(state: RunState, batch: BilevelBatch) -> tuple[RunState, ChunkMetrics]:
             assert state.phi is not None
-            phi, metrics = offline_step(state.phi, batch)
+            phi, metrics = offline_step(state.phi, batch._replace(progress=jnp.zeros(())))  # every theta is fresh
             return RunState(None, phi), metrics._asdict() | phi_metrics(state.phi, phi)
 
         return step
@@ -227,7 +227,7 @@ def _make_batch(setup: Setup, source: StepSource) -> BilevelBatch:
 
     inner = prepare(source.inner, inner_key, augmented=True)
     outer = prepare(source.outer, outer_key, augmented=setup.config.outer.split == "train")
-    return BilevelBatch(inner, outer, source.rng_key, source.step)
+    return BilevelBatch(inner, outer, source.rng_key, source.step, source.step / setup.config.num_steps)
 
 
 def _both(splits: Splits) -> tuple[Batch, Batch]:

@@ -12,6 +12,7 @@ import optax
 
 from adalfl_jax import data
 from adalfl_jax.data import Dataset, DatasetError
+from adalfl_jax.learned_losses import at_progress
 from adalfl_jax.models import Model
 from adalfl_jax.task_losses import FOR_LABELS, METRICS, TASK_LOSSES
 from adalfl_jax.training.config import ConfigError, TrainConfig
@@ -154,7 +155,7 @@ def _check_losses(setup: Setup) -> None:
         phi_params = setup.learned_loss.init(rng_key)
         targets = jnp.asarray(targets)
         losses = [setup.task_loss_fn(targets, outputs), setup.metric_fn(targets, outputs)]
-        return [*losses, setup.learned_loss.apply(phi_params, targets, outputs)]
+        return [*losses, at_progress(setup.learned_loss.apply, 0.0)(phi_params, targets, outputs)]
 
     try:
         jax.eval_shape(trace, jax.random.key(0))

@@ -50,6 +50,10 @@ class Stage:
         """Of the folder of its checkpoints."""
         return f"{self.method}_{self.learning_rate}" if self.method == "tuned_task_loss" else self.method
 
+    def progress(self, step: int) -> float:
+        """The share of training that is done; none in the offline phase, whose models are fresh."""
+        return step / self.num_steps if self.phase == "training" else 0.0
+
     @property
     def title(self) -> str:
         """What a reader is shown."""
@@ -164,7 +168,7 @@ class StageRunner:
 
     def _measure(self, stage: Stage, state: RunState, step: int) -> Scalars:
         rate = stage.learning_rate * float(np.asarray(self._schedule(step)))
-        return jax.device_get(self._evaluation.scalars(state, rate))
+        return jax.device_get(self._evaluation.scalars(state, rate, stage.progress(step)))
 
     def _require_finite(
         self, stage: Stage, history: History, metrics: Scalars, measured: Scalars, state: RunState
@@ -182,7 +186,7 @@ class StageRunner:
 
     def _record(self, stage: Stage, history: History, state: RunState, step: int, scalars: Scalars) -> None:
         history.state, history.step = state, step
-        if (shape := self._evaluation.loss_shape(state)) is not None:
+        if (shape := self._evaluation.loss_shape(state, stage.progress(step))) is not None:
             history.shape_steps.append(step)
             history.shapes.append(np.asarray(shape))
         if scalars:

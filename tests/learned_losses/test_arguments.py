@@ -1,0 +1,153 @@
+"""A learned loss that reads how far training is."""
+
+import functools
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adalfl_jax
+from adalfl_jax.hypergradient.problem import BilevelProblem, inner_step, outer_objective
+from adalfl_jax.task_losses import softmax_cross_entropy
+from adalfl_jax.training import train
+from tests.problems import make_batch, make_problem
+from tests.training.tiny import final_state, quick_compilation, tiny_config
+
+__all__ = ["quick_compilation"]
+
+LOSS = adalfl_jax.LossNetwork(hidden_sizes=(3,), use_progress=True)
+TARGETS, OUTPUTS = jnp.array([0, 2]), jnp.array([[0.5, -1.0, 0.2], [2.0, 0.1, -0.3]])
+
+
+def dependent_phi(rng_key):
+    """phi whose weights of progress are not zero."""
+    params = LOSS.init(rng_key)
+    return jax.tree.map(lambda leaf: leaf + 0.3 * jax.random.normal(rng_key, leaf.shape), params)
+
+
+def make_parts(num_batches, outer):
+    model, optimizer, _, theta, _ = make_problem("plain", "momentum")
+    phi = adalfl_jax.Phi.create(dependent_phi(jax.random.key(3)), outer)
+    batches = [
+        make_batch(key)._replace(progress=jnp.array(0.25 * index), rng_key=None)
+        for index, key in enumerate(jax.random.split(jax.random.key(2), num_batches))
+    ]
+    return (model.apply, LOSS.apply, softmax_cross_entropy, optimizer), theta, phi, batches
+
+
+def at(problem, progress):
+    apply_fn, learned_loss_fn, *rest = problem
+    return apply_fn, functools.partial(learned_loss_fn, progress=progress), *rest
+
+
+def test_a_fresh_loss_does_not_depend_on_progress():
+    plain = adalfl_jax.LossNetwork(hidden_sizes=(3,))
+    expected = plain.apply(plain.init(jax.random.key(0)), TARGETS, OUTPUTS)
+    for progress in (0.0, 1.0):
+        found = LOSS.apply(LOSS.init(jax.random.key(0)), TARGETS, OUTPUTS, progress=progress)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_one_without_progress_is_refused_where_it_is_used_and_ignored_elsewhere():
+    with pytest.raises(ValueError, match=r"use_progress needs .* give `progress`; got None"):
+        LOSS.apply(LOSS.init(jax.random.key(0)), TARGETS, OUTPUTS)
+    plain = adalfl_jax.LossNetwork(hidden_sizes=(3,))
+    phi_params = plain.init(jax.random.key(0))
+    assert plain.apply(phi_params, TARGETS, OUTPUTS, progress=0.5) == plain.apply(phi_params, TARGETS, OUTPUTS)
+
+
+def test_a_frozen_or_rescaled_one_passes_progress_on():
+    phi_params = dependent_phi(jax.random.key(0))
+    rescaled = adalfl_jax.RescaledLoss(LOSS)
+    frozen = adalfl_jax.FrozenLoss(rescaled, phi_params)
+    values = [frozen(TARGETS, OUTPUTS, progress=progress) for progress in (0.1, 0.9)]
+    expected = [LOSS.apply(phi_params, TARGETS, OUTPUTS, progress=progress) for progress in (0.1, 0.9)]
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
+    assert abs(values[0] - values[1]) > 1e-3
+    scaled = adalfl_jax.RescaledLoss(adalfl_jax.ScaledTaskLoss())  # which reads no progress
+    scaled.apply(scaled.init(jax.random.key(0)), TARGETS, OUTPUTS, progress=0.5)
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_loss_of_a_step_is_that_at_its_progress():
+    outer = optax.sgd(0.1)
+    problem, theta, phi, (_, batch) = make_parts(2, outer)
+    for name in ("forward", "mixed_mode"):
+        step = adalfl_jax.make_bilevel_step(*problem, outer, hypergradient=name)
+        expected = jax.jit(adalfl_jax.make_bilevel_step(*at(problem, 0.25), outer))(theta, phi, batch)
+        _, found = jax.jit(
+            lambda *state, step=step: jax.lax.scan(lambda _, batch: (None, step(*state, batch)), None, stack([batch]))
+        )(theta, phi)
+        chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[0], found), expected, rtol=1e-9)
+
+
+def test_a_step_that_leaves_phi_alone_reads_progress_too():
+    problem, theta, phi, (_, batch) = make_parts(2, optax.sgd(0.1))
+    batch = batch._replace(step=0)
+    found, expected = (
+        jax.jit(adalfl_jax.make_bilevel_step(*each, optax.sgd(0.1), outer_every=2))(theta, phi, batch)
+        for each in (problem, at(problem, 0.25))
+    )
+    chex.assert_trees_all_close(found, expected, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("float64")
+def test_every_step_of_a_window_keeps_its_own_progress():
+    outer = optax.sgd(0.0)  # phi is the same throughout
+    problem, theta, phi, batches = make_parts(3, outer)
+    step = adalfl_jax.make_bilevel_step(
+        *problem, optax.sgd(1.0), hypergradient=adalfl_jax.make_estimator("truncated", window=3)
+    )
+    carried = adalfl_jax.prime(step, theta, phi, batches[0])
+
+    def body(state, batch):
+        theta, carried = state
+        theta, after, _ = step(theta, carried, batch)
+        return (theta, carried._replace(carry=after.carry)), optax.tree.sub(phi.params, after.params)
+
+    gradients = jax.jit(lambda state: jax.lax.scan(body, state, stack(batches))[1])((theta, carried))
+
+    def through_all(phi_params):
+        after = theta
+        for batch in batches:
+            after, _ = inner_step(BilevelProblem(*at(problem, batch.progress)), after, phi_params, batch.inner, None)
+        return outer_objective(BilevelProblem(*problem), after.params, after.model_state, batches[-1].outer, None)
+
+    expected = jax.jit(jax.grad(through_all))(phi.params)
+    chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[-1], gradients), expected, rtol=1e-9)
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_pipelined_step_updates_phi_at_the_progress_of_the_step_before():
+    outer = optax.adam(0.01)
+    problem, theta, phi, batches = make_parts(3, outer)
+    plain = jax.jit(adalfl_jax.make_bilevel_step(*problem, outer))
+    pipelined = adalfl_jax.make_bilevel_step(*problem, outer, pipelined=True)
+
+    def body(state, batch):
+        return pipelined(*state, batch)[:2], None
+
+    primed = adalfl_jax.prime(pipelined, theta, phi, batches[0])
+    (_, found), _ = jax.jit(lambda state: jax.lax.scan(body, state, stack(batches)))((theta, primed))
+    for this, following in itertools.pairwise(batches):
+        theta, phi, _ = plain(theta, phi, this._replace(outer=following.inner))
+    chex.assert_trees_all_close(found.params, phi.params, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("method", "is_learned"), [("adalfl", True), pytest.param("ml3", False, marks=pytest.mark.slow)]
+)
+def test_the_weights_of_progress_are_learned_online_alone(method, is_learned, tmp_path):
+    settings = {"learned_loss.use_progress": True, "learned_loss.hidden_sizes": (3,), "num_steps": 4, "eval_every": 4}
+    config = tiny_config(settings, num_seeds=1, method=method)
+    train(config, tmp_path)
+    weights = final_state(config, tmp_path, method).phi.params["layer_0"]["kernel"][0, 2]
+    assert bool((weights != 0).all()) == is_learned
+
+
+def stack(batches):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
