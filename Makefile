@@ -53,6 +53,7 @@ results: setup  ## Make every study and write docs/results.md: days on two cores
 	$(STUDY) --study=clean_labels --write=docs/results.md
 	$(STUDY) --study=behaviour --write=docs/results.md
 	$(STUDY) --study=noisy_labels --write=docs/results.md
+	$(STUDY) --study=past_the_paper --write=docs/results.md
 	$(STUDY) --study=thrift --write=docs/results.md
 	$(STUDY) --study=transfer --write=docs/results.md
 	$(STUDY) --study=recipe --write=docs/results.md
@@ -64,6 +65,7 @@ results-quick: setup  ## Make a reduced form of every study on digits: that all 
 	$(STUDY) --study=noisy_labels --comparison=mnist_mlp_40 --quick
 	$(STUDY) --study=thrift --comparison=thrift_mnist_mlp --quick
 	$(STUDY) --study=transfer --comparison=transfer_mnist_logistic --comparison=transfer_mnist_mlp --quick
+	$(STUDY) --study=past_the_paper --comparison=past_digits_mlp --arm=shape_linear --arm=floor --arm=progress --quick
 
 clean:  ## Remove the environment and caches; runs/ stays.
 	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache *.egg-info

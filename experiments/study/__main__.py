@@ -8,6 +8,7 @@ Studies:
   behaviour     what the learned losses of clean_labels do while a model trains
   clean_labels  the paper's comparison, with a task loss that is tuned and decayed
   noisy_labels  wrong labels in the training split and a small clean set, beside robust losses and learned weights
+  past_the_paper  a scale from outside, floors and ceilings, progress, longer horizons, against a decayed task loss
   recipe        settings that keep AdaLFL from failing
   thrift        what a cheaper meta-gradient costs in accuracy
   transfer      a loss learned on other data or for another model, as it is and learned further
@@ -34,7 +35,16 @@ from adalfl_jax.training.workdir import write_json
 from experiments import page
 from experiments.launch import WORKDIR, parse_flags, told_in_a_line
 from experiments.machine import describe_machine
-from experiments.study import ablation, behaviour, clean_labels, noisy_labels, recipe, thrift, transfer
+from experiments.study import (
+    ablation,
+    behaviour,
+    clean_labels,
+    noisy_labels,
+    past_the_paper,
+    recipe,
+    thrift,
+    transfer,
+)
 from experiments.study.arms import Arm, Comparison, Overrides, make_config, make_source_config
 from experiments.study.compare import compare_arms
 from experiments.study.tables import Part, comparison_parts, save_figure
@@ -53,6 +63,7 @@ STUDIES = {
     "behaviour": Study(behaviour.comparisons, behaviour.parts, behaviour.measure),
     "clean_labels": Study(clean_labels.comparisons),
     "noisy_labels": Study(noisy_labels.comparisons, noisy_labels.parts),
+    "past_the_paper": Study(past_the_paper.comparisons),
     "recipe": Study(recipe.comparisons),
     "thrift": Study(thrift.comparisons),
     "transfer": Study(transfer.comparisons, transfer.parts),
