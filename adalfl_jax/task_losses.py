@@ -70,6 +70,11 @@ def example_cross_entropy(targets: jax.Array, outputs: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy(outputs, targets.astype(outputs.dtype))
 
 
+def bits_per_character(targets: jax.Array, outputs: jax.Array) -> jax.Array:
+    """`softmax_cross_entropy` in bits, as predictions of text are measured."""
+    return softmax_cross_entropy(targets, outputs) / math.log(2)
+
+
 def smoothed_cross_entropy(targets: jax.Array, outputs: jax.Array, *, smoothing: float = 0.1) -> jax.Array:
     """Cross-entropy, in nats, of targets of which the share `smoothing` is spread evenly over the C classes.
 
@@ -206,11 +211,13 @@ FOR_LABELS = (
     "symmetric_cross_entropy",
     "error_rate",
     "top_5_error_rate",
+    "bits_per_character",
 )
 
 METRICS: dict[str, LossFn] = {
     "error_rate": error_rate,
     "top_5_error_rate": functools.partial(top_k_error_rate, k=5),
+    "bits_per_character": bits_per_character,
     "mean_squared_error": squared_error,
     "mean_absolute_error": absolute_error,
 }

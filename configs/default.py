@@ -22,10 +22,10 @@ def get_config() -> ConfigDict:
     config.num_seeds = 10
 
     config.dataset = ConfigDict()
-    # "digits", "diabetes" (both ship with scikit-learn), "california", "crime" (downloaded once), the path of an .npz
-    # file with `inputs` and `targets`, one of `adalfl_jax.data.register_dataset`, or an image classification of
-    # TensorFlow Datasets ("mnist", "fashion_mnist", "cifar10", "cifar100", "svhn_cropped", ...) once
-    # `python -m adalfl_jax.data.prepare` has prepared it.
+    # "digits", "diabetes" (both ship with scikit-learn), "pydoc_topics" (text that ships with Python), "california",
+    # "crime" (downloaded once), the path of an .npz file with `inputs` and `targets`, one of
+    # `adalfl_jax.data.register_dataset`, or an image classification of TensorFlow Datasets ("mnist", "fashion_mnist",
+    # "cifar10", "cifar100", "svhn_cropped", ...) once `python -m adalfl_jax.data.prepare` has prepared it.
     config.dataset.name = "digits"
     # Where datasets were prepared; "" is $TFDS_DATA_DIR or ~/tensorflow_datasets.
     config.dataset.data_dir = ""
@@ -75,7 +75,8 @@ def get_config() -> ConfigDict:
     # The task loss L: "softmax_cross_entropy", "sigmoid_cross_entropy", "squared_error", "absolute_error", "huber"; for
     # wrong labels "smoothed_cross_entropy" (0.1), "generalized_cross_entropy" (q = 0.7), "symmetric_cross_entropy".
     config.task_loss = "softmax_cross_entropy"
-    # What is reported, lower is better: "error_rate", "top_5_error_rate", "mean_squared_error", "mean_absolute_error".
+    # What is reported, lower is better: "error_rate", "top_5_error_rate", "mean_squared_error", "mean_absolute_error";
+    # for text "bits_per_character".
     config.metric = "error_rate"
     # Examples in an inner and in an outer batch, at most the smaller of the splits they are drawn from.
     config.batch_size = 100

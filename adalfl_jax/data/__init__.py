@@ -27,11 +27,13 @@ from adalfl_jax.data.splits import Dataset as Dataset
 from adalfl_jax.data.splits import make_dataset as make_dataset
 from adalfl_jax.data.streaming import exceeds_device
 from adalfl_jax.data.tables import load_california, load_crime
+from adalfl_jax.data.text import load_topics
 from adalfl_jax.registry import require_known
 
 DATASETS: dict[str, Callable[[Location], Examples]] = {
     "digits": lambda location: load_digits(),
     "diabetes": lambda location: load_diabetes(),
+    "pydoc_topics": lambda location: load_topics(),
     "california": load_california,
     "crime": load_crime,
 }  # those that are not TensorFlow Datasets'; `register_dataset` adds to them
@@ -54,9 +56,10 @@ def load(
     """Loads a dataset in fixed train, valid and test splits.
 
     Args:
-      name: "digits" or "diabetes" (they ship with scikit-learn), "california" or "crime" (downloaded once), a
-        registered one, the path of an .npz file (`inputs`, `targets`), or an image classification of TensorFlow
-        Datasets, "mnist" say, once `python -m adalfl_jax.data.prepare` has prepared it.
+      name: "digits" or "diabetes" (they ship with scikit-learn), "pydoc_topics" (text that ships with Python),
+        "california" or "crime" (downloaded once), a registered one, the path of an .npz file (`inputs`, `targets`), or
+        an image classification of TensorFlow Datasets, "mnist" say, once `python -m adalfl_jax.data.prepare` has
+        prepared it.
       data_dir: where datasets are prepared and downloads kept; `$TFDS_DATA_DIR` or `~/tensorflow_datasets` if None.
       cache_dir: where decoded images and tables are kept; beside the data if None.
       image_size: height and width that images of TensorFlow Datasets are scaled and cropped to; 0 for as they are.

@@ -18,19 +18,20 @@ def is_image(inputs: np.ndarray) -> bool:
 class Examples:
     """Raw arrays of a dataset, on the host."""
 
-    inputs: np.ndarray  # uint8 images [N, H, W, channels], or values [N, ...]
+    inputs: np.ndarray  # uint8 images [N, H, W, channels], tokens [N, T], or values [N, ...]
     targets: np.ndarray  # labels [N], or values [N] or [N, C]
     num_classes: int | None = None  # C of a classification; None for a regression
     test: tuple[np.ndarray, np.ndarray] | None = None  # inputs and targets of a test split of its own
     valid: tuple[np.ndarray, np.ndarray] | None = None  # the same of a validation split: labels that were checked, say
     can_flip: bool = True  # whether the mirror image of an input has the same label
+    num_tokens: int = 0  # of the vocabulary, at most 256, where inputs are tokens; they stay bytes
     fill_missing: bool = False  # whether nan among the inputs stands for a missing value; it becomes the column's mean
 
     @property
     def num_bytes(self) -> int:
         """Of all inputs, as they lie on a device."""
         arrays = [np.asarray(self.inputs), *(np.asarray(split[0]) for split in (self.test, self.valid) if split)]
-        return sum(array.size * (1 if is_image(array) else 4) for array in arrays)
+        return sum(array.size * (1 if is_image(array) or self.num_tokens else 4) for array in arrays)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,6 +27,7 @@ class Spec(NamedTuple):
     is_image: bool = True  # of bytes
     can_flip: bool = False
     num_valid: int = 0  # 0 where the validation split is cut off the training split
+    num_tokens: int = 0  # of the vocabulary, where inputs are tokens
 
     @classmethod
     def of(cls, examples: Examples) -> Spec:
@@ -42,6 +43,7 @@ class Spec(NamedTuple):
             is_image=is_image(inputs),
             can_flip=examples.can_flip,
             num_valid=len(examples.valid[0]) if examples.valid else 0,
+            num_tokens=examples.num_tokens,
         )
 
     @property
@@ -50,8 +52,13 @@ class Spec(NamedTuple):
         return (
             (self.num_train + self.num_valid + self.num_test)
             * math.prod(self.input_shape)
-            * (1 if self.is_image else 4)
+            * (1 if self.is_of_bytes else 4)
         )
+
+    @property
+    def is_of_bytes(self) -> bool:
+        """Whether inputs stay bytes on the device."""
+        return self.is_image or self.num_tokens > 0
 
 
 SPECS = {
@@ -73,7 +80,11 @@ def random_dataset(name: str, spec: Spec, num_examples: int, *, seed: int = 0) -
 
     def split() -> Batch:
         shape = (num_examples, *spec.input_shape)
-        inputs = rng.integers(0, 256, shape, np.uint8) if spec.is_image else rng.normal(size=shape).astype(np.float32)
+        inputs = (
+            rng.integers(0, spec.num_tokens or 256, shape, np.uint8)
+            if spec.is_of_bytes
+            else rng.normal(size=shape).astype(np.float32)
+        )
         targets = (
             rng.integers(0, spec.num_outputs, num_examples, np.int32)
             if spec.is_classification
@@ -84,7 +95,15 @@ def random_dataset(name: str, spec: Spec, num_examples: int, *, seed: int = 0) -
     channels = spec.input_shape[-1]
     mean, deviation = ((127.5,) * channels, (73.9,) * channels) if spec.is_image else (None, None)
     return Dataset(
-        name, spec.num_outputs, split(), split(), split(), mean=mean, deviation=deviation, can_flip=spec.can_flip
+        name,
+        spec.num_outputs,
+        split(),
+        split(),
+        split(),
+        mean=mean,
+        deviation=deviation,
+        can_flip=spec.can_flip,
+        num_tokens=spec.num_tokens,
     )
 
 
@@ -110,7 +129,7 @@ def abstract_splits(
             num_train = int(long_tailed_sizes("the dataset", classes, corruption.imbalance).sum())
 
     def split(size: int) -> Batch:
-        dtype = jnp.uint8 if spec.is_image else jnp.float32
+        dtype = jnp.uint8 if spec.is_of_bytes else jnp.float32
         inputs = jax.ShapeDtypeStruct((size, *spec.input_shape), dtype)
         targets = (
             jax.ShapeDtypeStruct((size,), jnp.int32)

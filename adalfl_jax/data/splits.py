@@ -23,8 +23,8 @@ VALID_FRACTION = 0.1  # of what is left for training, as in the paper
 class Dataset:
     """A supervised dataset in three disjoint splits, on the device or, if it is streamed, on the host.
 
-    Images of bytes stay bytes: `normalize` makes of a batch of them what a model takes. Everything else is standardised
-    once, when the dataset is made.
+    Images of bytes stay bytes, and so do tokens: `normalize` makes of a batch of them what a model takes. Everything
+    else is standardised once, when the dataset is made.
 
     Raises:
       DatasetError: shapes that do not fit together, labels out of range, values that are not finite.
@@ -32,12 +32,13 @@ class Dataset:
 
     name: str
     num_outputs: int  # C: classes of a classification, columns of a regression
-    train: Batch  # inputs [N, ...] float32, or uint8 images; targets [N] int32 labels, or [N, C] float32
+    train: Batch  # inputs [N, ...] float32, or uint8 images or tokens; targets [N] int32 labels, or [N, C] float32
     valid: Batch
     test: Batch
     mean: tuple[float, ...] | None = None  # of the training split's bytes, one a channel; None where inputs are floats
     deviation: tuple[float, ...] | None = None  # their standard deviation
     can_flip: bool = False  # whether the mirror image of an input has the same label
+    num_tokens: int = 0  # of the vocabulary, where inputs are tokens
 
     def __post_init__(self) -> None:
         for split in ("train", "valid", "test"):
@@ -45,8 +46,9 @@ class Dataset:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one example."""
-        return self.train.inputs.shape[1:]
+        """Shape of one example, as a model takes it."""
+        shape = self.train.inputs.shape[1:]
+        return (*shape, self.num_tokens) if self.num_tokens else shape
 
     @property
     def is_classification(self) -> bool:
@@ -59,7 +61,12 @@ class Dataset:
         return isinstance(self.train.inputs, np.ndarray)
 
     def normalize(self, inputs: jax.Array) -> jax.Array:
-        """Inputs `[..., channels]` as a model takes them: float32, mean 0 and deviation 1 over the training split."""
+        """Inputs `[..., channels]` as a model takes them: float32, mean 0 and deviation 1 over the training split.
+
+        Tokens `[..., T]` become one-hot, `[..., T, num_tokens]`.
+        """
+        if self.num_tokens:
+            return jax.nn.one_hot(inputs, self.num_tokens)
         if self.mean is None or self.deviation is None:
             return inputs
         shape = (1,) * (inputs.ndim - 1) + (-1,)
@@ -109,9 +116,9 @@ def make_dataset(
     if num_classes is not None:
         train, targets = corruption.apply(where, targets, train, num_classes, seed=SPLIT_SEED)
     mean = deviation = None
-    if inputs.dtype == np.uint8:
+    if is_image(inputs):
         mean, deviation = byte_statistics(inputs[train])
-    else:
+    elif not examples.num_tokens:
         inputs = standardize(inputs, train, axis=(0,) if inputs.ndim == 2 else None)
         inputs = np.nan_to_num(inputs, copy=False) if examples.fill_missing else inputs
     if num_classes is None:
@@ -119,7 +126,15 @@ def make_dataset(
     convert = jnp.asarray if on_device else np.asarray
     splits = [Batch(convert(inputs[part]), convert(targets[part])) for part in (train, valid, test)]  # pyright: ignore[reportArgumentType]
     num_outputs = num_classes if num_classes is not None else targets.shape[1]
-    return Dataset(name, num_outputs, *splits, mean=mean, deviation=deviation, can_flip=examples.can_flip)
+    return Dataset(
+        name,
+        num_outputs,
+        *splits,
+        mean=mean,
+        deviation=deviation,
+        can_flip=examples.can_flip,
+        num_tokens=examples.num_tokens,
+    )
 
 
 def _valid_size(where: str, fraction: float, num_examples: int) -> float | int:
@@ -234,7 +249,10 @@ def _clean(where: str, inputs: np.ndarray, targets: np.ndarray, examples: Exampl
         raise DatasetError(f"{where}: {len(inputs)} inputs but {len(targets)} targets")
     if 0 in (*inputs.shape, *targets.shape):
         raise DatasetError(f"{where} is empty; got inputs {inputs.shape} and targets {targets.shape}")
-    inputs = inputs if is_image(inputs) else _to_float32(inputs)
+    if examples.num_tokens:
+        _check_tokens(where, inputs, examples.num_tokens)
+        inputs = inputs.astype(np.uint8)
+    inputs = inputs if is_image(inputs) or examples.num_tokens else _to_float32(inputs)
     _check_finite(where, inputs=np.where(np.isnan(inputs), 0, inputs) if examples.fill_missing else inputs)
     if examples.num_classes is None:
         targets = _to_float32(targets).reshape(len(targets), -1)
@@ -260,6 +278,15 @@ def _check_finite(where: str, **arrays: np.ndarray) -> None:
                 f"{where}: {kind} are not finite in {len(rows)} of {len(values)} examples, the first of them number "
                 f"{rows[0]}; drop or fill them before training"
             )
+
+
+def _check_tokens(where: str, inputs: np.ndarray, num_tokens: int) -> None:
+    fits = inputs.ndim == 2 and np.issubdtype(inputs.dtype, np.integer) and 0 < num_tokens <= 256
+    if not fits or inputs.min() < 0 or inputs.max() >= num_tokens:
+        raise DatasetError(
+            f"{where}: tokens must be [N, T] integers below num_tokens, which is at most 256; got {inputs.dtype} "
+            f"{inputs.shape} up to {inputs.max()} and num_tokens {num_tokens}"
+        )
 
 
 def _check_labels(where: str, labels: np.ndarray, num_classes: int) -> None:

@@ -4,14 +4,15 @@
 
 Studies:
 
-  ablation      the form of the loss network
-  behaviour     what the learned losses of clean_labels do while a model trains
-  clean_labels  the paper's comparison, with a task loss that is tuned and decayed
-  noisy_labels  wrong labels in the training split and a small clean set, beside robust losses and learned weights
+  ablation        the form of the loss network
+  behaviour       what the learned losses of clean_labels do while a model trains
+  clean_labels    the paper's comparison, with a task loss that is tuned and decayed
+  noisy_labels    wrong labels in the training split and a small clean set, beside robust losses and learned weights
   past_the_paper  a scale from outside, floors and ceilings, progress, longer horizons, against a decayed task loss
-  recipe        settings that keep AdaLFL from failing
-  thrift        what a cheaper meta-gradient costs in accuracy
-  transfer      a loss learned on other data or for another model, as it is and learned further
+  questions       text
+  recipe          settings that keep AdaLFL from failing
+  thrift          what a cheaper meta-gradient costs in accuracy
+  transfer        a loss learned on other data or for another model, as it is and learned further
 
 Runs are kept in `--workdir` (runs/studies) under a digest of their configuration: a study that was stopped goes on
 where it was, and a changed setting is another run. `STUDY.json` there has all numbers.
@@ -41,6 +42,7 @@ from experiments.study import (
     clean_labels,
     noisy_labels,
     past_the_paper,
+    questions,
     recipe,
     thrift,
     transfer,
@@ -64,6 +66,7 @@ STUDIES = {
     "clean_labels": Study(clean_labels.comparisons),
     "noisy_labels": Study(noisy_labels.comparisons, noisy_labels.parts),
     "past_the_paper": Study(past_the_paper.comparisons),
+    "questions": Study(questions.comparisons),
     "recipe": Study(recipe.comparisons),
     "thrift": Study(thrift.comparisons),
     "transfer": Study(transfer.comparisons, transfer.parts),

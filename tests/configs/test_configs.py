@@ -12,6 +12,7 @@ from adalfl_jax.training.setup import make_setup
 from tests.training.tiny import SETTINGS
 from tests.training.tiny import quick_compilation as quick_compilation
 
+HERE = ("digits", "diabetes", "pydoc_topics")
 NAMES = sorted(path.stem for path in Path(configs.__file__).parent.glob("*.py") if path.stem != "__init__")
 
 
@@ -54,14 +55,12 @@ def test_the_docstring_of_a_config_says_how_to_run_it_how_long_that_takes_and_wh
     text = importlib.import_module(f"configs.{name}").__doc__
     assert f"python -m experiments.compare --config=configs/{name}.py --workdir=runs/{name}" in text
     dataset = get_config(name).dataset.name
-    assert dataset in ("digits", "diabetes") or f"python -m adalfl_jax.data.prepare {dataset}" in text
+    assert dataset in HERE or f"python -m adalfl_jax.data.prepare {dataset}" in text
     assert re.search(r"(?i)takes|minutes|seconds|hours|days", text)
     assert re.search(r"(?i)expect|report", text)
 
 
-EMBEDDED = {
-    get_config(name).to_json(): name for name in NAMES if get_config(name).dataset.name in ("digits", "diabetes")
-}
+EMBEDDED = {get_config(name).to_json(): name for name in NAMES if get_config(name).dataset.name in HERE}
 
 
 @pytest.mark.parametrize("name", EMBEDDED.values())  # one run serves files that say the same

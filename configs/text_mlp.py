@@ -1,0 +1,20 @@
+"""The next character of English text from the sixteen before it, with an MLP 16x97-256-97 on one-hot characters.
+
+    python -m experiments.compare --config=configs/text_mlp.py --workdir=runs/text_mlp
+
+The text is that of Python's own help, about 373,000 characters. About TIME on two CPU cores. Expect what the study
+`questions` reports in docs/results.md, which tunes and decays the task loss's rate.
+"""
+
+from configs import default
+
+
+def get_config():
+    """Returns the configuration."""
+    config = default.get_config()
+    config.dataset.name = "pydoc_topics"
+    config.metric = "bits_per_character"
+    config.model.hidden_sizes = (256,)
+    config.num_steps = 5000
+    config.eval_every = 250
+    return config
