@@ -54,6 +54,7 @@ results: setup  ## Make every study and write docs/results.md: days on two cores
 	$(STUDY) --study=behaviour --write=docs/results.md
 	$(STUDY) --study=noisy_labels --write=docs/results.md
 	$(STUDY) --study=past_the_paper --write=docs/results.md
+	$(STUDY) --study=questions --write=docs/results.md
 	$(STUDY) --study=thrift --write=docs/results.md
 	$(STUDY) --study=transfer --write=docs/results.md
 	$(STUDY) --study=recipe --write=docs/results.md

@@ -60,7 +60,7 @@ def test_the_docstring_of_a_config_says_how_to_run_it_how_long_that_takes_and_wh
     assert re.search(r"(?i)expect|report", text)
 
 
-EMBEDDED = {get_config(name).to_json(): name for name in NAMES if get_config(name).dataset.name in HERE}
+EMBEDDED = {get_config(name).to_json(): name for name in NAMES if get_config(name).dataset.name in HERE[:2]}
 
 
 @pytest.mark.parametrize("name", EMBEDDED.values())  # one run serves files that say the same
