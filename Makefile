@@ -55,6 +55,9 @@ results: setup  ## Make every study and write docs/results.md: days on two cores
 	$(STUDY) --study=noisy_labels --write=docs/results.md
 	$(STUDY) --study=past_the_paper --write=docs/results.md
 	$(STUDY) --study=questions --write=docs/results.md
+	$(BIN)/python -m experiments.joint_search --write=docs/results.md
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[rl]"
+	$(BIN)/python -m experiments.policy_gradient --write=docs/results.md
 	$(STUDY) --study=thrift --write=docs/results.md
 	$(STUDY) --study=transfer --write=docs/results.md
 	$(STUDY) --study=recipe --write=docs/results.md

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from absl import flags
 WRITE = flags.DEFINE_string("write", None, "Also put the tables into their sections of this Markdown page.")
 
 Row = dict[str, Any]
+PICTURES = "images/results"  # beside the page
 END = "<!-- end of tables -->"
 
 
@@ -44,6 +46,21 @@ def render_section(
     facts = ", ".join(f"{name} {value}" for name, value in machine.items())
     shown = [f"![{title}]({file})" for title, file in pictures.items()]
     return "\n\n".join([f"```sh\n{command}\n```", f"{facts}.", *map(render_table, tables), *shown])
+
+
+def publish(
+    name: str, command: str, machine: Mapping[str, Any], table: Table, draw: Callable[[Path], None], workdir: Path
+) -> None:
+    """Prints a table, draws its picture into a folder of results and, where `--write` says, puts both into a page."""
+    print(render_section(command, machine, [table]))
+    draw(workdir / f"{name}.png")
+    if WRITE.value:
+        target = Path(WRITE.value)
+        (target.parent / PICTURES).mkdir(parents=True, exist_ok=True)
+        picture = f"{PICTURES}/{name}.png"
+        draw(target.parent / picture)
+        section = render_section(command, machine, [table], {table.title: picture})
+        target.write_text(replace_section(target.read_text(), name, section))
 
 
 def replace_section(text: str, name: str, content: str) -> str:

@@ -80,7 +80,6 @@ QUICK: Overrides = {
     "eval_every": 50,
     "offline.num_steps": 300,
 }
-PICTURES = "images/results"  # beside the page
 PACKAGES = ("adalfl_jax", "jax", "jaxlib", "flax", "optax")
 
 _STUDY = flags.DEFINE_enum("study", None, list(STUDIES), "Which study.")
@@ -195,12 +194,12 @@ def _make(comparison: Comparison, comparisons: list[Comparison], command: str) -
 
 def _write_page(target: Path, known: dict[str, Any], workdir: Path) -> None:
     """Puts all parts of the study there are numbers of into its section of the page, with their pictures."""
-    folder = target.parent / PICTURES
+    folder = target.parent / page.PICTURES
     folder.mkdir(parents=True, exist_ok=True)
     study, sections = STUDIES[_STUDY.value or ""], []
     for part in study.parts(study.comparisons(), known, workdir):
         save_figure(part.figure, folder / f"{part.name}.png")
-        sections.append(_section(part, known, {part.title: f"{PICTURES}/{part.name}.png"}))
+        sections.append(_section(part, known, {part.title: f"{page.PICTURES}/{part.name}.png"}))
     target.write_text(page.replace_section(target.read_text(), _STUDY.value or "", "\n\n".join(sections)))
 
 

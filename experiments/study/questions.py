@@ -12,6 +12,12 @@ ARMS = (
     Arm("ml3", "ML3", {"method": "ml3"}),
     Arm("adalfl", "AdaLFL", {"method": "adalfl"}),
     Arm("adalfl_fitted", "AdaLFL from the task loss", {"method": "adalfl", "learned_loss.start": "task_loss"}),
+    Arm(
+        "adalfl_fitted_alone",
+        "the same, no offline phase",
+        {"method": "adalfl", "learned_loss.start": "task_loss", "offline.num_steps": 0},
+        RATES,
+    ),
     Arm("log", "AdaLFL, log-probabilities in", {"method": "adalfl", "learned_loss.predictions": "log_probabilities"}),
     Arm(
         "shape",

@@ -1,0 +1,129 @@
+"""Ways of doing one thing, each tuned on some seeds and judged on others, for programs that bring their own loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+import scipy.stats
+from matplotlib.figure import Figure
+
+from adalfl_jax.analysis.figures import STYLE
+from adalfl_jax.analysis.statistics import describe, paired_difference
+from experiments.page import Row, Table
+
+Point = Mapping[str, float]
+WORST = 1e30  # what JSON can hold
+
+
+class Curves(NamedTuple):
+    """What a trial measured, seed by seed."""
+
+    scores: np.ndarray  # [S], what trials are tuned and judged by
+    values: np.ndarray  # [S, T] through training
+    notes: str = ""  # for the table, of what was learned
+
+
+class Trial(NamedTuple):
+    """One way, with the points it is tuned over."""
+
+    title: str
+    run: Callable[[Point, range], Curves]
+    grid: tuple[Point, ...]
+
+
+def compare_trials(
+    trials: Mapping[str, Trial], reference: str, *, tuning_seeds: range, seeds: range, largest_is_best: bool
+) -> dict[str, Any]:
+    """Runs the point of each grid that is best on the tuning seeds on the others; all numbers, as JSON has them."""
+    found: dict[str, Any] = {}
+    for name, trial in trials.items():
+        reached = [_mean_score(trial, point, tuning_seeds, largest_is_best) for point in trial.grid]
+        best = trial.grid[int(np.argmax(reached) if largest_is_best else np.argmin(reached))]
+        curves = trial.run(best, seeds)
+        found[name] = {
+            "title": trial.title,
+            "chosen": dict(best),
+            "tuning": [
+                {"point": dict(point), "score": value} for point, value in zip(trial.grid, reached, strict=True)
+            ],
+            "score": describe(curves.scores.tolist()),
+            "curve": curves.values.tolist(),
+            "notes": curves.notes,
+        }
+    scores = {name: row["score"]["per_seed"] for name, row in found.items()}
+    tests = {name: paired_difference(scores[reference], scores[name]) for name in found if name != reference}
+    defined = [name for name, test in tests.items() if test["p_value"] is not None]
+    if defined:
+        adjusted = scipy.stats.false_discovery_control([tests[name]["p_value"] for name in defined])
+        for name, value in zip(defined, adjusted, strict=True):
+            tests[name]["adjusted_p_value"] = float(value)
+    return {
+        "reference": reference,
+        "seeds": list(seeds),
+        "tuning_seeds": list(tuning_seeds),
+        "trials": found,
+        "differences": tests,
+    }
+
+
+def _mean_score(trial: Trial, point: Point, seeds: range, largest_is_best: bool) -> float:
+    """A point that diverges is the worst there is."""
+    score = float(np.mean(trial.run(point, seeds).scores))
+    return score if np.isfinite(score) else (-WORST if largest_is_best else WORST)
+
+
+def trials_table(numbers: Mapping[str, Any], title: str, measure: str, scale: float = 1.0) -> Table:
+    """One row a trial, with its difference from the reference."""
+    reference = numbers["trials"][numbers["reference"]]["title"]
+    rows = [{**row, "difference": numbers["differences"].get(name)} for name, row in numbers["trials"].items()]
+
+    def difference(row: Row) -> str:
+        test = row["difference"]
+        if test is None or test["interval"] is None:
+            return ""
+        low, high = (scale * end for end in test["interval"])
+        return f"{scale * test['mean_difference']:+.2f} ({low:+.2f} to {high:+.2f})"
+
+    def p_value(row: Row) -> str:
+        value = (row["difference"] or {}).get("adjusted_p_value")
+        return "" if value is None else f"{value:.1g}"
+
+    seeds, tuned = numbers["seeds"], numbers["tuning_seeds"]
+    note = (
+        f"Mean and standard deviation over seeds {seeds[0]} to {seeds[-1]}; tuned with seeds {tuned[0]} to "
+        f"{tuned[-1]}. Differences are paired, with 95 % intervals; p-values of paired t-tests are adjusted for their "
+        "number (Benjamini and Hochberg)."
+    )
+    columns: dict[str, Callable[[Row], str]] = {
+        "way": lambda row: row["title"],
+        "tuned": lambda row: ", ".join(f"{name} {value:g}" for name, value in row["chosen"].items()),
+        measure: lambda row: f"{scale * row['score']['mean']:.2f} ± {scale * row['score']['std']:.2f}",
+        f"it less {reference}": difference,
+        "p": p_value,
+    }
+    if any(row["notes"] for row in rows):
+        columns["learned"] = lambda row: row["notes"]
+    return Table(title, columns, rows, (note,))
+
+
+def draw_trials(
+    numbers: Mapping[str, Any], path: Path, *, title: str, xlabel: str, ylabel: str, every: int = 1
+) -> None:
+    """The mean over seeds of every trial through training, with its standard error."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.6, 4.0), layout="constrained")
+        axes = figure.subplots()
+        for index, row in enumerate(numbers["trials"].values()):
+            values = np.asarray(row["curve"])
+            steps, mean = every * np.arange(1, values.shape[1] + 1), values.mean(axis=0)
+            error = values.std(axis=0, ddof=1) / np.sqrt(len(values))
+            color = matplotlib.colormaps["tab10"](index % 10)
+            axes.plot(steps, mean, label=row["title"], color=color, linewidth=1.6)
+            axes.fill_between(steps, mean - error, mean + error, color=color, alpha=0.15, linewidth=0)
+        axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+        figure.legend(loc="outside right center", fontsize=8)
+        figure.savefig(path, bbox_inches="tight")
