@@ -14,12 +14,24 @@ import adalfl_jax
 from adalfl_jax.hypergradient.problem import BilevelProblem, inner_step, outer_objective
 from adalfl_jax.task_losses import softmax_cross_entropy
 from adalfl_jax.training import train
+from adalfl_jax.training.evaluation import Evaluation
+from adalfl_jax.training.phases import (
+    init_phi,
+    init_training,
+    make_offline_phase,
+    make_seed_keys,
+    make_training_phase,
+    splits_of,
+)
+from adalfl_jax.training.setup import make_setup
+from adalfl_jax.training.state import RunState
 from tests.problems import make_batch, make_problem
 from tests.training.tiny import final_state, quick_compilation, tiny_config
 
 __all__ = ["quick_compilation"]
 
 LOSS = adalfl_jax.LossNetwork(hidden_sizes=(3,), use_progress=True)
+PROGRESS = {"learned_loss.use_progress": True, "learned_loss.hidden_sizes": (3,)}
 TARGETS, OUTPUTS = jnp.array([0, 2]), jnp.array([[0.5, -1.0, 0.2], [2.0, 0.1, -0.3]])
 
 
@@ -76,15 +88,15 @@ def test_a_frozen_or_rescaled_one_passes_progress_on():
 def test_the_loss_of_a_step_is_that_at_its_progress():
     outer = optax.sgd(0.1)
     problem, theta, phi, (_, batch) = make_parts(2, outer)
-    for name in ("forward", "mixed_mode"):
-        step = adalfl_jax.make_bilevel_step(*problem, outer, hypergradient=name)
-        expected = jax.jit(adalfl_jax.make_bilevel_step(*at(problem, 0.25), outer))(theta, phi, batch)
-        _, found = jax.jit(
-            lambda *state, step=step: jax.lax.scan(lambda _, batch: (None, step(*state, batch)), None, stack([batch]))
-        )(theta, phi)
-        chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[0], found), expected, rtol=1e-9)
+    step = adalfl_jax.make_bilevel_step(*problem, outer, hypergradient="mixed_mode")
+    expected = jax.jit(adalfl_jax.make_bilevel_step(*at(problem, 0.25), outer))(theta, phi, batch)
+    _, found = jax.jit(lambda *state: jax.lax.scan(lambda _, batch: (None, step(*state, batch)), None, stack([batch])))(
+        theta, phi
+    )
+    chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[0], found), expected, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_step_that_leaves_phi_alone_reads_progress_too():
     problem, theta, phi, (_, batch) = make_parts(2, optax.sgd(0.1))
     batch = batch._replace(step=0)
@@ -138,12 +150,30 @@ def test_a_pipelined_step_updates_phi_at_the_progress_of_the_step_before():
     chex.assert_trees_all_close(found.params, phi.params, rtol=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("method", "is_learned"), [("adalfl", True), pytest.param("ml3", False, marks=pytest.mark.slow)]
-)
+def test_every_part_of_a_run_gives_progress_to_its_loss():
+    """Traced, not run: a loss that uses progress raises without."""
+    setup = make_setup(tiny_config(PROGRESS, num_seeds=1))
+
+    def run():
+        keys = make_seed_keys(setup.config.seeds)
+        phi = init_phi(setup, keys)
+        offline, _ = make_offline_phase(setup).advance(RunState(None, phi), keys, splits_of(setup), 0.1, 0, num_steps=1)
+        ends = []
+        for method in ("ml3", "adalfl"):
+            start = init_training(setup, method, keys, offline.phi)
+            ends.append(make_training_phase(setup, method).advance(start, keys, splits_of(setup), 0.1, 0, num_steps=1))
+        evaluation = Evaluation(setup)
+        state = ends[1][0]
+        return ends, evaluation.scalars(state, 0.1, 0.5), evaluation.loss_shape(state, 0.5)
+
+    *_, shape = jax.eval_shape(run)
+    assert shape.shape == (1, 2, 101)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "is_learned"), [("adalfl", True), ("ml3", False)])
 def test_the_weights_of_progress_are_learned_online_alone(method, is_learned, tmp_path):
-    settings = {"learned_loss.use_progress": True, "learned_loss.hidden_sizes": (3,), "num_steps": 4, "eval_every": 4}
-    config = tiny_config(settings, num_seeds=1, method=method)
+    config = tiny_config(PROGRESS, num_steps=4, eval_every=4, num_seeds=1, method=method)
     train(config, tmp_path)
     weights = final_state(config, tmp_path, method).phi.params["layer_0"]["kernel"][0, 2]
     assert bool((weights != 0).all()) == is_learned

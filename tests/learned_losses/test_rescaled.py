@@ -91,6 +91,7 @@ def test_a_meta_gradient_through_one_step_is_exact():
     assert_gradients_equal_finite_differences(["forward"], num_steps=1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_through_several_steps_each_factor_is_held_while_theta_moves():
     assert_gradients_equal_finite_differences(["unrolled", "mixed_mode"], num_steps=2)

@@ -1,0 +1,49 @@
+"""Trials: what is tuned, what is judged, what a reader is shown."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import page
+from experiments.trials import Curves, Trial, compare_trials, draw_trials, trials_table
+
+
+def trial(title, offset, notes=""):
+    """Best at rate 2, on any seeds; diverges at rate 3."""
+
+    def run(point, seeds):
+        ramp = np.add.outer([float(seed % 7) for seed in seeds], np.arange(4.0))
+        values = ramp + offset - abs(point["rate"] - 2) + (np.inf if point["rate"] == 3 else 0)
+        return Curves(values[:, -1], values, notes)
+
+    return Trial(title, run, ({"rate": 1.0}, {"rate": 2.0}, {"rate": 3.0}))
+
+
+@pytest.fixture(scope="module")
+def numbers():
+    trials = {"plain": trial("plain", 0.0), "better": trial("better", 5.0, "a note")}
+    return compare_trials(trials, "plain", tuning_seeds=range(2), seeds=range(100, 104), largest_is_best=True)
+
+
+def test_the_best_point_is_run_on_other_seeds_and_one_that_diverges_is_not_it(numbers):
+    better = numbers["trials"]["better"]
+    assert better["chosen"] == {"rate": 2.0}
+    assert better["score"]["per_seed"] == [float(seed % 7) + 3 + 5 for seed in range(100, 104)]
+    assert json.loads(json.dumps(numbers, allow_nan=False)) == numbers
+
+
+def test_where_less_is_better_the_smallest_is_taken():
+    found = compare_trials(
+        {"one": trial("one", 0.0)}, "one", tuning_seeds=range(1), seeds=range(2), largest_is_best=False
+    )
+    assert found["trials"]["one"]["chosen"] == {"rate": 1.0}
+    assert found["differences"] == {}
+
+
+def test_numbers_become_a_table_and_a_picture(numbers, tmp_path):
+    text = page.render_table(trials_table(numbers, "Title", "score"))
+    assert "| better | rate 2 " in text
+    assert "a note" in text
+    draw_trials(numbers, tmp_path / "picture.png", title="Title", xlabel="step", ylabel="score")
+    assert (tmp_path / "picture.png").stat().st_size > 1000
