@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "sin": jnp.sin,
 }
 HIDDEN_SIZE, BATCH_SIZE, NUM_POINTS = 64, 50, 20
-RATES, ETAS = (0.03, 0.1, 0.3), {"loss": 3e-4, "architecture": 1e-2}
+RATES, ETAS = (0.1, 0.3, 1.0), {"loss": 3e-4, "architecture": 1e-2}
 NETWORK = adalfl_jax.LossNetwork()
 
 _STEPS = flags.DEFINE_integer("num_steps", 1000, "Training steps.", lower_bound=NUM_POINTS)
@@ -69,10 +69,11 @@ def through_architecture(
     Where the architecture a is in both passes the outer loss depends on it twice: dL/da = d L(theta'(a), a) / da.
     """
     inner_key, outer_key = split(batch.rng_key)
+    apply_fn: Any = problem.apply_fn  # which takes an architecture besides
 
     def objective(phi_params: PyTree) -> tuple[jax.Array, tuple[Theta, jax.Array]]:
         bound = problem._replace(
-            apply_fn=functools.partial(problem.apply_fn, architecture=phi_params["architecture"]),
+            apply_fn=functools.partial(apply_fn, architecture=phi_params["architecture"]),
             learned_loss_fn=lambda phi, targets, outputs: problem.learned_loss_fn(phi["loss"], targets, outputs),
         )
         theta_next, inner_loss = inner_step(bound, theta, phi_params, batch.inner, inner_key)
@@ -99,15 +100,18 @@ def make_training(
       architecture's weights `[S, 5]`.
     """
     model = make_model("mlp", dataset.input_shape, dataset.num_outputs, hidden_sizes=(HIDDEN_SIZE,))
-    etas = {part: optax.adam(eta) if part in learns else optax.set_to_zero() for part, eta in ETAS.items()}
+    etas: dict[Hashable, Any] = {
+        part: optax.adam(eta) if part in learns else optax.set_to_zero() for part, eta in ETAS.items()
+    }
     outer = optax.partition(etas, {part: part for part in etas})
+    apply_fn: Any = mixed_mlp
     loss = NETWORK if "loss" in learns else adalfl_jax.ScaledTaskLoss()
 
     def one_model(seed: jax.Array, rate: jax.Array):
         theta_key, phi_key, fit_key, inner_key, outer_key = jax.random.split(jax.random.key(seed), 5)
         inner = optax.sgd(rate)
         step = adalfl_jax.make_bilevel_step(
-            mixed_mlp, loss.apply, softmax_cross_entropy, inner, outer, hypergradient=through_architecture
+            apply_fn, loss.apply, softmax_cross_entropy, inner, outer, hypergradient=through_architecture
         )
         params = loss.init(phi_key)
         if "loss" in learns:
@@ -121,8 +125,9 @@ def make_training(
         )
 
         def body(state: tuple, indices: tuple[jax.Array, jax.Array]) -> tuple[tuple, None]:
-            batch = BilevelBatch(*(data.take(dataset.train, part) for part in indices))
-            return step(*state, batch)[:2], None
+            theta, phi = state
+            inner_batch, outer_batch = (data.take(dataset.train, part) for part in indices)
+            return step(theta, phi, BilevelBatch(inner_batch, outer_batch))[:2], None
 
         def piece(state: tuple, indices: tuple[jax.Array, jax.Array]) -> tuple[tuple, jax.Array]:
             theta, phi = jax.lax.scan(body, state, indices)[0]

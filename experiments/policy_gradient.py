@@ -25,7 +25,7 @@ from absl import app, flags
 import adalfl_jax
 from adalfl_jax.models import Model, make_model
 from adalfl_jax.training.workdir import write_json
-from adalfl_jax.types import Batch, BilevelBatch, PyTree
+from adalfl_jax.types import Batch, BilevelBatch, PyTree, Theta
 from experiments import page
 from experiments.launch import WORKDIR, parse_flags, told_in_a_line
 from experiments.machine import describe_machine
@@ -153,19 +153,25 @@ def make_training(
         theta_key, phi_key, play_key = jax.random.split(jax.random.key(seed), 3)
         inner, outer = optax.sgd(rate), optax.adam(eta)
         theta, phi = adalfl_jax.Theta.create(*model.init(theta_key), inner), None
-        task_step = adalfl_jax.make_task_step(model.apply, surrogate, inner)
-        if init is not None and apply is not None:
+        if init is None or apply is None:
+            task_step = adalfl_jax.make_task_step(model.apply, surrogate, inner)
+
+            def advance(theta: Theta, phi: Any, batch: Batch) -> tuple[Theta, Any]:
+                return task_step(theta, batch)[0], phi
+
+        else:
             step = adalfl_jax.make_bilevel_step(model.apply, apply, surrogate, inner, outer, pipelined=True)
             batch = jax.eval_shape(lambda: play(env, model, theta.params, play_key)[0])
             phi = adalfl_jax.Phi.create(init(phi_key), outer)
             phi = adalfl_jax.prime(step, theta, phi, BilevelBatch(batch, batch))
 
+            def advance(theta: Theta, phi: Any, batch: Batch) -> tuple[Theta, Any]:
+                return step(theta, phi, BilevelBatch(batch, batch))[:2]
+
         def iteration(state: tuple, key: jax.Array) -> tuple[tuple, jax.Array]:
             theta, phi = state
             batch, score = play(env, model, theta.params, key)
-            if phi is None:
-                return (task_step(theta, batch)[0], None), score
-            return step(theta, phi, BilevelBatch(batch, batch))[:2], score
+            return advance(theta, phi, batch), score
 
         return jax.lax.scan(iteration, (theta, phi), jax.random.split(play_key, num_iterations))[1]
 

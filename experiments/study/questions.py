@@ -1,4 +1,4 @@
-"""Whether a learned loss helps where the paper did not try it: text."""
+"""Where the paper did not try a learned loss: text. Agents and architectures are programs of their own."""
 
 from __future__ import annotations
 
