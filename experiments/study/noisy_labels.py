@@ -107,6 +107,19 @@ ARMS = (
     ),
     Arm("reweighting", "Learning to Reweight", _fixed(method="reweighting"), _rates(0.03, 0.1, 0.3)),
     Arm("ml3", "ML3, untuned", {"method": "ml3"}),
+    Arm(
+        "adalfl_log_probabilities",
+        "AdaLFL on log-probabilities, from the task loss, decayed",
+        {
+            "method": "adalfl",
+            "learned_loss.predictions": "log_probabilities",
+            "learned_loss.start": "task_loss",
+            "offline.num_steps": 0,
+            "outer.learning_rate": 1e-3,
+            **LINEAR,
+        },
+        _rates(0.03, 0.1, 0.3),
+    ),
     Arm("adalfl", "AdaLFL, untuned", {"method": "adalfl"}),
 )
 
