@@ -56,7 +56,7 @@ class Study(NamedTuple):
     """Comparisons, and what is shown of them."""
 
     comparisons: Callable[[], list[Comparison]]
-    parts: Callable[[Sequence[Comparison], Mapping[str, Any], Path], list[Part]] = comparison_parts
+    parts: Callable[[Sequence[Comparison], Mapping[str, Any]], list[Part]] = comparison_parts
     measure: Callable[[Mapping[str, Any], Path], dict[str, Any]] = lambda numbers, workdir: {}  # further numbers
 
 
@@ -64,7 +64,7 @@ STUDIES = {
     "ablation": Study(ablation.comparisons),
     "behaviour": Study(behaviour.comparisons, behaviour.parts, behaviour.measure),
     "clean_labels": Study(clean_labels.comparisons),
-    "noisy_labels": Study(noisy_labels.comparisons, noisy_labels.parts),
+    "noisy_labels": Study(noisy_labels.comparisons, noisy_labels.parts, noisy_labels.measure),
     "past_the_paper": Study(past_the_paper.comparisons),
     "questions": Study(questions.comparisons),
     "recipe": Study(recipe.comparisons),
@@ -183,21 +183,21 @@ def _make(comparison: Comparison, comparisons: list[Comparison], command: str) -
     known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     known[comparison.name] = numbers
     write_json(path, known)
-    for part in STUDIES[_STUDY.value or ""].parts(comparisons, known, workdir):
+    for part in STUDIES[_STUDY.value or ""].parts(comparisons, known):
         if comparison.name in part.comparisons:
             save_figure(part.figure, workdir / f"{part.name}.png")
             if part.table is not None:
                 print(_section(part, known, {}), end="\n\n")
     if page.WRITE.value:
-        _write_page(Path(page.WRITE.value), known, workdir)
+        _write_page(Path(page.WRITE.value), known)
 
 
-def _write_page(target: Path, known: dict[str, Any], workdir: Path) -> None:
+def _write_page(target: Path, known: dict[str, Any]) -> None:
     """Puts all parts of the study there are numbers of into its section of the page, with their pictures."""
     folder = target.parent / page.PICTURES
     folder.mkdir(parents=True, exist_ok=True)
     study, sections = STUDIES[_STUDY.value or ""], []
-    for part in study.parts(study.comparisons(), known, workdir):
+    for part in study.parts(study.comparisons(), known):
         save_figure(part.figure, folder / f"{part.name}.png")
         sections.append(_section(part, known, {part.title: f"{page.PICTURES}/{part.name}.png"}))
     target.write_text(page.replace_section(target.read_text(), _STUDY.value or "", "\n\n".join(sections)))

@@ -89,9 +89,8 @@ def _schedule(record: RunRecord) -> dict[str, list[float]]:
     return {"steps": steps.tolist(), "rates": (config.inner.learning_rate * share).tolist()}
 
 
-def parts(comparisons: Sequence[Comparison], known: Mapping[str, Any], workdir: Path) -> list[Part]:
+def parts(comparisons: Sequence[Comparison], known: Mapping[str, Any]) -> list[Part]:
     """A table and small multiples for each comparison there are numbers of."""
-    del workdir
     made = []
     for name in (comparison.name for comparison in comparisons if comparison.name in known):
         numbers = known[name]

@@ -11,7 +11,7 @@ from typing import Any
 
 from experiments.study.arms import Arm, Comparison, Overrides, grid
 from experiments.study.runs import RUNS
-from experiments.study.shapes import shapes_figure
+from experiments.study.shapes import learned_curves, shapes_figure
 from experiments.study.tables import Part, comparison_parts
 
 NOISE: dict[str, Overrides] = {
@@ -142,20 +142,23 @@ def _comparison(name: str, title: str, overrides: Overrides) -> Comparison:
     return Comparison(name, title, "default", {**SETTING, **overrides}, ARMS, reference="adalfl")
 
 
-def parts(comparisons: Sequence[Comparison], known: Mapping[str, Any], workdir: Path) -> list[Part]:
+def measure(numbers: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
+    """What AdaLFL learned, as JSON holds it."""
+    adalfl = numbers["arms"].get("adalfl", {})
+    return {"learned_losses": learned_curves(workdir / RUNS / adalfl["run"])} if "test" in adalfl else {}
+
+
+def parts(comparisons: Sequence[Comparison], known: Mapping[str, Any]) -> list[Part]:
     """Every comparison and, for each problem, what AdaLFL learned beside hand-made losses, by the noise."""
-    made = comparison_parts(comparisons, known, workdir)
+    made = comparison_parts(comparisons, known)
     for problem, (title, _) in PROBLEMS.items():
-        learned: dict[str, str] = {}  # of comparisons that differ in the noise: name -> run of AdaLFL
-        for name in (comparison.name for comparison in comparisons if comparison.name in known):
-            adalfl = known[name]["arms"].get("adalfl", {})
-            if name.removeprefix(f"{problem}_").removesuffix("_quick") in NOISE and "test" in adalfl:
-                learned[name] = adalfl["run"]
-        if learned:
-            titles = [known[name]["title"].removeprefix(f"{title}, ") for name in learned]
-            folders = [workdir / RUNS / digest for digest in learned.values()]
-            figure = shapes_figure(dict(zip(titles, folders, strict=True)))
-            suffix = "_quick" if all(name.endswith("_quick") for name in learned) else ""
+        names = [comparison.name for comparison in comparisons if "learned_losses" in known.get(comparison.name, {})]
+        names = [name for name in names if name.removeprefix(f"{problem}_").removesuffix("_quick") in NOISE]
+        if names:
+            figure = shapes_figure(
+                {known[name]["title"].removeprefix(f"{title}, "): known[name]["learned_losses"] for name in names}
+            )
+            suffix = "_quick" if names[0].endswith("_quick") else ""
             picture = f"{problem}_learned_losses{suffix}"
-            made.append(Part(picture, f"What AdaLFL learned: {title}", tuple(learned), figure))
+            made.append(Part(picture, f"What AdaLFL learned: {title}", tuple(names), figure))
     return made

@@ -13,11 +13,13 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from adalfl_jax.analysis.figures import STYLE
 from adalfl_jax.analysis.measures import along_true_class
 from adalfl_jax.task_losses import TASK_LOSSES
 from adalfl_jax.training.start import read_learned_losses
+from adalfl_jax.types import LossFn
 from experiments.study.tables import HIGHLIGHT
 
 NUM_CLASSES = 10  # of every problem that is shown
@@ -30,20 +32,24 @@ HAND_MADE: dict[str, tuple[str, Any]] = {
 }
 
 
-def shapes_figure(workdirs: Mapping[str, Path]) -> Figure:
+def learned_curves(workdir: Path) -> dict[str, list[list[float]]]:
+    """Of every seed of a finished run the loss `values` `[S][P]` at `PROBABILITIES`, and its `pulls` `[S][P]`."""
+    found = read_learned_losses(workdir)
+    values, pulls = jax.jit(jax.vmap(lambda params: _along(partial(found.loss.apply, params))))(found.params)
+    return {"values": values.tolist(), "pulls": pulls.tolist()}
+
+
+def shapes_figure(learned: Mapping[str, Mapping[str, Any]]) -> Figure:
     """The loss, and its pull on an example, by the probability of the label: a column a run, a line a seed."""
-    along = partial(along_true_class, probabilities=jnp.asarray(PROBABILITIES, jnp.float32), num_outputs=NUM_CLASSES)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(max(1.4 + 2.2 * len(workdirs), 5.4), 4.8), layout="constrained")
-        panels = figure.subplots(2, len(workdirs), sharex=True, sharey="row", squeeze=False)
-        for (title, workdir), column in zip(workdirs.items(), panels.T, strict=True):
-            found = read_learned_losses(workdir)
-            curves = jax.jit(jax.vmap(lambda params, loss=found.loss: along(partial(loss.apply, params))))
-            for seed, (values, pulls) in enumerate(zip(*curves(found.params), strict=True)):
+        figure = Figure(figsize=(max(1.4 + 2.2 * len(learned), 5.4), 4.8), layout="constrained")
+        panels = figure.subplots(2, len(learned), sharex=True, sharey="row", squeeze=False)
+        for (title, curves), column in zip(learned.items(), panels.T, strict=True):
+            for seed, (values, pulls) in enumerate(zip(curves["values"], curves["pulls"], strict=True)):
                 label = "AdaLFL, a line a seed" if seed == 0 else None
                 _draw(column, values, pulls, color=HIGHLIGHT, alpha=0.5, label=label)
             for name, (label, style) in HAND_MADE.items():
-                _draw(column, *along(TASK_LOSSES[name]), color="#374151", linestyle=style, label=label)
+                _draw(column, *_along(TASK_LOSSES[name]), color="#374151", linestyle=style, label=label)
             column[0].set(title=title)
             column[1].set(xlabel="probability of the label")
         panels[0, 0].set_ylabel("loss, of 1 at .01")
@@ -52,7 +58,11 @@ def shapes_figure(workdirs: Mapping[str, Path]) -> Figure:
     return figure
 
 
-def _draw(column: Sequence[Axes], values: jax.Array, pulls: jax.Array, **style: Any) -> None:
+def _along(loss_fn: LossFn) -> tuple[jax.Array, jax.Array]:
+    return along_true_class(loss_fn, jnp.asarray(PROBABILITIES, jnp.float32), NUM_CLASSES)
+
+
+def _draw(column: Sequence[Axes], values: ArrayLike, pulls: ArrayLike, **style: Any) -> None:
     """Of a loss only the shape: its scale is a learning rate, and its level has no gradient."""
     shown = np.asarray(values), np.asarray(pulls)
     column[0].plot(PROBABILITIES, (shown[0] - shown[0][-1]) / (shown[0][0] - shown[0][-1]), linewidth=1.2, **style)

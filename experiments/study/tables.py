@@ -28,9 +28,8 @@ class Part(NamedTuple):
     table: Table | None = None
 
 
-def comparison_parts(comparisons: Sequence[Comparison], known: Mapping[str, Any], workdir: Path) -> list[Part]:
+def comparison_parts(comparisons: Sequence[Comparison], known: Mapping[str, Any]) -> list[Part]:
     """A table and the learning curves of each comparison there are numbers of."""
-    del workdir
     parts = []
     for name in (comparison.name for comparison in comparisons if comparison.name in known):
         numbers = known[name]

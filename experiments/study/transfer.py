@@ -7,7 +7,6 @@ there. It is tested against the loss that was learned at home and went the same 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -92,9 +91,8 @@ def _comparison(name: str, problem: Problem) -> Comparison:
     )
 
 
-def parts(comparisons: Sequence[Comparison], known: Mapping[str, Any], workdir: Path) -> list[Part]:
+def parts(comparisons: Sequence[Comparison], known: Mapping[str, Any]) -> list[Part]:
     """The matrix of what was learned where and brought where."""
-    del workdir
     targets = [comparison for comparison in comparisons if comparison.name in known]
     arms = {arm.name: arm for comparison in targets for arm in comparison.arms}
     rows = ["task_loss", TASK_LOSS, *(f"{whose}_{mode}" for mode in MODES for whose in ("own", *PROBLEMS))]
