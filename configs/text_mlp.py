@@ -2,9 +2,8 @@
 
     python -m experiments.compare --config=configs/text_mlp.py --workdir=runs/text_mlp
 
-The text is that of Python's own help, about 373,000 characters. About an hour on two CPU
-cores, an estimate. Expect what the study `questions` reports in docs/results.md, which tunes and decays the task
-loss's rate.
+The text is that of Python's own help, about 373,000 characters. It takes about an hour on two CPU cores, an estimate.
+Expect what the study `questions` reports in docs/results.md, which tunes and decays the task loss's rate.
 """
 
 from configs import default
