@@ -161,7 +161,8 @@ class LossNetwork:
             values = (
                 hidden_activation(values) if layer < num_layers - 1 else ACTIVATIONS[self.output_activation](values)
             )
-        return values.reshape(predictions.shape)
+        # The rows are one axis, which CPUs are faster on; where devices share it by type, its parts have to be told.
+        return jax.lax.reshape(values, predictions.shape, out_sharding=jax.typeof(predictions).sharding)
 
     def _hidden_activation(self) -> Callable[[jax.Array], jax.Array]:
         if self.activation == "smooth_leaky_relu":

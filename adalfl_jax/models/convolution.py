@@ -81,6 +81,9 @@ def convolve(
     size, window = inputs.shape[1:3], kernel.shape[:2]
     if isinstance(padding, str):
         padding = jax.lax.padtype_to_pads(size, window, strides, padding)
+    if any(any(jax.typeof(array).sharding.spec) for array in (inputs, kernel)):
+        # Axes of an explicit mesh are part of an array's type, which the forms below would have to divide among rows.
+        return jax.lax.conv_general_dilated(inputs, kernel, tuple(strides), padding, dimension_numbers=DIMENSIONS)
     down, across = padding
     geometry = Geometry(size, window, (strides[0], strides[1]), (tuple(down), tuple(across)))  # pyright: ignore[reportArgumentType]
     return convolution_p.bind(*vary_alike(inputs, kernel), geometry=geometry)  # pyright: ignore[reportReturnType]
@@ -126,7 +129,7 @@ def _to_inputs(forward: Operation) -> Operation:
 
     def operation(outputs: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
         shape = (len(outputs), *geometry.image_size, kernel.shape[2])
-        inputs = jax.ShapeDtypeStruct(shape, outputs.dtype)
+        inputs, outputs = vary_alike(jnp.zeros(shape, outputs.dtype), outputs)
         return jax.linear_transpose(lambda x: forward(x, kernel, geometry), inputs)(outputs)[0]
 
     return operation
@@ -137,7 +140,7 @@ def _to_kernel(forward: Operation) -> Operation:
 
     def operation(inputs: jax.Array, outputs: jax.Array, geometry: Geometry) -> jax.Array:
         shape = (*geometry.kernel_size, inputs.shape[-1], outputs.shape[-1])
-        kernel = jax.ShapeDtypeStruct(shape, outputs.dtype)
+        kernel, outputs = vary_alike(jnp.zeros(shape, outputs.dtype), outputs)
         return jax.linear_transpose(lambda k: forward(inputs, k, geometry), kernel)(outputs)[0]
 
     return operation
