@@ -214,10 +214,10 @@ def test_the_flat_share_of_outputs_counts_those_that_occur(float64):
     steepest = slopes(np.broadcast_to([[0.0], [1.0]], (2, 101)), grid).max()
     for threshold in (0.01, 0.4):
         expected = (slopes(targets, outputs) <= threshold * steepest).mean()
-        assert float(share_of(phi, targets, outputs, threshold)) == pytest.approx(expected)
+        assert float(share_of(phi, targets, outputs, threshold=threshold)) == pytest.approx(expected)
     assert 0 < expected < 1
     nothing = jax.tree.map(np.zeros_like, phi)
-    assert float(share_of(nothing, targets, outputs, 0.01)) == 1
+    assert float(share_of(nothing, targets, outputs, threshold=0.01)) == 1
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.3])
