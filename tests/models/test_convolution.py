@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from jax.test_util import check_grads
 
-from adalfl_jax.models.convolution import BAND_COLUMNS, convolve
+from adalfl_jax.models.convolution import BAND_COLUMNS, PATCH_OUTPUTS, convolve
 from adalfl_jax.models.layers import conv
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
@@ -39,9 +39,11 @@ def draw(name):
     return ours, theirs, arrays[:2], [jnp.flip(array) for array in arrays[2:]]
 
 
-def test_cases_are_of_both_forms():
-    columns = [native(*map(jnp.zeros, case[:2]), *case[2:]).shape[2:] for case in CASES.values()]
-    assert {size * num_out <= BAND_COLUMNS for size, num_out in columns} == {True, False}
+def test_cases_are_of_every_form():
+    shapes = [native(*map(jnp.zeros, case[:2]), *case[2:]).shape[1:] for case in CASES.values()]
+    wide = [height * width for height, width, num_out in shapes if width * num_out > BAND_COLUMNS]
+    assert len(wide) < len(shapes)
+    assert {size >= PATCH_OUTPUTS for size in wide} == {True, False}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -64,12 +66,27 @@ def test_two_derivatives_of_a_convolution_equal_finite_differences(name):
     check_grads(jax.jit(ours), [array.astype(jnp.float64) for array in primals], order=2, rtol=1e-6, atol=1e-6)
 
 
-def test_kernels_under_vmap_give_what_each_gives_alone():
-    ours, _, (inputs, kernel), _ = draw("second of LeNet-5")
-    images, kernels = jnp.stack([inputs, -2 * inputs]), jnp.stack([kernel, kernel + 1])
-    together = jax.vmap(ours)(images, kernels)
+@pytest.mark.parametrize("name", ["second of LeNet-5", "stem"])
+def test_kernels_under_vmap_give_what_each_gives_alone(name):
+    ours, _, (inputs, kernel), _ = draw(name)
+    images, kernels = jnp.stack([inputs, -2 * inputs]), jnp.stack([kernel, kernel + 1], axis=2)
+
+    def everything(images, kernel):
+        outputs, pullback = jax.vjp(ours, images, kernel)
+        return outputs, pullback(jnp.cos(outputs))
+
+    together = jax.jit(jax.vmap(everything, (0, 2)))(images, kernels)
     for index in range(2):
-        np.testing.assert_allclose(together[index], ours(images[index], kernels[index]), rtol=1e-5, atol=1e-4)
+        alone = jax.jit(everything)(images[index], kernels[:, :, index])
+        for mine, expected in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+            np.testing.assert_allclose(mine[index], expected, rtol=1e-5, atol=1e-5 * float(jnp.abs(expected).max()))
+
+
+def test_wide_kernels_under_vmap_make_no_patches_of_their_images():
+    """Patches are nine times the images."""
+    images, kernels = jnp.zeros((2, 4, 32, 32, 64)), jnp.zeros((2, 3, 3, 64, 64))
+    together = jax.jit(jax.vmap(functools.partial(convolve, strides=(1, 1), padding="SAME"), (0, 0)))
+    assert together.lower(images, kernels).compile().memory_analysis().temp_size_in_bytes < 2 * images.nbytes
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
