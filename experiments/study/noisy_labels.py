@@ -109,7 +109,7 @@ ARMS = (
     Arm("ml3", "ML3, untuned", {"method": "ml3"}),
     Arm(
         "adalfl_log_probabilities",
-        "AdaLFL on log-probabilities, from the task loss, decayed",
+        "AdaLFL on log-probabilities, decayed",
         {
             "method": "adalfl",
             "learned_loss.predictions": "log_probabilities",
@@ -139,7 +139,7 @@ def comparisons() -> list[Comparison]:
 
 
 def _comparison(name: str, title: str, overrides: Overrides) -> Comparison:
-    return Comparison(name, title, "default", {**SETTING, **overrides}, ARMS, reference="adalfl")
+    return Comparison(name, title, "default", {**SETTING, **overrides}, ARMS, reference="adalfl_log_probabilities")
 
 
 def measure(numbers: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
