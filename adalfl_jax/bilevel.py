@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -136,7 +137,9 @@ def make_bilevel_step(
     if pipelined:
         return make_pipelined_step(problem, estimate, update_phi)
 
-    def bilevel_step(theta: Theta, phi: Phi, batch: BilevelBatch) -> tuple[Theta, Phi, BilevelMetrics]:
+    def take_step(
+        problem: BilevelProblem, theta: Theta, phi: Phi, batch: BilevelBatch
+    ) -> tuple[Theta, Phi, BilevelMetrics]:
         if outer_fraction < 1:
             num_inner_steps(batch)  # what does not fit together is told of the whole batch, not of a part
             batch = batch._replace(outer=first_examples(batch.outer, outer_fraction))
@@ -144,7 +147,10 @@ def make_bilevel_step(
         metrics = BilevelMetrics(result.inner_loss, result.outer_loss, optax.tree.norm(result.gradient))
         return result.theta, update_phi(phi, result.gradient, result.carry), metrics
 
-    return bilevel_step if outer_every == 1 else _sometimes(bilevel_step, problem, outer_every)
+    def bilevel_step(theta: Theta, phi: Phi, batch: BilevelBatch) -> tuple[Theta, Phi, BilevelMetrics]:
+        return take_step(problem, theta, phi, batch)
+
+    return bilevel_step if outer_every == 1 else _sometimes(take_step, problem, outer_every)
 
 
 def prime(bilevel_step: BilevelStep, theta: Theta, phi: Phi, batch: BilevelBatch) -> Phi:
@@ -212,31 +218,67 @@ def make_task_step(
     return task_step
 
 
-def _sometimes(bilevel_step: BilevelStep, problem: BilevelProblem, outer_every: int) -> BilevelStep:
-    """The step at every n-th number, one on a frozen phi at the others."""
+class _Recorded(NamedTuple):
+    """In place of an optimiser's state: the gradient it was given."""
+
+    gradient: PyTree
+
+
+def _sometimes(take_step: Callable[..., Any], problem: BilevelProblem, outer_every: int) -> BilevelStep:
+    """The step at every n-th number, one on a frozen phi at the others.
+
+    What a branch returns is written to new memory, and under `jax.lax.scan` copied from there. So the branches return
+    the gradient, which is new anyway, and theta is updated behind them, in place.
+    """
+    optimizer = problem.inner_optimizer
+    recorded = problem._replace(inner_optimizer=_recording(optimizer))
+
+    def due_step(theta: Theta, phi: Phi, batch: BilevelBatch) -> tuple[PyTree, PyTree, Phi, BilevelMetrics]:
+        theta, phi, metrics = take_step(recorded, theta, phi, batch)
+        return _gradient_of(theta), theta.model_state, phi, metrics
+
+    def frozen_step(theta: Theta, phi: Phi, batch: BilevelBatch) -> tuple[PyTree, PyTree, Phi, BilevelMetrics]:
+        *_, like = jax.eval_shape(due_step, theta, phi, batch)
+        loss_fn = bind_learned_loss(problem.at_progress(batch.progress).learned_loss_fn, phi.params)
+        inner_key, _ = split(batch.rng_key)
+        theta, loss, outputs = descend(
+            problem.apply_fn, loss_fn, recorded.inner_optimizer, theta, batch.inner, inner_key, problem.axis_name
+        )
+        task_loss = problem.mean(problem.task_loss_fn(batch.inner[1], outputs))
+        metrics = BilevelMetrics(loss, task_loss, jnp.zeros(()))
+        # Both branches measure in the same types.
+        metrics = jax.tree.map(lambda value, other: value.astype(other.dtype), metrics, like)
+        return _gradient_of(theta), theta.model_state, phi, metrics
 
     def step(theta: Theta, phi: Phi, batch: BilevelBatch) -> tuple[Theta, Phi, BilevelMetrics]:
         if batch.step is None:
             raise ValueError(f"outer_every = {outer_every} goes by the number of the step: give batch.step; got None")
         if num_inner_steps(batch) is not None:
             raise ValueError("outer_every counts single inner steps; drop the leading axis K of batch.inner")
-        *_, like = jax.eval_shape(bilevel_step, theta, phi, batch)
-
-        def frozen_step(theta: Theta, phi: Phi, batch: BilevelBatch) -> tuple[Theta, Phi, BilevelMetrics]:
-            loss_fn = bind_learned_loss(problem.at_progress(batch.progress).learned_loss_fn, phi.params)
-            inner_key, _ = split(batch.rng_key)
-            theta, loss, outputs = descend(
-                problem.apply_fn, loss_fn, problem.inner_optimizer, theta, batch.inner, inner_key, problem.axis_name
-            )
-            task_loss = problem.mean(problem.task_loss_fn(batch.inner[1], outputs))
-            metrics = BilevelMetrics(loss, task_loss, jnp.zeros(()))
-            # Both branches measure in the same types.
-            return theta, phi, jax.tree.map(lambda value, other: value.astype(other.dtype), metrics, like)
-
         is_due = batch.step % outer_every == outer_every - 1
-        return jax.lax.cond(is_due, bilevel_step, frozen_step, theta, phi, batch)
+        gradient, model_state, phi, metrics = jax.lax.cond(is_due, due_step, frozen_step, theta, phi, batch)
+        updates, opt_state = optimizer.update(gradient, theta.opt_state, theta.params)
+        return Theta(optax.apply_updates(theta.params, updates), model_state, opt_state), phi, metrics
 
     return step
+
+
+def _recording(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """An optimiser that updates alike, once, and leaves the gradient as its state."""
+
+    def update(gradient: PyTree, opt_state: optax.OptState, params: PyTree = None) -> tuple[PyTree, _Recorded]:
+        return optimizer.update(gradient, opt_state, params)[0], _Recorded(gradient)
+
+    return optax.GradientTransformation(optimizer.init, update)
+
+
+def _gradient_of(theta: Theta) -> PyTree:
+    if not isinstance(theta.opt_state, _Recorded):
+        raise ValueError(
+            "outer_every takes estimators whose theta is one step of problem.inner_optimizer from where it was; got an "
+            f"optimiser's state of type {type(theta.opt_state).__name__}. Set outer_every to 1"
+        )
+    return theta.opt_state.gradient
 
 
 def _fractions(estimator: Estimator, given: float | tuple[float, float]) -> tuple[float, float]:

@@ -9,7 +9,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import adalfl_jax
-from adalfl_jax.hypergradient import ONE_STEP, Truncated
+from adalfl_jax.hypergradient import ONE_STEP, Hypergradient, Truncated
 from adalfl_jax.task_losses import softmax_cross_entropy
 from tests.problems import BATCH_SIZE, make_batch, make_problem
 
@@ -103,10 +103,11 @@ def test_theta_is_updated_on_the_whole_batch(model_name):
 
 
 @pytest.mark.usefixtures("float64")
-def test_phi_learns_at_every_nth_step_alone():
+@pytest.mark.parametrize("estimator", ["forward", "mixed_mode"])
+def test_phi_learns_at_every_nth_step_alone(estimator):
     functions, theta, phi = make("batch_norm", "momentum")
-    plain = jax.jit(adalfl_jax.make_bilevel_step(*functions))
-    step = jax.jit(adalfl_jax.make_bilevel_step(*functions, outer_every=3))
+    plain = jax.jit(adalfl_jax.make_bilevel_step(*functions, hypergradient=estimator))
+    step = jax.jit(adalfl_jax.make_bilevel_step(*functions, hypergradient=estimator, outer_every=3))
     state, reference = (theta, phi), (theta, phi)
     for number, key in enumerate(jax.random.split(jax.random.key(2), 6)):
         batch = make_batch(key)
@@ -160,6 +161,16 @@ def test_options_that_do_not_fit_are_refused(options, message):
     functions, _, _ = make()
     with pytest.raises(ValueError, match=message):
         adalfl_jax.make_bilevel_step(*functions, **options)
+
+
+def test_an_estimator_that_leaves_theta_alone_is_refused_between_steps():
+    def still(problem, theta, phi_params, batch, carry):
+        return Hypergradient(theta, phi_params, jnp.zeros(()), jnp.zeros(()), carry)
+
+    functions, theta, phi = make("plain", "momentum")
+    step = adalfl_jax.make_bilevel_step(*functions, hypergradient=still, outer_every=2)
+    with pytest.raises(ValueError, match=r"one step of problem.inner_optimizer.*got an optimiser's state of type"):
+        step(theta, phi, make_batch(jax.random.key(1))._replace(step=0))
 
 
 def test_counting_needs_the_number_of_the_step():
