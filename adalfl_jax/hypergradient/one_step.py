@@ -11,13 +11,14 @@ No second-order pass goes through the base model. The estimators here differ in 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FunctionType
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.extend import core
 
 from adalfl_jax.hypergradient.problem import (
     AnyBatch,
@@ -79,8 +80,8 @@ def finite_difference(
     about a thousandth.
 
     Raises:
-      ValueError: `batch.inner` has a leading axis K, or parameters or outputs have 16 bits, too few to subtract. A
-        model that computes in 16 bits inside and casts its outputs is not seen.
+      ValueError: `batch.inner` has a leading axis K, or numbers of 16 bits, too few to subtract, among the parameters
+        or inside the model. Products in TF32, the default of NVIDIA GPUs for float32, are not seen.
     """
     return _one_step(finite_difference, problem, theta, phi_params, batch, carry)
 
@@ -93,8 +94,8 @@ def central_difference(
     h |w| = eps^(1/3) |theta|, which balances the error of the difference with that of rounding.
 
     Raises:
-      ValueError: `batch.inner` has a leading axis K, or parameters or outputs have 16 bits, too few to subtract. A
-        model that computes in 16 bits inside and casts its outputs is not seen.
+      ValueError: `batch.inner` has a leading axis K, or numbers of 16 bits, too few to subtract, among the parameters
+        or inside the model. Products in TF32, the default of NVIDIA GPUs for float32, are not seen.
     """
     return _one_step(central_difference, problem, theta, phi_params, batch, carry)
 
@@ -139,6 +140,7 @@ def _one_step(
 ) -> Hypergradient:
     require_one_step(estimator.__name__, batch)
     inner_key, outer_key = split(batch.rng_key)
+    require_product(estimator, problem, theta, batch.inner, inner_key)
     point, model_state = linearize(problem, theta, batch.inner, inner_key)
     inner_loss, loss_gradient, to_phi = loss_gradient_of(problem, phi_params, batch.inner[1], point.outputs)
     gradient = problem.mean(point.pullback(loss_gradient)[0])
@@ -149,7 +151,7 @@ def _one_step(
         *_, to_phi = loss_gradient_of(problem, phi_params, part.targets, point.outputs)
     outer_loss, task_gradient = outer_gradient(problem, theta_next.params, model_state, batch.outer, outer_key)
     (direction,) = to_direction(task_gradient)  # w
-    outputs_tangent = JACOBIAN_PRODUCTS[estimator](point, problem.own(direction))  # J_f w
+    outputs_tangent = jacobian_product(estimator, point, problem.own(direction))  # J_f w
     (phi_gradient,) = to_phi(outputs_tangent)
     phi_gradient, inner_loss = problem.mean((phi_gradient, inner_loss))
     return Hypergradient(theta_next, phi_gradient, inner_loss, outer_loss, carry)
@@ -196,22 +198,76 @@ def loss_gradient_of(
     return loss, gradient, pullback
 
 
+def jacobian_product(estimator: Estimator, point: Linearization, direction: PyTree) -> jax.Array:
+    """J_f w by an estimator that is a key of `JACOBIAN_PRODUCTS`.
+
+    Raises:
+      NotImplementedError: the model has a backward pass of its own, which cannot be transposed.
+    """
+    try:
+        return JACOBIAN_PRODUCTS[estimator](point, direction)
+    except (TypeError, NotImplementedError) as error:  # the model itself was evaluated and differentiated before
+        raise _no_product(estimator) from error
+
+
+def require_product(
+    estimator: Estimator, problem: BilevelProblem, theta: Theta, batch: AnyBatch, rng_key: jax.Array | None
+) -> None:
+    """Looks for what J_f w fails on later, under `jax.jit`, or without a word.
+
+    Raises:
+      NotImplementedError: forward-mode derivatives of a model with a `jax.custom_vjp`, for `recompute`.
+      ValueError: numbers of 16 bits, in whose rounding a difference of outputs would drown.
+    """
+    if estimator is forward:
+        return
+
+    def outputs(params: PyTree) -> jax.Array:
+        return problem.apply_fn(params, theta.model_state, batch[0], train=True, rng_key=rng_key)[0]
+
+    params = problem.own(theta.params)
+    if estimator is recompute:
+        program = jax.make_jaxpr(lambda params: jax.jvp(outputs, (params,), (params,))[1])(params).jaxpr
+        if any(equation.primitive.name == "custom_lin" for equation in _equations(program)):
+            raise _no_product(estimator)
+        return
+    program = jax.make_jaxpr(outputs)(params).jaxpr
+    variables = (*program.invars, *(var for equation in _equations(program) for var in equation.outvars))
+    types = (var.aval.dtype for var in variables if jnp.issubdtype(getattr(var.aval, "dtype", None), jnp.floating))
+    coarse = next((dtype for dtype in types if jnp.finfo(dtype).bits < 32), None)
+    if coarse is not None:
+        raise ValueError(
+            f"hypergradient={_name(estimator)} takes differences of the model's outputs, which drown in the rounding "
+            f"of 16 bits; got {coarse} among the parameters or in the model. Compute in float32, or build the step "
+            'with hypergradient="forward"'
+        )
+
+
+def _equations(program: core.Jaxpr) -> Iterator[core.JaxprEqn]:
+    """Those of a program and of the programs inside it."""
+    for equation in program.eqns:
+        yield equation
+        for inner in core.jaxprs_in_params(equation.params):
+            yield from _equations(inner)
+
+
+def _no_product(estimator: Estimator) -> NotImplementedError:
+    return NotImplementedError(
+        f"hypergradient={_name(estimator)} needs a product with the model's Jacobian, and JAX cannot derive it here, "
+        'as of a jax.custom_vjp inside; build the step with hypergradient="unrolled"'
+    )
+
+
+def _name(estimator: Estimator) -> str:
+    return repr(getattr(estimator, "__name__", estimator))
+
+
 def _difference_step(point: Linearization, direction: PyTree, *, order: int) -> jax.Array:
     """h for a difference quotient whose error is of the given order; 1 where there is nothing to differentiate."""
-    coarsest = min((leaf.dtype for leaf in (point.outputs, *jax.tree.leaves(point.params))), key=_num_bits)
-    if _num_bits(coarsest) < 32:
-        raise ValueError(
-            f"a finite difference needs parameters and outputs of 32 bits or more; got {coarsest}, in which the "
-            'difference drowns in rounding. Build the step with hypergradient="forward"'
-        )
     distance = jnp.finfo(point.outputs.dtype).eps ** (1 / (1 + order)) * _norm(point.params)
     length = _norm(direction)
     is_defined = (length > 0) & (distance > 0)
     return jnp.where(is_defined, distance / jnp.where(is_defined, length, 1.0), 1.0).astype(point.outputs.dtype)
-
-
-def _num_bits(dtype: jnp.dtype) -> int:
-    return jnp.finfo(dtype).bits
 
 
 def _norm(tree: PyTree) -> jax.Array:

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import optax
 
 from adalfl_jax.hypergradient.one_step import (
-    JACOBIAN_PRODUCTS,
     Linearization,
     forward,
+    jacobian_product,
     linearize,
     loss_gradient_of,
+    require_product,
     update_theta,
 )
 from adalfl_jax.hypergradient.problem import AnyBatch, BilevelProblem, Estimator, require_carry, split
@@ -30,7 +31,7 @@ class LastStep(NamedTuple):
     to_direction: Callable[[PyTree], tuple[PyTree]]  # dL/dtheta' -> w
 
 
-class Carry(NamedTuple):
+class PrimedCarry(NamedTuple):
     """The arrays of a `LastStep`. Its functions are the same at every step, and so made from those of this one."""
 
     is_taken: jax.Array  # [] bool
@@ -53,8 +54,14 @@ def make_pipelined_step(
         now = problem.at_progress(progress)
         rng_key, _ = split(batch.rng_key)
         _require_batch(batch.inner)
+        require_product(estimator, problem, theta, batch.inner, rng_key)
         point, model_state = linearize(problem, theta, batch.inner, rng_key)
         targets = batch.inner[1]
+        if point.outputs.ndim != 2:
+            raise ValueError(
+                "a pipelined step takes one inner batch without a leading axis K, of which the model makes outputs "
+                f"[B, C]; got outputs {point.outputs.shape} of inputs {batch.inner[0].shape}"
+            )
         outer_loss, task_gradient = jax.value_and_grad(problem.task_loss_fn, argnums=1)(targets, point.outputs)
         outer_loss = problem.mean(outer_loss)
 
@@ -68,7 +75,7 @@ def make_pipelined_step(
         if phi.carry:
             last = _restored(phi.carry, jax.eval_shape(lambda phi: finish(phi)[0], phi))
             (direction,) = last.to_direction(problem.mean(point.pullback(task_gradient)[0]))
-            outputs_tangent = JACOBIAN_PRODUCTS[estimator](last.point, problem.own(direction))
+            outputs_tangent = jacobian_product(estimator, last.point, problem.own(direction))
             before = problem.at_progress(last.progress)
             *_, to_phi = loss_gradient_of(before, phi.params, last.targets, last.point.outputs)
             (gradient,) = problem.mean(to_phi(outputs_tangent))
@@ -77,16 +84,16 @@ def make_pipelined_step(
             phi = jax.tree.map(lambda new, old: jnp.where(is_taken, new, old), updated, phi._replace(carry=()))
             norm = jnp.where(is_taken, optax.tree.norm(gradient), norm)
         last, theta_next, inner_loss = finish(phi)
-        carry = Carry(jnp.array(True), jax.tree.leaves(last))
+        carry = PrimedCarry(jnp.array(True), jax.tree.leaves(last))
         return theta_next, phi._replace(carry=carry), BilevelMetrics(inner_loss, outer_loss, norm)
 
     return pipelined_step
 
 
-def _restored(carry: Carry, like: LastStep) -> LastStep:
+def _restored(carry: PrimedCarry, like: LastStep) -> LastStep:
     """The functions of this step with the arrays of the one before."""
     arrays, functions = jax.tree.flatten(like)
-    require_carry("pipelined", carry, Carry(jax.ShapeDtypeStruct((), bool), arrays))  # pyright: ignore[reportArgumentType]
+    require_carry("pipelined", carry, PrimedCarry(jax.ShapeDtypeStruct((), bool), arrays))  # pyright: ignore[reportArgumentType]
     return jax.tree.unflatten(functions, carry.arrays)
 
 

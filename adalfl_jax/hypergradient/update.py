@@ -19,6 +19,12 @@ def differentiable_update(
     of `optimizer.update`, bit for bit; the derivative is taken a hair away from zero, where it is the limit.
     """
 
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+        if leaf.dtype == jnp.float16:
+            raise ValueError(
+                f"theta.params{jax.tree_util.keystr(path)} is float16, which has too little range for meta-gradients; "
+                'keep it in float32, or in bfloat16 with hypergradient="forward"'
+            )
     # What the optimiser closes over, a traced learning rate say, becomes an argument and can be differentiated too.
     plain_update, closed_over = jax.closure_convert(optimizer.update, gradient, opt_state, params)
     update = jax.custom_jvp(plain_update)
@@ -33,8 +39,6 @@ def differentiable_update(
 
 
 def _away_from_zero(gradient: jax.Array) -> jax.Array:
-    if gradient.dtype == jnp.float16:
-        raise ValueError("float16 has too little range for meta-gradients; keep parameters in float32 or bfloat16")
     # Its square must not underflow, nor that square's power -3/2 overflow: 7e-13 in float32 and bfloat16.
     floor = float(jnp.finfo(gradient.dtype).tiny) ** 0.32
     return jnp.where(jnp.abs(gradient) < floor, jnp.asarray(floor, gradient.dtype), gradient)

@@ -1,4 +1,6 @@
-"""Finite differences of the outputs: the order of their error, its size at the step they choose, what they refuse."""
+"""Products with the Jacobian: the error of finite differences and its order, what each of them refuses."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +9,10 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
+import adalfl_jax
 from adalfl_jax.hypergradient import one_step
 from adalfl_jax.models import functionalize
+from adalfl_jax.task_losses import softmax_cross_entropy
 from tests.hypergradient.reference import estimate
 from tests.problems import MODELS, make_batch, make_problem
 
@@ -63,15 +67,65 @@ def test_where_nothing_moves_the_gradient_is_zero(name):
 
 
 @pytest.mark.parametrize("name", ["finite_difference", "central_difference"])
-def test_outputs_of_16_bits_are_refused(name):
+@pytest.mark.parametrize("where", ["inside", "outputs", "parameters"])
+def test_numbers_of_16_bits_are_refused(name, where):
     _, optimizer, loss, theta, phi_params = make_problem()
-    model = functionalize(lambda rngs: MODELS["plain"](rngs))
+    plain = functionalize(
+        lambda rngs: MODELS["plain"](rngs), compute_dtype="bfloat16" if where == "inside" else "float32"
+    )
+    dtype = jnp.bfloat16
+
+    def apply_fn(*arguments, **keywords):
+        outputs, model_state = jax.jit(functools.partial(plain.apply, **keywords))(*arguments)
+        return outputs.astype(dtype if where == "outputs" else outputs.dtype), model_state
+
+    if where == "parameters":
+        dtype = jnp.float16
+        theta = theta._replace(params=jax.tree.map(lambda leaf: leaf.astype(dtype), theta.params))
+    batch = make_batch(jax.random.key(1))._replace(rng_key=None)
+    problem = adalfl_jax.hypergradient.BilevelProblem(apply_fn, loss.apply, softmax_cross_entropy, optimizer)
+    with pytest.raises(ValueError, match=rf"'{name}' takes differences.*got {dtype.__name__} among.*\"forward\""):
+        adalfl_jax.make_estimator(name)(problem, theta, phi_params, batch)
+
+
+def test_a_parameter_of_float16_is_named():
+    model, optimizer, loss, theta, phi_params = make_problem()
+    theta.params["hidden"]["kernel"] = theta.params["hidden"]["kernel"].astype(jnp.float16)
+    with pytest.raises(ValueError, match=r"theta.params\['hidden'\]\['kernel'\] is float16.*float32, or in bfloat16"):
+        estimate("forward", model, loss, optimizer, theta, phi_params, make_batch(jax.random.key(1)))
+
+
+@jax.custom_vjp
+def clipped(values):
+    return values
+
+
+clipped.defvjp(lambda values: (values, None), lambda _, cotangent: (jnp.clip(cotangent, -1, 1),))
+
+
+@pytest.mark.parametrize("name", ["forward", "recompute"])
+def test_a_model_with_a_backward_pass_of_its_own_is_told_to_unroll(name):
+    model, optimizer, loss, theta, phi_params = make_problem()
 
     def apply_fn(*arguments, **keywords):
         outputs, model_state = model.apply(*arguments, **keywords)
-        return outputs.astype(jnp.bfloat16), model_state
+        return clipped(outputs), model_state
 
-    with pytest.raises(ValueError, match=r"parameters and outputs of 32 bits or more; got bfloat16.*forward"):
-        estimate(
-            name, model._replace(apply=apply_fn), loss, optimizer, theta, phi_params, make_batch(jax.random.key(1))
-        )
+    state = (model._replace(apply=apply_fn), loss, optimizer, theta, phi_params, make_batch(jax.random.key(1)))
+    with pytest.raises(NotImplementedError, match=rf"'{name}' needs a product.*custom_vjp.*unrolled"):
+        estimate(name, *state)
+    assert optax.tree.norm(estimate("unrolled", *state).gradient) > 0
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("name", "power", "error"), [("finite_difference", 2, 1), ("central_difference", 3, 2)])
+def test_on_a_power_the_error_is_the_one_term_that_is_left(name, power, error):
+    """(t + hw)^2 leaves h w^2 of a one-sided difference, (t +- hw)^3 leaves h^2 w^3 of a central one."""
+    params, direction = jnp.asarray([0.3, -2.0]), jnp.asarray([1.5, 0.7])
+    point = one_step.Linearization(lambda params: params**power, params, params**power, None)
+    step = one_step._difference_step(point, direction, order=error)
+    quotient = one_step.jacobian_product(adalfl_jax.make_estimator(name), point, direction)
+    derivative = power * params ** (power - 1) * direction
+    rounding = 10 * float(jnp.finfo(float).eps / step)
+    np.testing.assert_allclose(quotient - derivative, step**error * direction**power, rtol=0, atol=rounding)
+    assert jnp.abs(quotient - derivative).max() > 1e-12
