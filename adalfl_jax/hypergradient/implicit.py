@@ -46,7 +46,7 @@ class Neumann:
     eigenvalue h is (1 - alpha (h + lambda))^J.
 
     Attributes:
-      num_iterations: J, the number of products with the Hessian.
+      num_iterations: J, the number of terms; products with the Hessian are one fewer.
       step_size: alpha, below 2 / (largest eigenvalue of H + lambda) or the series diverges.
       damping: lambda.
 
@@ -72,14 +72,12 @@ class Neumann:
         """The estimate, with the signature of every estimator."""
 
         def solve(product: Product, right: PyTree) -> PyTree:
-            descent = optax.sgd(self.step_size)
-
             def iterate(solution: PyTree, _) -> tuple[PyTree, None]:
                 residual = optax.tree.sub(product(solution), right)
-                updates, _ = descent.update(residual, descent.init(solution))
-                return optax.apply_updates(solution, updates), None
+                return optax.tree.add_scale(solution, -self.step_size, residual), None
 
-            return jax.lax.scan(iterate, optax.tree.zeros_like(right), length=self.num_iterations)[0]
+            first = optax.tree.scale(self.step_size, right)
+            return jax.lax.scan(iterate, first, length=self.num_iterations - 1)[0]
 
         return _implicit(problem, theta, phi_params, batch, carry, self.damping, solve)
 
