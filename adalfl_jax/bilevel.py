@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,19 +12,14 @@ import optax
 
 from adalfl_jax.axes import with_own_keys, zeros_like
 from adalfl_jax.hypergradient import (
-    JACOBIAN_PRODUCTS,
-    ONE_STEP,
-    REMEMBERING,
     BilevelProblem,
     Estimator,
     descend,
-    estimator_name,
     make_estimator,
     make_pipelined_step,
     num_inner_steps,
-    reads_params,
 )
-from adalfl_jax.hypergradient.problem import bind_learned_loss, first_examples, require_count, split
+from adalfl_jax.hypergradient.problem import bind_learned_loss, first_examples, split
 from adalfl_jax.types import (
     ApplyFn,
     Batch,
@@ -36,6 +32,7 @@ from adalfl_jax.types import (
     TaskMetrics,
     Theta,
 )
+from adalfl_jax.validation import require_functions, require_options, require_state_and_batch, returning_state
 
 BilevelStep = Callable[[Theta, Phi, BilevelBatch], tuple[Theta, Phi, BilevelMetrics]]
 
@@ -75,9 +72,10 @@ def make_bilevel_step(
       hypergradient: a key of `adalfl_jax.hypergradient.ESTIMATORS`, or an estimator with settings of your own from
         `adalfl_jax.make_estimator`. "forward" is exact through one inner step, "unrolled" through any number.
       meta_batch_fraction: share of the inner and of the outer batch, or of each, on which the meta-gradient is
-        estimated, their first examples; theta is updated on the whole inner batch. Unbiased for models without batch
-        norm if the examples of a batch come in random order. Below 1 for the inner batch it is for the one-step
-        estimators.
+        estimated, their first examples; theta is updated on the whole inner batch. Unbiased if the examples of a
+        batch come in random order and the first of them have the outputs they have in the whole batch: so for models
+        without batch norm, with dropout where its masks are drawn as `[B, ...]`. Below 1 for the
+        inner batch it is for the one-step estimators.
       outer_every: n, to update phi at the steps numbered n - 1, 2n - 1, ... alone, by `batch.step`. The others cost no
         more than training on a frozen loss, and report the task loss at theta_t on the inner batch as `outer_loss`.
         Under `jax.vmap` leave `batch.step` unmapped, or every step pays in full.
@@ -117,25 +115,22 @@ def make_bilevel_step(
       Algorithm 2 of Raymond et al., "Meta-Learning Adaptive Loss Functions", arXiv 2301.13247.
     """
     estimate = make_estimator(hypergradient) if isinstance(hypergradient, str) else hypergradient
-    if isinstance(estimate, type) or not callable(estimate):
-        raise ValueError(f"hypergradient must be a name or an estimator, as `make_estimator` makes; got {estimate!r}")
-    _check_estimator(estimate, learned_loss_fn, outer_every, pipelined)
-    inner_fraction, outer_fraction = _fractions(estimate, meta_batch_fraction)
-    if pipelined and (inner_fraction < 1 or outer_fraction < 1 or outer_every > 1):
-        raise ValueError(
-            "pipelined shares the forward pass of the whole batch at every step, so it goes with neither "
-            f"meta_batch_fraction nor outer_every; got {meta_batch_fraction} and {outer_every}"
-        )
-    problem = BilevelProblem(
-        with_own_keys(axis_name, apply_fn), learned_loss_fn, task_loss_fn, inner_optimizer, inner_fraction, axis_name
+    require_functions(
+        apply_fn=apply_fn,
+        learned_loss_fn=learned_loss_fn,
+        task_loss_fn=task_loss_fn,
+        inner_optimizer=inner_optimizer,
+        outer_optimizer=outer_optimizer,
     )
+    inner_fraction, outer_fraction = require_options(
+        estimate, learned_loss_fn, meta_batch_fraction, outer_every, pipelined
+    )
+    model = with_own_keys(axis_name, returning_state(apply_fn))
+    problem = BilevelProblem(model, learned_loss_fn, task_loss_fn, inner_optimizer, inner_fraction, axis_name)
 
     def update_phi(phi: Phi, gradient: PyTree, carry: PyTree) -> Phi:
         updates, opt_state = outer_optimizer.update(gradient, phi.opt_state, phi.params)
         return Phi(optax.apply_updates(phi.params, updates), opt_state, carry)
-
-    if pipelined:
-        return make_pipelined_step(problem, estimate, update_phi)
 
     def take_step(
         problem: BilevelProblem, theta: Theta, phi: Phi, batch: BilevelBatch
@@ -147,10 +142,18 @@ def make_bilevel_step(
         metrics = BilevelMetrics(result.inner_loss, result.outer_loss, optax.tree.norm(result.gradient))
         return result.theta, update_phi(phi, result.gradient, result.carry), metrics
 
-    def bilevel_step(theta: Theta, phi: Phi, batch: BilevelBatch) -> tuple[Theta, Phi, BilevelMetrics]:
-        return take_step(problem, theta, phi, batch)
+    if pipelined:
+        step, parts = make_pipelined_step(problem, estimate, update_phi), ("inner",)
+    elif outer_every == 1:
+        step, parts = functools.partial(take_step, problem), ("inner", "outer")
+    else:
+        step, parts = _sometimes(take_step, problem, outer_every), ("inner", "outer")
 
-    return bilevel_step if outer_every == 1 else _sometimes(take_step, problem, outer_every)
+    def bilevel_step(theta: Theta, phi: Phi, batch: BilevelBatch) -> tuple[Theta, Phi, BilevelMetrics]:
+        require_state_and_batch(theta, phi, batch, inner_optimizer, outer_optimizer, parts)
+        return step(theta, phi, batch)
+
+    return bilevel_step
 
 
 def prime(bilevel_step: BilevelStep, theta: Theta, phi: Phi, batch: BilevelBatch) -> Phi:
@@ -204,7 +207,8 @@ def make_task_step(
       `task_step(theta, batch, rng_key=None) -> (theta, metrics)`, where `batch` is `(inputs, targets)`.
     """
 
-    own_apply_fn = with_own_keys(axis_name, apply_fn)
+    require_functions(apply_fn=apply_fn, loss_fn=loss_fn, optimizer=optimizer)
+    own_apply_fn = with_own_keys(axis_name, returning_state(apply_fn))
 
     def task_step(
         theta: Theta, batch: Batch | tuple[jax.Array, jax.Array], rng_key: jax.Array | None = None
@@ -253,6 +257,8 @@ def _sometimes(take_step: Callable[..., Any], problem: BilevelProblem, outer_eve
     def step(theta: Theta, phi: Phi, batch: BilevelBatch) -> tuple[Theta, Phi, BilevelMetrics]:
         if batch.step is None:
             raise ValueError(f"outer_every = {outer_every} goes by the number of the step: give batch.step; got None")
+        if jnp.shape(batch.step) or not jnp.issubdtype(jnp.result_type(batch.step), jnp.integer):
+            raise ValueError(f"batch.step must be one whole number, that of this step; got {jax.typeof(batch.step)}")
         if num_inner_steps(batch) is not None:
             raise ValueError("outer_every counts single inner steps; drop the leading axis K of batch.inner")
         is_due = batch.step % outer_every == outer_every - 1
@@ -279,36 +285,3 @@ def _gradient_of(theta: Theta) -> PyTree:
             f"optimiser's state of type {type(theta.opt_state).__name__}. Set outer_every to 1"
         )
     return theta.opt_state.gradient
-
-
-def _fractions(estimator: Estimator, given: float | tuple[float, float]) -> tuple[float, float]:
-    """Shares of the inner and of the outer batch."""
-    shares = given if isinstance(given, Sequence) else (given, given)
-    if len(shares) != 2 or not all(isinstance(share, float | int) and 0 < share <= 1 for share in shares):
-        raise ValueError(f"meta_batch_fraction must be a number in (0, 1], or two: of inner and outer; got {given}")
-    inner, outer = shares
-    if inner < 1:
-        _require_one_step(estimator, "meta_batch_fraction of the inner batch")
-    return inner, outer
-
-
-def _check_estimator(estimator: Estimator, learned_loss_fn: LearnedLossFn, outer_every: int, pipelined: bool) -> None:
-    if estimator in JACOBIAN_PRODUCTS and reads_params(learned_loss_fn):
-        raise ValueError(
-            f"hypergradient={estimator_name(estimator)!r} needs a learned loss that depends on theta only through the "
-            'outputs, and this one reads it (keyword argument `params`); build the step with hypergradient="unrolled"'
-        )
-    require_count("outer_every", outer_every)
-    if outer_every > 1 and estimator_name(estimator) in REMEMBERING:
-        raise ValueError(
-            f"hypergradient={estimator_name(estimator)!r} has to see every step of theta, and outer_every = "
-            f"{outer_every} skips some; set outer_every to 1, or take another estimator"
-        )
-    if pipelined:
-        _require_one_step(estimator, "pipelined")
-
-
-def _require_one_step(estimator: Estimator, option: str) -> None:
-    if estimator not in JACOBIAN_PRODUCTS:
-        fitting = ", ".join(map(repr, ONE_STEP))
-        raise ValueError(f"{option} is for one of the hypergradients {fitting}; got {estimator_name(estimator)!r}")

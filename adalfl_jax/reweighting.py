@@ -12,6 +12,7 @@ import optax
 from adalfl_jax.hypergradient import BilevelProblem, descend, make_estimator
 from adalfl_jax.hypergradient.problem import split
 from adalfl_jax.types import ApplyFn, BilevelBatch, LossFn, PyTree, Theta
+from adalfl_jax.validation import require_functions, returning_state
 
 ExampleLossFn = Callable[[jax.Array, jax.Array], jax.Array]  # (targets, outputs [B, C]) -> [B]
 
@@ -71,6 +72,14 @@ def make_reweighting_step(
     References:
       Algorithm 1 of Ren et al., "Learning to Reweight Examples for Robust Deep Learning", arXiv 1803.09050.
     """
+
+    require_functions(
+        apply_fn=apply_fn,
+        example_loss_fn=example_loss_fn,
+        task_loss_fn=task_loss_fn,
+        inner_optimizer=inner_optimizer,
+    )
+    apply_fn = returning_state(apply_fn)
 
     def weighed_loss(weights: PyTree, targets: jax.Array, outputs: jax.Array) -> jax.Array:
         losses = example_loss_fn(targets, outputs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import NamedTuple
 
 import jax
@@ -15,9 +14,9 @@ from adalfl_jax.hypergradient.problem import (
     Hypergradient,
     outer_objective,
     require_carry,
-    require_count,
 )
 from adalfl_jax.hypergradient.unrolled import run_inner_steps
+from adalfl_jax.settings import require_count, require_number
 from adalfl_jax.types import BilevelBatch, PyTree, Theta
 
 
@@ -66,7 +65,7 @@ class EvolutionStrategies:
         return Hypergradient(theta_next, gradient, inner_loss, loss, carry)
 
 
-class Particles(NamedTuple):
+class PrimedParticles(NamedTuple):
     """The carry of `PersistentEvolutionStrategies`: models that train on displaced losses beside the real one."""
 
     theta: Theta  # [2N], the displaced upwards first
@@ -123,11 +122,11 @@ class PersistentEvolutionStrategies:
         total = optax.tree.add(particles.displacement, noise)
         gradient = _correlate(losses.reshape(2, -1), total, self.sigma)
         theta_next, inner_loss, loss = _run(problem, theta, phi_params, batch, keys)
-        return Hypergradient(theta_next, gradient, inner_loss, loss, Particles(thetas, total, particles.age + 1))
+        return Hypergradient(theta_next, gradient, inner_loss, loss, PrimedParticles(thetas, total, particles.age + 1))
 
-    def _started(self, theta: Theta, phi_params: PyTree, carry: PyTree) -> Particles:
+    def _started(self, theta: Theta, phi_params: PyTree, carry: PyTree) -> PrimedParticles:
         """The particles, or new ones at theta where there are none or their horizon is reached."""
-        fresh = Particles(
+        fresh = PrimedParticles(
             theta=jax.tree.map(lambda leaf: jnp.stack([leaf] * 2 * self.num_pairs), theta),
             displacement=jax.tree.map(lambda leaf: jnp.stack([jnp.zeros_like(leaf)] * self.num_pairs), phi_params),
             age=jnp.zeros((), jnp.int32),
@@ -180,5 +179,4 @@ def _correlate(losses: jax.Array, displacement: PyTree, sigma: float) -> PyTree:
 
 def _check_sampling(num_pairs: int, sigma: float) -> None:
     require_count("num_pairs", num_pairs)
-    if not (math.isfinite(sigma) and sigma > 0):
-        raise ValueError(f"sigma must be a number above 0; got {sigma}")
+    require_number("sigma", sigma)

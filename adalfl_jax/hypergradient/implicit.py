@@ -13,7 +13,6 @@ gradient is biased by how far theta is from stationary, by the solver's remainde
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 
 import jax
@@ -26,10 +25,10 @@ from adalfl_jax.hypergradient.problem import (
     bind_learned_loss,
     num_inner_steps,
     outer_gradient,
-    require_count,
     split,
 )
 from adalfl_jax.hypergradient.unrolled import run_inner_steps
+from adalfl_jax.settings import require_count, require_number
 from adalfl_jax.types import BilevelBatch, PyTree, Theta
 
 Product = Callable[[PyTree], PyTree]  # v -> (Hessian + lambda I) v
@@ -63,8 +62,7 @@ class Neumann:
 
     def __post_init__(self) -> None:
         _check_solver(self.num_iterations, self.damping)
-        if not (math.isfinite(self.step_size) and self.step_size > 0):
-            raise ValueError(f"step_size must be a number above 0; got {self.step_size}")
+        require_number("step_size", self.step_size)
 
     def __call__(
         self, problem: BilevelProblem, theta: Theta, phi_params: PyTree, batch: BilevelBatch, carry: PyTree = (), /
@@ -170,5 +168,4 @@ def _require_untracked_axes(problem: BilevelProblem, theta: Theta) -> None:
 
 def _check_solver(num_iterations: int, damping: float) -> None:
     require_count("num_iterations", num_iterations)
-    if not (math.isfinite(damping) and damping >= 0):
-        raise ValueError(f"damping must be a number of at least 0; got {damping}")
+    require_number("damping", damping, least=0)

@@ -157,12 +157,6 @@ def require_one_step(name: str, batch: BilevelBatch) -> None:
         )
 
 
-def require_count(name: str, value: int) -> None:
-    """Raises ValueError unless a setting is a whole number of at least 1."""
-    if not (isinstance(value, int) and value >= 1):
-        raise ValueError(f"{name} must be a whole number of at least 1; got {value}")
-
-
 def require_carry(name: str, carry: PyTree, like: PyTree) -> None:
     """Raises ValueError where a carry is not of the structure and shapes that an estimator would give it here."""
     given, expected = (jax.tree.flatten(tree) for tree in (carry, like))

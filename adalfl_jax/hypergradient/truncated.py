@@ -14,11 +14,11 @@ from adalfl_jax.hypergradient.problem import (
     inner_step,
     outer_objective,
     require_carry,
-    require_count,
     require_one_step,
     split,
 )
 from adalfl_jax.hypergradient.unrolled import unrolled
+from adalfl_jax.settings import require_count
 from adalfl_jax.types import Batch, BilevelBatch, PyTree, Theta
 
 
@@ -32,8 +32,8 @@ class PastSteps(NamedTuple):
     is_taken: jax.Array  # False for what stands for a step before the first
 
 
-class Window(NamedTuple):
-    """The carry of `Truncated`."""
+class PrimedWindow(NamedTuple):
+    """The carry of `Truncated`, which a scan needs `prime` for; JAX says its name where that was forgotten."""
 
     theta: Theta  # before the oldest of the steps
     steps: PastSteps
@@ -92,26 +92,26 @@ class Truncated:
         taken = window.steps.is_taken
         gradient = jax.tree.map(lambda past, last: _where(taken, past, 0).sum(axis=0) + last, *gradients)
         steps = jax.tree.map(lambda past, last: jnp.concatenate([past[1:], last[None]]), window.steps, now)
-        return Hypergradient(theta_next, gradient, inner_loss, outer_loss, Window(second, steps))
+        return Hypergradient(theta_next, gradient, inner_loss, outer_loss, PrimedWindow(second, steps))
 
-    def _empty_window(self, theta: Theta, now: PastSteps) -> Window:
+    def _empty_window(self, theta: Theta, now: PastSteps) -> PrimedWindow:
         steps = jax.tree.map(lambda leaf: jnp.stack([leaf] * (self.window - 1)), now)
-        return Window(theta, steps._replace(is_taken=jnp.zeros(self.window - 1, bool)))
+        return PrimedWindow(theta, steps._replace(is_taken=jnp.zeros(self.window - 1, bool)))
 
 
-def _opened(window: Window, theta: Theta, now: PastSteps) -> Window:
+def _opened(window: PrimedWindow, theta: Theta, now: PastSteps) -> PrimedWindow:
     """What stands for steps before the first is this one, which can be differentiated; the zeros of a primed carry may
     not. A window without a step yet begins at theta."""
     taken = window.steps.is_taken
     steps = jax.tree.map(lambda past, last: _where(taken, past, last[None]), window.steps, now)
-    return Window(_select(taken[-1], window.theta, theta), steps._replace(is_taken=taken))
+    return PrimedWindow(_select(taken[-1], window.theta, theta), steps._replace(is_taken=taken))
 
 
 def _where(rows: jax.Array, if_true: jax.Array, if_false: jax.Array | int) -> jax.Array:
     return jnp.where(rows.reshape(-1, *[1] * (if_true.ndim - 1)), if_true, if_false)
 
 
-def _replay(problem: BilevelProblem, window: Window) -> tuple[Theta, Theta]:
+def _replay(problem: BilevelProblem, window: PrimedWindow) -> tuple[Theta, Theta]:
     """theta after the oldest step, and after all of them."""
 
     def step(theta: Theta, past: PastSteps) -> tuple[Theta, None]:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from numbers import Real
 
 import jax
 import jax.numpy as jnp
 
 from adalfl_jax.learned_losses.activations import ACTIVATIONS, smooth_leaky_relu
 from adalfl_jax.registry import lookup
+from adalfl_jax.settings import require_count, require_flag, require_number
 from adalfl_jax.task_losses import to_dense
-from adalfl_jax.types import PyTree
+from adalfl_jax.types import LearnedLoss, PyTree
 
 REDUCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "sum": lambda values: values.sum(axis=-1),
@@ -81,13 +82,16 @@ class LossNetwork:
     use_progress: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))
-        if not all(isinstance(size, int) and size > 0 for size in self.hidden_sizes):
-            raise ValueError(f"hidden_sizes must be positive integers; got {self.hidden_sizes}")
-        if not (math.isfinite(self.beta) and self.beta > 0):
-            raise ValueError(f"beta must be a positive number; got {self.beta}")
-        if not 0 <= self.gamma < 1:
-            raise ValueError(f"gamma must be in [0, 1); got {self.gamma}")
+        if not isinstance(self.hidden_sizes, Iterable):
+            raise ValueError(f"hidden_sizes must be a tuple of whole numbers; got {self.hidden_sizes!r}")
+        for size in self.hidden_sizes:
+            require_count("each of hidden_sizes", size)
+        object.__setattr__(self, "hidden_sizes", tuple(map(int, self.hidden_sizes)))
+        require_number("beta", self.beta)
+        if not (isinstance(self.gamma, Real) and 0 <= self.gamma < 1):
+            raise ValueError(f"gamma must be a number in [0, 1); got {self.gamma!r}")
+        require_flag("use_bias", self.use_bias)
+        require_flag("use_progress", self.use_progress)
         lookup("activation", ACTIVATIONS, self.activation)
         lookup("output activation", ACTIVATIONS, self.output_activation)
         lookup("reduction", REDUCTIONS, self.reduction)
@@ -131,7 +135,7 @@ class LossNetwork:
           A scalar.
 
         Raises:
-          ValueError: targets that do not fit the outputs, or no progress where it is used.
+          ValueError: targets that do not fit the outputs, phi of another network, no progress where it is used.
         """
         predictions = PREDICTIONS[self.predictions](outputs)
         values = self.elementwise(phi_params, to_dense(targets, outputs), predictions, progress=progress)
@@ -146,6 +150,7 @@ class LossNetwork:
         progress: jax.Array | float | None = None,
     ) -> jax.Array:
         """l_phi of each pair of target and prediction, two arrays of one shape; returns that shape."""
+        require_params(self, phi_params)
         hidden_activation = self._hidden_activation()
         inputs = [targets, predictions]
         if self.use_progress:
@@ -168,3 +173,15 @@ class LossNetwork:
         if self.activation == "smooth_leaky_relu":
             return functools.partial(smooth_leaky_relu, beta=self.beta, gamma=self.gamma)
         return ACTIVATIONS[self.activation]
+
+
+def require_params(loss: LearnedLoss, phi_params: PyTree) -> None:
+    """Raises ValueError unless phi has the arrays that `loss.init` draws, by name and shape."""
+    found = jax.tree.map(jnp.shape, phi_params)
+    if found != (expected := _shapes(loss)):
+        raise ValueError(f"phi is not of {loss}: expected arrays of the shapes {expected}; got {found}")
+
+
+@functools.cache
+def _shapes(loss: LearnedLoss) -> PyTree:
+    return jax.tree.map(jnp.shape, jax.eval_shape(loss.init, jax.random.key(0)))

@@ -7,6 +7,8 @@ import itertools
 
 import jax
 
+from adalfl_jax.learned_losses.network import require_params
+from adalfl_jax.settings import require_count
 from adalfl_jax.task_losses import example_cross_entropy
 from adalfl_jax.types import PyTree
 
@@ -44,8 +46,7 @@ class WeightNetwork:
     hidden_size: int = 100
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.hidden_size, int) and self.hidden_size > 0):
-            raise ValueError(f"hidden_size must be a positive integer; got {self.hidden_size}")
+        require_count("hidden_size", self.hidden_size)
 
     def init(self, rng_key: jax.Array) -> PyTree:
         """Draws phi as PyTorch draws layers: kernels `[fan_in, fan_out]` and biases uniform in +-1/sqrt(fan_in).
@@ -63,6 +64,7 @@ class WeightNetwork:
 
     def weights(self, phi_params: PyTree, example_losses: jax.Array) -> jax.Array:
         """w_phi, in (0, 1), of the cross-entropies `[B]`; returns `[B]`."""
+        require_params(self, phi_params)
         return _weights(phi_params, example_losses)
 
     def apply(self, phi_params: PyTree, targets: jax.Array, outputs: jax.Array) -> jax.Array:
@@ -77,8 +79,9 @@ class WeightNetwork:
           A scalar.
 
         Raises:
-          ValueError: targets that do not fit the outputs, or a single output.
+          ValueError: targets that do not fit the outputs, a single output, or phi of another network.
         """
+        require_params(self, phi_params)
         return _weigh(phi_params, example_cross_entropy(targets, outputs)).mean()
 
 

@@ -166,8 +166,11 @@ class OuterConfig:
         whole = self.split_fraction == 1 or self.split == "valid"
         _require("outer.split_fraction", self.split_fraction, whole, '1.0 with outer.split "train"')
         if self.pipelined:
-            alone = self.every == self.inner_fraction == self.outer_fraction == 1 and self.split == "train"
-            _require("outer.pipelined", True, alone, 'False with another "every", "split" or fraction')
+            alone = {"every": 1, "inner_fraction": 1, "outer_fraction": 1, "split": "train"}
+            others = [
+                f"outer.{field} {getattr(self, field)!r}" for field in alone if getattr(self, field) != alone[field]
+            ]
+            _require("outer.pipelined", True, not others, f"False with {' and '.join(others)}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

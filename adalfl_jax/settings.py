@@ -1,0 +1,28 @@
+"""What a setting must be, with an error that says what was expected and what came."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+from typing import Any
+
+
+def require_count(name: str, value: Any) -> None:
+    """Raises ValueError unless a setting is a whole number of at least 1, NumPy's included."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}")
+
+
+def require_number(name: str, value: Any, *, least: float | None = None) -> None:
+    """Raises ValueError unless a setting is a finite number above 0, or of at least `least` where that is given."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or (value <= 0 if least is None else value < least):
+        raise ValueError(
+            f"{name} must be a number {'above 0' if least is None else f'of at least {least}'}; got {value!r}"
+        )
+
+
+def require_flag(name: str, value: Any) -> None:
+    """Raises ValueError unless a setting is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False; got {value!r}")

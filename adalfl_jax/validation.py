@@ -1,0 +1,126 @@
+"""What the makers of steps require of their arguments, and the steps of theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+import jax
+import optax
+
+from adalfl_jax.hypergradient import (
+    JACOBIAN_PRODUCTS,
+    ONE_STEP,
+    REMEMBERING,
+    Estimator,
+    estimator_name,
+    reads_params,
+)
+from adalfl_jax.settings import require_count, require_flag
+from adalfl_jax.types import ApplyFn, BilevelBatch, LearnedLossFn, Phi, PyTree, Theta
+
+
+def require_functions(**functions: Any) -> None:
+    """Raises ValueError for what cannot be called, or is no optimiser where the name says so."""
+    for name, given in functions.items():
+        if name.endswith("optimizer"):
+            if not (hasattr(given, "init") and hasattr(given, "update")):
+                raise ValueError(f"{name} must be an optax transformation, as optax.sgd(0.1) makes; got {given!r}")
+        elif not callable(given):
+            remedy = f"; give its method, {name}=loss.apply" if hasattr(given, "apply") else ""
+            raise ValueError(f"{name} must be a function; got {given!r}{remedy}")
+
+
+def require_options(
+    estimator: Estimator,
+    learned_loss_fn: LearnedLossFn,
+    meta_batch_fraction: float | tuple[float, float],
+    outer_every: int,
+    pipelined: bool,
+) -> tuple[float, float]:
+    """The shares of the inner and of the outer batch.
+
+    Raises:
+      ValueError: options out of their range, or that do not fit each other, the estimator or the learned loss.
+    """
+    if isinstance(estimator, type) or not callable(estimator):
+        raise ValueError(f"hypergradient must be a name or an estimator, as `make_estimator` makes; got {estimator!r}")
+    name = estimator_name(estimator)
+    is_one_step = any(estimator is known for known in JACOBIAN_PRODUCTS)
+    if is_one_step and reads_params(learned_loss_fn):
+        raise ValueError(
+            f"hypergradient={name!r} needs a learned loss that depends on theta only through the "
+            'outputs, and this one reads it (keyword argument `params`); build the step with hypergradient="unrolled"'
+        )
+    require_count("outer_every", outer_every)
+    require_flag("pipelined", pipelined)
+    inner, outer = _shares(meta_batch_fraction)
+    if outer_every > 1 and name in REMEMBERING:
+        raise ValueError(
+            f"hypergradient={name!r} has to see every step of theta, and outer_every = "
+            f"{outer_every} skips some; set outer_every to 1, or take another estimator"
+        )
+    for option, is_set in (("meta_batch_fraction of the inner batch", inner < 1), ("pipelined", pipelined)):
+        if is_set and not is_one_step:
+            raise ValueError(
+                f"{option} is for one of the hypergradients {', '.join(map(repr, ONE_STEP))}; got {name!r}"
+            )
+    if pipelined and (min(inner, outer) < 1 or outer_every > 1):
+        raise ValueError(
+            "pipelined shares the forward pass of the whole batch at every step, so it goes with neither "
+            f"meta_batch_fraction nor outer_every; got {meta_batch_fraction} and {outer_every}"
+        )
+    return inner, outer
+
+
+def _shares(given: float | tuple[float, float]) -> tuple[float, float]:
+    shares = given if isinstance(given, Sequence) else (given, given)
+    are_numbers = all(isinstance(share, Real) and not isinstance(share, bool) for share in shares)
+    if len(shares) != 2 or not are_numbers or not all(0 < share <= 1 for share in shares):
+        raise ValueError(f"meta_batch_fraction must be a number in (0, 1], or two: of inner and outer; got {given!r}")
+    return shares[0], shares[1]
+
+
+def returning_state(apply_fn: ApplyFn) -> ApplyFn:
+    """The model, which raises ValueError where it does not return outputs and state."""
+
+    def apply(
+        params: PyTree, model_state: PyTree, inputs: jax.Array, /, *, train: bool, rng_key: jax.Array | None
+    ) -> tuple[jax.Array, PyTree]:
+        returned = apply_fn(params, model_state, inputs, train=train, rng_key=rng_key)
+        if not (isinstance(returned, tuple | list) and len(returned) == 2):
+            raise ValueError(
+                "apply_fn must return two things, (outputs [B, C], model_state); a model without state returns the one "
+                f"it was given. Got {jax.tree.map(jax.typeof, returned)}"
+            )
+        return returned[0], returned[1]
+
+    return apply
+
+
+def require_state_and_batch(
+    theta: Theta,
+    phi: Phi,
+    batch: BilevelBatch,
+    inner_optimizer: optax.GradientTransformation,
+    outer_optimizer: optax.GradientTransformation,
+    parts: Sequence[str],
+) -> None:
+    """Raises ValueError for what no step can take: other types, states of other optimisers, batches of no arrays."""
+    for name, given, kind in (("theta", theta, Theta), ("phi", phi, Phi), ("batch", batch, BilevelBatch)):
+        if not isinstance(given, kind):
+            raise ValueError(f"{name} must be an adalfl_jax.{kind.__name__}; got a {type(given).__name__}")
+    for name, moved, optimizer in (("theta", theta, inner_optimizer), ("phi", phi, outer_optimizer)):
+        given, expected = map(jax.tree.structure, (moved.opt_state, jax.eval_shape(optimizer.init, moved.params)))
+        if given != expected:
+            side = "inner" if name == "theta" else "outer"
+            raise ValueError(
+                f"{name}.opt_state is not that of the step's {side}_optimizer and these parameters: expected "
+                f"{expected}; got {given}. Make it with {type(moved).__name__}.create(..., {side}_optimizer)"
+            )
+    for part in parts:
+        arrays = getattr(batch, part)
+        if len(arrays) != 2 or not all(hasattr(array, "ndim") for array in arrays):
+            kinds = ", ".join(type(array).__name__ for array in arrays)
+            raise ValueError(f"batch.{part} must be two arrays, (inputs [B, ...], targets [B] or [B, C]); got {kinds}")

@@ -1,0 +1,177 @@
+"""What the makers of steps and their steps refuse, and what their errors say."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adalfl_jax
+from adalfl_jax.hypergradient import ESTIMATORS, Truncated
+from adalfl_jax.task_losses import softmax_cross_entropy
+
+LOSS, INNER, OUTER = adalfl_jax.LossNetwork(hidden_sizes=(4,)), optax.sgd(0.1), optax.adam(1e-2)
+INPUTS, TARGETS = jnp.ones((8, 5)), jnp.arange(8) % 3
+BATCH = adalfl_jax.BilevelBatch((INPUTS, TARGETS), (INPUTS, TARGETS))
+
+
+def apply_fn(params, model_state, inputs, *, train, rng_key):
+    return inputs @ params, model_state
+
+
+def make_step(**changes):
+    functions = {
+        "apply_fn": apply_fn,
+        "learned_loss_fn": LOSS.apply,
+        "task_loss_fn": softmax_cross_entropy,
+        "inner_optimizer": INNER,
+        "outer_optimizer": OUTER,
+    }
+    return adalfl_jax.make_bilevel_step(**functions | changes)
+
+
+def make_state(loss=LOSS, inner=INNER, outer=OUTER):
+    theta = adalfl_jax.Theta.create(jnp.ones((5, 3)), (), inner)
+    return theta, adalfl_jax.Phi.create(loss.init(jax.random.key(0)), outer)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learned_loss_fn": LOSS}, r"learned_loss_fn must be a function; got LossNetwork.*learned_loss_fn=loss.apply"),
+        ({"task_loss_fn": "softmax_cross_entropy"}, r"task_loss_fn must be a function; got 'softmax_cross_entropy'"),
+        ({"apply_fn": None}, r"apply_fn must be a function; got None"),
+        ({"inner_optimizer": None}, r"inner_optimizer must be an optax transformation.*got None"),
+        ({"outer_optimizer": 0.1}, r"outer_optimizer must be an optax transformation.*got 0.1"),
+        ({"outer_every": True}, r"outer_every must be a whole number of at least 1; got True"),
+        ({"outer_every": "2"}, r"outer_every must be a whole number of at least 1; got '2'"),
+        ({"pipelined": "no"}, r"pipelined must be True or False; got 'no'"),
+        ({"meta_batch_fraction": True}, r"meta_batch_fraction must be a number in \(0, 1\].*got True"),
+    ],
+)
+def test_what_no_step_can_be_made_of_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_step(**changes)
+
+
+def test_fixed_losses_and_weights_of_examples_want_functions_too():
+    with pytest.raises(ValueError, match=r"loss_fn must be a function; got 'softmax_cross_entropy'"):
+        adalfl_jax.make_task_step(apply_fn, "softmax_cross_entropy", INNER)
+    with pytest.raises(ValueError, match=r"inner_optimizer must be an optax transformation"):
+        adalfl_jax.make_reweighting_step(apply_fn, softmax_cross_entropy, softmax_cross_entropy, None)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Truncated(window=True), r"window must be a whole number of at least 1; got True"),
+        (lambda: Truncated(window="3"), r"window must be .* got '3'"),
+        (
+            lambda: adalfl_jax.make_estimator("evolution_strategies", sigma="a"),
+            r"sigma must be a number above 0; got 'a'",
+        ),
+        (lambda: adalfl_jax.WeightNetwork(hidden_size="3"), r"hidden_size must be a whole number.*got '3'"),
+        (lambda: adalfl_jax.LossNetwork(hidden_sizes=5), r"hidden_sizes must be a tuple of whole numbers; got 5"),
+        (lambda: adalfl_jax.LossNetwork(hidden_sizes=(4, "5")), r"each of hidden_sizes must be .* got '5'"),
+        (lambda: adalfl_jax.LossNetwork(use_bias="no"), r"use_bias must be True or False; got 'no'"),
+        (lambda: adalfl_jax.LossNetwork(gamma="0"), r"gamma must be a number in \[0, 1\); got '0'"),
+    ],
+)
+def test_settings_say_what_they_must_be_and_what_came(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_numbers_of_numpy_are_numbers():
+    options = {"meta_batch_fraction": np.float32(0.25), "outer_every": np.int64(2)}
+    step = make_step(**options)
+    *_, metrics = step(*make_state(), BATCH._replace(step=np.int64(1)))
+    *_, expected = make_step(meta_batch_fraction=0.25)(*make_state(), BATCH)
+    np.testing.assert_allclose(metrics, expected, rtol=1e-6)
+    assert adalfl_jax.LossNetwork(hidden_sizes=(np.int64(4),)) == LOSS
+    assert adalfl_jax.WeightNetwork(np.int64(3)) == adalfl_jax.WeightNetwork(3)
+    make_step(hypergradient=Truncated(np.int64(3)))(*make_state(), BATCH)
+
+
+STACKED = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), BATCH.inner)
+
+
+@pytest.mark.parametrize(
+    ("options", "batch", "message"),
+    [
+        ({}, (BATCH.inner, BATCH.outer), r"batch must be an adalfl_jax.BilevelBatch; got a tuple"),
+        ({}, BATCH._replace(inner=(INPUTS.tolist(), TARGETS)), r"batch.inner must be two arrays.*got list, ArrayImpl"),
+        ({}, BATCH._replace(outer=(INPUTS,)), r"batch.outer must be two arrays.*got ArrayImpl$"),
+        (
+            {"outer_every": 2},
+            BATCH._replace(step=jnp.arange(8)),
+            r"batch.step must be one whole number.*got int32\[8\]",
+        ),
+        ({"outer_every": 2}, BATCH._replace(step=1.5), r"batch.step must be one whole number.*got ~?float32"),
+        ({"pipelined": True}, BATCH._replace(inner=STACKED), r"without a leading axis K.*got outputs \(3, 8, 3\)"),
+    ],
+)
+def test_a_batch_that_no_step_can_take_is_refused(options, batch, message):
+    with pytest.raises(ValueError, match=message):
+        make_step(**options)(*make_state(), batch)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (make_state(inner=optax.adam(0.1)), r"theta.opt_state is not that of the step's inner_optimizer.*Theta.create"),
+        (make_state(outer=INNER), r"phi.opt_state is not that of the step's outer_optimizer.*Phi.create"),
+        (make_state(adalfl_jax.LossNetwork((4, 4))), r"phi is not of LossNetwork\(hidden_sizes=\(4,\).*got {'layer_0'"),
+        (make_state(adalfl_jax.LossNetwork((6,))), r"phi is not of LossNetwork.*\(2, 4\).*got.*\(2, 6\)"),
+        (make_state()[::-1], r"theta must be an adalfl_jax.Theta; got a Phi"),
+    ],
+)
+def test_a_state_of_another_step_is_refused(state, message):
+    with pytest.raises(ValueError, match=message):
+        make_step()(*state, BATCH)
+
+
+def test_phi_of_a_loss_network_is_none_of_a_weight_network():
+    with pytest.raises(ValueError, match=r"phi is not of WeightNetwork\(hidden_size=100\)"):
+        adalfl_jax.WeightNetwork().apply(LOSS.init(jax.random.key(0)), TARGETS, jnp.ones((8, 3)))
+
+
+def test_a_model_that_returns_outputs_alone_is_told_of_its_state():
+    def outputs_alone(params, model_state, inputs, *, train, rng_key):
+        return inputs @ params
+
+    theta, phi = make_state()
+    with pytest.raises(
+        ValueError, match=r"must return two things, \(outputs \[B, C\], model_state\).*Got float32\[8,3\]"
+    ):
+        make_step(apply_fn=outputs_alone)(theta, phi, BATCH)
+    with pytest.raises(ValueError, match=r"must return two things"):
+        adalfl_jax.make_task_step(outputs_alone, softmax_cross_entropy, INNER)(theta, BATCH.inner)
+
+
+@pytest.mark.parametrize("options", [{"pipelined": True}, {"hypergradient": "truncated"}])
+def test_a_scan_of_a_step_that_was_not_primed_says_so(options):
+    step = make_step(**options)
+
+    def body(state, batch):
+        *state, metrics = step(*state, batch)
+        return tuple(state), metrics
+
+    with pytest.raises(TypeError, match="Primed"):
+        jax.lax.scan(body, make_state(), jax.tree.map(lambda leaf: leaf[None], BATCH))
+
+
+def test_an_estimator_may_be_a_dataclass_that_has_no_hash():
+    @dataclasses.dataclass
+    class Doubled:
+        factor: float = 2.0
+
+        def __call__(self, problem, theta, phi_params, batch, carry=(), /):
+            result = ESTIMATORS["forward"](problem, theta, phi_params, batch, carry)
+            return result._replace(gradient=optax.tree.scale(self.factor, result.gradient))
+
+    *_, doubled = make_step(hypergradient=Doubled())(*make_state(), BATCH)
+    *_, plain = make_step()(*make_state(), BATCH)
+    np.testing.assert_allclose(doubled.hypergradient_norm, 2 * plain.hypergradient_norm, rtol=1e-6)
