@@ -73,19 +73,29 @@ def convolve(
       `[B, H', W', num_out]`.
 
     Raises:
-      ValueError: groups or dilation, which this convolution does not have.
+      ValueError: options that this convolution does not have, or a kernel larger than the padded images.
     """
     others = {name: value for name, value in options.items() if value not in _DEFAULTS.get(name, (None,))}
     if others:
-        raise ValueError(f"this convolution has neither groups nor dilation; got {others}. Take nnx.Conv's own")
+        raise ValueError(
+            "this convolution has no groups, dilation, other layout, precision or type of results; got "
+            f"{others}. Take nnx.Conv's own, which is jax.lax.conv_general_dilated"
+        )
     size, window = inputs.shape[1:3], kernel.shape[:2]
     if isinstance(padding, str):
+        if padding not in ("VALID", "SAME"):
+            raise ValueError(f'padding must be "VALID", "SAME" or pairs of numbers; got {padding!r}')
         padding = jax.lax.padtype_to_pads(size, window, strides, padding)
+    down, across = padding
+    geometry = Geometry(size, window, (strides[0], strides[1]), (tuple(down), tuple(across)))  # pyright: ignore[reportArgumentType]
+    if min(geometry.output_size) < 1:
+        raise ValueError(
+            f"a kernel of {window} is larger than images of {size} with the padding {geometry.padding}: no output is "
+            "left"
+        )
     if any(any(jax.typeof(array).sharding.spec) for array in (inputs, kernel)):
         # Axes of an explicit mesh are part of an array's type, which the forms below would have to divide among rows.
         return jax.lax.conv_general_dilated(inputs, kernel, tuple(strides), padding, dimension_numbers=DIMENSIONS)
-    down, across = padding
-    geometry = Geometry(size, window, (strides[0], strides[1]), (tuple(down), tuple(across)))  # pyright: ignore[reportArgumentType]
     return convolution_p.bind(*vary_alike(inputs, kernel), geometry=geometry)  # pyright: ignore[reportReturnType]
 
 

@@ -109,9 +109,17 @@ def test_the_platform_a_program_is_lowered_for_chooses_the_form(platform, is_dil
     assert ("[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]" in lowered.as_text()) == is_dilated
 
 
-def test_groups_and_dilation_are_refused():
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"padding": "VALID", "feature_group_count": 2}, r"no groups, dilation.*got {'feature_group_count': 2}"),
+        ({"padding": "VALID", "rhs_dilation": (2, 2)}, r"no groups, dilation.*got {'rhs_dilation': \(2, 2\)}"),
+        ({"padding": "VALID", "precision": "highest"}, r"precision or type of results; got {'precision': 'highest'}"),
+        ({"padding": "same"}, r'padding must be "VALID", "SAME" or pairs of numbers; got \'same\''),
+        ({"padding": ((0, 0), (-6, 0))}, r"kernel of \(3, 3\) is larger than images of \(8, 8\).*no output"),
+    ],
+)
+def test_what_it_cannot_do_is_refused(options, message):
     inputs, kernel = jnp.ones((1, 8, 8, 2)), jnp.ones((3, 3, 1, 2))
-    with pytest.raises(ValueError, match=r"neither groups nor dilation; got {'feature_group_count': 2}"):
-        convolve(inputs, kernel, (1, 1), "VALID", feature_group_count=2)
-    with pytest.raises(ValueError, match="neither groups nor dilation"):
-        convolve(inputs, kernel, (1, 1), "VALID", rhs_dilation=(2, 2))
+    with pytest.raises(ValueError, match=message):
+        convolve(inputs, kernel, (1, 1), **options)
