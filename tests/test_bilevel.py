@@ -55,6 +55,17 @@ def test_scan_and_jit_equal_the_eager_loop(model):
     chex.assert_trees_all_close(eager, scan(step, theta, phi, batches), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("options", [{}, {"pipelined": True}])
+def test_a_loop_that_donates_its_state_equals_one_that_does_not(options):
+    step, theta, phi = make_step("plain", "momentum", **options)
+    batches = stacked_batches(3)
+    phi = adalfl_jax.prime(step, theta, phi, jax.tree.map(lambda leaf: leaf[0], batches))
+    kept = loop(jax.jit(step), theta, phi, batches)
+    own = jax.tree.map(jnp.copy, (theta, phi))
+    chex.assert_trees_all_equal(loop(jax.jit(step, donate_argnums=(0, 1)), *own, batches), kept)
+    assert jax.tree.leaves(own[0].params)[0].is_deleted()
+
+
 @pytest.mark.usefixtures("float64")
 def test_vmapped_seeds_equal_single_runs():
     model, inner, loss, *_ = make_problem("batch_norm", "nesterov")

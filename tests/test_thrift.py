@@ -60,6 +60,15 @@ def test_a_part_of_the_batch_gives_the_gradient_unbiased(estimator, fraction):
     assert jnp.linalg.norm(single - expected) > 0.01 * jnp.linalg.norm(expected)
 
 
+def test_with_dropout_the_first_examples_have_the_outputs_they_have_in_the_whole_batch():
+    """What a part of the batch needs beside random order: the masks of the first rows do not depend on the others."""
+    (apply_fn, *_), theta, _ = make("dropout")
+    inputs, rng_key = make_batch(jax.random.key(1)).inner.inputs, jax.random.key(3)
+    whole, first = (apply_fn(theta.params, {}, part, train=True, rng_key=rng_key)[0] for part in (inputs, inputs[:2]))
+    np.testing.assert_allclose(first, whole[:2], rtol=1e-5)
+    assert not np.allclose(apply_fn(theta.params, {}, inputs, train=False, rng_key=None)[0], whole, rtol=1e-2)
+
+
 @pytest.mark.usefixtures("float64")
 def test_with_batch_norm_a_part_is_biased():
     functions, theta, phi = make("batch_norm")
@@ -151,7 +160,7 @@ def test_steps_in_between_pay_for_no_second_model_under_seeds_and_scan():
         ({"meta_batch_fraction": (1.0, 1.5)}, r"meta_batch_fraction must be a number in \(0, 1\].*got \(1.0, 1.5\)"),
         ({"meta_batch_fraction": 0.5, "hypergradient": "unrolled"}, r"of the inner batch is for .* got 'unrolled'"),
         ({"meta_batch_fraction": (0.5, 0.5, 0.5)}, r"or two: of inner and outer; got \(0.5, 0.5, 0.5\)"),
-        ({"meta_batch_fraction": "half"}, r"meta_batch_fraction must be a number.*got half"),
+        ({"meta_batch_fraction": "half"}, r"meta_batch_fraction must be a number.*got 'half'"),
         ({"hypergradient": Truncated}, r"hypergradient must be a name or an estimator.*got <class"),
         ({"outer_every": 0}, r"outer_every must be a whole number of at least 1; got 0"),
         ({"outer_every": 2, "hypergradient": "truncated"}, r"'truncated' has to see every step.*outer_every = 2"),

@@ -71,6 +71,32 @@ def test_a_window_of_one_is_the_unrolled_estimator():
     assert past[1][3].carry == ()
 
 
+@pytest.mark.parametrize("window", [1, 2, 4])
+def test_what_is_cut_off_a_quadratic_falls_with_the_window_as_a_power(window):
+    """M = (theta - phi)^2 / 2 and L = theta^2 / 2: with r = 1 - alpha, dL/dphi is theta (1 - r^t), and K steps of it
+    are theta (1 - r^K), so that r^K - r^t is missing."""
+    rate, num_steps = 0.3, 6
+
+    def apply_fn(params, model_state, inputs, *, train, rng_key):
+        return params * jnp.ones((1, 1)), model_state
+
+    def learned_loss(phi, targets, outputs):
+        return ((outputs - phi) ** 2).sum() / 2
+
+    optimizer = optax.sgd(rate)
+    problem = BilevelProblem(apply_fn, learned_loss, lambda _, outputs: (outputs**2).sum() / 2, optimizer)
+    theta, carry = adalfl_jax.Theta.create(jnp.asarray(3.0), (), optimizer), ()
+    example = (jnp.ones((1, 1)), jnp.ones((1, 1)))
+    step = jax.jit(lambda theta, carry: Truncated(window)(problem, theta, jnp.asarray(0.5), batch, carry))
+    batch = adalfl_jax.BilevelBatch(example, example)
+    for _ in range(num_steps):
+        result = step(theta, carry)
+        theta, carry = result.theta, result.carry
+    whole = theta.params * (1 - (1 - rate) ** num_steps)
+    missing = theta.params * ((1 - rate) ** window - (1 - rate) ** num_steps)
+    chex.assert_trees_all_close(whole - result.gradient, missing, rtol=1e-10)
+
+
 def test_it_goes_under_a_scan():
     model, optimizer, loss, theta, phi_params = make_problem("batch_norm", "nesterov")
     outer = optax.adam(0.01)
@@ -129,5 +155,5 @@ def test_the_carry_of_another_window_is_refused():
     with pytest.raises(ValueError, match=r"not that of this step, which is truncated: .*adalfl_jax.prime"):
         five(theta, adalfl_jax.prime(three, theta, phi, batch), batch)
     pipelined = adalfl_jax.make_bilevel_step(*functions, pipelined=True)
-    with pytest.raises(ValueError, match=r"a Carry of \d+ arrays for a Window of \d+"):
+    with pytest.raises(ValueError, match=r"a PrimedCarry of \d+ arrays for a PrimedWindow of \d+"):
         three(theta, adalfl_jax.prime(pipelined, theta, phi, batch), batch)
