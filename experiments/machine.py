@@ -6,9 +6,16 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+import time
 from typing import Any
 
 import jax
+
+PATIENCE = 300.0  # seconds; an average over a minute forgets all but a hundredth of what ran before
+
+
+class BusyMachineError(Exception):
+    """Other programs run on the machine."""
 
 
 def describe_machine(packages: tuple[str, ...]) -> dict[str, Any]:
@@ -42,3 +49,21 @@ def processor_name() -> str:
 def system_load() -> float:
     """Processes that want a core, over the last minute; 0 where the system does not say."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+
+
+def wait_until_idle(most: float) -> float:
+    """The load, once it is at most so much. What ran before counts in it for minutes, so a busy machine is waited for.
+
+    Raises:
+      BusyMachineError: it is still above after `PATIENCE`.
+    """
+    until = time.monotonic() + PATIENCE
+    while (load := system_load()) > most:
+        if time.monotonic() > until:
+            raise BusyMachineError(
+                f"the load of this machine, the processes that want a core, is {load:.1f} and was to fall to {most} "
+                f"within {PATIENCE:.0f} seconds; end what else runs here, or leave out --write, to see the tables and "
+                "not to keep them"
+            )
+        time.sleep(5)
+    return load

@@ -35,7 +35,7 @@ from experiments.benchmark import checkpoints, estimators, parts, peers, scaling
 from experiments.benchmark.problems import PROBLEMS
 from experiments.benchmark.timing import Ratio
 from experiments.launch import CONFIG, parse_flags
-from experiments.machine import describe_machine, system_load
+from experiments.machine import BusyMachineError, describe_machine, system_load, wait_until_idle
 from experiments.page import Row, Table
 
 OF_PROBLEMS = {
@@ -78,7 +78,14 @@ def main(argv: list[str]) -> None:
     try:
         _check_flags()
         _benchmark(shlex.join(["python", "-m", "experiments.benchmark", *sys.argv[1:]]))
-    except (ConfigError, DatasetError, UsageError, peers.MissingPeerError, peers.GradientMismatchError) as error:
+    except (
+        ConfigError,
+        DatasetError,
+        UsageError,
+        BusyMachineError,
+        peers.MissingPeerError,
+        peers.GradientMismatchError,
+    ) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 
 
@@ -103,11 +110,9 @@ def _check_flags() -> None:
 
 
 def _benchmark(command: str) -> None:
-    load = system_load()
-    if load > QUIET:
-        print(f"This machine is busy, load {load:.1f}: the figures of PyTorch suffer most from that.", file=sys.stderr)
     results = {}
     for suite in _SUITES.value:
+        load = _load()
         packages = peers.PACKAGES if suite == "peers" else PACKAGES
         machine = describe_machine(packages) | {"load": f"{load:.1f}"} | (peers.facts() if suite == "peers" else {})
         tables = _run(suite)
@@ -121,6 +126,17 @@ def _benchmark(command: str) -> None:
         }
     if _JSON.value:
         Path(_JSON.value).write_text(json.dumps({"command": command, "suites": results}, indent=2) + "\n")
+
+
+def _load() -> float:
+    """The load a suite begins at; a page gets figures of an idle machine alone."""
+    load = system_load()
+    if load > QUIET and page.WRITE.value:
+        print(f"This machine is busy, load {load:.1f}: waiting for it to fall to {QUIET}.", file=sys.stderr)
+        return wait_until_idle(QUIET)
+    if load > QUIET:
+        print(f"This machine is busy, load {load:.1f}: the figures of PyTorch suffer most from that.", file=sys.stderr)
+    return load
 
 
 def _run(suite: str) -> list[Table]:

@@ -240,8 +240,22 @@ def test_the_machine_is_described():
 
 
 @pytest.fixture
-def suites(monkeypatch):
-    """No suite is run; each has the table above."""
+def loads(monkeypatch):
+    """The load of the machine: one after the other, then the last for ever. A wait is over at once."""
+    left, clock = [0.0], [0.0]
+
+    def sleep(seconds):
+        clock[0] += seconds
+
+    monkeypatch.setattr("os.getloadavg", lambda: (left.pop(0) if len(left) > 1 else left[0], 0.0, 0.0))
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("time.sleep", sleep)
+    return left
+
+
+@pytest.fixture
+def suites(monkeypatch, loads):
+    """No suite is run, and the machine is idle; each has the table above."""
     tables = [TABLE._replace(rows=ROWS)]
     monkeypatch.setattr(scaling, "scaling_suite", lambda num_steps, num_rounds: tables)
     monkeypatch.setattr(training_program, "seeds_suite", lambda *arguments: tables)
@@ -264,6 +278,26 @@ def test_tables_are_printed_and_written_with_their_command(run, suites, tmp_path
     assert figures["command"] == command
     assert set(figures["suites"]) == {"seeds digits_mlp", "scaling"}
     assert figures["suites"]["scaling"]["tables"]["Steps"][1]["ratio"] == {"median": 9.6, "least": 9, "most": 10}
+
+
+def test_a_page_waits_for_an_idle_machine_and_is_left_alone_on_a_busy_one(run, suites, loads, tmp_path):
+    target = tmp_path / "page.md"
+    before = PAGE.replace("peers", "scaling")
+    target.write_text(before)
+    loads[:] = [9.0]
+    _, ended = run("--suite=scaling", f"--write={target}")
+    assert ended.startswith("BusyMachineError: the load of this machine, the processes that want a core, is 9.0")
+    assert target.read_text() == before
+    loads[:] = [9.0, 5.0, 0.7, 0.2]
+    assert run("--suite=scaling", f"--write={target}")[1] is None
+    assert "load 0.2." in target.read_text()
+
+
+def test_tables_are_shown_of_a_busy_machine_with_its_load(run, suites, loads):
+    loads[:] = [9.0]
+    out, ended = run("--suite=scaling")
+    assert ended is None
+    assert "load 9.0." in out
 
 
 CONFIG = f"--config={ROOT / 'configs' / 'digits_mlp.py'}"
