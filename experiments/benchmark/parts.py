@@ -1,20 +1,26 @@
 """The suite `parts`: where the time of a bilevel step goes.
 
 Each part runs alone under `lax.scan`, on another batch at every step, from the same theta and phi. Parts that share
-work are timed together: "the same" is the row above.
+work are timed together: "the same" is f and its pullback, or M and its gradient. Then the products that seeds make.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from adalfl_jax import Batch, BilevelBatch, Theta
-from adalfl_jax.hypergradient.one_step import JACOBIAN_PRODUCTS, forward, linearize, loss_gradient_of
-from adalfl_jax.hypergradient.problem import BilevelProblem, outer_objective
+from adalfl_jax.hypergradient.one_step import (
+    JACOBIAN_PRODUCTS,
+    finite_difference,
+    forward,
+    linearize,
+    loss_gradient_of,
+)
+from adalfl_jax.hypergradient.problem import BilevelProblem, Estimator, outer_objective
 from adalfl_jax.task_losses import softmax_cross_entropy
 from adalfl_jax.types import PyTree
 from experiments.benchmark.problems import (
@@ -36,6 +42,13 @@ from experiments.benchmark.timing import Program, median, ratio, time_in_turn
 from experiments.page import Row, Table
 
 WHOLE = "the whole step"
+NUM_SEEDS = 10
+PRODUCTS = {
+    "logistic regression, 100 x 784 by 784 x 10": (100, 784, 10),
+    "loss network, 1000 x 40 by 40 x 40": (1000, 40, 40),
+    "LeNet-5's second convolution as patches, 12800 x 150 by 150 x 16": (12800, 150, 16),
+    "MLP, 128 x 1000 by 1000 x 1000": (128, 1000, 1000),
+}
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "part": lambda row: row["part"],
     "ms": lambda row: f"{row['ms']:.3f}",
@@ -45,8 +58,39 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
 
 
 def parts_suite(names: list[str], num_steps: int | None, num_rounds: int) -> list[Table]:
-    """One table a problem."""
-    return [_table(name, num_steps, num_rounds) for name in names]
+    """A table for each problem, and one of products of matrices."""
+    return [*(_table(name, num_steps, num_rounds) for name in names), products(PRODUCTS, NUM_SEEDS, num_rounds)]
+
+
+def products(shapes: Mapping[str, tuple[int, int, int]], num_seeds: int, num_rounds: int) -> Table:
+    """x W of several seeds in one batched product, against those of one."""
+    rows = []
+    for name, shape in shapes.items():
+        programs = {str(count): product_program(shape, count) for count in (1, num_seeds)}
+        times = time_in_turn(programs, num_rounds)
+        milliseconds = {f"ms_{count}": median(times, str(count)) for count in (1, num_seeds)}
+        rows.append({"product": name, **milliseconds, "ratio": ratio(times, str(num_seeds), "1")})
+    columns: dict[str, Callable[[Row], str]] = {
+        "product": lambda row: row["product"],
+        "one seed, ms": lambda row: f"{row['ms_1']:.3f}",
+        f"{num_seeds} seeds, ms": lambda row: f"{row[f'ms_{num_seeds}']:.3f}",
+        "ratio": lambda row: str(row["ratio"]),
+    }
+    return Table(f"Products of matrices, {num_seeds} seeds at once", columns, rows)
+
+
+def product_program(shape: tuple[int, int, int], num_seeds: int, num_steps: int = 50) -> Program:
+    """Products `[S, B, n] @ [S, n, m]`, one after the other."""
+    num_rows, num_in, num_out = shape
+    inputs = jax.random.normal(jax.random.key(0), (num_seeds, num_rows, num_in))
+    weights = jax.random.normal(jax.random.key(1), (num_seeds, num_in, num_out))
+
+    def run(weights: jax.Array) -> jax.Array:
+        # The next product needs all of this one, so none can be left out or taken together with another.
+        return jax.lax.fori_loop(0, num_steps, lambda _, weights: weights + 1e-30 * (inputs @ weights).max(), weights)
+
+    compiled = jax.jit(run).lower(weights).compile()
+    return Program(lambda: weights, lambda weights: jax.block_until_ready(compiled(weights)), num_steps)
 
 
 def _table(name: str, num_steps: int | None, num_rounds: int) -> Table:
@@ -78,10 +122,13 @@ def part_programs(problem: Problem, start: Start, batches: BilevelBatch) -> dict
         # The result of a step is what the next one carries, so that none can be left out.
         return scan_program(lambda _, batch: (compute(batch), ()), empty, batches)
 
-    def model_parts(batch: BilevelBatch, *, with_product: bool) -> PyTree:
+    def outputs_alone(batch: BilevelBatch) -> PyTree:
+        return linearize(bilevel, theta, Batch(*batch.inner), batch.rng_key)[0].outputs
+
+    def model_parts(batch: BilevelBatch, *, product: Estimator | None) -> PyTree:
         point, _ = linearize(bilevel, theta, Batch(*batch.inner), batch.rng_key)
         (gradient,) = point.pullback(point.outputs)
-        return (gradient, JACOBIAN_PRODUCTS[forward](point, gradient)) if with_product else gradient
+        return gradient if product is None else (gradient, JACOBIAN_PRODUCTS[product](point, gradient))
 
     def loss_parts(batch: BilevelBatch, *, with_phi: bool) -> PyTree:
         inputs, targets = batch.inner
@@ -96,8 +143,10 @@ def part_programs(problem: Problem, start: Start, batches: BilevelBatch) -> dict
 
     first = first_batch(batches)
     return {
-        "f and Jᵀc on the inner batch": program(lambda batch: model_parts(batch, with_product=False)),
-        "the same, and J w": program(lambda batch: model_parts(batch, with_product=True)),
+        "f on the inner batch": program(outputs_alone),
+        "f and Jᵀc on the inner batch": program(lambda batch: model_parts(batch, product=None)),
+        "the same, and J w": program(lambda batch: model_parts(batch, product=forward)),
+        "the same, and J w by a difference": program(lambda batch: model_parts(batch, product=finite_difference)),
         "L and its gradient on the outer batch": program(outer_part),
         "M and its gradient by the outputs": program(lambda batch: loss_parts(batch, with_phi=False)),
         "the same, and the gradient of phi": program(lambda batch: loss_parts(batch, with_phi=True)),
