@@ -99,6 +99,56 @@ def test_the_default_config_documents_every_field():
     assert undocumented == []
 
 
+PERFORMANCE = (ROOT / "docs" / "performance.md").read_text()
+
+
+def figure(section, title, row, column):
+    """A cell of a table of the page of performance; of a ratio, its median."""
+    (content,) = re.findall(rf"<!-- tables: {section} -->\n(.*?)<!-- end of tables -->", PERFORMANCE, re.DOTALL)
+    (table,) = re.findall(rf"^\*\*{title}[^\n]*\*\*\n\n(.*?)\n\n", content, re.DOTALL | re.MULTILINE)
+    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
+    (cells,) = (cells for cells in rows if row in (cells[0], " ".join(cells[:2])))
+    return cells[head.index(column)].partition(" ")[0]
+
+
+OWN, OURS, STEPS, MEMORY = "in own task-loss steps", "in steps of “JAX, forward”", "in task-loss steps", "temporary MB"
+GOALS = [
+    ("peers", "MLP", "JAX, forward", OWN),
+    ("peers", "ResNet-18", "JAX, forward", OWN),
+    ("peers", "Logistic", "JAX, forward", OWN),
+    ("parts", "Logistic", "the same, and the gradient of phi", STEPS),
+    *(("thrift", "ResNet-18", row, STEPS) for row in ("finite difference", "a quarter", "an eighth")),
+    *(("thrift", "MLP", row, STEPS) for row in ("a quarter", "an eighth", "pipelined", "pipelined, finite difference")),
+    *(("peers", model, "PyTorch, higher", OURS) for model in ("Logistic", "MLP", "LeNet-5")),
+    *(("peers", model, "PyTorch, autograd.grad", column) for model in ("MLP", "LeNet-5") for column in (OURS, OWN)),
+    *(("thrift", "ResNet-18", row, MEMORY) for row in ("task loss", "recompute")),
+    ("seeds mnist_logistic", "mnist", "AdaLFL, 10 seeds", "ratio"),
+    ("seeds mnist_lenet5", "mnist", "AdaLFL, 10 seeds", "ratio"),
+    *(
+        ("estimators", f"{model}.*K inner", f"{k} checkpointed", MEMORY)
+        for model in ("MLP", "LeNet-5")
+        for k in (4, 32)
+    ),
+]
+
+
+@pytest.mark.parametrize("where", GOALS, ids=" ".join)
+def test_what_was_reached_is_what_the_tables_have(where):
+    (goals,) = re.findall(r"^## What was aimed at\n(.*?)^## ", PERFORMANCE, re.DOTALL | re.MULTILINE)
+    assert re.search(rf"(?<![\d.]){re.escape(figure(*where))}(?![\d])", goals)
+
+
+@pytest.mark.parametrize("model", ["Logistic", "MLP", "LeNet-5", "ResNet-18"])
+def test_the_readme_has_the_times_of_pytorch_with_higher(model):
+    assert f"{figure('peers', model, 'PyTorch, higher', OURS)} times" in (ROOT / "README.md").read_text()
+
+
+def test_the_readme_says_where_pytorch_is_faster():
+    text = (ROOT / "README.md").read_text()
+    for row in ("PyTorch, TorchOpt", "PyTorch, autograd.grad"):
+        assert figure("peers", "ResNet-18", row, OURS) in text
+
+
 def test_the_figures_of_the_readme_are_those_of_the_recorded_run():
     """`make pictures` records the quickstart's summary; the table in the README shows its numbers."""
     summary = json.loads((ROOT / "docs" / "images" / "summary.json").read_text())
