@@ -161,7 +161,7 @@ def test_bilevel_steps_raise_the_weights_of_examples_that_help():
 
 def test_a_size_that_is_none_is_refused():
     for size in (0, -1, 2.5):
-        with pytest.raises(ValueError, match=rf"hidden_size must be a positive integer; got {size}"):
+        with pytest.raises(ValueError, match=rf"hidden_size must be a whole number of at least 1; got {size}"):
             adalfl_jax.WeightNetwork(size)
 
 
