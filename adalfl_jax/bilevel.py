@@ -272,8 +272,8 @@ def _sometimes(take_step: Callable[..., Any], problem: BilevelProblem, outer_eve
 def _recording(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     """An optimiser that updates alike, once, and leaves the gradient as its state."""
 
-    def update(gradient: PyTree, opt_state: optax.OptState, params: PyTree = None) -> tuple[PyTree, _Recorded]:
-        return optimizer.update(gradient, opt_state, params)[0], _Recorded(gradient)
+    def update(updates: PyTree, state: optax.OptState, params: PyTree = None) -> tuple[PyTree, _Recorded]:
+        return optimizer.update(updates, state, params)[0], _Recorded(updates)
 
     return optax.GradientTransformation(optimizer.init, update)
 
