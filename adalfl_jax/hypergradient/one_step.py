@@ -18,6 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import ShapedArray
 from jax.extend import core
 
 from adalfl_jax.hypergradient.problem import (
@@ -233,8 +234,10 @@ def require_product(
         return
     program = jax.make_jaxpr(outputs)(params).jaxpr
     variables = (*program.invars, *(var for equation in _equations(program) for var in equation.outvars))
-    types = (var.aval.dtype for var in variables if jnp.issubdtype(getattr(var.aval, "dtype", None), jnp.floating))
-    coarse = next((dtype for dtype in types if jnp.finfo(dtype).bits < 32), None)
+    types = (var.aval.dtype for var in variables if isinstance(var.aval, ShapedArray))
+    coarse = next(
+        (dtype for dtype in types if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32), None
+    )
     if coarse is not None:
         raise ValueError(
             f"hypergradient={_name(estimator)} takes differences of the model's outputs, which drown in the rounding "
