@@ -60,7 +60,7 @@ def zeros_like(leaf: Any) -> jax.Array:
 
 def varying_axes(leaf: Any) -> frozenset[str]:
     """The axes of a `jax.shard_map` with `check_vma` over which an array, or a shape, differs from device to device."""
-    kind = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
+    kind = leaf if hasattr(leaf, "manual_axis_type") else jax.typeof(leaf)
     return getattr(getattr(kind, "manual_axis_type", None), "varying", frozenset())
 
 

@@ -227,5 +227,15 @@ def get_config() -> ConfigDict:
     config.profile_steps = ()
     # Project of Weights & Biases that measures and pictures also go to; "" sends nothing. Needs the extra [wandb].
     config.wandb_project = ""
+    # The devices a run is divided over, as many as the product of the three; docs/pods.md says which to choose. One of
+    # them may be 0, for all devices that are left. Results are the same but for rounding, and changing this section is
+    # no other run.
+    config.mesh = ConfigDict()
+    # Parts the seeds are divided into; it must divide num_seeds.
+    config.mesh.seed = 1
+    # Parts every batch is divided into; it must divide batch_size.
+    config.mesh.data = 1
+    # Parts that large arrays of theta and of its optimiser state are divided into.
+    config.mesh.model = 1
 
     return config.lock()

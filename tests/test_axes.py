@@ -1,4 +1,4 @@
-"""Steps inside `jax.pmap` and `jax.shard_map`, with parts of batches, beside steps on the whole batches."""
+"""Steps on eight devices, a part of each batch on each, beside steps on the whole batches."""
 
 import functools
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import adalfl_jax
@@ -84,13 +84,13 @@ def assert_close(found, expected, relative):
         np.testing.assert_allclose(leaf, wanted, rtol=0, atol=relative * max(np.abs(wanted).max(), 1e-3))
 
 
-def assert_equal_to_whole(case, divide, model="plain"):
+def assert_equal_to_whole(case, divide, model="plain", axis_name=AXIS):
     """Compares a run of `divide(run, specs)` on parts of batches with the run on whole ones."""
     options = CASES[case]
     batches, specs = make_batches(2 if case in ("unrolled", "checkpointed", "mixed_mode", "neumann") else None)
     run, theta, phi = make_run(model, options)
     expected = jax.jit(run)(theta, phi, batches)
-    run, *_ = make_run(model, options, AXIS)
+    run, *_ = make_run(model, options, axis_name)
     # A difference quotient turns rounding of 1e-16 into one of 1e-16 / h, with h about 1e-8 or 1e-5.
     relative = 1e-7 if "finite" in case else 1e-9 if "central" in case else 1e-12
     assert_close(divide(run, specs)(theta, phi, batches), expected, relative)
@@ -111,6 +111,15 @@ def by_pmap(run, specs):
     return divided
 
 
+def by_shardings(run, specs):
+    def shardings(tree):
+        return jax.tree.map(
+            lambda spec: NamedSharding(make_mesh(), spec), tree, is_leaf=lambda leaf: isinstance(leaf, P)
+        )
+
+    return jax.jit(run, in_shardings=shardings((P(), P(), specs)), out_shardings=shardings(P()))
+
+
 def _divide(spec, array):
     """The parts of an array along a new leading axis of devices."""
     return jnp.stack(jnp.split(array, BATCH_SIZE, axis=tuple(spec).index(AXIS))) if spec else array
@@ -122,7 +131,7 @@ def slow_but(*quick):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("case", slow_but("forward", "truncated"))
+@pytest.mark.parametrize("case", slow_but("forward"))
 def test_a_step_inside_shard_map_moves_as_on_the_whole_batch(case):
     model = "batch_norm" if case in ("forward", "mixed_mode") else "plain"
     assert_equal_to_whole(case, functools.partial(by_shard_map, check_vma=case != "conjugate_gradient"), model)
@@ -132,6 +141,12 @@ def test_a_step_inside_shard_map_moves_as_on_the_whole_batch(case):
 @pytest.mark.parametrize("case", slow_but("mixed_mode"))
 def test_a_step_inside_pmap_moves_as_on_the_whole_batch(case):
     assert_equal_to_whole(case, by_pmap, "batch_norm")
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("case", slow_but("truncated"))
+def test_a_step_under_jit_with_shardings_moves_as_on_one_device(case):
+    assert_equal_to_whole(case, by_shardings, "batch_norm", axis_name=None)
 
 
 def test_conjugate_gradients_refuse_a_shard_map_that_tracks_axes():

@@ -61,6 +61,16 @@ def test_a_state_is_read_back_as_the_docs_say(tmp_path):
     assert names["params"]["output"]["kernel"].shape == (2, 8, 10)
 
 
+def test_a_step_is_divided_over_devices_as_the_docs_say():
+    by_sharding, by_hand = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "pods.md").read_text(), flags=re.DOTALL)
+    names = {}
+    exec(by_sharding, names)  # noqa: S102, the code is ours
+    assert len(names["theta"].params["output"]["kernel"].sharding.device_set) == jax.device_count() == 8
+    before = names["metrics"].outer_loss
+    exec(by_hand, names)  # noqa: S102, the code is ours
+    assert names["metrics"].outer_loss < before
+
+
 def test_a_users_own_arrays_are_loaded_as_the_docs_say(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(data, "DATASETS", dict(data.DATASETS))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
@@ -24,7 +24,10 @@ def exceeds_device(num_bytes: int) -> bool:
 
 
 def stream(
-    splits: tuple[Batch, Batch], indices: tuple[np.ndarray, np.ndarray], others: Any
+    splits: tuple[Batch, Batch],
+    indices: tuple[np.ndarray, np.ndarray],
+    others: Any,
+    place: Callable[[tuple[Any, ...]], tuple[Any, ...]] = jax.device_put,
 ) -> Iterator[tuple[Batch, Batch, Any]]:
     """Blocks of batches on the device; the next ones are gathered and moved while the last is worked on.
 
@@ -32,6 +35,7 @@ def stream(
       splits: two splits on the host, for inner and for outer batches.
       indices: into each of them, `[num_steps, ...]`.
       others: a pytree of arrays `[num_steps, ...]` that go along.
+      place: puts a block of inner and of outer batches on devices.
 
     Yields:
       Inner batches, outer batches and `others`, of as many consecutive steps as `block_length` says.
@@ -42,7 +46,8 @@ def stream(
     threads = min(16, os.cpu_count() or 1)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, 2 * size))
     blocks: Any = grain.MapDataset.source(typing.cast(Any, steps)).to_iter_dataset(options).batch(size)
-    blocks = grain.experimental.device_put(blocks, jax.local_devices()[0], cpu_buffer_size=1, device_buffer_size=1)
+    blocks = grain.experimental.ThreadPrefetchIterDataset(blocks, prefetch_buffer_size=1).map(place)
+    blocks = grain.experimental.ThreadPrefetchIterDataset(blocks, prefetch_buffer_size=1)
     for start, (inner, outer) in zip(range(0, num_steps, size), blocks, strict=True):
         yield Batch(*inner), Batch(*outer), jax.tree.map(lambda array, s=start: array[s : s + size], others)
 

@@ -18,10 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from adalfl_jax.training.config import LEARNING, CheckpointConfig, TrainConfig
+from adalfl_jax.training.config import LEARNING, CheckpointConfig, MeshConfig, TrainConfig
 from adalfl_jax.training.phases import init_phi, init_theta, make_seed_keys, restart_outer_optimizer
 from adalfl_jax.training.results import History
 from adalfl_jax.training.setup import make_setup
+from adalfl_jax.training.sharding import place, to_host
 from adalfl_jax.training.state import RunState
 from adalfl_jax.training.workdir import WorkdirError
 
@@ -29,7 +30,7 @@ from adalfl_jax.training.workdir import WorkdirError
 def save_state(path: Path, state: RunState) -> None:
     """Writes theta and phi of all seeds to the folder `path`, which must not exist."""
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path, state._asdict())
+        checkpointer.save(path, to_host(state)._asdict())
 
 
 def load_state(path: str | os.PathLike[str], structure: RunState) -> RunState:
@@ -52,9 +53,9 @@ def load_state(path: str | os.PathLike[str], structure: RunState) -> RunState:
 
 def state_structure(config: TrainConfig, method: str) -> RunState:
     """The structure and shapes of the state a method of a run ends in, without values."""
-    # Shapes do not depend on where phi starts, which may be gone by now.
+    # Shapes depend neither on where phi starts, which may be gone by now, nor on the devices.
     learned_loss = dataclasses.replace(config.learned_loss, start="random")
-    setup = make_setup(dataclasses.replace(config, learned_loss=learned_loss))
+    setup = make_setup(dataclasses.replace(config, learned_loss=learned_loss, mesh=MeshConfig(1, 1, 1)))
 
     def make() -> RunState:
         keys = make_seed_keys(config.seeds)
@@ -224,7 +225,7 @@ def _reason(error: Exception) -> str:
 
 def _pack(history: History) -> tuple[dict[str, Any], list[np.ndarray]]:
     """A history as what JSON takes, and its arrays. It is written while the history goes on, so no list is shared."""
-    arrays = [np.asarray(_key_data(leaf)) for leaf in jax.tree.leaves(history.state)]
+    arrays = [to_host(_key_data(leaf)) for leaf in jax.tree.leaves(history.state)]
     if history.shapes:
         arrays.append(np.stack(history.shapes))  # [T, S, 2, P]
     record = {
@@ -264,8 +265,8 @@ def _unpack(record: dict[str, Any], arrays: Sequence[np.ndarray], start: RunStat
 
 
 def _from_data(data: np.ndarray, like: jax.Array) -> jax.Array:
-    """The inverse of `_key_data`, on the device."""
-    array = jax.device_put(data)
+    """The inverse of `_key_data`, on the devices an array like it is on."""
+    array = place(_key_data(like).sharding, data) if like.committed else jax.device_put(data)
     return array if _key_data(like) is like else jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from adalfl_jax.training.faults import SKIPPED
 from adalfl_jax.training.results import DivergenceError
+from adalfl_jax.training.sharding import to_host
 from adalfl_jax.training.state import RunState, without_carry
 
 OF_UPDATES = ("outer_loss", "hypergradient_norm", "phi_update_ratio")  # measured where phi is updated
@@ -65,7 +66,7 @@ def require_finite(
     ]
     last = num_steps - 1
     for name, tree in without_carry(state)._asdict().items():
-        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tree) if np.issubdtype(leaf.dtype, np.floating)]
+        leaves = [to_host(leaf) for leaf in jax.tree.leaves(tree) if np.issubdtype(leaf.dtype, np.floating)]
         broken = (i for i in range(len(seeds)) if not all(np.isfinite(leaf[i]).all() for leaf in leaves))
         found += [(last, name, index) for index in broken]
     for name, values in measured.items():

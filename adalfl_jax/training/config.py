@@ -41,7 +41,7 @@ LEARNED_LOSS_FAMILIES = ("network", "scaled_task_loss", "weight_network")
 STARTS = ("random", "task_loss")  # anything else is the path of losses that were learned before
 OUTER_SPLITS = ("train", "valid")
 FAULT_POLICIES = ("stop", "skip", "back_off")
-WITHOUT_EFFECT = ("checkpoint", "num_loss_figures", "profile_steps", "wandb_project")  # on what a run computes
+WITHOUT_EFFECT = ("checkpoint", "mesh", "num_loss_figures", "profile_steps", "wandb_project")  # on what a run computes
 
 
 class ConfigError(ValueError):
@@ -287,6 +287,21 @@ class TuningConfig:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class MeshConfig:
+    """The devices a run is divided over."""
+
+    seed: int
+    data: int
+    model: int
+
+    def __post_init__(self) -> None:
+        sizes = (self.seed, self.data, self.model)
+        for field in ("seed", "data", "model"):
+            _require(f"mesh.{field}", getattr(self, field), getattr(self, field) >= 0, "a whole number of at least 0")
+        _require("mesh", sizes, sizes.count(0) <= 1, "sizes of which at most one is 0, for the devices that are left")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class CheckpointConfig:
     """How often a run that goes on is kept."""
 
@@ -329,6 +344,7 @@ class TrainConfig:
     num_loss_figures: int
     profile_steps: tuple[int, ...]
     wandb_project: str
+    mesh: MeshConfig
 
     def __post_init__(self) -> None:
         for name in (self.method, *self.methods):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from adalfl_jax.analysis.measures import compare_gradients, flat_share_of_outputs, make_loss_shape
 from adalfl_jax.learned_losses import LossNetwork, RescaledLoss, at_progress
 from adalfl_jax.training.setup import Setup
+from adalfl_jax.training.sharding import divide_batch, over_seeds, place_rows, replicate, replicated
 from adalfl_jax.training.state import RunState
 from adalfl_jax.types import Batch, Theta
 
@@ -28,13 +29,15 @@ class Evaluation:
         batch_size = setup.config.batch_size
         probe_size = max(min(PROBE_SIZE, len(dataset.train.inputs)) // batch_size, 1) * batch_size
         inputs, targets = (jnp.asarray(array[:probe_size]) for array in dataset.train)
-        self._probe = Batch(dataset.normalize(inputs), targets)
-        self._outputs = jax.jit(jax.vmap(functools.partial(predict, setup), in_axes=(0, None)))
-        self._scalars = jax.jit(functools.partial(_measure, setup))
+        self._probe = replicate(setup.mesh, Batch(dataset.normalize(inputs), targets))
+        whole = replicated(setup.mesh)
+        outputs = over_seeds(setup.mesh, functools.partial(predict, setup), in_axes=(0, None))
+        self._outputs = jax.jit(outputs, out_shardings=whole)
+        self._scalars = jax.jit(functools.partial(_measure, setup), out_shardings=whole)
         self._shape_of = None
         if (network := _network_of(setup)) is not None:
             self.predictions, shape_of = make_loss_shape(network)
-            self._shape_of = jax.jit(jax.vmap(shape_of, in_axes=(0, None)))
+            self._shape_of = jax.jit(jax.vmap(shape_of, in_axes=(0, None)), out_shardings=whole)
 
     def scalars(self, state: RunState, learning_rate: float, progress: float) -> dict[str, jax.Array]:
         """Metrics on the validation and test split and, with a learned loss, its gradient's scale; each `[S]`."""
@@ -54,7 +57,7 @@ class Evaluation:
             return self._outputs(theta, split.inputs)
         size = STREAM_BLOCK * EVAL_BATCHES * self._setup.config.batch_size
         blocks = (split.inputs[start : start + size] for start in range(0, len(split.inputs), size))
-        return jnp.concatenate([self._outputs(theta, block) for block in blocks], axis=1)
+        return jnp.concatenate([self._outputs(theta, place_rows(self._setup.mesh, block)) for block in blocks], axis=1)
 
 
 def _network_of(setup: Setup) -> LossNetwork | None:
@@ -95,7 +98,7 @@ def _measure(
                 )
         return values
 
-    return jax.vmap(one_seed)(state, outputs)
+    return over_seeds(setup.mesh, one_seed)(state, outputs)
 
 
 def predict(setup: Setup, theta: Theta, inputs: jax.Array) -> jax.Array:
@@ -103,7 +106,7 @@ def predict(setup: Setup, theta: Theta, inputs: jax.Array) -> jax.Array:
     batch_size = EVAL_BATCHES * setup.config.batch_size
 
     def apply(inputs: jax.Array) -> jax.Array:
-        inputs = setup.dataset.normalize(inputs)
+        inputs = setup.dataset.normalize(divide_batch(setup.mesh, inputs) if len(inputs) == batch_size else inputs)
         return setup.model.apply(theta.params, theta.model_state, inputs, train=False, rng_key=None)[0]
 
     num_whole = len(inputs) // batch_size * batch_size

@@ -139,7 +139,7 @@ class _Run:
         self.setup = setup
         self.offline_checkpoints = offline_checkpoints
         self.writers = writers
-        self.keys: SeedKeys = make_seed_keys(setup.config.seeds)
+        self.keys: SeedKeys = make_seed_keys(setup.config.seeds, setup.mesh)
         self.evaluation = Evaluation(setup)
         self.stages = StageRunner(setup, self.keys, self.evaluation, workdir, preemption)
         self._offline: tuple[RunState, float] | None = None

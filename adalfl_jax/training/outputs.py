@@ -23,6 +23,7 @@ from adalfl_jax.training.checkpoint import save_state
 from adalfl_jax.training.config import METHODS
 from adalfl_jax.training.results import DivergenceError, MethodResult
 from adalfl_jax.training.setup import Setup
+from adalfl_jax.training.sharding import to_host
 from adalfl_jax.training.state import RunState
 from adalfl_jax.training.unfinished import read_unfinished
 
@@ -161,6 +162,6 @@ def _save_learned_loss(workdir: Path, setup: Setup, results: Sequence[MethodResu
 
 def _save_phi(workdir: Path, setup: Setup, state: RunState, index: int, origin: dict[str, Any]) -> None:
     assert state.phi is not None
-    params = jax.tree.map(lambda leaf: leaf[index], state.phi.params)
+    params = jax.tree.map(lambda leaf: leaf[index], to_host(state.phi.params))
     metadata = {**origin, "config": setup.config.to_dict()}
     save_learned_loss(workdir / layout.LEARNED_LOSS, setup.learned_loss, params, metadata)

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from adalfl_jax.bilevel import make_bilevel_step, prime
 from adalfl_jax.data import augment, epoch_indices, take
@@ -24,6 +26,16 @@ from adalfl_jax.learned_losses import fit_to_task_loss
 from adalfl_jax.training.config import STARTS
 from adalfl_jax.training.faults import phi_metrics, skip_nonfinite
 from adalfl_jax.training.setup import Setup, make_inner_optimizer
+from adalfl_jax.training.sharding import (
+    DATA,
+    SEED,
+    divide_batch,
+    divide_state,
+    join_parts,
+    over_seeds,
+    own_part,
+    replicated,
+)
 from adalfl_jax.training.start import load_start
 from adalfl_jax.training.state import RunState
 from adalfl_jax.training.steps import STEPS, bilevel_problem, make_online_bilevel_step
@@ -64,25 +76,32 @@ class Phase(NamedTuple):
     advance_block: Callable[..., tuple[RunState, ChunkMetrics]]
 
 
-def make_seed_keys(seeds: tuple[int, ...]) -> SeedKeys:
-    """The keys of several seeds."""
+def make_seed_keys(seeds: tuple[int, ...], mesh: Mesh | None = None) -> SeedKeys:
+    """The keys of several seeds, on every device of a mesh."""
+    if mesh is not None:
+        return jax.jit(functools.partial(make_seed_keys, seeds), out_shardings=replicated(mesh))()
     return SeedKeys(*jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 4), out_axes=1)(jnp.array(seeds)))
 
 
 def init_theta(setup: Setup, keys: SeedKeys) -> Theta:
     """A fresh theta for every seed."""
     optimizer = make_inner_optimizer(setup.config, setup.config.inner.learning_rate)
-    return jax.jit(jax.vmap(lambda key: Theta.create(*setup.model.init(key), optimizer)))(keys.theta)
+
+    def one_seed(key: jax.Array) -> RunState:
+        return _divided(setup, RunState(Theta.create(*setup.model.init(key), optimizer), None))
+
+    theta = jax.jit(over_seeds(setup.mesh, one_seed))(keys.theta).theta
+    assert theta is not None
+    return theta
 
 
 def init_phi(setup: Setup, keys: SeedKeys) -> Phi:
     """A fresh phi for every seed, where the config says it starts."""
     optimizer = optax.adam(setup.config.offline.learning_rate)
-    if setup.config.learned_loss.start not in STARTS:
-        return jax.jit(jax.vmap(lambda params: Phi.create(params, optimizer)))(load_start(setup.config))
+    given = None if setup.config.learned_loss.start in STARTS else load_start(setup.config)
 
-    def one_seed(key: jax.Array) -> Phi:
-        params = setup.learned_loss.init(key)
+    def one_seed(key: jax.Array, given: PyTree) -> RunState:
+        params = setup.learned_loss.init(key) if given is None else given
         if setup.config.learned_loss.start == "task_loss":
             params = fit_to_task_loss(
                 setup.learned_loss,
@@ -92,9 +111,11 @@ def init_phi(setup: Setup, keys: SeedKeys) -> Phi:
                 num_outputs=setup.dataset.num_outputs,
                 is_classification=setup.dataset.is_classification,
             )
-        return Phi.create(params, optimizer)
+        return _divided(setup, RunState(None, Phi.create(params, optimizer)))
 
-    return jax.jit(jax.vmap(one_seed))(keys.phi)
+    phi = jax.jit(over_seeds(setup.mesh, one_seed))(keys.phi, given).phi
+    assert phi is not None
+    return phi
 
 
 def restart_outer_optimizer(phi: Phi) -> Phi:
@@ -109,11 +130,16 @@ def init_training(setup: Setup, method: str, keys: SeedKeys, phi: Phi | None) ->
         return RunState(theta, phi)
     batch, config = _batch_shapes(setup), setup.config
 
-    def one_seed(theta: Theta, phi: Phi, learning_rate: jax.Array) -> Phi:  # traced, as in the steps to come
-        return prime(make_online_bilevel_step(setup, make_inner_optimizer(config, learning_rate)), theta, phi, batch)
+    def one_seed(theta: Theta, phi: Phi, learning_rate: jax.Array) -> Phi | None:  # traced, as in the steps to come
+        step = make_online_bilevel_step(setup, make_inner_optimizer(config, learning_rate))
+        return _divided(setup, RunState(None, prime(step, theta, phi, batch))).phi
 
-    phi = jax.jit(jax.vmap(one_seed, (0, 0, None)))(theta, phi, config.inner.learning_rate)
+    phi = jax.jit(over_seeds(setup.mesh, one_seed, (0, 0, None)))(theta, phi, config.inner.learning_rate)
     return RunState(theta, phi)
+
+
+def _divided(setup: Setup, state: RunState) -> RunState:
+    return divide_state(setup.mesh, state, setup.config.batch_size)
 
 
 def _batch_shapes(setup: Setup) -> BilevelBatch:
@@ -171,6 +197,7 @@ def make_training_phase(setup: Setup, method: str) -> Phase:
 
 def _make_phase(setup: Setup, make_step, select_key, num_inner_steps: int) -> Phase:
     """Puts a step under scan, seeds and jit."""
+    mesh, whole = setup.mesh, replicated(setup.mesh)
     draw = functools.partial(_draw_sources, num_inner_steps=num_inner_steps, batch_size=setup.config.batch_size)
 
     def advance_one_seed(
@@ -179,9 +206,17 @@ def _make_phase(setup: Setup, make_step, select_key, num_inner_steps: int) -> Ph
         step = make_step(learning_rate)
         if setup.config.on_nonfinite == "skip":
             step = skip_nonfinite(step)
-        return jax.lax.scan(lambda state, source: step(state, _make_batch(setup, fetch(source))), state, sources)
 
-    @functools.partial(jax.jit, static_argnames="num_steps")
+        def divided_step(state: RunState, source: StepSource) -> tuple[RunState, ChunkMetrics]:
+            source = fetch(source)
+            inner = divide_batch(mesh, source.inner, axis=0 if num_inner_steps == 1 else 1)
+            source = source._replace(inner=inner, outer=divide_batch(mesh, source.outer))
+            state, metrics = step(state, _make_batch(setup, source))
+            return _divided(setup, state), metrics
+
+        return jax.lax.scan(divided_step, state, sources)
+
+    @functools.partial(jax.jit, static_argnames="num_steps", out_shardings=(None, whole))
     def advance_resident(state, keys, splits, learning_rate, first_step, *, num_steps: int):
         train, outer = _both(splits)
 
@@ -192,22 +227,25 @@ def _make_phase(setup: Setup, make_step, select_key, num_inner_steps: int) -> Ph
             sources = draw(key, _sizes(splits), first_step, num_steps=num_steps)
             return advance_one_seed(state, sources, learning_rate, fetch)
 
-        return jax.vmap(one_seed)(state, select_key(keys))
+        return over_seeds(mesh, one_seed)(state, select_key(keys))
 
-    @functools.partial(jax.jit, static_argnames=("sizes", "num_steps"))
+    @functools.partial(jax.jit, static_argnames=("sizes", "num_steps"), out_shardings=whole)
     def draw_all(keys, sizes: tuple[int, int], first_step, *, num_steps: int) -> StepSource:  # [num_steps, S, ...]
         one_seed = functools.partial(draw, sizes=sizes, num_steps=num_steps)
         return jax.vmap(lambda key: one_seed(key, first_step=first_step), out_axes=_SEED_AXES)(select_key(keys))
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=(None, whole))
     def advance_block(state, sources, learning_rate):
         one_seed = functools.partial(advance_one_seed, fetch=lambda source: source)
-        return jax.vmap(one_seed, in_axes=(0, _SEED_AXES, None))(state, sources, learning_rate)
+        return over_seeds(mesh, one_seed, (0, _SEED_AXES, None))(state, sources, learning_rate)
 
     def advance_streamed(state, keys, splits, learning_rate, first_step, *, num_steps: int):
         sources, blocks = draw_all(keys, _sizes(splits), first_step, num_steps=num_steps), []
         rest = (sources.rng_key, sources.augmentation_key, sources.step)
-        for inner, outer, block in stream(_both(splits), jax.device_get((sources.inner, sources.outer)), rest):
+        specs = P(None, SEED, *[None] * (num_inner_steps > 1), DATA), P(None, SEED, DATA)
+        indices = [own_part(mesh, *each) for each in zip(specs, jax.device_get(sources[:2]), strict=True)]
+        join = functools.partial(join_parts, mesh, specs)
+        for inner, outer, block in stream(_both(splits), (indices[0], indices[1]), rest, join):
             state, metrics = advance_block(state, StepSource(inner, outer, *block), learning_rate)
             blocks.append(metrics)
         return state, jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *blocks)

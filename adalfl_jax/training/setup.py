@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from adalfl_jax import data
 from adalfl_jax.data import Dataset, DatasetError
@@ -16,6 +17,7 @@ from adalfl_jax.learned_losses import at_progress
 from adalfl_jax.models import Model
 from adalfl_jax.task_losses import FOR_LABELS, METRICS, TASK_LOSSES
 from adalfl_jax.training.config import ConfigError, TrainConfig
+from adalfl_jax.training.sharding import make_mesh, replicate
 from adalfl_jax.types import Batch, LearnedLoss, LossFn
 
 
@@ -30,6 +32,7 @@ class Setup:
     learned_loss: LearnedLoss
     task_loss_fn: LossFn
     metric_fn: LossFn
+    mesh: Mesh | None = None  # that the run is divided over; None for one device
 
 
 def make_setup(config: TrainConfig, dataset: Dataset | None = None) -> Setup:
@@ -41,16 +44,17 @@ def make_setup(config: TrainConfig, dataset: Dataset | None = None) -> Setup:
 
     Raises:
       ConfigError: parts that do not fit together: a batch larger than its split, a model that cannot take the
-        inputs, a loss that does not take the targets.
+        inputs, a loss that does not take the targets, a mesh of more devices than there are.
       DatasetError: data that is missing or damaged.
     """
     try:
+        mesh = make_mesh(config)
         dataset, outer_examples = _set_outer_examples_apart(config, dataset or load_dataset(config))
         _check_augmentation(config, dataset)
         model = config.model.make(dataset.input_shape, dataset.num_outputs)
         learned_loss = config.learned_loss.make(config.task_loss)
         task_loss_fn, metric_fn = TASK_LOSSES[config.task_loss], METRICS[config.metric]
-        setup = Setup(config, dataset, outer_examples, model, learned_loss, task_loss_fn, metric_fn)
+        setup = Setup(config, dataset, outer_examples, model, learned_loss, task_loss_fn, metric_fn, mesh)
         for name in filter(None, (config.task_loss, config.metric, config.baseline.loss)):
             if (name in FOR_LABELS) != dataset.is_classification:
                 kind = "classification" if dataset.is_classification else "regression"
@@ -61,7 +65,14 @@ def make_setup(config: TrainConfig, dataset: Dataset | None = None) -> Setup:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     check_batch_size(config, dataset.train, outer_examples)
-    return setup
+    return setup if mesh is None or dataset.is_streamed else _on_every_device(setup)
+
+
+def _on_every_device(setup: Setup) -> Setup:
+    """With the examples on every device of the mesh, so that gathering a batch takes no messages."""
+    splits = replicate(setup.mesh, {name: getattr(setup.dataset, name) for name in ("train", "valid", "test")})
+    outer = replicate(setup.mesh, setup.outer_examples)
+    return dataclasses.replace(setup, dataset=dataclasses.replace(setup.dataset, **splits), outer_examples=outer)
 
 
 def _set_outer_examples_apart(config: TrainConfig, dataset: Dataset) -> tuple[Dataset, Batch | None]:

@@ -20,6 +20,7 @@ from adalfl_jax.reweighting import make_reweighting_step
 from adalfl_jax.task_losses import TASK_LOSSES
 from adalfl_jax.training.faults import phi_metrics
 from adalfl_jax.training.setup import Setup
+from adalfl_jax.training.sharding import on_parts
 from adalfl_jax.training.state import RunState
 from adalfl_jax.types import Batch, BilevelBatch, LossFn, Phi
 
@@ -42,7 +43,8 @@ def make_online_bilevel_step(setup: Setup, inner_optimizer: optax.GradientTransf
 
 def bilevel_problem(setup: Setup, inner_optimizer: optax.GradientTransformation) -> tuple[Any, Any, Any, Any]:
     """The first four arguments of `make_bilevel_step`."""
-    return setup.model.apply, setup.learned_loss.apply, setup.task_loss_fn, inner_optimizer
+    learned_loss_fn = on_parts(setup.mesh, setup.learned_loss)
+    return setup.model.apply, learned_loss_fn, setup.task_loss_fn, inner_optimizer
 
 
 def _online_step(setup: Setup, inner_optimizer: optax.GradientTransformation) -> Step:
