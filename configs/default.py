@@ -238,4 +238,16 @@ def get_config() -> ConfigDict:
     # Parts that large arrays of theta and of its optimiser state are divided into.
     config.mesh.model = 1
 
+    # The processes of a run on several hosts; docs/pods.md has the commands. Changing this section is no other run.
+    config.hosts = ConfigDict()
+    # "" for a process of its own; "auto" for what SLURM, Open MPI, a Cloud TPU or Kubernetes says of the others, and a
+    # process of its own where none of them does; or the ADDRESS:PORT of the first process.
+    config.hosts.connect = ""
+    # How many there are, with an address; 0 goes by the environment.
+    config.hosts.num_processes = 0
+    # Which one this is, from 0, with an address; -1 goes by the environment.
+    config.hosts.process_id = -1
+    # Of silence of one process, after which the others end.
+    config.hosts.timeout_seconds = 30
+
     return config.lock()

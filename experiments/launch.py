@@ -47,7 +47,8 @@ def launch(run: Callable[[TrainConfig, str], dict[str, Any]]) -> None:
         del argv
         with told_in_a_line():
             summary = run(TrainConfig.from_mapping(CONFIG.value), WORKDIR.value or "")
-        _print_summary(summary, WORKDIR.value or "")
+        if jax.process_index() == 0:
+            _print_summary(summary, WORKDIR.value or "")
 
     app.run(main, flags_parser=parse_flags)
 
@@ -62,13 +63,22 @@ def told_in_a_line() -> Iterator[None]:
     try:
         yield
     except (ConfigError, DatasetError, WorkdirError, DivergenceError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        _end(f"{type(error).__name__}: {error}")
     except PreemptionError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(128 + error.signal)
     except KeyboardInterrupt:
         sys.stderr.write("SIGINT: the run ended; the same command goes on from its last checkpoint.\n")
         sys.exit(128 + signal.SIGINT)
+
+
+def _end(message: str) -> None:
+    """Ends the program with a message. Of several processes this may be the only one, so it waits for no other."""
+    if not jax.distributed.is_initialized():
+        sys.exit(message)
+    sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def parse_flags(arguments: list[str]) -> list[str]:

@@ -29,9 +29,11 @@ CASES = {
     "truncated": {"hypergradient": adalfl_jax.make_estimator("truncated", window=2)},
     # Undamped, indefinite Hessians make rounding grow.
     "conjugate_gradient": {"hypergradient": adalfl_jax.make_estimator("conjugate_gradient", damping=1.0)},
-    "evolution_strategies": {"hypergradient": adalfl_jax.make_estimator("evolution_strategies", num_pairs=2)},
+    "evolution_strategies": {
+        "hypergradient": adalfl_jax.make_estimator("evolution_strategies", num_pairs=2, sigma=1.0)
+    },
     "persistent_evolution_strategies": {
-        "hypergradient": adalfl_jax.make_estimator("persistent_evolution_strategies", num_pairs=2, horizon=2)
+        "hypergradient": adalfl_jax.make_estimator("persistent_evolution_strategies", num_pairs=2, sigma=1.0, horizon=2)
     },
     "pipelined": {"pipelined": True},
     "pipelined finite_difference": {"pipelined": True, "hypergradient": "finite_difference"},
@@ -138,7 +140,7 @@ def test_a_step_inside_shard_map_moves_as_on_the_whole_batch(case):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("case", slow_but("mixed_mode"))
+@pytest.mark.parametrize("case", slow_but("recompute"))
 def test_a_step_inside_pmap_moves_as_on_the_whole_batch(case):
     assert_equal_to_whole(case, by_pmap, "batch_norm")
 
@@ -149,6 +151,7 @@ def test_a_step_under_jit_with_shardings_moves_as_on_one_device(case):
     assert_equal_to_whole(case, by_shardings, "batch_norm", axis_name=None)
 
 
+@pytest.mark.slow
 def test_conjugate_gradients_refuse_a_shard_map_that_tracks_axes():
     batches, specs = make_batches()
     run, theta, phi = make_run("plain", CASES["conjugate_gradient"], AXIS)

@@ -19,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from adalfl_jax.training.config import LEARNING, CheckpointConfig, MeshConfig, TrainConfig
+from adalfl_jax.training.hosts import arrays_of_first, is_first, on_first
 from adalfl_jax.training.phases import init_phi, init_theta, make_seed_keys, restart_outer_optimizer
 from adalfl_jax.training.results import History
 from adalfl_jax.training.setup import make_setup
@@ -26,11 +27,16 @@ from adalfl_jax.training.sharding import place, to_host
 from adalfl_jax.training.state import RunState
 from adalfl_jax.training.workdir import WorkdirError
 
+# The process that writes needs no other for it.
+_ALONE = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
+
 
 def save_state(path: Path, state: RunState) -> None:
-    """Writes theta and phi of all seeds to the folder `path`, which must not exist."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path, to_host(state)._asdict())
+    """Writes theta and phi of all seeds to the folder `path`, which must not exist; all processes must call it."""
+    state = to_host(state)
+    if is_first():
+        with ocp.StandardCheckpointer(multiprocessing_options=_ALONE) as checkpointer:
+            checkpointer.save(path, state._asdict())
 
 
 def load_state(path: str | os.PathLike[str], structure: RunState) -> RunState:
@@ -44,7 +50,7 @@ def load_state(path: str | os.PathLike[str], structure: RunState) -> RunState:
       WorkdirError: the folder does not exist, is damaged, or holds a state of another config.
     """
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with ocp.StandardCheckpointer(multiprocessing_options=_ALONE) as checkpointer:
             restored: Any = checkpointer.restore(Path(path).resolve(), structure._asdict())
     except Exception as error:  # whatever Orbax and its libraries raise
         raise WorkdirError(f"{path} cannot be read as a state of this config ({_reason(error)})") from error
@@ -75,9 +81,14 @@ class StageCheckpoints:
     def __init__(self, folder: Path, settings: CheckpointConfig):
         self._folder, self._settings = folder, settings
         self._manager: ocp.CheckpointManager | None = None
-        if settings.keep or folder.exists():
+        if is_first() and (settings.keep or folder.exists()):
+            folder.mkdir(parents=True, exist_ok=True)
             options = ocp.CheckpointManagerOptions(
-                max_to_keep=settings.keep or None, cleanup_tmp_directories=True, lightweight_initialize=True
+                max_to_keep=settings.keep or None,
+                create=False,
+                cleanup_tmp_directories=True,
+                lightweight_initialize=True,
+                multiprocessing_options=_ALONE,
             )
             self._manager = ocp.CheckpointManager(folder, options=options)
         self._saved_step, self._saved_at = -1, time.monotonic()
@@ -93,20 +104,29 @@ class StageCheckpoints:
         Raises:
           WorkdirError: one that may not be read, that holds another model, or that cannot be set aside.
         """
-        if (manager := self._manager) is None:
+        arrays: list[np.ndarray] = []
+
+        def read() -> dict[str, Any] | None:
+            record, found = self._newest()
+            arrays.extend(found)
+            return record
+
+        if (record := on_first(read)) is None:
             return None
+        self._saved_step = record["step"]
+        return _unpack(record, arrays_of_first(arrays, record["arrays"]), start)
+
+    def _newest(self) -> tuple[dict[str, Any] | None, list[np.ndarray]]:
+        """The record and the arrays of the newest checkpoint that is whole."""
+        if (manager := self._manager) is None:
+            return None, []
         for step in sorted(manager.all_steps(), reverse=True):
             _require_readable(self._folder / str(step))
             try:
-                history = _unpack(*_read(manager, step), start)
-            except WorkdirError:
-                raise
+                return _read(manager, step)
             except Exception as error:  # whatever Orbax and its libraries raise on damaged files
                 self._set_aside(step, error)
-            else:
-                self._saved_step = step
-                return history
-        return None
+        return None, []
 
     def save(self, history: History) -> None:
         """Begins to write how far the stage is, once the checkpoint before is written. Needs no finished writing.
@@ -114,9 +134,12 @@ class StageCheckpoints:
         Raises:
           WorkdirError: this checkpoint or the one before could not be written; those before stay.
         """
-        if self._manager is None or not self._settings.keep or history.step == self._saved_step:
+        if not self._settings.keep or history.step == self._saved_step:
             return
         record, arrays = _pack(history)
+        self._saved_step, self._saved_at = history.step, time.monotonic()
+        if self._manager is None:  # not the process that writes
+            return
         items = {
             "record": ocp.args.JsonSave({"checksum": _checksum(record, arrays), "record": record}),  # pyright: ignore[reportCallIssue]
             "arrays": ocp.args.StandardSave([array for array in arrays if array.size]),  # pyright: ignore[reportCallIssue]
@@ -125,13 +148,12 @@ class StageCheckpoints:
             self._manager.save(history.step, args=ocp.args.Composite(**items), force=True)
         except Exception as error:
             raise self._failure(error) from error
-        self._saved_step, self._saved_at = history.step, time.monotonic()
 
     def save_when_due(self, history: History) -> None:
         """Saves where the interval of the config, in steps or in seconds, is over."""
         every_steps, every_seconds = self._settings.every_steps, self._settings.every_seconds
         steps, seconds = history.step - max(self._saved_step, 0), time.monotonic() - self._saved_at
-        if (every_steps and steps >= every_steps) or (every_seconds and seconds >= every_seconds):
+        if on_first(lambda: (0 < every_steps <= steps) or (0 < every_seconds <= seconds)):
             self.save(history)
 
     def __enter__(self) -> StageCheckpoints:

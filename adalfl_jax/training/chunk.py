@@ -74,5 +74,5 @@ def require_finite(
     if found:
         step, name, index = min(found, key=lambda item: item[0])
         raise DivergenceError(
-            method, phase, name, first_step + step + 1, seeds[index], without_carry(last_finite), first_step
+            method, phase, name, first_step + step + 1, seeds[index], to_host(without_carry(last_finite)), first_step
         )

@@ -41,7 +41,14 @@ LEARNED_LOSS_FAMILIES = ("network", "scaled_task_loss", "weight_network")
 STARTS = ("random", "task_loss")  # anything else is the path of losses that were learned before
 OUTER_SPLITS = ("train", "valid")
 FAULT_POLICIES = ("stop", "skip", "back_off")
-WITHOUT_EFFECT = ("checkpoint", "mesh", "num_loss_figures", "profile_steps", "wandb_project")  # on what a run computes
+WITHOUT_EFFECT = (
+    "checkpoint",
+    "hosts",
+    "mesh",
+    "num_loss_figures",
+    "profile_steps",
+    "wandb_project",
+)  # on what a run computes
 
 
 class ConfigError(ValueError):
@@ -302,6 +309,25 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class HostsConfig:
+    """The processes of a run."""
+
+    connect: str
+    num_processes: int
+    process_id: int
+    timeout_seconds: int
+
+    def __post_init__(self) -> None:
+        address = self.connect.rpartition(":")
+        good = self.connect in ("", "auto") or (address[0] and address[2].isdigit())
+        _require("hosts.connect", self.connect, bool(good), '"", "auto" or "ADDRESS:PORT"')
+        _require("hosts.num_processes", self.num_processes, self.num_processes >= 0, "a whole number of at least 0")
+        fits = -1 <= self.process_id < (self.num_processes or 2**31)
+        _require("hosts.process_id", self.process_id, fits, "a number from 0, below hosts.num_processes; or -1")
+        _require("hosts.timeout_seconds", self.timeout_seconds, self.timeout_seconds >= 1, "at least 1")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class CheckpointConfig:
     """How often a run that goes on is kept."""
 
@@ -345,6 +371,7 @@ class TrainConfig:
     profile_steps: tuple[int, ...]
     wandb_project: str
     mesh: MeshConfig
+    hosts: HostsConfig
 
     def __post_init__(self) -> None:
         for name in (self.method, *self.methods):

@@ -19,6 +19,7 @@ from adalfl_jax.training.checkpoint import save_state
 from adalfl_jax.training.config import LEARNING, METHODS, TrainConfig
 from adalfl_jax.training.digest import digest_of_offline_phase
 from adalfl_jax.training.evaluation import Evaluation
+from adalfl_jax.training.hosts import connect, is_first, on_first
 from adalfl_jax.training.outputs import finish_run, save_last_finite_state
 from adalfl_jax.training.phases import (
     Phase,
@@ -34,6 +35,7 @@ from adalfl_jax.training.preemption import Preemption
 from adalfl_jax.training.progress import tell
 from adalfl_jax.training.results import DivergenceError, MethodResult, Scalars
 from adalfl_jax.training.setup import Setup, make_setup
+from adalfl_jax.training.sharding import to_host
 from adalfl_jax.training.stage import Observer, Stage, StageRunner
 from adalfl_jax.training.start import pin_start
 from adalfl_jax.training.state import RunState, without_carry
@@ -81,15 +83,17 @@ def _run(
     command: str,
     offline_dir: str | os.PathLike[str] | None,
 ) -> dict[str, Any]:
+    connect(config.hosts)
     require_wandb(config)
     config = pin_start(config)
     setup = make_setup(config)
-    if (summary := layout.finished_summary(workdir, config, command)) is not None:
+    if (summary := on_first(lambda: layout.finished_summary(workdir, config, command))) is not None:
         tell(f"{workdir} holds this run, finished; its summary is read back.")
-        layout.remove_checkpoints(workdir)  # where the run was killed just before it did
+        if is_first():
+            layout.remove_checkpoints(workdir)  # where the run was killed just before it did
         return summary
-    with layout.hold_workdir(workdir):
-        folder = layout.open_workdir(workdir, config, command)
+    with contextlib.ExitStack() as held:
+        folder = Path(on_first(lambda: _open(held, workdir, config, command)))
         shared = None
         if offline_dir is not None and config.offline.num_steps:
             shared = Path(offline_dir).expanduser().resolve() / digest_of_offline_phase(config)
@@ -103,11 +107,17 @@ def _run(
             ) from error
 
 
+def _open(held: contextlib.ExitStack, workdir: str | os.PathLike[str], config: TrainConfig, command: str) -> str:
+    held.enter_context(layout.hold_workdir(workdir))
+    return str(layout.open_workdir(workdir, config, command))
+
+
 def _run_methods(
     setup: Setup, methods: tuple[str, ...], folder: Path, shared: Path | None, *, with_report: bool
 ) -> dict[str, Any]:
     results = []
-    with MetricWriters(folder, setup.config) as writers, Preemption() as preemption:
+    only_first = MetricWriters(folder, setup.config) if is_first() else contextlib.nullcontext()
+    with only_first as writers, Preemption() as preemption:
         run = _Run(setup, writers, folder, shared, preemption)
         for method in methods:
             try:
@@ -116,8 +126,9 @@ def _run_methods(
             except DivergenceError as error:
                 save_last_finite_state(folder, setup, error)
                 raise
-    summary = finish_run(folder, setup, results, with_report=with_report)
-    layout.remove_checkpoints(folder)
+    summary = on_first(lambda: finish_run(folder, setup, results, with_report=with_report))
+    if is_first():
+        layout.remove_checkpoints(folder)
     return summary
 
 
@@ -131,7 +142,7 @@ class _Run:
     def __init__(
         self,
         setup: Setup,
-        writers: MetricWriters,
+        writers: MetricWriters | None,  # None in a process that writes nothing
         workdir: Path,
         offline_checkpoints: Path | None,
         preemption: Preemption,
@@ -195,8 +206,9 @@ class _Run:
                 _backed_off(self.setup, make_offline_phase),
                 self.offline_checkpoints,
             )
-            shared = self.offline_checkpoints
-            with layout.hold_workdir(shared) if shared else contextlib.nullcontext():
+            with contextlib.ExitStack() as held:
+                if (shared := self.offline_checkpoints) is not None:
+                    on_first(lambda: held.enter_context(layout.hold_workdir(shared)))
                 history = self.stages.advance(stage)
             self._offline = history.state, history.seconds
         return self._offline
@@ -215,7 +227,7 @@ class _Run:
         return MethodResult(
             method=method,
             learning_rate=learning_rate,
-            state=without_carry(history.state),
+            state=to_host(without_carry(history.state)),
             test=history.scalars[f"test/{config.metric}"],
             valid=history.scalars[f"valid/{config.metric}"],
             seconds=history.seconds,
@@ -228,6 +240,8 @@ class _Run:
         config, title = self.setup.config, METHODS.get(method, "the offline phase")
 
         def write(step: int, scalars: Scalars, shapes: LossShapes | None) -> None:
+            if self.writers is None:
+                return
             self.writers.write(method, phase, step, config.seeds, scalars)
             if shapes is not None:
                 predictions = np.asarray(self.evaluation.predictions)

@@ -21,9 +21,9 @@ from adalfl_jax.learned_losses import save_learned_loss
 from adalfl_jax.training import workdir as layout
 from adalfl_jax.training.checkpoint import save_state
 from adalfl_jax.training.config import METHODS
+from adalfl_jax.training.hosts import is_first
 from adalfl_jax.training.results import DivergenceError, MethodResult
 from adalfl_jax.training.setup import Setup
-from adalfl_jax.training.sharding import to_host
 from adalfl_jax.training.state import RunState
 from adalfl_jax.training.unfinished import read_unfinished
 
@@ -86,7 +86,7 @@ def save_last_finite_state(workdir: Path, setup: Setup, error: DivergenceError) 
     folder = workdir / layout.STATES / f"{error.method}_last_finite"
     save_state(folder, error.state)
     kept = str(folder)
-    if error.state.phi is not None:
+    if error.state.phi is not None and is_first():
         index = setup.config.seeds.index(error.seed)
         origin = {"method": error.method, "seed": error.seed, "step": error.state_step, "diverged_at": error.step}
         _save_phi(workdir, setup, error.state, index, origin)
@@ -162,6 +162,6 @@ def _save_learned_loss(workdir: Path, setup: Setup, results: Sequence[MethodResu
 
 def _save_phi(workdir: Path, setup: Setup, state: RunState, index: int, origin: dict[str, Any]) -> None:
     assert state.phi is not None
-    params = jax.tree.map(lambda leaf: leaf[index], to_host(state.phi.params))
+    params = jax.tree.map(lambda leaf: leaf[index], state.phi.params)
     metadata = {**origin, "config": setup.config.to_dict()}
     save_learned_loss(workdir / layout.LEARNED_LOSS, setup.learned_loss, params, metadata)

@@ -120,7 +120,7 @@ def init_phi(setup: Setup, keys: SeedKeys) -> Phi:
 
 def restart_outer_optimizer(phi: Phi) -> Phi:
     """phi with the fresh Adam state the online phase starts from; the offline one's moments are dropped."""
-    return jax.vmap(lambda params: Phi.create(params, optax.adam(1.0)))(phi.params)
+    return jax.jit(jax.vmap(lambda params: Phi.create(params, optax.adam(1.0))))(phi.params)
 
 
 def init_training(setup: Setup, method: str, keys: SeedKeys, phi: Phi | None) -> RunState:

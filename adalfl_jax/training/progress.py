@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from adalfl_jax.training.hosts import is_first
+
 Update = Callable[[int, str], None]  # (steps done, what to show beside them)
 
 
@@ -27,7 +29,7 @@ def show_progress(
     Yields:
       A function to call with the steps done and a few words on the state of things.
     """
-    console = console or Console(stderr=True, highlight=False)
+    console = console or _console()
     start = time.perf_counter()
 
     def rate(done: int) -> float:
@@ -59,5 +61,9 @@ def show_progress(
 
 
 def tell(text: str) -> None:
-    """Prints a line that is no result, to standard error."""
-    Console(stderr=True, highlight=False).print(text, markup=False, soft_wrap=True)
+    """Prints a line that is no result, to standard error; of several processes the first one does."""
+    _console().print(text, markup=False, soft_wrap=True)
+
+
+def _console() -> Console:
+    return Console(stderr=True, highlight=False, quiet=not is_first())

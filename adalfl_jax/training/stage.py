@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import time
 import warnings
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from adalfl_jax.training.checkpoint import StageCheckpoints
 from adalfl_jax.training.chunk import chunk_means, require_finite, seeds_without_gradient
 from adalfl_jax.training.config import METHODS
 from adalfl_jax.training.evaluation import Evaluation
+from adalfl_jax.training.hosts import is_first, largest
 from adalfl_jax.training.phases import Phase, SeedKeys, splits_of
 from adalfl_jax.training.preemption import Preemption, PreemptionError
 from adalfl_jax.training.profiling import trace_chunk
@@ -127,7 +129,8 @@ class StageRunner:
         config, first_step = self._setup.config, history.step
         chunk = min(config.eval_every, stage.num_steps - first_step)
         done = first_step + chunk
-        with trace_chunk(self._workdir / layout.PROFILES / stage.name, config.profile_steps, first_step, done):
+        traced = config.profile_steps if is_first() else ()
+        with trace_chunk(self._workdir / layout.PROFILES / stage.name, traced, first_step, done):
             state, metrics = program.advance(
                 history.state, self._keys, splits_of(self._setup), stage.learning_rate, first_step, num_steps=chunk
             )
@@ -202,11 +205,13 @@ class StageRunner:
         stage.observe(step, scalars, shapes)
 
     def _obey_signal(self, stage: Stage, step: int) -> None:
-        if (number := self._preemption.signal) is None:
+        if not (number := largest(self._preemption.signal or 0)):  # to whichever process it came
             return
         is_kept = self._setup.config.checkpoint.keep > 0
         after = "saved; the same command goes on from there" if is_kept else "not saved, as config.checkpoint.keep is 0"
-        raise PreemptionError(number, f"the run ended after {stage.phase} step {step} of {stage.method}, {after}")
+        raise PreemptionError(
+            signal.Signals(number), f"the run ended after {stage.phase} step {step} of {stage.method}, {after}"
+        )
 
 
 def _words(scalars: Scalars, metric: str) -> str:

@@ -1,0 +1,106 @@
+"""Several processes of one run, on one host or many: how they meet, what they agree on, and that one alone writes.
+
+All of them run the same program on the same arrays, each with its own devices. Files and clocks are the first one's
+business; what the others need of them they are told.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from adalfl_jax.training.config import ConfigError, HostsConfig
+from adalfl_jax.training.workdir import WorkdirError
+
+Value = TypeVar("Value")
+
+
+def connect(config: HostsConfig) -> None:
+    """Meets the other processes of a run, where the config says that there are any. Must come before any computation.
+
+    Where one is silent for `timeout_seconds` the others end, with a message of JAX's that names it.
+
+    Raises:
+      ConfigError: too little is known of the others, they do not come, or this process has computed already.
+    """
+    if not config.connect or jax.distributed.is_initialized():
+        return
+    address = None if config.connect == "auto" else config.connect
+    try:
+        jax.distributed.initialize(
+            coordinator_address=address,
+            num_processes=config.num_processes or None,
+            process_id=config.process_id if config.process_id >= 0 else None,
+            initialization_timeout=300,
+            heartbeat_timeout_seconds=config.timeout_seconds,
+            shutdown_timeout_seconds=config.timeout_seconds,
+        )
+    except (ValueError, RuntimeError) as error:
+        if address is None and "must be defined" in str(error).replace("should", "must"):
+            return  # no cluster: a process of its own
+        raise ConfigError(f"config.hosts: the processes cannot be connected: {error}") from error
+    sys.stderr.write(
+        f"process {jax.process_index()} of {jax.process_count()}: where one is silent for {config.timeout_seconds} "
+        "seconds the others end; the same commands, for all of them, go on from the last checkpoint\n"
+    )
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes."""
+    return jax.process_index() == 0
+
+
+def on_first(function: Callable[[], Value]) -> Value:
+    """What a function returns in the first process, where it alone is called, in all of them.
+
+    Args:
+      function: returns what JSON takes.
+
+    Raises:
+      WorkdirError: in all of them, where the function does.
+    """
+    if jax.process_count() == 1:
+        return function()
+    outcome: dict[str, Any] = {}
+    if is_first():
+        try:
+            outcome = {"value": function()}
+        except WorkdirError as error:
+            outcome = {"error": str(error)}
+    outcome = json.loads(_broadcast(json.dumps(outcome).encode()))
+    if "error" in outcome:
+        raise WorkdirError(outcome["error"])
+    return outcome["value"]
+
+
+def arrays_of_first(arrays: Sequence[np.ndarray], specs: Sequence[dict[str, Any]]) -> list[np.ndarray]:
+    """Arrays of the first process in all of them, which know their shapes and types."""
+    if jax.process_count() == 1:
+        return list(arrays)
+    found = []
+    for index, spec in enumerate(specs):
+        content = np.ascontiguousarray(arrays[index]).tobytes() if is_first() else b""
+        found.append(np.frombuffer(_broadcast(content), spec["dtype"]).reshape(spec["shape"]))
+    return found
+
+
+def largest(value: int) -> int:
+    """The largest of the numbers that the processes call this with."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.process_allgather(np.int32(value)).max())
+
+
+def _broadcast(content: bytes) -> bytes:
+    """Bytes of the first process; those of the others are not looked at."""
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
+    padded = np.zeros(1 << max(length - 1, 1).bit_length(), np.uint8)  # few lengths, so few programs
+    if is_first():
+        padded[:length] = np.frombuffer(content, np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(padded), np.uint8).tobytes()[:length]

@@ -1,0 +1,158 @@
+"""Runs in several processes that meet over the network of one machine."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from adalfl_jax.training import ConfigError, train
+from adalfl_jax.training.config import HostsConfig
+from adalfl_jax.training.hosts import connect
+from tests.training.same_run import assert_same_run
+from tests.training.tiny import ROOT, final_state, quick_compilation, tiny_config
+
+__all__ = ["quick_compilation"]
+
+SETTINGS = {
+    "batch_size": 40,
+    "num_steps": 4,
+    "eval_every": 2,
+    "offline.num_steps": 2,
+    "num_seeds": 2,
+    "model.hidden_sizes": (8,),
+    "learned_loss.hidden_sizes": (8,),
+    "inner.learning_rate": 0.1,
+    "mesh.seed": 2,
+    "mesh.data": 2,
+}
+
+
+with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    ADDRESS = f"127.0.0.1:{probe.getsockname()[1]}"  # a run's learned loss says where its processes met
+
+
+def start(workdir, overrides, num_processes=2, **environment):
+    """The processes of a run, of two devices each."""
+    hosts = {"connect": ADDRESS, "num_processes": num_processes, "timeout_seconds": 10}
+    settings = SETTINGS | overrides | {f"hosts.{name}": value for name, value in hosts.items()}
+    flags = [f"--config.{name}={value}" for name, value in settings.items()]
+    program = [sys.executable, "-m", "experiments.train", "--config=configs/digits_mlp.py", f"--workdir={workdir}"]
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "2",
+        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "COLUMNS": "120",
+        **environment,
+    }
+    return [
+        subprocess.Popen(  # noqa: S603, the command is ours
+            [*program, *flags, f"--config.hosts.process_id={process}"],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process in range(num_processes)
+    ]
+
+
+def wait_for(process, line):
+    """Reads what a process says until a line is in it."""
+    for printed in process.stderr:
+        if line in printed:
+            return
+    raise AssertionError(f"the process ended without saying {line!r}")
+
+
+def end(processes):
+    """How processes ended, and what they said."""
+    said = [process.communicate()[1] for process in processes]
+    return [process.returncode for process in processes], said
+
+
+def test_two_processes_of_two_devices_make_the_run_of_one_process_of_four(tmp_path):
+    overrides = {"method": "task_loss", "dataset.streaming": "always"}
+    codes, said = end(start(tmp_path / "two", overrides))
+    assert codes == [0, 0], said
+    assert "process 1 of 2: where one is silent for 10 seconds the others end" in said[1]
+    assert "4/4" in said[0]
+    assert "4/4" not in said[1]  # only one of them speaks
+    config = tiny_config(SETTINGS | overrides)
+    train(config, tmp_path / "one")
+    states = [jax.tree.leaves(final_state(config, tmp_path / run, config.method)) for run in ("two", "one")]
+    for left, right in zip(*states, strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-6)
+    lines = [(tmp_path / run / "metrics.jsonl").read_text().splitlines() for run in ("two", "one")]
+    for left, right in zip(*(map(json.loads, each) for each in lines), strict=True):
+        assert left.pop("method") == right.pop("method")
+        assert left.pop("phase") == right.pop("phase")
+        assert left == pytest.approx(right, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The inplace keyword")  # tbparse's, of pandas
+def test_a_run_goes_on_after_a_signal_to_one_process_and_after_the_loss_of_one(tmp_path):
+    overrides = {"method": "adalfl", "num_steps": 100, "offline.num_steps": 100, "checkpoint.every_steps": 4}
+    processes = start(tmp_path / "two", overrides)
+    wait_for(processes[0], "offline phase (ML3)  8/100")
+    processes[1].send_signal(signal.SIGTERM)
+    codes, said = end(processes)
+    assert codes == [128 + signal.SIGTERM] * 2, said
+    assert all("SIGTERM: the run ended after offline step" in each for each in said)
+    for lost, left in ((1, 0), (0, 1)):
+        processes = start(tmp_path / "two", overrides)
+        wait_for(processes[0], "AdaLFL  8/100" if lost == 1 else "AdaLFL goes on from step")
+        processes[lost].kill()
+        killed = time.monotonic()
+        codes, said = end(processes)
+        assert time.monotonic() - killed < 60
+        assert codes[lost] == -signal.SIGKILL
+        assert codes[left] not in (0, -signal.SIGKILL)
+        assert "This most likely indicates that another task died" in said[left]
+    codes, said = end(start(tmp_path / "two", overrides))
+    assert codes == [0, 0], said
+    assert re.search(r"AdaLFL goes on from step \d+ of 100", said[0])
+    codes, said = end(start(tmp_path / "unbroken", overrides))
+    assert codes == [0, 0], said
+    assert_same_run(tmp_path / "two", tmp_path / "unbroken")
+
+
+@pytest.mark.slow
+def test_a_folder_that_cannot_be_used_ends_all_processes_with_the_same_line(tmp_path):
+    (tmp_path / "other").write_text("not a run")
+    codes, said = end(start(tmp_path, {}))
+    assert codes == [1, 1], said
+    assert all("WorkdirError" in each and "is not empty and holds no config.json" in each for each in said[:1])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"connect": "somewhere"}, r"hosts\.connect must be \"\", \"auto\" or \"ADDRESS:PORT\"; got 'somewhere'"),
+        (
+            {"num_processes": 2, "process_id": 2},
+            r"hosts\.process_id must be a number from 0, below hosts\.num_processes",
+        ),
+        ({"timeout_seconds": 0}, r"hosts\.timeout_seconds must be at least 1; got 0"),
+    ],
+)
+def test_hosts_that_cannot_be_are_refused_by_name(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        tiny_config({f"hosts.{name}": value for name, value in overrides.items()})
+
+
+def test_a_process_that_has_computed_already_cannot_be_connected():
+    jax.devices()
+    with pytest.raises(ConfigError, match=r"config\.hosts: the processes cannot be connected"):
+        connect(HostsConfig("127.0.0.1:1", 2, 0, 10))
