@@ -7,9 +7,14 @@ from numbers import Integral, Real
 from typing import Any
 
 
+def is_count(value: Any) -> bool:
+    """Whether a setting is a whole number of at least 1, NumPy's included."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
+
+
 def require_count(name: str, value: Any) -> None:
-    """Raises ValueError unless a setting is a whole number of at least 1, NumPy's included."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+    """Raises ValueError unless `is_count`."""
+    if not is_count(value):
         raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}")
 
 

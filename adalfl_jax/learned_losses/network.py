@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from adalfl_jax.learned_losses.activations import ACTIVATIONS, smooth_leaky_relu
 from adalfl_jax.registry import lookup
-from adalfl_jax.settings import require_count, require_flag, require_number
+from adalfl_jax.settings import is_count, require_flag, require_number
 from adalfl_jax.task_losses import to_dense
 from adalfl_jax.types import LearnedLoss, PyTree
 
@@ -82,10 +82,8 @@ class LossNetwork:
     use_progress: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.hidden_sizes, Iterable):
-            raise ValueError(f"hidden_sizes must be a tuple of whole numbers; got {self.hidden_sizes!r}")
-        for size in self.hidden_sizes:
-            require_count("each of hidden_sizes", size)
+        if not (isinstance(self.hidden_sizes, Iterable) and all(map(is_count, self.hidden_sizes))):
+            raise ValueError(f"hidden_sizes must be whole numbers of at least 1; got {self.hidden_sizes!r}")
         object.__setattr__(self, "hidden_sizes", tuple(map(int, self.hidden_sizes)))
         require_number("beta", self.beta)
         if not (isinstance(self.gamma, Real) and 0 <= self.gamma < 1):
@@ -150,7 +148,7 @@ class LossNetwork:
         progress: jax.Array | float | None = None,
     ) -> jax.Array:
         """l_phi of each pair of target and prediction, two arrays of one shape; returns that shape."""
-        require_params(self, phi_params)
+        require_params(self, LossNetwork.init, phi_params)
         hidden_activation = self._hidden_activation()
         inputs = [targets, predictions]
         if self.use_progress:
@@ -175,13 +173,13 @@ class LossNetwork:
         return ACTIVATIONS[self.activation]
 
 
-def require_params(loss: LearnedLoss, phi_params: PyTree) -> None:
-    """Raises ValueError unless phi has the arrays that `loss.init` draws, by name and shape."""
+def require_params(loss: LearnedLoss, init: Callable[..., PyTree], phi_params: PyTree) -> None:
+    """Raises ValueError unless phi has the arrays that `init(loss, rng_key)` draws, by name and shape."""
     found = jax.tree.map(jnp.shape, phi_params)
-    if found != (expected := _shapes(loss)):
+    if found != (expected := _shapes(loss, init)):
         raise ValueError(f"phi is not of {loss}: expected arrays of the shapes {expected}; got {found}")
 
 
 @functools.cache
-def _shapes(loss: LearnedLoss) -> PyTree:
-    return jax.tree.map(jnp.shape, jax.eval_shape(loss.init, jax.random.key(0)))
+def _shapes(loss: LearnedLoss, init: Callable[..., PyTree]) -> PyTree:
+    return jax.tree.map(jnp.shape, jax.eval_shape(functools.partial(init, loss), jax.random.key(0)))

@@ -64,7 +64,7 @@ class WeightNetwork:
 
     def weights(self, phi_params: PyTree, example_losses: jax.Array) -> jax.Array:
         """w_phi, in (0, 1), of the cross-entropies `[B]`; returns `[B]`."""
-        require_params(self, phi_params)
+        require_params(self, WeightNetwork.init, phi_params)
         return _weights(phi_params, example_losses)
 
     def apply(self, phi_params: PyTree, targets: jax.Array, outputs: jax.Array) -> jax.Array:
@@ -81,7 +81,7 @@ class WeightNetwork:
         Raises:
           ValueError: targets that do not fit the outputs, a single output, or phi of another network.
         """
-        require_params(self, phi_params)
+        require_params(self, WeightNetwork.init, phi_params)
         return _weigh(phi_params, example_cross_entropy(targets, outputs)).mean()
 
 

@@ -154,7 +154,7 @@ def test_every_activation_serves_as_hidden_and_as_output(activation):
         ({"beta": 0.0}, r"beta must be a number above 0; got 0.0"),
         ({"beta": float("nan")}, r"beta must be a number above 0; got nan"),
         ({"gamma": 1.0}, r"gamma must be a number in \[0, 1\); got 1.0"),
-        ({"hidden_sizes": (40, 0)}, r"each of hidden_sizes must be a whole number of at least 1; got 0"),
+        ({"hidden_sizes": (40, 0)}, r"hidden_sizes must be whole numbers of at least 1; got \(40, 0\)"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):
