@@ -9,7 +9,7 @@ from typing import Any
 
 def is_count(value: Any) -> bool:
     """Whether a setting is a whole number of at least 1, NumPy's included."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def require_count(name: str, value: Any) -> None:
