@@ -69,11 +69,10 @@ def through_architecture(
     Where the architecture a is in both passes the outer loss depends on it twice: dL/da = d L(theta'(a), a) / da.
     """
     inner_key, outer_key = split(batch.rng_key)
-    apply_fn: Any = problem.apply_fn  # which takes an architecture besides
 
     def objective(phi_params: PyTree) -> tuple[jax.Array, tuple[Theta, jax.Array]]:
         bound = problem._replace(
-            apply_fn=functools.partial(apply_fn, architecture=phi_params["architecture"]),
+            apply_fn=functools.partial(mixed_mlp, architecture=phi_params["architecture"]),
             learned_loss_fn=lambda phi, targets, outputs: problem.learned_loss_fn(phi["loss"], targets, outputs),
         )
         theta_next, inner_loss = inner_step(bound, theta, phi_params, batch.inner, inner_key)

@@ -49,6 +49,7 @@ def test_the_gradient_of_loss_and_architecture_is_exact():
     assert_relative(ravel_pytree(result.gradient)[0], finite_differences(outer_loss, phi_params))
 
 
+@pytest.mark.slow
 def test_of_phi_moves_what_is_to_learn(monkeypatch):
     monkeypatch.setattr(program, "NUM_POINTS", 2)
     monkeypatch.setattr(program, "NETWORK", LOSS)

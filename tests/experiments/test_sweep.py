@@ -194,6 +194,7 @@ def test_a_run_whose_time_is_over_saves_and_is_handed_back_to_be_requeued(tmp_pa
     assert (again.command, again.log) == (job.command, job.log)
 
 
+@pytest.mark.slow
 def test_submitit_starts_it_again_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep.TrainingJob, "__module__", "__main__")
     flags.FLAGS.mark_as_parsed()

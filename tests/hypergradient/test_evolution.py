@@ -80,6 +80,7 @@ def test_persistent_particles_see_the_whole_horizon(horizon, expected):
         assert_mean(samples[:, step], value)
 
 
+@pytest.mark.slow
 def test_with_a_horizon_of_one_they_are_evolution_strategies():
     model, optimizer, loss, theta, phi_params = make_problem("dropout", "momentum")
     problem = BilevelProblem(model.apply, loss.apply, softmax_cross_entropy, optimizer)

@@ -192,7 +192,7 @@ def test_a_step_is_differentiable_in_what_the_optimiser_closes_over(estimator):
 def test_float16_is_refused():
     _, optimizer, _, theta, _ = make_problem()
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), theta.params)
-    with pytest.raises(ValueError, match="float16 has too little range"):
+    with pytest.raises(ValueError, match="is float16, which has too little range"):
         jax.grad(lambda g: optax.tree.sum(differentiable_update(optimizer, g, theta.opt_state, half)[0]))(half)
 
 

@@ -125,6 +125,7 @@ def test_a_step_adds_up_two_gradients_of_theta_and_one_of_phi_over_devices_and_n
 WINDOW = {"method": "adalfl", "hypergradient": "truncated", "estimator.window": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "meshes"),
     [

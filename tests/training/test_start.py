@@ -42,6 +42,7 @@ def assert_same(left, right):
     jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
+@pytest.mark.slow
 def test_a_start_at_the_task_loss_has_its_gradients():
     setup = make_setup(tiny_config({"learned_loss.start": "task_loss"}, num_seeds=1))
     params = jax.tree.map(lambda leaf: leaf[0], init_phi(setup, make_seed_keys((0,))).params)

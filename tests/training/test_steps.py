@@ -113,6 +113,7 @@ def test_reweighting_weighs_the_loss_of_the_baseline(setup, theta):
     assert 0 < measured["zero_share"] == metrics.zero_share < 1
 
 
+@pytest.mark.slow
 def test_all_methods_are_compared_in_one_run(tmp_path):
     methods = tuple(METHODS)
     config = tiny_config(methods=methods, num_steps=4, eval_every=2, **{"outer.split": "valid"})
