@@ -94,8 +94,7 @@ def test_the_step_is_compiled_once():
 @pytest.mark.usefixtures("float64")
 def test_golden_trajectory():
     """A change of these numbers is a change of the method; regenerate with `python -m tests.test_bilevel`."""
-    # Compiled on its own, and in a session of all tests, it differs by 2e-8.
-    chex.assert_trees_all_close(golden_trajectory(), json.loads(GOLDEN.read_text()), rtol=1e-7)
+    chex.assert_trees_all_close(golden_trajectory(), json.loads(GOLDEN.read_text()), rtol=1e-8)
 
 
 def golden_trajectory():

@@ -23,6 +23,7 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()  # or what was compiled so, single operations among it, would be used in other modules
 
 
 SETTINGS = {
