@@ -22,7 +22,7 @@ from rich.table import Table
 from adalfl_jax.data import DatasetError
 from adalfl_jax.registry import require_known
 from adalfl_jax.training import ConfigError, DivergenceError, PreemptionError, TrainConfig, WorkdirError
-from adalfl_jax.training.config import field_paths
+from adalfl_jax.training.fields import field_paths
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "File with the configuration, one of configs/.", lock_config=True
@@ -87,7 +87,7 @@ def parse_flags(arguments: list[str]) -> list[str]:
         name = argument.lstrip("-").partition("=")[0]
         if name.startswith("config."):
             try:
-                require_known("field of the configuration", field_paths(), name.removeprefix("config."))
+                require_known("field of the configuration", field_paths(TrainConfig), name.removeprefix("config."))
             except ValueError as error:
                 sys.exit(f"ConfigError: {error}")
     try:

@@ -31,7 +31,7 @@ from absl import app, flags
 
 from adalfl_jax.registry import require_known
 from adalfl_jax.training import ConfigError, TrainConfig, WorkdirError
-from adalfl_jax.training.config import field_paths
+from adalfl_jax.training.fields import field_paths
 from adalfl_jax.training.start import pin_start
 from adalfl_jax.training.workdir import CONFIG as CONFIG_FILE
 from adalfl_jax.training.workdir import finished_summary, write_json
@@ -127,7 +127,7 @@ def make_points(root: Path) -> list[Point]:
     for text in _VARY.value:
         field, _, values = text.partition("=")
         try:
-            require_known("field of the configuration", field_paths(), field)
+            require_known("field of the configuration", field_paths(TrainConfig), field)
         except ValueError as error:
             raise ConfigError(f"--vary={text}: {error}") from error
         if field in grid or not values:

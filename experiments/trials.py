@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
-import scipy.stats
 from matplotlib.figure import Figure
 
 from adalfl_jax.analysis.figures import STYLE
-from adalfl_jax.analysis.statistics import describe, paired_difference
+from adalfl_jax.analysis.statistics import adjust_p_values, describe, paired_difference
 from experiments.page import Row, Table
 
 Point = Mapping[str, float]
@@ -56,11 +55,7 @@ def compare_trials(
         }
     scores = {name: row["score"]["per_seed"] for name, row in found.items()}
     tests = {name: paired_difference(scores[reference], scores[name]) for name in found if name != reference}
-    defined = [name for name, test in tests.items() if test["p_value"] is not None]
-    if defined:
-        adjusted = scipy.stats.false_discovery_control([tests[name]["p_value"] for name in defined])
-        for name, value in zip(defined, adjusted, strict=True):
-            tests[name]["adjusted_p_value"] = float(value)
+    adjust_p_values([*tests.values()])
     return {
         "reference": reference,
         "seeds": list(seeds),

@@ -34,3 +34,15 @@ def paired_difference(first: Sequence[float], second: Sequence[float], confidenc
         result |= {"interval": [float(interval.low), float(interval.high)], "p_value": float(test.pvalue)}
         result["effect_size"] = float(differences.mean() / differences.std(ddof=1))
     return result
+
+
+def adjust_p_values(tests: Sequence[dict[str, Any]]) -> None:
+    """Gives tests, as from `paired_difference`, an `adjusted_p_value` for their number (Benjamini and Hochberg).
+
+    Those that are not defined have none and are not counted.
+    """
+    defined = [test for test in tests if test["p_value"] is not None]
+    if defined:
+        adjusted = scipy.stats.false_discovery_control([test["p_value"] for test in defined])
+        for test, p_value in zip(defined, adjusted, strict=True):
+            test["adjusted_p_value"] = float(p_value)

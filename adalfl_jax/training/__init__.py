@@ -1,7 +1,7 @@
 """Runs: a configuration in, a workdir with trained models, a learned loss, metrics and figures out."""
 
-from adalfl_jax.training.config import ConfigError as ConfigError
 from adalfl_jax.training.config import TrainConfig as TrainConfig
+from adalfl_jax.training.fields import ConfigError as ConfigError
 from adalfl_jax.training.loop import compare as compare
 from adalfl_jax.training.loop import train as train
 from adalfl_jax.training.preemption import PreemptionError as PreemptionError

@@ -18,10 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from adalfl_jax.training.config import LEARNING, CheckpointConfig, MeshConfig, TrainConfig
+from adalfl_jax.training.config import LEARNING, TrainConfig
 from adalfl_jax.training.hosts import arrays_of_first, is_first, on_first
 from adalfl_jax.training.phases import init_phi, init_theta, make_seed_keys, restart_outer_optimizer
 from adalfl_jax.training.results import History
+from adalfl_jax.training.sections import CheckpointConfig, MeshConfig
 from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.sharding import place, to_host
 from adalfl_jax.training.state import RunState

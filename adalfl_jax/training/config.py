@@ -1,30 +1,33 @@
-"""The configuration of a run as frozen dataclasses: unknown keys, wrong types and impossible values end here.
+"""The configuration of a run as a frozen dataclass: unknown keys, wrong types and impossible values end here.
 
-`configs/default.py` has a value and a sentence for every field; this file has their types and ranges.
+`configs/default.py` has a value and a sentence for every field; this file and `sections` have their types and ranges.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import typing
 from collections.abc import Mapping
 from typing import Any
 
-from adalfl_jax.data import STREAMING, Corruption
-from adalfl_jax.hypergradient import (
-    ESTIMATORS,
-    ONE_STEP,
-    REMEMBERING,
-    Estimator,
-    estimator_settings,
-    make_estimator,
+from adalfl_jax.hypergradient import ESTIMATORS, ONE_STEP, REMEMBERING
+from adalfl_jax.registry import lookup, require_known
+from adalfl_jax.task_losses import METRICS, TASK_LOSSES
+from adalfl_jax.training.fields import build, jsonable, require
+from adalfl_jax.training.sections import (
+    AugmentationConfig,
+    BaselineConfig,
+    CheckpointConfig,
+    DatasetConfig,
+    EstimatorConfig,
+    HostsConfig,
+    InnerConfig,
+    LearnedLossConfig,
+    MeshConfig,
+    ModelConfig,
+    OfflineConfig,
+    OuterConfig,
+    TuningConfig,
 )
-from adalfl_jax.learned_losses import LossNetwork, RescaledLoss, ScaledTaskLoss, WeightNetwork
-from adalfl_jax.models import COMPUTE_DTYPES, INITIALIZATIONS, MODELS, Model, make_model, model_options
-from adalfl_jax.registry import lookup, require_known, suggestion
-from adalfl_jax.task_losses import FOR_LABELS, METRICS, TASK_LOSSES
-from adalfl_jax.types import LearnedLoss
 
 METHODS: dict[str, str] = {
     "task_loss": "task loss",
@@ -36,10 +39,6 @@ METHODS: dict[str, str] = {
     "adalfl": "AdaLFL",
 }  # name -> what a reader is shown
 LEARNING = ("ml3", "adalfl")  # those that learn a loss
-SCHEDULES = ("constant", "linear", "cosine", "milestones")
-LEARNED_LOSS_FAMILIES = ("network", "scaled_task_loss", "weight_network")
-STARTS = ("random", "task_loss")  # anything else is the path of losses that were learned before
-OUTER_SPLITS = ("train", "valid")
 FAULT_POLICIES = ("stop", "skip", "back_off")
 WITHOUT_EFFECT = (
     "checkpoint",
@@ -49,296 +48,6 @@ WITHOUT_EFFECT = (
     "profile_steps",
     "wandb_project",
 )  # on what a run computes
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot run; the text names the field, what it takes and what came."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ModelConfig:
-    """The base model."""
-
-    name: str
-    hidden_sizes: tuple[int, ...]
-    depth: int
-    width: int
-    initialization: str
-    compute_dtype: str
-    remat: bool
-
-    def __post_init__(self) -> None:
-        lookup("model", MODELS, self.name)
-        _require(
-            "model.hidden_sizes", self.hidden_sizes, all(s > 0 for s in self.hidden_sizes), "sizes of 1 unit or more"
-        )
-        require_known("initialization", INITIALIZATIONS, self.initialization)
-        require_known("compute_dtype", COMPUTE_DTYPES, self.compute_dtype)
-        has_blocks = "remat" in model_options(self.name)
-        _require("model.remat", self.remat, has_blocks or not self.remat, f"False: {self.name!r} has no blocks")
-
-    def make(self, input_shape: tuple[int, ...], num_outputs: int) -> Model:
-        """The model these settings describe; those of other models are left out."""
-        options = {option: getattr(self, option) for option in model_options(self.name) if hasattr(self, option)}
-        settings = {"compute_dtype": self.compute_dtype, "initialization": self.initialization}
-        return make_model(self.name, input_shape, num_outputs, **settings, **options)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class DatasetConfig:
-    """Which data, where they are, and how they are held."""
-
-    name: str
-    data_dir: str
-    cache_dir: str
-    image_size: int
-    valid_fraction: float
-    valid_examples: int
-    imbalance: float
-    label_noise: float
-    noise_kind: str
-    streaming: str
-
-    def __post_init__(self) -> None:
-        _require("dataset.name", self.name, bool(self.name), "a name or the path of an .npz file")
-        _require("dataset.image_size", self.image_size, self.image_size >= 0, "a whole number of at least 0")
-        _require("dataset.valid_fraction", self.valid_fraction, 0 < self.valid_fraction < 1, "a number in (0, 1)")
-        _require(
-            "dataset.valid_examples", self.valid_examples, self.valid_examples >= 0, "a whole number of at least 0"
-        )
-        require_known("streaming", STREAMING, self.streaming)
-        self.corruption()
-
-    def corruption(self) -> Corruption:
-        """What these settings do to the training split."""
-        return Corruption(self.label_noise, self.noise_kind, self.imbalance)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class AugmentationConfig:
-    """What is done to training images; those of the validation and the test split are left alone."""
-
-    padding: int
-    flip: bool
-
-    def __post_init__(self) -> None:
-        _require("augmentation.padding", self.padding, self.padding >= 0, "a whole number of at least 0")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class InnerConfig:
-    """The optimiser of theta."""
-
-    learning_rate: float
-    momentum: float
-    nesterov: bool
-    weight_decay: float
-    clip_norm: float
-    schedule: str
-    milestones: tuple[int, ...]
-    milestone_factor: float
-
-    def __post_init__(self) -> None:
-        _require("inner.learning_rate", self.learning_rate, self.learning_rate > 0, "a number above 0")
-        _require("inner.momentum", self.momentum, 0 <= self.momentum < 1, "a number in [0, 1)")
-        _require("inner.nesterov", self.nesterov, not self.nesterov or self.momentum > 0, "a momentum above 0")
-        _require("inner.weight_decay", self.weight_decay, self.weight_decay >= 0, "a number of at least 0")
-        _require("inner.clip_norm", self.clip_norm, self.clip_norm >= 0, "a number of at least 0")
-        require_known("schedule", SCHEDULES, self.schedule)
-        rising = list(self.milestones) == sorted({step for step in self.milestones if step > 0})
-        _require("inner.milestones", self.milestones, rising, "steps above 0, each later than the one before")
-        if self.schedule == "milestones":
-            _require("inner.milestones", self.milestones, bool(self.milestones), 'one step or more for "milestones"')
-        _require("inner.milestone_factor", self.milestone_factor, 0 < self.milestone_factor <= 1, "a number in (0, 1]")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class OuterConfig:
-    """Adam of phi while theta trains, and what its gradient may cost."""
-
-    learning_rate: float
-    split: str
-    split_fraction: float
-    every: int
-    inner_fraction: float
-    outer_fraction: float
-    pipelined: bool
-
-    def __post_init__(self) -> None:
-        _require("outer.learning_rate", self.learning_rate, self.learning_rate > 0, "a number above 0")
-        require_known("split", OUTER_SPLITS, self.split)
-        _require("outer.every", self.every, self.every >= 1, "a whole number of at least 1")
-        for field in ("split_fraction", "inner_fraction", "outer_fraction"):
-            _require(f"outer.{field}", getattr(self, field), 0 < getattr(self, field) <= 1, "a number in (0, 1]")
-        whole = self.split_fraction == 1 or self.split == "valid"
-        _require("outer.split_fraction", self.split_fraction, whole, '1.0 with outer.split "train"')
-        if self.pipelined:
-            alone = {"every": 1, "inner_fraction": 1, "outer_fraction": 1, "split": "train"}
-            others = [
-                f"outer.{field} {getattr(self, field)!r}" for field in alone if getattr(self, field) != alone[field]
-            ]
-            _require("outer.pipelined", True, not others, f"False with {' and '.join(others)}")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class OfflineConfig:
-    """Algorithm 1, the phase that ML3 is and AdaLFL starts from."""
-
-    num_steps: int
-    num_inner_steps: int
-    learning_rate: float
-
-    def __post_init__(self) -> None:
-        _require("offline.num_steps", self.num_steps, self.num_steps >= 0, "a whole number of at least 0")
-        _require("offline.num_inner_steps", self.num_inner_steps, self.num_inner_steps >= 1, "at least 1")
-        _require("offline.learning_rate", self.learning_rate, self.learning_rate > 0, "a number above 0")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class LearnedLossConfig:
-    """M_phi."""
-
-    family: str
-    hidden_sizes: tuple[int, ...]
-    activation: str
-    beta: float
-    gamma: float
-    output_activation: str
-    use_bias: bool
-    reduction: str
-    predictions: str
-    use_progress: bool
-    start: str
-    weight_hidden_size: int
-    floor: float
-    ceiling: float
-
-    def __post_init__(self) -> None:
-        require_known("family", LEARNED_LOSS_FAMILIES, self.family)
-        self.network()
-        _require("learned_loss.start", self.start, bool(self.start), f"one of {', '.join(STARTS)}, or a path")
-        size = self.weight_hidden_size
-        _require("learned_loss.weight_hidden_size", size, size >= 1, "a whole number of at least 1")
-        _require("learned_loss.floor", self.floor, self.floor >= 0, "a number of at least 0")
-        fits = self.ceiling == 0 or self.ceiling >= self.floor
-        _require("learned_loss.ceiling", self.ceiling, fits, "0 for none, or no less than the floor")
-
-    def network(self) -> LossNetwork:
-        """The loss network these settings describe."""
-        fields = {field.name for field in dataclasses.fields(LossNetwork)}
-        return LossNetwork(**{name: value for name, value in dataclasses.asdict(self).items() if name in fields})
-
-    def make(self, task_loss: str) -> LearnedLoss:
-        """The learned loss these settings describe.
-
-        Raises:
-          ConfigError: a weight network with the task loss of a regression.
-        """
-        loss = self._make_family(task_loss)
-        is_bounded = self.floor or self.ceiling
-        return RescaledLoss(loss, task_loss, self.floor, self.ceiling or None) if is_bounded else loss
-
-    def _make_family(self, task_loss: str) -> LearnedLoss:
-        if self.family == "network":
-            return self.network()
-        if self.family == "scaled_task_loss":
-            return ScaledTaskLoss(task_loss)
-        fits = task_loss in FOR_LABELS
-        _require("learned_loss.family", self.family, fits, f"one without cross-entropy for task loss {task_loss!r}")
-        return WeightNetwork(self.weight_hidden_size)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class EstimatorConfig:
-    """Settings of the estimators that have some."""
-
-    window: int
-    num_iterations: int
-    step_size: float
-    damping: float
-    num_pairs: int
-    sigma: float
-    horizon: int
-
-    def __post_init__(self) -> None:
-        for name in ESTIMATORS:
-            self.make(name)
-
-    def make(self, name: str) -> Estimator:
-        """The named estimator; settings of others are left out."""
-        return make_estimator(name, **{setting: getattr(self, setting) for setting in estimator_settings(name)})
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class BaselineConfig:
-    """What the methods train on that learn no loss."""
-
-    loss: str
-    fine_tuning: float
-
-    def __post_init__(self) -> None:
-        if self.loss:
-            lookup("task loss", TASK_LOSSES, self.loss)
-        _require("baseline.fine_tuning", self.fine_tuning, 0 < self.fine_tuning < 1, "a number in (0, 1)")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class TuningConfig:
-    """The search behind the method "tuned_task_loss"."""
-
-    learning_rates: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        good = bool(self.learning_rates) and all(rate > 0 for rate in self.learning_rates)
-        _require("tuning.learning_rates", self.learning_rates, good, "one number above 0 or more")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class MeshConfig:
-    """The devices a run is divided over."""
-
-    seed: int
-    data: int
-    model: int
-
-    def __post_init__(self) -> None:
-        sizes = (self.seed, self.data, self.model)
-        for field in ("seed", "data", "model"):
-            _require(f"mesh.{field}", getattr(self, field), getattr(self, field) >= 0, "a whole number of at least 0")
-        _require("mesh", sizes, sizes.count(0) <= 1, "sizes of which at most one is 0, for the devices that are left")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class HostsConfig:
-    """The processes of a run."""
-
-    connect: str
-    num_processes: int
-    process_id: int
-    timeout_seconds: int
-
-    def __post_init__(self) -> None:
-        address = self.connect.rpartition(":")
-        good = self.connect in ("", "auto") or (address[0] and address[2].isdigit())
-        _require("hosts.connect", self.connect, bool(good), '"", "auto" or "ADDRESS:PORT"')
-        _require("hosts.num_processes", self.num_processes, self.num_processes >= 0, "a whole number of at least 0")
-        fits = -1 <= self.process_id < (self.num_processes or 2**31)
-        _require("hosts.process_id", self.process_id, fits, "a number from 0, below hosts.num_processes; or -1")
-        _require("hosts.timeout_seconds", self.timeout_seconds, self.timeout_seconds >= 1, "at least 1")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class CheckpointConfig:
-    """How often a run that goes on is kept."""
-
-    every_seconds: float
-    every_steps: int
-    keep: int
-
-    def __post_init__(self) -> None:
-        _require("checkpoint.every_seconds", self.every_seconds, self.every_seconds >= 0, "a number of at least 0")
-        for field in ("every_steps", "keep"):
-            _require(f"checkpoint.{field}", getattr(self, field), getattr(self, field) >= 0, "at least 0")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -376,7 +85,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in (self.method, *self.methods):
             lookup("method", METHODS, name)
-        _require(
+        require(
             "methods", self.methods, 0 < len(self.methods) == len(set(self.methods)), "one method or more, each once"
         )
         lookup("task loss", TASK_LOSSES, self.task_loss)
@@ -384,27 +93,27 @@ class TrainConfig:
         require_known("on_nonfinite", FAULT_POLICIES, self.on_nonfinite)
         self._check_hypergradient()
         for field in ("num_seeds", "batch_size", "num_steps", "eval_every"):
-            _require(field, getattr(self, field), getattr(self, field) >= 1, "a whole number of at least 1")
-        _require("outer.every", self.outer.every, self.outer.every <= self.num_steps, "at most config.num_steps")
-        _require("num_loss_figures", self.num_loss_figures, self.num_loss_figures >= 0, "a whole number of at least 0")
+            require(field, getattr(self, field), getattr(self, field) >= 1, "a whole number of at least 1")
+        require("outer.every", self.outer.every, self.outer.every <= self.num_steps, "at most config.num_steps")
+        require("num_loss_figures", self.num_loss_figures, self.num_loss_figures >= 0, "a whole number of at least 0")
         steps = self.profile_steps
         is_range = len(steps) == 2 and 1 <= steps[0] <= steps[1]
-        _require("profile_steps", steps, not steps or is_range, "empty, or a first and a last step, from 1")
+        require("profile_steps", steps, not steps or is_range, "empty, or a first and a last step, from 1")
         fits = 0 <= self.seed <= 2**31 - self.num_seeds
-        _require("seed", self.seed, fits, "a whole number from 0, with all of num_seeds below 2**31")
+        require("seed", self.seed, fits, "a whole number from 0, with all of num_seeds below 2**31")
 
     def _check_hypergradient(self) -> None:
         name = self.hypergradient
         lookup("hypergradient", ESTIMATORS, name)
         if self.outer.pipelined or self.outer.inner_fraction < 1:
-            _require(
+            require(
                 "hypergradient",
                 name,
                 name in ONE_STEP,
                 f"one of {', '.join(ONE_STEP)} with outer.pipelined or outer.inner_fraction",
             )
         if self.outer.every > 1:
-            _require(
+            require(
                 "hypergradient",
                 name,
                 name not in REMEMBERING,
@@ -412,7 +121,7 @@ class TrainConfig:
             )
         if name in ("finite_difference", "central_difference"):
             is_coarse = self.model.compute_dtype == "bfloat16"
-            _require("hypergradient", name, not is_coarse, '"forward" with model.compute_dtype "bfloat16"')
+            require("hypergradient", name, not is_coarse, '"forward" with model.compute_dtype "bfloat16"')
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -426,77 +135,8 @@ class TrainConfig:
         Raises:
           ConfigError: an unknown or missing key, a value of a wrong type or out of its range.
         """
-        return _build(cls, values, "config")
+        return build(cls, values, "config")
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dictionaries and lists, as `json.dumps` takes them."""
-        return _jsonable(dataclasses.asdict(self))
-
-
-def field_paths(cls: type = TrainConfig) -> list[str]:
-    """Dotted names of every field, as the command line takes them: "num_steps", "inner.learning_rate"."""
-    paths = []
-    for name, hint in typing.get_type_hints(cls).items():
-        paths += (
-            [f"{name}.{path}" for path in field_paths(typing.cast(type, hint))]
-            if dataclasses.is_dataclass(hint)
-            else [name]
-        )
-    return paths
-
-
-def differing_keys(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Lines `key: left -> right` for every leaf in which two nested dictionaries differ."""
-    lines = []
-    for key in sorted({*left, *right}):
-        ours, theirs = left.get(key, "(absent)"), right.get(key, "(absent)")  # plain dicts, not ConfigDicts
-        if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
-            lines += differing_keys(ours, theirs, f"{prefix}{key}.")
-        elif ours != theirs:
-            lines.append(f"{prefix}{key}: {ours!r} -> {theirs!r}")
-    return lines
-
-
-def _build(cls: type, values: Any, where: str) -> Any:
-    if not isinstance(values, Mapping) and not hasattr(values, "items"):
-        raise ConfigError(f"{where} must be a section of fields; got {values!r}")
-    hints = typing.get_type_hints(cls)
-    given = dict(values.items())
-    for key in given:
-        if key not in hints:
-            raise ConfigError(f"{where}.{key} is no field; {suggestion(key, hints)}Known: {', '.join(hints)}")
-    missing = [key for key in hints if key not in given]
-    if missing:
-        raise ConfigError(f"{where} lacks {', '.join(missing)}")
-    fields = {key: _coerce(hint, given[key], f"{where}.{key}") for key, hint in hints.items()}
-    try:
-        return cls(**fields)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from error
-
-
-def _coerce(hint: Any, value: Any, where: str) -> Any:
-    """Returns `value` as the type `hint`; the only conversions are a whole number to a float and a list to a tuple."""
-    if dataclasses.is_dataclass(hint):
-        return _build(typing.cast(type, hint), value, where)
-    if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
-        return tuple(_coerce(typing.get_args(hint)[0], item, where) for item in value)
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    if isinstance(hint, type) and type(value) is hint and hint is not float:
-        return value
-    name = str(hint) if typing.get_origin(hint) else hint.__name__
-    raise ConfigError(f"{where} must be a {'finite ' if hint is float else ''}{name}; got {value!r}")
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _jsonable(item) for key, item in value.items()}
-    return [_jsonable(item) for item in value] if isinstance(value, tuple) else value
-
-
-def _require(field: str, value: Any, holds: bool, expected: str) -> None:
-    if not holds:
-        raise ConfigError(f"config.{field} must be {expected}; got {value!r}")
+        return jsonable(dataclasses.asdict(self))

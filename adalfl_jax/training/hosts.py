@@ -15,7 +15,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from adalfl_jax.training.config import ConfigError, HostsConfig
+from adalfl_jax.training.fields import ConfigError
+from adalfl_jax.training.sections import HostsConfig
 from adalfl_jax.training.workdir import WorkdirError
 
 Value = TypeVar("Value")

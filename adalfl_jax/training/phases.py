@@ -23,8 +23,8 @@ from adalfl_jax.data.streaming import stream
 from adalfl_jax.hypergradient import ONE_INNER_STEP, REMEMBERING
 from adalfl_jax.initialization import make_offline_step
 from adalfl_jax.learned_losses import fit_to_task_loss
-from adalfl_jax.training.config import STARTS
 from adalfl_jax.training.faults import phi_metrics, skip_nonfinite
+from adalfl_jax.training.sections import STARTS
 from adalfl_jax.training.setup import Setup, make_inner_optimizer
 from adalfl_jax.training.sharding import (
     DATA,

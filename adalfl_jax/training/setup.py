@@ -16,7 +16,8 @@ from adalfl_jax.data import Dataset, DatasetError
 from adalfl_jax.learned_losses import at_progress
 from adalfl_jax.models import Model
 from adalfl_jax.task_losses import FOR_LABELS, METRICS, TASK_LOSSES
-from adalfl_jax.training.config import ConfigError, TrainConfig
+from adalfl_jax.training.config import TrainConfig
+from adalfl_jax.training.fields import ConfigError
 from adalfl_jax.training.sharding import make_mesh, replicate
 from adalfl_jax.types import Batch, LearnedLoss, LossFn
 

@@ -21,7 +21,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from adalfl_jax.learned_losses import LossNetwork, ScaledTaskLoss, WeightNetwork, at_progress
-from adalfl_jax.training.config import ConfigError, MeshConfig, TrainConfig
+from adalfl_jax.training.config import TrainConfig
+from adalfl_jax.training.fields import ConfigError
+from adalfl_jax.training.sections import MeshConfig
 from adalfl_jax.training.state import RunState
 from adalfl_jax.types import LearnedLoss, LearnedLossFn, PyTree
 
@@ -42,8 +44,8 @@ def make_mesh(config: TrainConfig) -> Mesh | None:
     shape = " x ".join(f"{name} {size}" for name, size in zip(AXES, sizes, strict=True))
     if num_devices > jax.device_count() or (jax.process_count() > 1 and num_devices < jax.device_count()):
         raise ConfigError(
-            f"config.mesh ({shape}) is of {num_devices} devices, and there are {jax.device_count()} in "
-            f"{jax.process_count()} processes; choose other sizes, or 0 for one of them to take what is left"
+            f"config.mesh ({shape}) takes {num_devices} devices, and JAX has {jax.device_count()} "
+            f"(processes: {jax.process_count()}); choose other sizes, or 0 for one of them to take what is left"
         )
     for axis, size, field, count in (
         (SEED, sizes[0], "num_seeds", config.num_seeds),

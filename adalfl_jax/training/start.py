@@ -16,7 +16,9 @@ import orbax.checkpoint as ocp
 from adalfl_jax.learned_losses import load_learned_loss
 from adalfl_jax.registry import suggestion
 from adalfl_jax.training import workdir as layout
-from adalfl_jax.training.config import STARTS, ConfigError, TrainConfig, differing_keys
+from adalfl_jax.training.config import TrainConfig
+from adalfl_jax.training.fields import ConfigError, differing_keys
+from adalfl_jax.training.sections import STARTS
 from adalfl_jax.types import LearnedLoss, PyTree
 
 _PINNED = re.compile(r"(?P<path>.+)#(?P<content>[0-9a-f]{12})")

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from adalfl_jax.training import workdir as layout
-from adalfl_jax.training.config import ConfigError, TrainConfig
+from adalfl_jax.training.config import TrainConfig
+from adalfl_jax.training.fields import ConfigError
 
 
 def require_wandb(config: TrainConfig) -> None:

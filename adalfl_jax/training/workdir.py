@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from adalfl_jax.training.config import WITHOUT_EFFECT, TrainConfig, differing_keys
+from adalfl_jax.training.config import WITHOUT_EFFECT, TrainConfig
+from adalfl_jax.training.fields import differing_keys
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.stats
 
 from adalfl_jax.analysis.record import RunRecord
-from adalfl_jax.analysis.statistics import describe, paired_difference
+from adalfl_jax.analysis.statistics import adjust_p_values, describe, paired_difference
 from adalfl_jax.training.digest import digest_of
 from experiments.study.arms import Arm, Comparison, Overrides, field_words, make_config, make_source_config
 from experiments.study.runs import Diverged, Outcome, flat_share_of, outcome_of, run, started
@@ -113,9 +112,9 @@ def _numbers(outcome: Outcome, target: float | None) -> dict[str, Any]:
 def _differences(outcomes: dict[str, Outcome], reference: str) -> dict[str, Any]:
     if reference not in outcomes:
         return {}
-    others = [name for name in outcomes if name != reference]
-    tests = [_test(outcomes[reference], outcomes[name]) for name in others]
-    return dict(zip(others, _adjusted(tests), strict=True))
+    tests = {name: _test(outcomes[reference], outcomes[name]) for name in outcomes if name != reference}
+    adjust_p_values([*tests.values()])
+    return tests
 
 
 def _pairs(outcomes: dict[str, Outcome], pairs: tuple[tuple[str, str], ...]) -> list[dict[str, Any]]:
@@ -124,21 +123,12 @@ def _pairs(outcomes: dict[str, Outcome], pairs: tuple[tuple[str, str], ...]) -> 
         for arm, against in pairs
         if arm in outcomes and against in outcomes
     ]
-    return _adjusted(tests)
+    adjust_p_values(tests)
+    return tests
 
 
 def _test(arm: Outcome, against: Outcome) -> dict[str, Any]:
     return paired_difference(against.test.tolist(), arm.test.tolist())
-
-
-def _adjusted(tests: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The tests, those that are defined with a p-value adjusted for their number."""
-    defined = [test for test in tests if test["p_value"] is not None]
-    if defined:
-        adjusted = scipy.stats.false_discovery_control([test["p_value"] for test in defined])
-        for test, p_value in zip(defined, adjusted, strict=True):
-            test["adjusted_p_value"] = float(p_value)
-    return tests
 
 
 def _words(point: Overrides) -> str:

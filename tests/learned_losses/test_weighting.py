@@ -111,7 +111,7 @@ ONE_STEP = ("forward", "recompute", "unrolled", "checkpointed", "mixed_mode")
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("num_inner_steps", [None, 3])
+@pytest.mark.parametrize("num_inner_steps", [None, pytest.param(3, marks=pytest.mark.slow)])
 def test_exact_meta_gradients_are_those_of_the_update_by_finite_differences(num_inner_steps):
     model, optimizer, _, theta, _ = make_problem("plain", "sgd")
     batch, phi_params = make_batch(jax.random.key(1), num_inner_steps), drawn()

@@ -12,8 +12,8 @@ import pytest
 
 from adalfl_jax.training import WorkdirError, checkpoint
 from adalfl_jax.training.checkpoint import StageCheckpoints, load_state, read_loss_shapes
-from adalfl_jax.training.config import CheckpointConfig
 from adalfl_jax.training.results import History
+from adalfl_jax.training.sections import CheckpointConfig
 from adalfl_jax.training.state import RunState
 from adalfl_jax.types import Phi, Theta
 from tests.training.tiny import snapshot

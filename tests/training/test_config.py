@@ -14,15 +14,9 @@ from adalfl_jax.learned_losses.network import PREDICTIONS, REDUCTIONS
 from adalfl_jax.models import COMPUTE_DTYPES, INITIALIZATIONS, MODELS
 from adalfl_jax.task_losses import METRICS, TASK_LOSSES
 from adalfl_jax.training import ConfigError, TrainConfig
-from adalfl_jax.training.config import (
-    FAULT_POLICIES,
-    LEARNED_LOSS_FAMILIES,
-    METHODS,
-    OUTER_SPLITS,
-    SCHEDULES,
-    differing_keys,
-    field_paths,
-)
+from adalfl_jax.training.config import FAULT_POLICIES, METHODS
+from adalfl_jax.training.fields import differing_keys, field_paths
+from adalfl_jax.training.sections import LEARNED_LOSS_FAMILIES, OUTER_SPLITS, SCHEDULES
 from adalfl_jax.training.setup import make_inner_optimizer, make_setup
 from configs import default
 from tests.training.tiny import DIABETES, default_values, tiny_config, with_value
@@ -42,7 +36,7 @@ def test_default_config_builds_with_every_value_it_has():
 
 
 def test_field_paths_are_the_keys_of_the_default_config():
-    assert sorted(field_paths()) == sorted(flattened(default_values()))
+    assert sorted(field_paths(TrainConfig)) == sorted(flattened(default_values()))
 
 
 def test_config_round_trips_through_json():

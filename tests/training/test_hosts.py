@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from adalfl_jax.training import ConfigError, train
-from adalfl_jax.training.config import HostsConfig
 from adalfl_jax.training.hosts import connect
+from adalfl_jax.training.sections import HostsConfig
 from tests.training.same_run import assert_same_run
 from tests.training.tiny import ROOT, final_state, quick_compilation, tiny_config
 

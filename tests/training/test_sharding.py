@@ -166,7 +166,7 @@ def test_an_axis_of_size_0_takes_the_devices_that_are_left():
     [
         ("3x1x1", r"config\.mesh\.seed must divide config\.num_seeds = 2; got 3"),
         ("1x3x1", r"config\.mesh\.data must divide config\.batch_size = 40; got 3"),
-        ("2x4x2", r"config\.mesh \(seed 2 x data 4 x model 2\) is of 16 devices, and there are 8 in 1 processes"),
+        ("2x4x2", r"config\.mesh \(seed 2 x data 4 x model 2\) takes 16 devices, and JAX has 8 \(processes: 1\)"),
         ("0x3x1", r"config\.mesh has axes of 3 devices beside the one that takes what is left.* the 8 there are"),
         ("0x0x1", r"config\.mesh must be sizes of which at most one is 0.*; got \(0, 0, 1\)"),
         ("-1x1x1", r"config\.mesh\.seed must be a whole number of at least 0; got -1"),

@@ -1,0 +1,91 @@
+"""From nested mappings to frozen dataclasses: every key known, every value of its type; and back, and compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from adalfl_jax.registry import suggestion
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; the text names the field, what it takes and what came."""
+
+
+def require(field: str, value: Any, holds: bool, expected: str) -> None:
+    """Raises ConfigError for a field that is not what is expected of it."""
+    if not holds:
+        raise ConfigError(f"config.{field} must be {expected}; got {value!r}")
+
+
+def field_paths(cls: type) -> list[str]:
+    """Dotted names of every field of a dataclass of dataclasses: "num_steps", "inner.learning_rate"."""
+    paths = []
+    for name, hint in typing.get_type_hints(cls).items():
+        paths += (
+            [f"{name}.{path}" for path in field_paths(typing.cast(type, hint))]
+            if dataclasses.is_dataclass(hint)
+            else [name]
+        )
+    return paths
+
+
+def differing_keys(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Lines `key: left -> right` for every leaf in which two nested dictionaries differ."""
+    lines = []
+    for key in sorted({*left, *right}):
+        ours, theirs = left.get(key, "(absent)"), right.get(key, "(absent)")  # plain dicts, not ConfigDicts
+        if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+            lines += differing_keys(ours, theirs, f"{prefix}{key}.")
+        elif ours != theirs:
+            lines.append(f"{prefix}{key}: {ours!r} -> {theirs!r}")
+    return lines
+
+
+def build(cls: type, values: Any, where: str) -> Any:
+    """A dataclass of what nested mappings hold; `where` is what errors call it.
+
+    Raises:
+      ConfigError: an unknown or missing key, a value of a wrong type or out of its range.
+    """
+    if not isinstance(values, Mapping) and not hasattr(values, "items"):
+        raise ConfigError(f"{where} must be a section of fields; got {values!r}")
+    hints = typing.get_type_hints(cls)
+    given = dict(values.items())
+    for key in given:
+        if key not in hints:
+            raise ConfigError(f"{where}.{key} is no field; {suggestion(key, hints)}Known: {', '.join(hints)}")
+    missing = [key for key in hints if key not in given]
+    if missing:
+        raise ConfigError(f"{where} lacks {', '.join(missing)}")
+    fields = {key: _coerce(hint, given[key], f"{where}.{key}") for key, hint in hints.items()}
+    try:
+        return cls(**fields)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _coerce(hint: Any, value: Any, where: str) -> Any:
+    """Returns `value` as the type `hint`; the only conversions are a whole number to a float and a list to a tuple."""
+    if dataclasses.is_dataclass(hint):
+        return build(typing.cast(type, hint), value, where)
+    if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
+        return tuple(_coerce(typing.get_args(hint)[0], item, where) for item in value)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    if isinstance(hint, type) and type(value) is hint and hint is not float:
+        return value
+    name = str(hint) if typing.get_origin(hint) else hint.__name__
+    raise ConfigError(f"{where} must be a {'finite ' if hint is float else ''}{name}; got {value!r}")
+
+
+def jsonable(value: Any) -> Any:
+    """Nested dictionaries, with tuples as lists."""
+    if isinstance(value, dict):
+        return {key: jsonable(item) for key, item in value.items()}
+    return [jsonable(item) for item in value] if isinstance(value, tuple) else value
