@@ -37,9 +37,15 @@ class WandbRun:
     def __init__(self, workdir: Path, config: TrainConfig):
         import wandb  # pyright: ignore[reportMissingImports]
 
-        settings = {"project": config.wandb_project, "id": _run_id(workdir), "name": workdir.name, "resume": "allow"}
         try:
-            self._run: Any = wandb.init(**settings, dir=str(workdir), config=config.to_dict())
+            self._run: Any = wandb.init(
+                project=config.wandb_project,
+                id=_run_id(workdir),
+                name=workdir.name,
+                dir=str(workdir),
+                config=config.to_dict(),
+                resume="allow",
+            )
         except Exception as error:  # of the service, the network or the account
             raise ConfigError(
                 f"Weights & Biases did not start ({error}); `wandb login`, set WANDB_MODE=offline, or leave "
