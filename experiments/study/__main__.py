@@ -32,6 +32,7 @@ from rich.console import Console
 
 from adalfl_jax.registry import lookup
 from adalfl_jax.training import TrainConfig
+from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.workdir import write_json
 from experiments import page
 from experiments.launch import WORKDIR, parse_flags, told_in_a_line
@@ -159,11 +160,16 @@ def _is_small(config: TrainConfig) -> bool:
 
 
 def _check(comparison: Comparison) -> None:
+    """Every configuration, and that the data are there and enough for a batch."""
+    seeds, first = range(1), comparison.arms[0]
     for arm in comparison.arms:
         for point in arm.grid:
-            make_config(comparison, arm, point, range(1))
-        if arm.source is not None:
-            make_source_config(arm.source, range(1))
+            make_config(comparison, arm, point, seeds)
+    sources = [make_source_config(arm.source, seeds) for arm in comparison.arms if arm.source is not None]
+    for config in {source.dataset: source for source in sources}.values():
+        make_setup(config)
+    for for_tuning in (False, True):
+        make_setup(make_config(comparison, first, first.grid[0], seeds, for_tuning=for_tuning))
 
 
 def _make(comparison: Comparison, comparisons: list[Comparison], command: str) -> None:

@@ -132,8 +132,9 @@ def comparisons() -> list[Comparison]:
             shown = SHOWN.get(noise, f"{noise} % wrong labels")
             made.append(_comparison(f"{problem}_{noise}", f"{title}, {shown}", {**overrides, **corruption}))
         for size in (100, 300):
-            fewer = {**overrides, **NOISE["40"], "dataset.valid_examples": size}
-            shown = f"{title}, 40 % wrong labels, {size} clean ones"
+            batch_size = min(SETTING["batch_size"], size // 2)  # half of the clean set is held out for tuning
+            fewer = {**overrides, **NOISE["40"], "dataset.valid_examples": size, "batch_size": batch_size}
+            shown = f"{title}, 40 % wrong labels, {size} clean ones, batches of {batch_size}"
             made.append(_comparison(f"{problem}_40_of_{size}", shown, fewer))
     return made
 

@@ -9,7 +9,7 @@ import pytest
 from absl.testing import flagsaver
 
 from adalfl_jax.training import ConfigError
-from adalfl_jax.training.setup import make_setup
+from adalfl_jax.training.setup import examples_for_a_batch, make_setup
 from adalfl_jax.training.start import read_learned_losses
 from experiments import launch, page
 from experiments.study import __main__ as program
@@ -218,6 +218,13 @@ def test_every_arm_of_every_study_is_a_configuration_at_every_point():
                     make_config(comparison, arm, point, range(2))
 
 
+def test_half_of_every_clean_set_is_enough_for_a_batch():
+    for comparison in noisy_labels.comparisons():
+        config = make_config(comparison, comparison.arms[0], {}, range(1), for_tuning=True)
+        assert config.outer.split_fraction == 0.5
+        assert examples_for_a_batch(config) <= config.dataset.valid_examples, comparison.name
+
+
 def test_tuning_holds_half_of_a_clean_set_out():
     comparison = COMPARISON._replace(overrides={**TINY, "outer.split": "valid"})
     for for_tuning, fraction in ((True, 0.5), (False, 1.0)):
@@ -277,9 +284,13 @@ def test_what_a_study_does_not_have_is_refused(given, message, program_flags, ve
         program.main(["study"])
 
 
-def test_missing_data_is_told_with_the_command_that_gets_it(tmp_path, program_flags, verbosity):
-    program_flags("--study=noisy_labels", "--comparison=mnist_mlp_40")
-    with flagsaver.flagsaver(), pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TFDS_DATA_DIR", str(tmp_path / "nothing"))
-        with pytest.raises(SystemExit, match=r"adalfl_jax.data.prepare mnist"):
-            program.main(["study"])
+def test_missing_data_is_told_with_the_command_that_gets_it_before_anything_is_trained(
+    tmp_path, program_flags, verbosity, monkeypatch
+):
+    missing = COMPARISON._replace(name="missing", overrides={**TINY, "dataset.name": "mnist"})
+    monkeypatch.setitem(program.STUDIES, "thrift", program.Study(lambda: [COMPARISON, missing]))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nothing"))
+    program_flags("--study=thrift", "--arm=untuned")
+    with pytest.raises(SystemExit, match=r"adalfl_jax.data.prepare mnist"):
+        program.main(["study"])
+    assert not (tmp_path / "runs").exists()
