@@ -11,10 +11,7 @@ an MLP of one hidden layer on digits, whose activation is a mixture with softmax
 from __future__ import annotations
 
 import functools
-import shlex
-import sys
 from collections.abc import Callable, Hashable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,12 +25,9 @@ from adalfl_jax.hypergradient import BilevelProblem, Hypergradient
 from adalfl_jax.hypergradient.problem import inner_step, outer_objective, split
 from adalfl_jax.models import make_model
 from adalfl_jax.task_losses import error_rate, softmax_cross_entropy
-from adalfl_jax.training.workdir import write_json
 from adalfl_jax.types import BilevelBatch, PyTree, Theta
-from experiments import page
-from experiments.launch import WORKDIR, parse_flags, told_in_a_line
-from experiments.machine import describe_machine
-from experiments.trials import Curves, Point, Trial, compare_trials, draw_trials, trials_table
+from experiments.launch import parse_flags
+from experiments.trials import Curves, Point, Trial, compare_trials, publish_trials
 
 NAME = "joint_search"
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -148,7 +142,7 @@ def _error(theta: Theta, architecture: jax.Array, batch: adalfl_jax.Batch) -> ja
     return error_rate(batch.targets, outputs)
 
 
-def make_trials(dataset: data.Dataset, num_steps: int, tuning_seeds: range) -> dict[str, Trial]:
+def make_trials(dataset: data.Dataset, num_steps: int) -> dict[str, Trial]:
     """Every activation by itself, mixtures, and what is learned of them; tuned on validation, judged on test errors."""
     even = jnp.zeros(len(ACTIVATIONS))
 
@@ -159,8 +153,7 @@ def make_trials(dataset: data.Dataset, num_steps: int, tuning_seeds: range) -> d
             valid, test, weights = jax.device_get(training(jnp.array(seeds), point["alpha"]))
             shares = zip(ACTIVATIONS, weights.mean(axis=0), strict=True)
             notes = ", ".join(f"{name} {share:.0%}" for name, share in shares) if "architecture" in learns else ""
-            judged = valid if seeds == tuning_seeds else test
-            return Curves(judged[:, -1], judged, notes)
+            return Curves(valid[:, -1], test[:, -1], test, notes)
 
         return Trial(title, run, tuple({"alpha": rate} for rate in RATES))
 
@@ -179,28 +172,22 @@ def make_trials(dataset: data.Dataset, num_steps: int, tuning_seeds: range) -> d
 def main(argv: list[str]) -> None:
     """Trains all models, writes numbers and a picture, and prints the table."""
     del argv
-    with told_in_a_line():
-        workdir = Path(WORKDIR.value or "runs/studies").expanduser()
-        workdir.mkdir(parents=True, exist_ok=True)
-        tuning_seeds = range(2)
-        numbers: dict[str, Any] = compare_trials(
-            make_trials(data.load("digits"), _STEPS.value, tuning_seeds),
+    publish_trials(
+        NAME,
+        lambda: compare_trials(
+            make_trials(data.load("digits"), _STEPS.value),
             "joint",
-            tuning_seeds=tuning_seeds,
+            tuning_seeds=range(2),
             seeds=range(100, 100 + _SEEDS.value),
             largest_is_best=False,
-        )
-        machine = describe_machine(("adalfl_jax", "jax", "optax"))
-        write_json(workdir / f"{NAME}.json", {"machine": machine, **numbers})
-    title = f"digits, MLP 64-{HIDDEN_SIZE}-10, the activation learned"
-    every = _STEPS.value // NUM_POINTS
-    page.publish(
-        NAME,
-        shlex.join(["python", "-m", f"experiments.{NAME}", *sys.argv[1:]]),
-        machine,
-        trials_table(numbers, title, "test error rate, %", scale=100),
-        lambda path: draw_trials(numbers, path, title=title, xlabel="step", ylabel="test error rate", every=every),
-        workdir,
+        ),
+        packages=("adalfl_jax", "jax", "optax"),
+        title=f"digits, MLP 64-{HIDDEN_SIZE}-10, the activation learned",
+        measure="test error rate, %",
+        scale=100,
+        xlabel="step",
+        ylabel="test error rate",
+        every=_STEPS.value // NUM_POINTS,
     )
 
 

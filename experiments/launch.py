@@ -53,6 +53,11 @@ def launch(run: Callable[[TrainConfig, str], dict[str, Any]]) -> None:
     app.run(main, flags_parser=parse_flags)
 
 
+def studies_folder() -> Path:
+    """Where the numbers of studies are kept: `--workdir`, or runs/studies."""
+    return Path(WORKDIR.value or "runs/studies").expanduser()
+
+
 @contextlib.contextmanager
 def told_in_a_line() -> Iterator[None]:
     """Ends the program with a line, and no traceback, where a run ends in an error of its own or by a signal."""

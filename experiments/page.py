@@ -6,7 +6,7 @@ A section lies between the lines `<!-- tables: NAME -->` and `<!-- end of tables
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -18,6 +18,10 @@ WRITE = flags.DEFINE_string("write", None, "Also put the tables into their secti
 Row = dict[str, Any]
 PICTURES = "images/results"  # beside the page
 END = "<!-- end of tables -->"
+TESTS = (
+    "Differences are paired, with 95 % intervals, each by itself; p-values, of paired t-tests, are adjusted for their "
+    "number (Benjamini and Hochberg); the effect is the mean difference in standard deviations of the differences."
+)  # a note on columns of tests
 
 
 class Table(NamedTuple):
@@ -46,6 +50,48 @@ def render_section(
     facts = ", ".join(f"{name} {value}" for name, value in machine.items())
     shown = [f"![{title}]({file})" for title, file in pictures.items()]
     return "\n\n".join([f"```sh\n{command}\n```", f"{facts}.", *map(render_table, tables), *shown])
+
+
+def show_mean(described: Row, scale: float = 1.0) -> str:
+    """A mean and, of several seeds, the standard deviation."""
+    std = described["std"]
+    return f"{scale * described['mean']:.2f}" + ("" if std is None else f" ± {scale * std:.2f}")
+
+
+def show_difference(test: Row | None, scale: float = 1.0) -> str:
+    """A mean difference and its interval, where there are any."""
+    if test is None:
+        return ""
+    interval = test["interval"]
+    around = "" if interval is None else " ({:+.2f} to {:+.2f})".format(*(scale * end for end in interval))
+    return f"{scale * test['mean_difference']:+.2f}{around}"
+
+
+def show_number(value: float | None, form: str) -> str:
+    """A number, or nothing."""
+    return "" if value is None else format(value, form)
+
+
+def show_point(point: Row | None, tuning: Sequence[Row], field_name: Callable[[str], str] = str) -> str:
+    """The point that was taken of those in `tuning`; a value has "(edge)" where none beyond it was tried."""
+
+    def shown(field: str, value: float) -> str:
+        tried = {entry["point"][field] for entry in tuning}
+        is_at_edge = len(tried) > 1 and value in (min(tried), max(tried))
+        return f"{field_name(field)} {value:g}" + (" (edge)" if is_at_edge else "")
+
+    return ", ".join(shown(field, value) for field, value in (point or {}).items())
+
+
+def require_section(name: str) -> None:
+    """Looks for a section on the page that `--write` names, if it names one: before what takes time, not after.
+
+    Raises:
+      OSError: there is no such page.
+      ValueError: it has no such section, or several.
+    """
+    if WRITE.value:
+        replace_section(Path(WRITE.value).read_text(), name, "")
 
 
 def publish(

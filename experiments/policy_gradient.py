@@ -10,10 +10,8 @@ alone: that is the pipelined step. phi starts as the surrogate plus a network th
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -24,12 +22,9 @@ from absl import app, flags
 
 import adalfl_jax
 from adalfl_jax.models import Model, make_model
-from adalfl_jax.training.workdir import write_json
 from adalfl_jax.types import Batch, BilevelBatch, PyTree, Theta
-from experiments import page
-from experiments.launch import WORKDIR, parse_flags, told_in_a_line
-from experiments.machine import describe_machine
-from experiments.trials import Curves, Point, Trial, compare_trials, draw_trials, trials_table
+from experiments.launch import parse_flags
+from experiments.trials import Curves, Point, Trial, compare_trials, publish_trials
 
 NAME = "policy_gradient"
 NUM_EPISODES, NUM_STEPS, DISCOUNT = 16, 200, 0.99  # of an iteration; the longest episode
@@ -186,7 +181,8 @@ def make_trials(env: Environment, num_iterations: int) -> dict[str, Trial]:
 
         def run(point: Point, seeds: range) -> Curves:
             curves = np.asarray(training(jnp.array(seeds), point["alpha"], point.get("eta", 0.0)))
-            return Curves(curves.mean(axis=1), curves)
+            returns = curves.mean(axis=1)
+            return Curves(returns, returns, curves)
 
         etas = ({},) if init is None else tuple({"eta": eta} for eta in ETAS)
         return Trial(title, run, tuple({"alpha": rate, **eta} for rate in RATES for eta in etas))
@@ -201,26 +197,20 @@ def make_trials(env: Environment, num_iterations: int) -> dict[str, Trial]:
 def main(argv: list[str]) -> None:
     """Trains all agents, writes numbers and a picture, and prints the table."""
     del argv
-    with told_in_a_line():
-        workdir = Path(WORKDIR.value or "runs/studies").expanduser()
-        workdir.mkdir(parents=True, exist_ok=True)
-        numbers: dict[str, Any] = compare_trials(
+    publish_trials(
+        NAME,
+        lambda: compare_trials(
             make_trials(cartpole(), _ITERATIONS.value),
             "reinforce",
             tuning_seeds=range(5),
             seeds=range(100, 100 + _SEEDS.value),
             largest_is_best=True,
-        )
-        machine = describe_machine(("adalfl_jax", "jax", "optax", "gymnax"))
-        write_json(workdir / f"{NAME}.json", {"machine": machine, **numbers})
-    title = f"CartPole, {_ITERATIONS.value} updates of {NUM_EPISODES} episodes"
-    page.publish(
-        NAME,
-        shlex.join(["python", "-m", f"experiments.{NAME}", *sys.argv[1:]]),
-        machine,
-        trials_table(numbers, title, "mean return through training"),
-        lambda path: draw_trials(numbers, path, title=title, xlabel="update", ylabel="mean return of an episode"),
-        workdir,
+        ),
+        packages=("adalfl_jax", "jax", "optax", "gymnax"),
+        title=f"CartPole, {_ITERATIONS.value} updates of {NUM_EPISODES} episodes",
+        measure="mean return through training",
+        xlabel="update",
+        ylabel="mean return of an episode",
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +14,10 @@ from matplotlib.figure import Figure
 
 from adalfl_jax.analysis.figures import STYLE
 from adalfl_jax.analysis.statistics import adjust_p_values, describe, paired_difference
+from adalfl_jax.training.workdir import write_json
+from experiments import page
+from experiments.launch import studies_folder, told_in_a_line
+from experiments.machine import describe_machine
 from experiments.page import Row, Table
 
 Point = Mapping[str, float]
@@ -21,7 +27,8 @@ WORST = 1e30  # what JSON can hold
 class Curves(NamedTuple):
     """What a trial measured, seed by seed."""
 
-    scores: np.ndarray  # [S], what trials are tuned and judged by
+    valid: np.ndarray  # [S], what trials are tuned by
+    scores: np.ndarray  # [S], what they are judged by
     values: np.ndarray  # [S, T] through training
     notes: str = ""  # for the table, of what was learned
 
@@ -34,20 +41,66 @@ class Trial(NamedTuple):
     grid: tuple[Point, ...]
 
 
+def publish_trials(
+    name: str,
+    compare: Callable[[], dict[str, Any]],
+    *,
+    packages: tuple[str, ...],
+    title: str,
+    measure: str,
+    scale: float = 1.0,
+    xlabel: str,
+    ylabel: str,
+    every: int = 1,
+) -> None:
+    """Is the program `experiments.NAME`: its numbers as JSON, a table and a picture, also on a page if `--write` says.
+
+    Args:
+      name: of the program, of its files and of its section.
+      compare: `compare_trials` of the program's trials.
+      packages: whose versions are told.
+      title: of the table and of the picture.
+      measure: what the scores are, a heading.
+      scale: of the scores in the table.
+      xlabel: of the picture.
+      ylabel: of the picture.
+      every: steps between the values of a curve.
+    """
+    workdir = studies_folder()
+    command = shlex.join(["python", "-m", f"experiments.{name}", *sys.argv[1:]])
+    with told_in_a_line():
+        try:  # before what takes time, not after
+            page.require_section(name)
+            workdir.mkdir(parents=True, exist_ok=True)
+        except (OSError, ValueError) as error:
+            sys.exit(f"{type(error).__name__}: {error}")
+        machine = describe_machine(packages)
+        numbers = {"command": command, "machine": machine, **compare()}
+        write_json(workdir / f"{name}.json", numbers)
+    page.publish(
+        name,
+        command,
+        machine,
+        trials_table(numbers, title, measure, scale),
+        lambda path: draw_trials(numbers, path, title=title, xlabel=xlabel, ylabel=ylabel, every=every),
+        workdir,
+    )
+
+
 def compare_trials(
     trials: Mapping[str, Trial], reference: str, *, tuning_seeds: range, seeds: range, largest_is_best: bool
 ) -> dict[str, Any]:
     """Runs the point of each grid that is best on the tuning seeds on the others; all numbers, as JSON has them."""
     found: dict[str, Any] = {}
     for name, trial in trials.items():
-        reached = [_mean_score(trial, point, tuning_seeds, largest_is_best) for point in trial.grid]
+        reached = [_mean_valid(trial, point, tuning_seeds, largest_is_best) for point in trial.grid]
         best = trial.grid[int(np.argmax(reached) if largest_is_best else np.argmin(reached))]
         curves = trial.run(best, seeds)
         found[name] = {
             "title": trial.title,
             "chosen": dict(best),
             "tuning": [
-                {"point": dict(point), "score": value} for point, value in zip(trial.grid, reached, strict=True)
+                {"point": dict(point), "valid": value} for point, value in zip(trial.grid, reached, strict=True)
             ],
             "score": describe(curves.scores.tolist()),
             "curve": curves.values.tolist(),
@@ -65,40 +118,28 @@ def compare_trials(
     }
 
 
-def _mean_score(trial: Trial, point: Point, seeds: range, largest_is_best: bool) -> float:
+def _mean_valid(trial: Trial, point: Point, seeds: range, largest_is_best: bool) -> float:
     """A point that diverges is the worst there is."""
-    score = float(np.mean(trial.run(point, seeds).scores))
-    return score if np.isfinite(score) else (-WORST if largest_is_best else WORST)
+    valid = float(np.mean(trial.run(point, seeds).valid))
+    return valid if np.isfinite(valid) else (-WORST if largest_is_best else WORST)
 
 
 def trials_table(numbers: Mapping[str, Any], title: str, measure: str, scale: float = 1.0) -> Table:
     """One row a trial, with its difference from the reference."""
     reference = numbers["trials"][numbers["reference"]]["title"]
     rows = [{**row, "difference": numbers["differences"].get(name)} for name, row in numbers["trials"].items()]
-
-    def difference(row: Row) -> str:
-        test = row["difference"]
-        if test is None or test["interval"] is None:
-            return ""
-        low, high = (scale * end for end in test["interval"])
-        return f"{scale * test['mean_difference']:+.2f} ({low:+.2f} to {high:+.2f})"
-
-    def p_value(row: Row) -> str:
-        value = (row["difference"] or {}).get("adjusted_p_value")
-        return "" if value is None else f"{value:.1g}"
-
     seeds, tuned = numbers["seeds"], numbers["tuning_seeds"]
     note = (
         f"Mean and standard deviation over seeds {seeds[0]} to {seeds[-1]}; tuned with seeds {tuned[0]} to "
-        f"{tuned[-1]}. Differences are paired, with 95 % intervals; p-values of paired t-tests are adjusted for their "
-        "number (Benjamini and Hochberg)."
+        f"{tuned[-1]}. {page.TESTS}"
     )
     columns: dict[str, Callable[[Row], str]] = {
         "way": lambda row: row["title"],
-        "tuned": lambda row: ", ".join(f"{name} {value:g}" for name, value in row["chosen"].items()),
-        measure: lambda row: f"{scale * row['score']['mean']:.2f} ± {scale * row['score']['std']:.2f}",
-        f"it less {reference}": difference,
-        "p": p_value,
+        "tuned": lambda row: page.show_point(row["chosen"], row["tuning"]),
+        measure: lambda row: page.show_mean(row["score"], scale),
+        f"it less {reference}": lambda row: page.show_difference(row["difference"], scale),
+        "p": lambda row: page.show_number((row["difference"] or {}).get("adjusted_p_value"), ".1g"),
+        "effect": lambda row: page.show_number((row["difference"] or {}).get("effect_size"), "+.1f"),
     }
     if any(row["notes"] for row in rows):
         columns["learned"] = lambda row: row["notes"]

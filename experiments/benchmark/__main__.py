@@ -178,7 +178,7 @@ def _section(suite: str) -> str:
 
 def _require_section(suite: str) -> None:
     try:
-        page.replace_section(_page().read_text(), _section(suite), "")
+        page.require_section(_section(suite))
     except (OSError, ValueError) as error:
         raise UsageError(f"--write={page.WRITE.value}: {error}") from error
 

@@ -31,11 +31,11 @@ from absl import app, flags
 from rich.console import Console
 
 from adalfl_jax.registry import lookup
-from adalfl_jax.training import TrainConfig
+from adalfl_jax.training import TrainConfig, WorkdirError
 from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.workdir import write_json
 from experiments import page
-from experiments.launch import WORKDIR, parse_flags, told_in_a_line
+from experiments.launch import parse_flags, studies_folder, told_in_a_line
 from experiments.machine import describe_machine
 from experiments.study import (
     ablation,
@@ -72,7 +72,6 @@ STUDIES = {
     "thrift": Study(thrift.comparisons),
     "transfer": Study(transfer.comparisons, transfer.parts),
 }
-FOLDER = "runs/studies"
 FIRST_SEED = 100  # of the seeds that are compared; tuning takes those from 0
 DIGITS: Overrides = {"dataset.name": "digits", "model.name": "mlp", "batch_size": 50}
 QUICK: Overrides = {
@@ -99,6 +98,7 @@ def main(argv: list[str]) -> None:
     with told_in_a_line():
         try:
             _check_flags()
+            _read_numbers()
             comparisons = [_reduced(comparison) if _QUICK.value else comparison for comparison in _chosen()]
             for comparison in comparisons:  # before hours of training, not after
                 _check(comparison)
@@ -112,8 +112,7 @@ def main(argv: list[str]) -> None:
 def _check_flags() -> None:
     if page.WRITE.value and _QUICK.value:
         raise ValueError("--quick shows that all works and makes no results for a page; leave out --write")
-    if page.WRITE.value:
-        page.replace_section(Path(page.WRITE.value).read_text(), _STUDY.value or "", "")
+    page.require_section(_STUDY.value or "")
 
 
 def _chosen() -> list[Comparison]:
@@ -173,7 +172,7 @@ def _check(comparison: Comparison) -> None:
 
 
 def _make(comparison: Comparison, comparisons: list[Comparison], command: str) -> None:
-    workdir, console = Path(WORKDIR.value or FOLDER).expanduser(), Console(stderr=True)
+    workdir, console = studies_folder(), Console(stderr=True)
     num_seeds, num_tuning_seeds = (2, 1) if _QUICK.value else (_SEEDS.value, _TUNING_SEEDS.value)
     numbers = compare_arms(
         comparison,
@@ -185,10 +184,9 @@ def _make(comparison: Comparison, comparisons: list[Comparison], command: str) -
     metric = make_config(comparison, comparison.arms[0], {}, range(1)).metric
     numbers = {"command": command, "machine": describe_machine(PACKAGES), "metric": metric, **numbers}
     numbers |= STUDIES[_STUDY.value or ""].measure(numbers, workdir)
-    path = workdir / f"{_STUDY.value}.json"
-    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    known = _read_numbers()
     known[comparison.name] = numbers
-    write_json(path, known)
+    write_json(_path_of_numbers(), known)
     for part in STUDIES[_STUDY.value or ""].parts(comparisons, known):
         if comparison.name in part.comparisons:
             save_figure(part.figure, workdir / f"{part.name}.png")
@@ -196,6 +194,19 @@ def _make(comparison: Comparison, comparisons: list[Comparison], command: str) -
                 print(_section(part, known, {}), end="\n\n")
     if page.WRITE.value:
         _write_page(Path(page.WRITE.value), known)
+
+
+def _read_numbers() -> dict[str, Any]:
+    """The numbers there are of the study, by comparison."""
+    path = _path_of_numbers()
+    try:
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+    except (OSError, TypeError, ValueError) as error:
+        raise WorkdirError(f"{path} cannot be read ({error}); move it away, the runs it was made of stay") from error
+
+
+def _path_of_numbers() -> Path:
+    return studies_folder() / f"{_STUDY.value}.json"
 
 
 def _write_page(target: Path, known: dict[str, Any]) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from adalfl_jax.analysis.figures import STYLE
-from experiments.page import Row, Table
+from experiments import page
+from experiments.page import Table
 from experiments.study.arms import Comparison, field_words
 
 PERCENT = ("error_rate", "top_5_error_rate")
@@ -43,35 +44,22 @@ def comparison_table(numbers: dict[str, Any], metric: str) -> Table:
     scale = 100 if metric in PERCENT else 1
     name, unit = metric.replace("_", " "), " %" if scale == 100 else ""
     reference = numbers["arms"][numbers["reference"]]["title"]
-
-    def test(row: Row) -> str:
-        if "diverged" in row:
-            return "diverged"
-        std = row["test"]["std"]
-        return f"{scale * row['test']['mean']:.2f}" + ("" if std is None else f" ± {scale * std:.2f}")
-
-    def difference(row: Row) -> str:
-        found = row.get("difference")
-        if found is None:
-            return ""
-        interval = found["interval"]
-        around = "" if interval is None else " ({:+.2f} to {:+.2f})".format(*(scale * end for end in interval))
-        return f"{scale * found['mean_difference']:+.2f}{around}"
-
     rows = [{**arm, "difference": numbers["differences"].get(name)} for name, arm in numbers["arms"].items()]
     return Table(
         numbers["title"],
         {
             "arm": lambda row: row["title"],
-            "tuned": lambda row: _point(row),
-            f"test {name},{unit}" if unit else f"test {name}": test,
-            "worst": lambda row: _number(max(row["test"]["per_seed"]) * scale if "test" in row else None, ".2f"),
-            f"{reference} less it": difference,
-            "p": lambda row: _number((row["difference"] or {}).get("adjusted_p_value"), ".1g"),
-            "effect": lambda row: _number((row["difference"] or {}).get("effect_size"), "+.1f"),
-            "steps": lambda row: _number(row.get("steps_to_target"), "d"),
-            "seconds": lambda row: _number(row.get("seconds_to_target"), ".0f"),
-            "flat": lambda row: _number(row.get("flat_share"), ".0%"),
+            "tuned": lambda row: page.show_point(row["chosen"], row["tuning"], field_words),
+            f"test {name},{unit}" if unit else f"test {name}": lambda row: (
+                "diverged" if "diverged" in row else page.show_mean(row["test"], scale)
+            ),
+            "worst": lambda row: page.show_number(scale * max(row["test"]["per_seed"]), ".2f") if "test" in row else "",
+            f"{reference} less it": lambda row: page.show_difference(row["difference"], scale),
+            "p": lambda row: page.show_number((row["difference"] or {}).get("adjusted_p_value"), ".1g"),
+            "effect": lambda row: page.show_number((row["difference"] or {}).get("effect_size"), "+.1f"),
+            "steps": lambda row: page.show_number(row.get("steps_to_target"), "d"),
+            "seconds": lambda row: page.show_number(row.get("seconds_to_target"), ".0f"),
+            "flat": lambda row: page.show_number(row.get("flat_share"), ".0%"),
         },
         rows,
         (_note(numbers, name, scale, unit),),
@@ -120,17 +108,6 @@ def _note(numbers: dict[str, Any], name: str, scale: int, unit: str) -> str:
         )
     )
     return (
-        f"Mean and standard deviation over seeds {seeds[0]} to {seeds[-1]}. {tuning}"
-        "Differences are paired, with 95 % intervals; p-values, of paired t-tests, are "
-        "adjusted for their number (Benjamini and Hochberg); the effect is the mean difference in standard deviations "
-        f"of the differences. {to_target}A learned loss is flat where "
-        "its slope over the predictions is below a hundredth of its steepest."
+        f"Mean and standard deviation over seeds {seeds[0]} to {seeds[-1]}. {tuning}{page.TESTS} {to_target}"
+        "A learned loss is flat where its slope over the predictions is below a hundredth of its steepest."
     )
-
-
-def _point(row: Row) -> str:
-    return ", ".join(f"{field_words(name)} {value}" for name, value in (row["chosen"] or {}).items())
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)

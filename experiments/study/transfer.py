@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from adalfl_jax.analysis.figures import STYLE
+from experiments import page
 from experiments.page import Row, Table
 from experiments.study.arms import Arm, Comparison, Overrides, Source, grid
 from experiments.study.tables import HIGHLIGHT, PERCENT, Part
@@ -128,14 +129,12 @@ def _cell(numbers: dict[str, Any], name: str) -> str:
     if "test" not in arm:
         return "diverged"
     scale = 100 if numbers["metric"] in PERCENT else 1
-    std = arm["test"]["std"]
-    spread = "" if std is None else f" ± {scale * std:.2f}"
     signs = [
         f"{_sign(pair)} {'task' if pair['against'] == TASK_LOSS else 'own'}"
         for pair in numbers["pairs"]
         if pair["arm"] == name
     ]
-    return f"{scale * arm['test']['mean']:.2f}{spread}" + (f" ({', '.join(signs)})" if signs else "")
+    return page.show_mean(arm["test"], scale) + (f" ({', '.join(signs)})" if signs else "")
 
 
 def _sign(test: Row) -> str:

@@ -4,18 +4,20 @@ import json
 
 import numpy as np
 import pytest
+from absl.testing import flagsaver
 
-from experiments import page
-from experiments.trials import Curves, Trial, compare_trials, draw_trials, trials_table
+from experiments import launch, page
+from experiments.trials import Curves, Trial, compare_trials, draw_trials, publish_trials, trials_table
 
 
 def trial(title, offset, notes=""):
-    """Best at rate 2, on any seeds; diverges at rate 3."""
+    """Tuned best at rate 2, judged best at rate 1, on any seeds; diverges at rate 3."""
 
     def run(point, seeds):
         ramp = np.add.outer([float(seed % 7) for seed in seeds], np.arange(4.0))
-        values = ramp + offset - abs(point["rate"] - 2) + (np.inf if point["rate"] == 3 else 0)
-        return Curves(values[:, -1], values, notes)
+        values = ramp + offset - point["rate"]
+        valid = {1.0: 0.1, 2.0: 0.2, 3.0: np.inf}[point["rate"]]
+        return Curves(np.full(len(seeds), valid), values[:, -1], values, notes)
 
     return Trial(title, run, ({"rate": 1.0}, {"rate": 2.0}, {"rate": 3.0}))
 
@@ -29,7 +31,7 @@ def numbers():
 def test_the_best_point_is_run_on_other_seeds_and_one_that_diverges_is_not_it(numbers):
     better = numbers["trials"]["better"]
     assert better["chosen"] == {"rate": 2.0}
-    assert better["score"]["per_seed"] == [float(seed % 7) + 3 + 5 for seed in range(100, 104)]
+    assert better["score"]["per_seed"] == [float(seed % 7) + 3 + 5 - 2 for seed in range(100, 104)]
     assert json.loads(json.dumps(numbers, allow_nan=False)) == numbers
 
 
@@ -47,3 +49,24 @@ def test_numbers_become_a_table_and_a_picture(numbers, tmp_path):
     assert "a note" in text
     draw_trials(numbers, tmp_path / "picture.png", title="Title", xlabel="step", ylabel="score")
     assert (tmp_path / "picture.png").stat().st_size > 1000
+
+
+def test_a_value_is_marked_where_none_beyond_it_was_tried():
+    tuning = [{"point": {"rate": rate, "eta": 0.1}} for rate in (0.3, 1.0, 3.0)]
+    assert page.show_point({"rate": 3.0, "eta": 0.1}, tuning) == "rate 3 (edge), eta 0.1"
+    assert page.show_point({"rate": 0.3, "eta": 0.1}, tuning) == "rate 0.3 (edge), eta 0.1"
+    assert page.show_point({"rate": 1.0, "eta": 0.1}, tuning) == "rate 1, eta 0.1"
+    assert page.show_point(None, []) == page.show_point({}, []) == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, r"FileNotFoundError: .*page.md"), ("no section", r"ValueError: the page must have")]
+)
+def test_a_page_without_the_section_is_told_before_anything_runs(content, message, tmp_path, verbosity):
+    target = tmp_path / "page.md"
+    if content is not None:
+        target.write_text(content)
+    with flagsaver.flagsaver():
+        launch.parse_flags(["tried", f"--workdir={tmp_path}", "--compilation_cache=", f"--write={target}"])
+        with pytest.raises(SystemExit, match=message):
+            publish_trials("tried", lambda: pytest.fail("ran"), packages=(), title="", measure="", xlabel="", ylabel="")
