@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import pydoc_data.topics
 from collections.abc import Mapping
 
 import numpy as np
 
+from adalfl_jax.data.errors import DatasetError
 from adalfl_jax.data.examples import Examples
 
 CONTEXT = 16  # characters that are seen, from which the next one is predicted
@@ -22,8 +22,18 @@ def load_topics() -> Examples:
     The splits are parts of the text, one after the other, and no window reaches over their ends. Topics share whole
     paragraphs ("if" is in "compound" too), and each is taken once. The text is that of the Python that runs, 373,292
     characters in 3.11.7.
+
+    Raises:
+      DatasetError: a Python without the text.
     """
-    codes = encode(text_of(pydoc_data.topics.topics))
+    try:
+        from pydoc_data.topics import topics
+    except ImportError as error:
+        raise DatasetError(
+            "dataset 'pydoc_topics' is the text of Python's own help, pydoc_data.topics, which this Python was"
+            " installed without; install all of its standard library, or use another Python"
+        ) from error
+    codes = encode(text_of(topics))
     ends = np.round(np.cumsum(PARTS[:2]) * len(codes)).astype(int)
     train, valid, test = np.split(codes, ends)
     return Examples(

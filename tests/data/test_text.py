@@ -1,5 +1,7 @@
 """Text as windows of characters: what is in them, and that the splits share none of it."""
 
+import sys
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -30,6 +32,12 @@ def test_a_window_is_a_context_and_the_character_after_it():
 def test_a_paragraph_of_two_topics_is_taken_once_however_it_is_indented():
     topics = {"b": "shared\n  text\n\nlast", "a": "first\n\n  shared text\n\n\n\n"}
     assert text_of(topics) == "first\n\n  shared text\n\nlast"
+
+
+def test_a_python_without_the_text_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+    with pytest.raises(DatasetError, match=r"pydoc_data\.topics, which this Python was installed without"):
+        data.load("pydoc_topics")
 
 
 def test_splits_are_parts_of_the_text_one_after_the_other():
