@@ -54,10 +54,15 @@ class Comparison(NamedTuple):
         return self._replace(arms=tuple(arm for arm in self.arms if arm.name in wanted), pairs=pairs)
 
 
+def fields(**values: Any) -> Overrides:
+    """Overrides by keyword: `inner__learning_rate` stands for the field "inner.learning_rate"."""
+    return {name.replace("__", "."): value for name, value in values.items()}
+
+
 def grid(**values: Iterable[Any]) -> tuple[Overrides, ...]:
-    """Every combination of values; `inner__learning_rate` stands for the field "inner.learning_rate"."""
-    fields = [field.replace("__", ".") for field in values]
-    return tuple(dict(zip(fields, point, strict=True)) for point in itertools.product(*values.values()))
+    """Every combination of values of `fields`."""
+    names = fields(**values)
+    return tuple(dict(zip(names, point, strict=True)) for point in itertools.product(*values.values()))
 
 
 def make_config(

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from experiments.study.arms import Arm, Comparison, Overrides, grid
+from experiments.study.arms import Arm, Comparison, Overrides, fields, grid
 
 PROBLEMS: dict[str, tuple[str, str, Overrides]] = {
     "mnist_logistic": ("MNIST, logistic regression", "mnist_logistic", {"num_steps": 5000}),
@@ -19,8 +19,7 @@ TASK_LOSS: Overrides = {"method": "task_loss"}
 
 
 def _adalfl(name: str, title: str, points: tuple[Overrides, ...] = ({},), **settings: Any) -> Arm:
-    fields = {field.replace("__", "."): value for field, value in settings.items()}
-    return Arm(name, title, {"method": "adalfl", "outer.learning_rate": 3e-4, **fields}, points)
+    return Arm(name, title, {"method": "adalfl", "outer.learning_rate": 3e-4, **fields(**settings)}, points)
 
 
 def _shape_alone(schedule: str) -> Arm:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from experiments.study.arms import Arm, Comparison, Overrides
+from experiments.study.arms import Arm, Comparison, Overrides, fields
 
 PROBLEMS: dict[str, tuple[str, str, Overrides]] = {
     "digits_mlp": ("digits, MLP", "digits_mlp", {"model.hidden_sizes": (128,)}),
@@ -17,7 +17,7 @@ PROBLEMS: dict[str, tuple[str, str, Overrides]] = {
 
 
 def _arm(name: str, title: str, **settings: Any) -> Arm:
-    return Arm(name, title, {field.replace("__", "."): value for field, value in settings.items()})
+    return Arm(name, title, fields(**settings))
 
 
 SUM = {"learned_loss__reduction": "sum", "outer__learning_rate": 3e-4}
