@@ -63,7 +63,7 @@ results: setup  ## Make every study and write docs/results.md: days on two cores
 	$(STUDY) --study=recipe --write=docs/results.md
 	$(STUDY) --study=ablation --write=docs/results.md
 
-results-quick: setup  ## Make a reduced form of every study on digits: that all works, not what comes out.
+results-quick: setup  ## Make a reduced form of most studies on digits: that they work, not what comes out.
 	$(STUDY) --study=clean_labels --comparison=mnist_mlp --quick
 	$(STUDY) --study=behaviour --comparison=behaviour_mnist_mlp --quick
 	$(STUDY) --study=noisy_labels --comparison=mnist_mlp_40 --quick

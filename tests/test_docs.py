@@ -109,12 +109,12 @@ def test_the_default_config_documents_every_field():
     assert undocumented == []
 
 
-PERFORMANCE = (ROOT / "docs" / "performance.md").read_text()
+PERFORMANCE, RESULTS = ((ROOT / "docs" / name).read_text() for name in ("performance.md", "results.md"))
 
 
-def figure(section, title, row, column):
-    """A cell of a table of the page of performance; of a ratio, its median."""
-    (content,) = re.findall(rf"<!-- tables: {section} -->\n(.*?)<!-- end of tables -->", PERFORMANCE, re.DOTALL)
+def figure(section, title, row, column, page=PERFORMANCE):
+    """A cell of a table of a page; of a ratio, its median, and of a mean with its deviation the mean."""
+    (content,) = re.findall(rf"<!-- tables: {section} -->\n(.*?)<!-- end of tables -->", page, re.DOTALL)
     (table,) = re.findall(rf"^\*\*{title}[^\n]*\*\*\n\n(.*?)\n\n", content, re.DOTALL | re.MULTILINE)
     head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
     (cells,) = (cells for cells in rows if row in (cells[0], " ".join(cells[:2])))
@@ -146,6 +146,42 @@ GOALS = [
 def test_what_was_reached_is_what_the_tables_have(where):
     (goals,) = re.findall(r"^## What was aimed at\n(.*?)^## ", PERFORMANCE, re.DOTALL | re.MULTILINE)
     assert re.search(rf"(?<![\d.]){re.escape(figure(*where))}(?![\d])", goals)
+
+
+WRONG_LABELS = ("noisy_labels", r"MNIST, MLP 784-256-10, 40 % wrong labels(?=\*\*)")
+CLEAN_LABELS = ("clean_labels", "MNIST, logistic regression")
+ERROR = "test error rate, %"
+RESULT_GOALS = [
+    (*WRONG_LABELS, "AdaLFL on log-probabilities, decayed", ERROR),
+    *((*WRONG_LABELS, "symmetric cross-entropy, decayed", column) for column in (ERROR, "p")),
+    (*CLEAN_LABELS, "AdaLFL", ERROR),
+    *((*CLEAN_LABELS, row, column) for row in ("task loss, tuned", "ML3") for column in (ERROR, "p")),
+]
+
+
+@pytest.mark.parametrize("where", RESULT_GOALS, ids=" ".join)
+def test_what_was_reached_of_the_results_is_what_the_tables_have(where):
+    (goals,) = re.findall(r"^## What was aimed at\n(.*?)^## ", RESULTS, re.DOTALL | re.MULTILINE)
+    assert re.search(rf"(?<![\d.]){re.escape(figure(*where, page=RESULTS))}(?![\d])", goals)
+
+
+@pytest.mark.parametrize(
+    ("row", "digits"),
+    [
+        ("AdaLFL on log-probabilities, decayed", 2),
+        ("symmetric cross-entropy, decayed", 2),
+        ("cross-entropy, decayed", 1),
+        ("cross-entropy, with the clean set", 1),
+        ("Meta-Weight-Net", 1),
+        ("Learning to Reweight", 1),
+        ("AdaLFL, untuned", 1),
+    ],
+)
+def test_the_readme_has_the_errors_with_wrong_labels(row, digits):
+    text = (ROOT / "README.md").read_text()
+    (paragraph,) = re.findall(r"^With 40 % wrong labels.*?\n\n", text, re.DOTALL | re.MULTILINE)
+    error = f"{float(figure(*WRONG_LABELS, row, ERROR, page=RESULTS)):.{digits}f}"
+    assert re.search(rf"(?<![\d.]){re.escape(error)}(?![\d])", paragraph)
 
 
 @pytest.mark.parametrize("model", ["Logistic", "MLP", "LeNet-5", "ResNet-18"])
