@@ -177,7 +177,7 @@ def main(argv: list[str]) -> None:
         lambda: compare_trials(
             make_trials(data.load("digits"), _STEPS.value),
             "joint",
-            tuning_seeds=range(2),
+            tuning_seeds=range(5),
             seeds=range(100, 100 + _SEEDS.value),
             largest_is_best=False,
         ),
