@@ -38,7 +38,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "sin": jnp.sin,
 }
 HIDDEN_SIZE, BATCH_SIZE, NUM_POINTS = 64, 50, 20
-RATES, ETAS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0), {"loss": 3e-4, "architecture": 1e-2}
+RATES, ETAS = (0.03, 0.1, 0.3, 1.0, 3.0), {"loss": 3e-4, "architecture": 1e-2}
 NETWORK = adalfl_jax.LossNetwork()
 
 _STEPS = flags.DEFINE_integer("num_steps", 1000, "Training steps.", lower_bound=NUM_POINTS)

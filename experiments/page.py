@@ -1,6 +1,7 @@
 """Tables as Markdown, on the terminal and in the section of a page that is theirs.
 
-A section lies between the lines `<!-- tables: NAME -->` and `<!-- end of tables -->`; all around it stays.
+A section lies between the lines `<!-- tables: NAME -->` and `<!-- end of tables -->`; all around it stays. One that is
+made piece by piece has a line `<!-- part: NAME -->` before each; a part that is made anew leaves the others alone.
 """
 
 from __future__ import annotations
@@ -83,15 +84,19 @@ def show_point(point: Row | None, tuning: Sequence[Row], field_name: Callable[[s
     return ", ".join(shown(field, value) for field, value in (point or {}).items())
 
 
-def require_section(name: str) -> None:
+def require_section(name: str, *, in_parts: bool = False) -> None:
     """Looks for a section on the page that `--write` names, if it names one: before what takes time, not after.
 
     Raises:
       OSError: there is no such page.
-      ValueError: it has no such section, or several.
+      ValueError: it has no such section, or several, or one that is not made of parts where it should be.
     """
     if WRITE.value:
-        replace_section(Path(WRITE.value).read_text(), name, "")
+        text = Path(WRITE.value).read_text()
+        if in_parts:
+            replace_parts(text, name, {})
+        else:
+            replace_section(text, name, "")
 
 
 def publish(
@@ -115,13 +120,36 @@ def replace_section(text: str, name: str, content: str) -> str:
     Raises:
       ValueError: the page has no such section, or several.
     """
-    start = f"<!-- tables: {name} -->"
-    pattern = re.compile(rf"{re.escape(start)}\n((?!<!-- tables: ).)*?{re.escape(END)}", re.DOTALL)
-    section = "\n".join([start, *([f"{content}\n"] if content else []), END])
-    replaced, count = pattern.subn(lambda _: section, text)
-    if count != 1:
+    before, _, after = _around(text, name)
+    return before + (f"{content}\n\n" if content else "") + after
+
+
+def replace_parts(text: str, name: str, parts: Mapping[str, str]) -> str:
+    """The page with some parts of a section, name -> content, made anew; new ones come last.
+
+    Raises:
+      ValueError: as `replace_section`, or the section has something before its first part.
+    """
+    _, content, _ = _around(text, name)
+    start, *pieces = re.split(r"^<!-- part: (.+) -->$", content, flags=re.MULTILINE)
+    if start.strip():
         raise ValueError(
-            f"the page must have one section {name!r} and has {count}; put these two lines where its tables belong:\n"
-            f"{start}\n{END}"
+            f"the section {name!r} begins with something that is no part and would be lost: {start.strip()[:60]!r}; "
+            "put a line `<!-- part: NAME -->` before it, or take it out"
         )
-    return replaced
+    there = {part: text.strip() for part, text in zip(pieces[::2], pieces[1::2], strict=True)}
+    shown = (f"<!-- part: {part} -->\n{content}" for part, content in {**there, **parts}.items())
+    return replace_section(text, name, "\n\n".join(shown))
+
+
+def _around(text: str, name: str) -> tuple[str, str, str]:
+    """The page up to the content of a section, the content, and the rest."""
+    start = f"<!-- tables: {name} -->\n"
+    found = re.findall(rf"{re.escape(start)}((?:(?!<!-- tables: ).)*?){re.escape(END)}", text, re.DOTALL)
+    if len(found) != 1:
+        raise ValueError(
+            f"the page must have one section {name!r} and has {len(found)}; put these two lines where its tables "
+            f"belong:\n{start}{END}"
+        )
+    before, after = text.split(start + found[0] + END)
+    return before + start, found[0], END + after

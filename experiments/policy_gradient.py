@@ -28,7 +28,7 @@ from experiments.trials import Curves, Point, Trial, compare_trials, publish_tri
 
 NAME = "policy_gradient"
 NUM_EPISODES, NUM_STEPS, DISCOUNT = 16, 200, 0.99  # of an iteration; the longest episode
-RATES, ETAS = (0.3, 1.0, 3.0, 10.0, 30.0), (1e-5, 1e-4, 1e-3, 1e-2)
+RATES, ETAS = (1.0, 3.0, 10.0), (1e-4, 1e-3, 1e-2)
 NETWORK = adalfl_jax.LossNetwork(hidden_sizes=(40, 40), predictions="raw")
 
 _ITERATIONS = flags.DEFINE_integer("num_iterations", 150, "Updates of the policy.", lower_bound=2)

@@ -112,7 +112,7 @@ def main(argv: list[str]) -> None:
 def _check_flags() -> None:
     if page.WRITE.value and _QUICK.value:
         raise ValueError("--quick shows that all works and makes no results for a page; leave out --write")
-    page.require_section(_STUDY.value or "")
+    page.require_section(_STUDY.value or "", in_parts=True)
 
 
 def _chosen() -> list[Comparison]:
@@ -213,11 +213,11 @@ def _write_page(target: Path, known: dict[str, Any]) -> None:
     """Puts all parts of the study there are numbers of into its section of the page, with their pictures."""
     folder = target.parent / page.PICTURES
     folder.mkdir(parents=True, exist_ok=True)
-    study, sections = STUDIES[_STUDY.value or ""], []
+    study, made = STUDIES[_STUDY.value or ""], {}
     for part in study.parts(study.comparisons(), known):
         save_figure(part.figure, folder / f"{part.name}.png")
-        sections.append(_section(part, known, {part.title: f"{page.PICTURES}/{part.name}.png"}))
-    target.write_text(page.replace_section(target.read_text(), _STUDY.value or "", "\n\n".join(sections)))
+        made[part.name] = _section(part, known, {part.title: f"{page.PICTURES}/{part.name}.png"})
+    target.write_text(page.replace_parts(target.read_text(), _STUDY.value or "", made))
 
 
 def _section(part: Part, known: dict[str, Any], pictures: Mapping[str, str]) -> str:

@@ -68,7 +68,7 @@ ARMS = (
     Arm("smoothed", "label smoothing", _fixed("smoothed_cross_entropy"), _rates(0.01, 0.03, 0.1)),
     Arm("generalized", "generalised cross-entropy", _fixed(GENERALIZED), _rates(0.1, 0.3, 1.0)),
     Arm("symmetric", "symmetric cross-entropy", _fixed(SYMMETRIC), _rates(0.03, 0.1, 0.3)),
-    Arm("symmetric_decayed", "symmetric cross-entropy, decayed", _fixed(SYMMETRIC) | LINEAR, _rates(0.1, 0.3, 1.0)),
+    Arm("symmetric_decayed", "symmetric cross-entropy, decayed", _fixed(SYMMETRIC) | LINEAR, _rates(0.03, 0.1, 0.3)),
     Arm(
         "symmetric_joint",
         "symmetric cross-entropy, with the clean set",

@@ -1,0 +1,21 @@
+import pytest
+
+from experiments import page
+
+PAGE = f"Before\n\n<!-- tables: thrift -->\n{page.END}\n\nBetween\n\n<!-- tables: clean -->\nold\n\n{page.END}\n"
+
+
+def test_a_part_is_made_anew_and_the_others_stay():
+    first = page.replace_parts(PAGE, "thrift", {"logistic": "one | \\1", "mlp": "two"})
+    second = page.replace_parts(first, "thrift", {"mlp": "anew", "lenet5": "three"})
+    assert second == PAGE.replace(
+        "<!-- tables: thrift -->\n",
+        "<!-- tables: thrift -->\n<!-- part: logistic -->\none | \\1\n\n<!-- part: mlp -->\nanew\n\n"
+        "<!-- part: lenet5 -->\nthree\n\n",
+    )
+    assert page.replace_parts(second, "thrift", {}) == second
+
+
+def test_what_is_no_part_is_not_lost():
+    with pytest.raises(ValueError, match=r"section 'clean' begins with something that is no part .* 'old'"):
+        page.replace_parts(PAGE, "clean", {"mlp": "new"})
