@@ -13,7 +13,7 @@ from adalfl_jax.training.setup import examples_for_a_batch, make_setup
 from adalfl_jax.training.start import read_learned_losses
 from experiments import launch, page
 from experiments.study import __main__ as program
-from experiments.study import behaviour, noisy_labels, runs, transfer
+from experiments.study import behaviour, clean_labels, noisy_labels, runs, transfer
 from experiments.study.arms import Arm, Comparison, Source, grid, make_config, make_source_config
 from experiments.study.compare import compare_arms
 from experiments.study.tables import comparison_table
@@ -223,6 +223,12 @@ def test_half_of_every_clean_set_is_enough_for_a_batch():
         config = make_config(comparison, comparison.arms[0], {}, range(1), for_tuning=True)
         assert config.outer.split_fraction == 0.5
         assert examples_for_a_batch(config) <= config.dataset.valid_examples, comparison.name
+
+
+@pytest.mark.parametrize("name", ["digits_mlp", "diabetes_mlp"])
+def test_data_that_ship_are_enough_for_the_comparison_on_clean_labels(name):
+    (comparison,) = (item for item in clean_labels.comparisons() if item.name == name)
+    program._check(comparison)
 
 
 def test_tuning_holds_half_of_a_clean_set_out():
