@@ -24,7 +24,7 @@ quickstart: setup  ## Train on real digits with four losses and write a report (
 
 pictures: quickstart  ## Renew the pictures and figures the README shows from the quickstart's run.
 	$(BIN)/python -m experiments.report --workdir=$(WORKDIR)
-	cp $(WORKDIR)/figures/*.png $(WORKDIR)/figures/*.gif $(WORKDIR)/summary.json docs/images/
+	cp $(addprefix $(WORKDIR)/,figures/learning_curves.png figures/loss_shapes.gif summary.json) docs/images/
 
 test: setup  ## Lint, and run all tests but the slow ones.
 	$(MAKE) --no-print-directory lint
