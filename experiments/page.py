@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
+from adalfl_jax.training.workdir import write_json
+
 WRITE = flags.DEFINE_string("write", None, "Also put the tables into their sections of this Markdown page.")
 
 Row = dict[str, Any]
-PICTURES = "images/results"  # beside the page
+PICTURES, NUMBERS = "images/results", "results"  # beside the page
 END = "<!-- end of tables -->"
 TESTS = (
     "Differences are paired, with 95 % intervals, each by itself; p-values, of paired t-tests, are adjusted for their "
@@ -97,6 +99,26 @@ def require_section(name: str, *, in_parts: bool = False) -> None:
             replace_parts(text, name, {})
         else:
             replace_section(text, name, "")
+
+
+def path_of_numbers(name: str, workdir: Path) -> Path:
+    """Where the numbers of a study are kept: beside the page that `--write` names, else in a folder of results."""
+    folder = Path(WRITE.value).parent / NUMBERS if WRITE.value else workdir
+    return folder / f"{name}.json"
+
+
+def write_numbers(path: Path, numbers: Mapping[str, Any]) -> None:
+    """Writes numbers as JSON in one line, to six digits."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, _rounded(numbers), indent=None)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, Mapping):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def publish(

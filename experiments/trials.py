@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 
 from adalfl_jax.analysis.figures import STYLE
 from adalfl_jax.analysis.statistics import adjust_p_values, describe, paired_difference
-from adalfl_jax.training.workdir import write_json
 from experiments import page
 from experiments.launch import studies_folder, told_in_a_line
 from experiments.machine import describe_machine
@@ -76,7 +75,7 @@ def publish_trials(
             sys.exit(f"{type(error).__name__}: {error}")
         machine = describe_machine(packages)
         numbers = {"command": command, "machine": machine, **compare()}
-        write_json(workdir / f"{name}.json", numbers)
+        page.write_numbers(page.path_of_numbers(name, workdir), numbers)
     page.publish(
         name,
         command,

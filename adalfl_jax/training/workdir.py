@@ -136,10 +136,10 @@ def is_worked_on(path: str | os.PathLike[str]) -> bool:
         return True
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
     """Writes JSON in one move, so that a reader never sees half a file, even after a power cut."""
     partial = path.with_name(path.name + ".partial")
-    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    text = json.dumps(value, indent=indent, allow_nan=False) + "\n"
     with partial.open("w") as file:
         file.write(text)
         file.flush()

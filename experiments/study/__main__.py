@@ -15,7 +15,8 @@ Studies:
   transfer        a loss learned on other data or for another model, as it is and learned further
 
 Runs are kept in `--workdir` (runs/studies) under a digest of their configuration: a study that was stopped goes on
-where it was, and a changed setting is another run. `STUDY.json` there has all numbers.
+where it was, and a changed setting is another run. `STUDY.json` there has all numbers; with `--write` it lies beside
+the page, in `results`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ from rich.console import Console
 from adalfl_jax.registry import lookup
 from adalfl_jax.training import TrainConfig, WorkdirError
 from adalfl_jax.training.setup import make_setup
-from adalfl_jax.training.workdir import write_json
 from experiments import page
 from experiments.launch import parse_flags, studies_folder, told_in_a_line
 from experiments.machine import describe_machine
@@ -186,7 +186,7 @@ def _make(comparison: Comparison, comparisons: list[Comparison], command: str) -
     numbers |= STUDIES[_STUDY.value or ""].measure(numbers, workdir)
     known = _read_numbers()
     known[comparison.name] = numbers
-    write_json(_path_of_numbers(), known)
+    page.write_numbers(_path_of_numbers(), known)
     for part in STUDIES[_STUDY.value or ""].parts(comparisons, known):
         if comparison.name in part.comparisons:
             save_figure(part.figure, workdir / f"{part.name}.png")
@@ -206,7 +206,7 @@ def _read_numbers() -> dict[str, Any]:
 
 
 def _path_of_numbers() -> Path:
-    return studies_folder() / f"{_STUDY.value}.json"
+    return page.path_of_numbers(_STUDY.value or "", studies_folder())
 
 
 def _write_page(target: Path, known: dict[str, Any]) -> None:

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from experiments import page
@@ -19,3 +21,10 @@ def test_a_part_is_made_anew_and_the_others_stay():
 def test_what_is_no_part_is_not_lost():
     with pytest.raises(ValueError, match=r"section 'clean' begins with something that is no part .* 'old'"):
         page.replace_parts(PAGE, "clean", {"mlp": "new"})
+
+
+def test_numbers_are_written_to_six_digits(tmp_path):
+    path = tmp_path / "results" / "clean.json"
+    page.write_numbers(path, {"mean": 1 / 3, "curves": [[1e-5 / 7], (2,)], "arm": "AdaLFL", "p": None, "seeds": True})
+    read = json.loads(path.read_text())
+    assert read == {"mean": 0.333333, "curves": [[1.42857e-06], [2]], "arm": "AdaLFL", "p": None, "seeds": True}

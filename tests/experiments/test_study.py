@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -263,7 +264,7 @@ def test_the_program_writes_numbers_a_picture_and_its_section(tmp_path, program_
     target.write_text("Before\n\n<!-- tables: thrift -->\n<!-- end of tables -->\n\nAfter\n")
     program_flags("--study=thrift", "--arm=untuned", "--num_seeds=2", f"--write={target}")
     program.main(["study"])
-    text, kept = target.read_text(), json.loads((tmp_path / "thrift.json").read_text())["tiny"]
+    text, kept = target.read_text(), json.loads((target.parent / "results" / "thrift.json").read_text())["tiny"]
     assert text.startswith("Before\n")
     assert text.endswith("After\n")
     assert "| AdaLFL " in text
@@ -272,6 +273,18 @@ def test_the_program_writes_numbers_a_picture_and_its_section(tmp_path, program_
     assert kept["arms"].keys() == {"untuned", "adalfl"}
     assert kept["seeds"] == [100, 101]
     assert "| AdaLFL " in capsys.readouterr().out
+
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.mark.parametrize("study", sorted(program.STUDIES.keys() & {path.stem for path in DOCS.glob("results/*.json")}))
+def test_the_page_has_the_numbers_that_lie_beside_it(study, tmp_path, program_flags):
+    target = tmp_path / "results.md"
+    target.write_text((DOCS / "results.md").read_text())
+    program_flags(f"--study={study}", f"--write={target}")
+    program._write_page(target, json.loads((DOCS / "results" / f"{study}.json").read_text()))
+    assert target.read_text() == (DOCS / "results.md").read_text()
 
 
 @pytest.mark.usefixtures("tiny_study")
