@@ -286,6 +286,9 @@ class HostsConfig:
         require("hosts.num_processes", self.num_processes, self.num_processes >= 0, "a whole number of at least 0")
         fits = -1 <= self.process_id < (self.num_processes or 2**31)
         require("hosts.process_id", self.process_id, fits, "a number from 0, below hosts.num_processes; or -1")
+        has_address = self.connect not in ("", "auto")
+        fits = has_address or (self.num_processes == 0 and self.process_id == -1)
+        require("hosts.connect", self.connect, fits, '"ADDRESS:PORT" with hosts.num_processes or hosts.process_id')
         require("hosts.timeout_seconds", self.timeout_seconds, self.timeout_seconds >= 1, "at least 1")
 
 
