@@ -7,6 +7,7 @@ business; what the others need of them they are told.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -20,6 +21,8 @@ from adalfl_jax.training.sections import HostsConfig
 from adalfl_jax.training.workdir import WorkdirError
 
 Value = TypeVar("Value")
+
+PIECE_BYTES = 2**26  # of an array that go to the others at once, through the memory of every device
 
 
 def connect(config: HostsConfig) -> None:
@@ -43,7 +46,7 @@ def connect(config: HostsConfig) -> None:
             shutdown_timeout_seconds=config.timeout_seconds,
         )
     except (ValueError, RuntimeError) as error:
-        if address is None and "must be defined" in str(error).replace("should", "must"):
+        if address is None and "coordinator_address" in str(error):
             return  # no cluster: a process of its own
         raise ConfigError(f"config.hosts: the processes cannot be connected: {error}") from error
     sys.stderr.write(
@@ -86,8 +89,10 @@ def arrays_of_first(arrays: Sequence[np.ndarray], specs: Sequence[dict[str, Any]
         return list(arrays)
     found = []
     for index, spec in enumerate(specs):
+        num_bytes = math.prod(spec["shape"]) * np.dtype(spec["dtype"]).itemsize
         content = np.ascontiguousarray(arrays[index]).tobytes() if is_first() else b""
-        found.append(np.frombuffer(_broadcast(content), spec["dtype"]).reshape(spec["shape"]))
+        pieces = [_broadcast(content[start : start + PIECE_BYTES]) for start in range(0, num_bytes, PIECE_BYTES)]
+        found.append(np.frombuffer(b"".join(pieces), spec["dtype"]).reshape(spec["shape"]))
     return found
 
 

@@ -10,10 +10,11 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adalfl_jax.training import ConfigError, train
+from adalfl_jax.training import ConfigError, hosts, train
 from adalfl_jax.training.hosts import connect
 from adalfl_jax.training.sections import HostsConfig
 from tests.training.same_run import assert_same_run
@@ -144,6 +145,8 @@ def test_a_folder_that_cannot_be_used_ends_all_processes_with_the_same_line(tmp_
             {"num_processes": 2, "process_id": 2},
             r"hosts\.process_id must be a number from 0, below hosts\.num_processes",
         ),
+        ({"num_processes": 2}, r"hosts\.connect must be \"ADDRESS:PORT\" with hosts\.num_processes or .*; got ''"),
+        ({"connect": "auto", "process_id": 1}, r"hosts\.connect must be \"ADDRESS:PORT\" with .*; got 'auto'"),
         ({"timeout_seconds": 0}, r"hosts\.timeout_seconds must be at least 1; got 0"),
     ],
 )
@@ -156,3 +159,29 @@ def test_a_process_that_has_computed_already_cannot_be_connected():
     jax.devices()
     with pytest.raises(ConfigError, match=r"config\.hosts: the processes cannot be connected"):
         connect(HostsConfig("127.0.0.1:1", 2, 0, 10))
+
+
+def test_no_cluster_makes_a_process_of_its_own_and_half_a_cluster_is_refused(monkeypatch):
+    def initialize(**options):
+        raise ValueError(said)
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    said = "coordinator_address should be defined."
+    connect(HostsConfig("auto", 0, -1, 10))
+    said = "Number of processes must be defined."
+    with pytest.raises(ConfigError, match="cannot be connected: Number of processes must be defined"):
+        connect(HostsConfig("auto", 0, -1, 10))
+
+
+def test_arrays_go_to_the_other_processes_in_pieces(monkeypatch):
+    pieces = []
+    monkeypatch.setattr(hosts.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(hosts, "_broadcast", lambda content: pieces.append(content) or content)
+    monkeypatch.setattr(hosts, "PIECE_BYTES", 8)
+    arrays = [np.arange(5, dtype="float32"), np.zeros((2, 0), "int32"), np.asarray(jnp.ones((), jnp.bfloat16))]
+    specs = [{"shape": list(array.shape), "dtype": str(array.dtype)} for array in arrays]
+    found = hosts.arrays_of_first(arrays, specs)
+    assert [len(piece) for piece in pieces] == [8, 8, 4, 2]
+    for left, right in zip(found, arrays, strict=True):
+        assert left.dtype == right.dtype
+        np.testing.assert_array_equal(left, right)
