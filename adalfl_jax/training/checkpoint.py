@@ -21,7 +21,8 @@ import orbax.checkpoint as ocp
 from adalfl_jax.training.config import LEARNING, TrainConfig
 from adalfl_jax.training.hosts import arrays_of_first, is_first, on_first
 from adalfl_jax.training.phases import init_phi, init_theta, make_seed_keys, restart_outer_optimizer
-from adalfl_jax.training.results import History
+from adalfl_jax.training.preemption import PreemptionError
+from adalfl_jax.training.results import DivergenceError, History
 from adalfl_jax.training.sections import CheckpointConfig, MeshConfig
 from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.sharding import place, to_host
@@ -33,11 +34,24 @@ _ALONE = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}
 
 
 def save_state(path: Path, state: RunState) -> None:
-    """Writes theta and phi of all seeds to the folder `path`, which must not exist; all processes must call it."""
+    """Writes theta and phi of all seeds to the folder `path`, which must not exist; all processes must call it.
+
+    Raises:
+      WorkdirError: it could not be written.
+    """
     state = to_host(state)
-    if is_first():
-        with ocp.StandardCheckpointer(multiprocessing_options=_ALONE) as checkpointer:
-            checkpointer.save(path, state._asdict())
+
+    def write() -> None:
+        try:
+            with ocp.StandardCheckpointer(multiprocessing_options=_ALONE) as checkpointer:
+                checkpointer.save(path, state._asdict())
+        except Exception as error:  # whatever Orbax and its libraries raise
+            raise WorkdirError(
+                f"a trained state could not be written to {path} ({_reason(error)}). Make room or mend the folder, and "
+                "the same command goes on from the last checkpoint"
+            ) from error
+
+    on_first(write)
 
 
 def load_state(path: str | os.PathLike[str], structure: RunState) -> RunState:
@@ -130,7 +144,7 @@ class StageCheckpoints:
         return None, []
 
     def save(self, history: History) -> None:
-        """Begins to write how far the stage is, once the checkpoint before is written. Needs no finished writing.
+        """Begins to write how far the stage is, once the checkpoint before is written; all processes must call it.
 
         Raises:
           WorkdirError: this checkpoint or the one before could not be written; those before stay.
@@ -139,14 +153,16 @@ class StageCheckpoints:
             return
         record, arrays = _pack(history)
         self._saved_step, self._saved_at = history.step, time.monotonic()
-        if self._manager is None:  # not the process that writes
-            return
+        on_first(lambda: self._write(record, arrays))
+
+    def _write(self, record: dict[str, Any], arrays: list[np.ndarray]) -> None:
+        assert self._manager is not None
         items = {
             "record": ocp.args.JsonSave({"checksum": _checksum(record, arrays), "record": record}),  # pyright: ignore[reportCallIssue]
             "arrays": ocp.args.StandardSave([array for array in arrays if array.size]),  # pyright: ignore[reportCallIssue]
         }
         try:
-            self._manager.save(history.step, args=ocp.args.Composite(**items), force=True)
+            self._manager.save(record["step"], args=ocp.args.Composite(**items), force=True)
         except Exception as error:
             raise self._failure(error) from error
 
@@ -160,8 +176,17 @@ class StageCheckpoints:
     def __enter__(self) -> StageCheckpoints:
         return self
 
-    def __exit__(self, *_) -> None:
-        """Waits for what is being written."""
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+        """Waits for what is being written: all processes do, but where an error ends one of them alone.
+
+        JAX ends all of them, the one that writes too, `hosts.timeout_seconds` after the first has gone.
+        """
+        if kind is None or issubclass(kind, DivergenceError | PreemptionError):
+            on_first(self._close)
+        else:
+            self._close()
+
+    def _close(self) -> None:
         if self._manager is not None:
             try:
                 self._manager.close()

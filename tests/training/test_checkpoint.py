@@ -3,6 +3,7 @@ import copy
 import gc
 import resource
 import shutil
+import signal
 import warnings
 
 import jax
@@ -12,6 +13,7 @@ import pytest
 
 from adalfl_jax.training import WorkdirError, checkpoint
 from adalfl_jax.training.checkpoint import StageCheckpoints, load_state, read_loss_shapes
+from adalfl_jax.training.preemption import PreemptionError
 from adalfl_jax.training.results import History
 from adalfl_jax.training.sections import CheckpointConfig
 from adalfl_jax.training.state import RunState
@@ -254,3 +256,28 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_a_clear_error(tmp_path):
     assert_same_history(restored(tmp_path / "stage"), make_history(5))
     save_all(tmp_path / "stage", make_history(10))  # once there is room again
     assert steps_in(tmp_path / "stage") == [5, 10]
+
+
+@OF_THREADS
+def test_a_state_that_cannot_be_written_is_told(tmp_path):
+    state = make_history(5).state._replace(phi=None)
+    with small_files(), pytest.raises(WorkdirError, match=r"state could not be written to .*state \(.*\)\. Make room"):
+        checkpoint.save_state(tmp_path / "state", state)
+    gc.collect()
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "is_waited_for"),
+    [(None, True), (PreemptionError(signal.SIGTERM, "told to end"), True), (OSError("of its own"), False)],
+    ids=["end", "signal", "own_error"],
+)
+def test_processes_wait_for_the_one_that_writes_but_where_one_ends_alone(error, is_waited_for, tmp_path, monkeypatch):
+    met = []
+    monkeypatch.setattr(checkpoint, "on_first", lambda function: met.append(function()))
+    with contextlib.suppress(OSError, PreemptionError), StageCheckpoints(tmp_path / "stage", ALWAYS) as kept:
+        kept.save(make_history(5))
+        if error is not None:
+            raise error
+    assert len(met) == 1 + is_waited_for
+    assert steps_in(tmp_path / "stage") == [5]
