@@ -5,12 +5,14 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from adalfl_jax.training.faults import SKIPPED
+from adalfl_jax.training.faults import SKIPPED, all_finite
 from adalfl_jax.training.results import DivergenceError
 from adalfl_jax.training.sharding import to_host
 from adalfl_jax.training.state import RunState, without_carry
 
 OF_UPDATES = ("outer_loss", "hypergradient_norm", "phi_update_ratio")  # measured where phi is updated
+
+_is_finite = jax.jit(jax.vmap(all_finite))  # of each seed, so that a state stays on its devices
 
 
 def chunk_means(metrics: dict[str, np.ndarray], first_step: int, outer_every: int) -> dict[str, np.ndarray]:
@@ -66,9 +68,8 @@ def require_finite(
     ]
     last = num_steps - 1
     for name, tree in without_carry(state)._asdict().items():
-        leaves = [to_host(leaf) for leaf in jax.tree.leaves(tree) if np.issubdtype(leaf.dtype, np.floating)]
-        broken = (i for i in range(len(seeds)) if not all(np.isfinite(leaf[i]).all() for leaf in leaves))
-        found += [(last, name, index) for index in broken]
+        broken = [] if tree is None else np.flatnonzero(~to_host(_is_finite(tree)))
+        found += [(last, name, int(index)) for index in broken]
     for name, values in measured.items():
         found += [(last, name, int(index)) for index in np.flatnonzero(~np.isfinite(values))]
     if found:

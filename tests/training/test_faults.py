@@ -10,7 +10,7 @@ import pytest
 
 from adalfl_jax import data
 from adalfl_jax.training import DivergenceError, loop, stage, train
-from adalfl_jax.training.chunk import chunk_means, seeds_without_gradient
+from adalfl_jax.training.chunk import chunk_means, require_finite, seeds_without_gradient
 from adalfl_jax.training.faults import all_finite, phi_metrics, skip_nonfinite
 from adalfl_jax.training.phases import (
     init_phi,
@@ -23,7 +23,7 @@ from adalfl_jax.training.phases import (
 )
 from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.state import RunState
-from adalfl_jax.types import Batch, Phi
+from adalfl_jax.types import Batch, Phi, Theta
 from tests.training.same_run import assert_same_run
 from tests.training.test_resume import run_in_pieces
 from tests.training.tiny import DIABETES, final_state, quick_compilation, tiny_config
@@ -142,6 +142,18 @@ def test_a_zero_meta_gradient_is_seen_where_phi_is_updated():
     assert seeds_without_gradient(metrics, 0, 4) == []  # one update says nothing
     assert seeds_without_gradient(metrics | {"skipped_steps": np.eye(3, 4, dtype=int)}, 0, 1) == []
     assert seeds_without_gradient({"inner_loss": norms}, 0, 1) == []
+
+
+def test_a_state_that_is_not_finite_is_named_with_its_seed_and_what_a_step_remembers_may_be():
+    bad = jnp.array([[1.0, 2.0], [3.0, jnp.inf]])
+    about = {"first_step": 4, "method": "adalfl", "phase": "training", "seeds": (7, 8)}
+    good = RunState(None, Phi({"kernel": jnp.ones((2, 3))}, (jnp.arange(2),), bad))
+    require_finite({}, {}, good, last_finite=good, **about)
+    state = good._replace(theta=Theta({"kernel": bad}, {}, ()))
+    with pytest.raises(DivergenceError) as caught:
+        require_finite({}, {}, state, last_finite=good, **about)
+    assert (caught.value.metric, caught.value.seed) == ("theta", 8)
+    assert caught.value.state.phi.carry == ()
 
 
 def test_update_ratio_is_that_of_the_norms():
