@@ -21,7 +21,7 @@ from rich.table import Table
 
 from adalfl_jax.data import DatasetError
 from adalfl_jax.registry import require_known
-from adalfl_jax.training import ConfigError, DivergenceError, PreemptionError, TrainConfig, WorkdirError
+from adalfl_jax.training import ConfigError, DivergenceError, PreemptionError, TrainConfig
 from adalfl_jax.training.fields import field_paths
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -60,14 +60,14 @@ def studies_folder() -> Path:
 
 @contextlib.contextmanager
 def told_in_a_line() -> Iterator[None]:
-    """Ends the program with a line, and no traceback, where a run ends in an error of its own or by a signal."""
+    """Ends the program with a line, and no traceback, where a run, a file or a folder fails or a signal comes."""
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     # Checkpoints are chatty, and what fails there is an error of ours.
     logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
     try:
         yield
-    except (ConfigError, DatasetError, WorkdirError, DivergenceError) as error:
+    except (ConfigError, DatasetError, DivergenceError, OSError) as error:
         _end(f"{type(error).__name__}: {error}")
     except PreemptionError as error:
         sys.stderr.write(f"{error}\n")

@@ -166,8 +166,11 @@ def _run(points: list[Point], root: Path) -> None:
     """Starts runs and waits for all of them; one that fails says so in its row of the table."""
     executor = _make_executor(root / "submitit")
     points[0].log.parent.mkdir(parents=True, exist_ok=True)
-    with executor.batch():
-        jobs = [executor.submit(TrainingJob(_command_of(point), point.log)) for point in points]
+    try:
+        with executor.batch():
+            jobs = [executor.submit(TrainingJob(_command_of(point), point.log)) for point in points]
+    except RuntimeError as error:  # of SLURM, for a partition it does not have, say
+        raise ConfigError(f"--executor={_EXECUTOR.value} takes no jobs: {error}") from error
     print(f"{len(jobs)} runs are started; each writes to a file in {points[0].log.parent}", file=sys.stderr)
     for job in jobs:
         with contextlib.suppress(Exception):  # of submitit, for a job that was cancelled, say

@@ -1,10 +1,11 @@
-"""Drawing a finished run anew."""
+"""Drawing a run anew, from its files."""
 
 import pytest
 from absl import flags
 from absl.testing import flagsaver
 
 from adalfl_jax.training import compare
+from adalfl_jax.training.workdir import open_workdir
 from experiments import report
 from tests.training.tiny import quick_compilation, tiny_config
 
@@ -34,4 +35,11 @@ def test_a_summary_that_cannot_be_read_is_told(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "summary.json").write_text("{")
     with flagsaver.flagsaver((report.WORKDIR, str(tmp_path))), pytest.raises(SystemExit, match="cannot be read"):
+        report.main(["report"])
+
+
+def test_a_folder_that_figures_cannot_be_written_to_is_told(tmp_path):
+    folder = open_workdir(tmp_path / "run", tiny_config(method="task_loss"), "train")
+    (folder / "figures").write_text("")
+    with flagsaver.flagsaver((report.WORKDIR, str(folder))), pytest.raises(SystemExit, match=r"File.* exists.*figures"):
         report.main(["report"])

@@ -1,5 +1,6 @@
 """Sweeps: which runs there are, in which processes they run, what is left of them."""
 
+import contextlib
 import csv
 import itertools
 import json
@@ -112,6 +113,20 @@ def test_what_cannot_be_run_is_refused_before_anything_is(case, run, monkeypatch
 def test_without_submitit_the_extra_is_named(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
     assert run() == ("", 'ConfigError: a sweep needs the package submitit; pip install ".[sweep]"')
+
+
+def test_a_cluster_that_takes_no_jobs_is_told(run, monkeypatch):
+    class Executor:
+        @contextlib.contextmanager
+        def batch(self):
+            yield
+            raise RuntimeError("sbatch: error: invalid partition")
+
+        def submit(self, job):
+            assert job.command[2] == "experiments.train"
+
+    monkeypatch.setattr(sweep, "_make_executor", lambda folder: Executor())
+    assert run() == ("", "ConfigError: --executor=local takes no jobs: sbatch: error: invalid partition")
 
 
 def test_the_folder_of_a_run_is_no_folder_of_a_sweep(run, started, tmp_path):
