@@ -41,7 +41,8 @@ def make_reweighting_step(
 
     which is the positive part of alpha times the product of the gradients of l_i and L; alpha cancels. Then theta takes
     the inner optimiser's step on the sum of w_i l_i. Where no example helps all weights stay 0. Nothing is remembered
-    from step to step; a step costs a backward pass more than `make_bilevel_step`'s.
+    from step to step; a step costs a backward pass more than `make_bilevel_step`'s. Weights are shares of the whole
+    batch: on several devices put it under `jax.jit` with shardings, not inside `jax.pmap` or `jax.shard_map`.
 
     Args:
       apply_fn: the base model, as in `make_bilevel_step`: in train mode on both batches, and the inner pass updates
