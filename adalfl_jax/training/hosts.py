@@ -36,6 +36,8 @@ def connect(config: HostsConfig) -> None:
     if not config.connect or jax.distributed.is_initialized():
         return
     address = None if config.connect == "auto" else config.connect
+    # JAX's own ear for SIGTERM swallows one that comes before `Preemption` listens, and nothing here asks it.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             coordinator_address=address,

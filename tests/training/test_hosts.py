@@ -161,6 +161,17 @@ def test_a_process_that_has_computed_already_cannot_be_connected():
         connect(HostsConfig("127.0.0.1:1", 2, 0, 10))
 
 
+@pytest.mark.slow
+def test_a_signal_before_a_run_listens_ends_the_process():
+    program = (
+        "import signal; from adalfl_jax.training.hosts import connect, HostsConfig; "
+        f"connect(HostsConfig('{ADDRESS}', 1, 0, 10)); signal.raise_signal(signal.SIGTERM)"
+    )
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, check=False)  # noqa: S603, it is ours
+    assert done.returncode == -signal.SIGTERM
+
+
 def test_no_cluster_makes_a_process_of_its_own_and_half_a_cluster_is_refused(monkeypatch):
     def initialize(**options):
         raise ValueError(said)
