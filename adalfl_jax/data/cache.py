@@ -53,7 +53,7 @@ def _read(path: Path, fingerprint: str) -> Arrays | None:
         if metadata.get("fingerprint") != fingerprint:
             return None
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, the file is no dictionary
-    if metadata.get("sha256") != _digest(arrays):
+    if metadata.get("sha256") != digest_of_arrays(arrays):
         raise ValueError("its checksum is not that of its contents")
     return arrays
 
@@ -77,14 +77,15 @@ def _write(path: Path, partial: Path, fingerprint: str, arrays: Arrays) -> None:
             raise DatasetError(
                 f"{path} needs {needed / 1e6:.1f} MB and its disk has {free / 1e6:.1f} MB left; {REMEDY}"
             )
-        save_file(arrays, partial, metadata={"fingerprint": fingerprint, "sha256": _digest(arrays)})
+        save_file(arrays, partial, metadata={"fingerprint": fingerprint, "sha256": digest_of_arrays(arrays)})
         partial.chmod(0o644)  # others who share the folder may read it
         partial.replace(path)
     except (SafetensorError, OSError) as error:
         raise DatasetError(f"{path} cannot be written ({error}); {REMEDY}") from error
 
 
-def _digest(arrays: Arrays) -> str:
+def digest_of_arrays(arrays: Arrays) -> str:
+    """SHA-256 of names, types, shapes and values."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = arrays[name]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.model_selection import train_test_split
 
+from adalfl_jax.data.cache import digest_of_arrays
 from adalfl_jax.data.corruption import Corruption
 from adalfl_jax.data.errors import DatasetError
 from adalfl_jax.data.examples import Examples, is_image
@@ -39,6 +40,7 @@ class Dataset:
     deviation: tuple[float, ...] | None = None  # their standard deviation
     can_flip: bool = False  # whether the mirror image of an input has the same label
     num_tokens: int = 0  # of the vocabulary, where inputs are tokens
+    content: str = ""  # digits that any change of the raw examples, or of the splits they are in, changes
 
     def __post_init__(self) -> None:
         for split in ("train", "valid", "test"):
@@ -113,6 +115,8 @@ def make_dataset(
     corruption.check(where, num_classes)
     valid_size = _valid_size(where, valid_fraction, valid_examples)
     inputs, targets, (train, valid, test) = _arrange(where, examples, valid_size)
+    arrays = {"inputs": inputs, "targets": targets, "train": train, "valid": valid, "test": test}
+    content = digest_of_arrays(arrays)[:12]  # before rounding that libraries may change
     if num_classes is not None:
         train, targets = corruption.apply(where, targets, train, num_classes, seed=SPLIT_SEED)
     mean = deviation = None
@@ -134,6 +138,7 @@ def make_dataset(
         deviation=deviation,
         can_flip=examples.can_flip,
         num_tokens=examples.num_tokens,
+        content=content,
     )
 
 

@@ -93,8 +93,8 @@ class StageCheckpoints:
     moment. A checksum over everything tells what a disk or a power cut made of it later.
     """
 
-    def __init__(self, folder: Path, settings: CheckpointConfig):
-        self._folder, self._settings = folder, settings
+    def __init__(self, folder: Path, settings: CheckpointConfig, data: str = ""):
+        self._folder, self._settings, self._data = folder, settings, data  # `Dataset.content`
         self._manager: ocp.CheckpointManager | None = None
         if is_first() and (settings.keep or folder.exists()):
             folder.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ class StageCheckpoints:
           start: the state the stage starts from, for its structure.
 
         Raises:
-          WorkdirError: one that may not be read, that holds another model, or that cannot be set aside.
+          WorkdirError: one that may not be read, of another model or other data, or that cannot be set aside.
         """
         arrays: list[np.ndarray] = []
 
@@ -128,6 +128,11 @@ class StageCheckpoints:
 
         if (record := on_first(read)) is None:
             return None
+        if (data := record.get("data", self._data)) != self._data:  # older ones do not say
+            raise WorkdirError(
+                f"the checkpoints in {self._folder} were made on other data than config.dataset names now ({data} -> "
+                f"{self._data}); bring those back, or choose a new folder"
+            )
         self._saved_step = record["step"]
         return _unpack(record, arrays_of_first(arrays, record["arrays"]), start)
 
@@ -152,6 +157,7 @@ class StageCheckpoints:
         if not self._settings.keep or history.step == self._saved_step:
             return
         record, arrays = _pack(history)
+        record["data"] = self._data
         self._saved_step, self._saved_at = history.step, time.monotonic()
         on_first(lambda: self._write(record, arrays))
 

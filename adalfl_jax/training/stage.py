@@ -82,7 +82,7 @@ class StageRunner:
           WorkdirError: a checkpoint cannot be read or written.
         """
         folder = stage.checkpoints or self._workdir / layout.CHECKPOINTS / stage.name
-        with StageCheckpoints(folder, self._setup.config.checkpoint) as kept:
+        with StageCheckpoints(folder, self._setup.config.checkpoint, self._setup.dataset.content) as kept:
             history = kept.restore(stage.start)
             if history is None:
                 history = self._begin(stage)

@@ -139,3 +139,16 @@ def test_data_that_is_not_finite_is_refused(value):
     targets[9] = value
     with pytest.raises(ValueError, match=r"dataset 'mine'.*targets.*not finite in 1 of 100 examples.*number 9"):
         data.make_dataset("mine", Examples(INPUTS, targets))
+
+
+def test_a_dataset_is_known_by_its_examples_and_their_splits_and_not_by_what_is_made_of_them():
+    def content(inputs=INPUTS, targets=LABELS, **settings):
+        return data.make_dataset("mine", Examples(inputs, targets, num_classes=4), **settings).content
+
+    changed = INPUTS.copy()
+    changed[7, 2] += 1e-3
+    others = [content(changed), content(targets=LABELS[::-1]), content(INPUTS[::-1], LABELS[::-1])]
+    others += [content(valid_examples=20)]
+    assert len({content(), *others}) == 5
+    assert content() == content(INPUTS.copy(), on_device=False, label_noise=0.2)
+    assert len(content()) == 12

@@ -3,9 +3,10 @@
 import json
 import signal
 
+import numpy as np
 import pytest
 
-from adalfl_jax.training import DivergenceError, PreemptionError, compare, loop, train
+from adalfl_jax.training import DivergenceError, PreemptionError, WorkdirError, compare, loop, train
 from tests.training.same_run import assert_same_run, read_json
 from tests.training.tiny import DIABETES, quick_compilation, tiny_config
 
@@ -147,3 +148,17 @@ def test_a_diverged_run_tried_again_diverges_from_its_last_finite_state(tmp_path
         kept = [int(path.name) for path in (tmp_path / "run" / "checkpoints" / "task_loss").iterdir()]
         assert max(kept) == caught.value.state_step
     assert str(errors[0]) == str(errors[1])
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch):
+    path, inputs = tmp_path / "mine.npz", np.random.default_rng(0).normal(size=(200, 3))
+    overrides = {"dataset.name": str(path), "num_steps": 4, "eval_every": 2, "num_seeds": 1}
+    config = tiny_config(overrides, method="task_loss")
+    np.savez(path, inputs=inputs, targets=np.arange(200) % 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "Preemption", SignalAfter(1))
+        with pytest.raises(PreemptionError):
+            train(config, tmp_path / "run")
+    np.savez(path, inputs=inputs + 1, targets=np.arange(200) % 2)
+    with pytest.raises(WorkdirError, match=r"made on other data than config\.dataset names now"):
+        train(config, tmp_path / "run")
