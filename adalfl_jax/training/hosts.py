@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from adalfl_jax.training.fields import ConfigError
+from adalfl_jax.training.fields import ConfigError, differing_keys
 from adalfl_jax.training.sections import HostsConfig
 from adalfl_jax.training.workdir import WorkdirError
 
@@ -96,6 +96,29 @@ def arrays_of_first(arrays: Sequence[np.ndarray], specs: Sequence[dict[str, Any]
         pieces = [_broadcast(content[start : start + PIECE_BYTES]) for start in range(0, num_bytes, PIECE_BYTES)]
         found.append(np.frombuffer(b"".join(pieces), spec["dtype"]).reshape(spec["shape"]))
     return found
+
+
+def require_same(values: dict[str, Any]) -> None:
+    """Compares what the processes were started with.
+
+    Args:
+      values: of this one, as JSON takes them.
+
+    Raises:
+      ConfigError: in all of them, where those of one are not those of the first.
+    """
+    if jax.process_count() == 1:
+        return
+    content = json.dumps(values).encode()
+    padded = np.zeros(largest(len(content)), np.uint8)
+    padded[: len(content)] = np.frombuffer(content, np.uint8)
+    first, *others = (json.loads(row.tobytes().rstrip(b"\0")) for row in multihost_utils.process_allgather(padded))
+    for index, other in enumerate(others, 1):
+        if lines := differing_keys(first, other):
+            raise ConfigError(
+                f"process {index} was started with another config or on other data than process 0; start all alike "
+                f"(process 0 -> process {index}):\n  " + "\n  ".join(lines)
+            )
 
 
 def largest(value: int) -> int:

@@ -19,7 +19,7 @@ from adalfl_jax.training.checkpoint import save_state
 from adalfl_jax.training.config import LEARNING, METHODS, TrainConfig
 from adalfl_jax.training.digest import digest_of_offline_phase
 from adalfl_jax.training.evaluation import Evaluation
-from adalfl_jax.training.hosts import connect, is_first, on_first
+from adalfl_jax.training.hosts import connect, is_first, on_first, require_same
 from adalfl_jax.training.outputs import finish_run, save_last_finite_state
 from adalfl_jax.training.phases import (
     Phase,
@@ -87,6 +87,7 @@ def _run(
     require_wandb(config)
     config = pin_start(config)
     setup = make_setup(config)
+    require_same(config.to_dict() | {"hosts": None, "command": command, "data": setup.dataset.content})
     if (summary := on_first(lambda: layout.finished_summary(workdir, config, command))) is not None:
         tell(f"{workdir} holds this run, finished; its summary is read back.")
         if is_first():

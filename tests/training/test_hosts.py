@@ -41,8 +41,8 @@ with socket.socket() as probe:
     ADDRESS = f"127.0.0.1:{probe.getsockname()[1]}"  # a run's learned loss says where its processes met
 
 
-def start(workdir, overrides, num_processes=2, **environment):
-    """The processes of a run, of two devices each."""
+def start(workdir, overrides, num_processes=2, of_last=(), **environment):
+    """The processes of a run, of two devices each; the last of them may have flags of its own."""
     hosts = {"connect": ADDRESS, "num_processes": num_processes, "timeout_seconds": 10}
     settings = SETTINGS | overrides | {f"hosts.{name}": value for name, value in hosts.items()}
     flags = [f"--config.{name}={value}" for name, value in settings.items()]
@@ -57,14 +57,14 @@ def start(workdir, overrides, num_processes=2, **environment):
     }
     return [
         subprocess.Popen(  # noqa: S603, the command is ours
-            [*program, *flags, f"--config.hosts.process_id={process}"],
+            [*program, *flags, f"--config.hosts.process_id={process}", *own],
             cwd=ROOT,
             env=environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for process in range(num_processes)
+        for process, own in enumerate([()] * (num_processes - 1) + [of_last])
     ]
 
 
@@ -137,6 +137,15 @@ def test_a_folder_that_cannot_be_used_ends_all_processes_with_the_same_line(tmp_
     assert all("WorkdirError" in each and "is not empty and holds no config.json" in each for each in said[:1])
 
 
+@pytest.mark.slow
+def test_processes_of_different_configs_end_with_what_differs(tmp_path):
+    codes, said = end(start(tmp_path / "run", {}, of_last=["--config.num_steps=6"]))
+    assert codes == [1, 1], said
+    assert "ConfigError: process 1 was started with another config" in said[0]
+    assert "num_steps: 4 -> 6" in said[0]
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -196,3 +205,18 @@ def test_arrays_go_to_the_other_processes_in_pieces(monkeypatch):
     for left, right in zip(found, arrays, strict=True):
         assert left.dtype == right.dtype
         np.testing.assert_array_equal(left, right)
+
+
+def test_what_differs_between_processes_is_refused_by_name(monkeypatch):
+    def gather(value):  # from this process and one that was started with `theirs`
+        content = np.frombuffer(json.dumps(theirs).encode(), np.uint8)
+        other = np.pad(content, (0, value.size - len(content))) if value.ndim else np.int32(len(content))
+        return np.stack([value, other])
+
+    monkeypatch.setattr(hosts.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(hosts.multihost_utils, "process_allgather", gather)
+    ours = theirs = {"num_steps": 4, "mesh": {"seed": 2}, "data": "a1"}
+    hosts.require_same(ours)
+    theirs = {"num_steps": 4, "mesh": {"seed": 1}, "data": "a10"}
+    with pytest.raises(ConfigError, match=r"process 1 was started .*\n  data: 'a1' -> 'a10'\n  mesh\.seed: 2 -> 1$"):
+        hosts.require_same(ours)
