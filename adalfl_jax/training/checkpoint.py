@@ -117,7 +117,7 @@ class StageCheckpoints:
           start: the state the stage starts from, for its structure.
 
         Raises:
-          WorkdirError: one that may not be read, of another model or other data, or that cannot be set aside.
+          WorkdirError: one that cannot be read now, of another model or other data, or that cannot be set aside.
         """
         arrays: list[np.ndarray] = []
 
@@ -145,6 +145,11 @@ class StageCheckpoints:
             try:
                 return _read(manager, step)
             except Exception as error:  # whatever Orbax and its libraries raise on damaged files
+                if _may_pass(error):
+                    raise WorkdirError(
+                        f"checkpoint {self._folder / str(step)} cannot be read now ({_reason(error)}); the same "
+                        "command tries again. If it never can, remove that folder to go on from the one before"
+                    ) from error
                 self._set_aside(step, error)
         return None, []
 
@@ -269,6 +274,12 @@ def _require_readable(checkpoint: Path) -> None:
                 f"{path} may not be read by this user, so the run cannot go on from there; change its permissions, or "
                 "choose a new folder"
             )
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether memory ran out or a disk does not answer, which TensorStore tells in the text of a ValueError alone."""
+    is_of_system = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+    return is_of_system or isinstance(error, MemoryError) or "[os_error_code=" in str(error)
 
 
 def _reason(error: Exception) -> str:

@@ -236,6 +236,22 @@ def test_a_checkpoint_that_may_not_be_read_is_not_taken_for_damaged(two_checkpoi
     assert snapshot(two_checkpoints) == before
 
 
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), OSError(5, "Input/output error"), ValueError("UNKNOWN: Error reading d/1 [os_error_code='5']")],
+    ids=["memory", "disk", "disk_of_tensorstore"],
+)
+def test_a_checkpoint_that_cannot_be_read_now_is_not_taken_for_damaged(error, two_checkpoints, monkeypatch):
+    def read(manager, step):
+        raise error
+
+    before = snapshot(two_checkpoints)
+    monkeypatch.setattr(checkpoint, "_read", read)
+    with pytest.raises(WorkdirError, match=r"stage.10 cannot be read now \(.*\); the same command tries again"):
+        restored(two_checkpoints)
+    assert snapshot(two_checkpoints) == before
+
+
 def test_loss_shapes_are_read_beside_the_run_that_writes_them(tmp_path):
     folder = tmp_path / "stage"
     assert read_loss_shapes(folder) is None
