@@ -171,7 +171,7 @@ class _Run:
 
     def _tuned_task_loss(self) -> MethodResult:
         """The baseline at each rate of the grid; the best mean validation metric of all seeds wins."""
-        tried: dict[float, tuple[MethodResult, list]] = {}  # by mean validation metric
+        best: tuple[float, MethodResult, list] | None = None  # the first of equals, with its mean validation metric
         table: dict[str, float | None] = {}
         diverged: DivergenceError | None = None
         seconds = 0.0
@@ -181,14 +181,16 @@ class _Run:
             try:
                 result = self._training("tuned_task_loss", None, rate, lambda *item, to=observed: to.append(item))
                 valid = table[str(rate)] = describe(result.valid.tolist())["mean"]
-                tried.setdefault(valid, (result, observed))
+                if best is None or valid < best[0]:
+                    best = valid, result, observed
                 seconds += result.seconds
             except DivergenceError as error:  # a rate that is too high is a finding of the search, not its end
-                diverged, table[str(rate)] = error, None
+                diverged, table[str(rate)] = error.with_traceback(None), None  # its frames hold states
                 seconds += time.perf_counter() - start
-        if diverged is not None and not tried:
+        if best is None:
+            assert diverged is not None
             raise diverged
-        result, observed = tried[min(tried)]
+        _, result, observed = best
         for item in observed:
             self._writer("tuned_task_loss")(*item)
         return dataclasses.replace(result, seconds=seconds, tuning=table)

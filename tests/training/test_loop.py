@@ -1,4 +1,6 @@
 import json
+import types
+import weakref
 
 import jax
 import numpy as np
@@ -9,6 +11,7 @@ import adalfl_jax
 from adalfl_jax.training import ConfigError, DivergenceError, WorkdirError, compare, loop, train
 from adalfl_jax.training.checkpoint import load_state, save_state
 from adalfl_jax.training.phases import init_phi, init_theta, make_seed_keys
+from adalfl_jax.training.results import MethodResult
 from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.state import RunState
 from tests.training.tiny import DIABETES, final_state, snapshot, tiny_config
@@ -200,6 +203,23 @@ def test_tuning_in_which_every_rate_diverges_ends_the_run(tmp_path):
     with pytest.raises(DivergenceError, match="tuned_task_loss diverged"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_tuning_holds_the_best_result_so_far_alone():
+    made = []
+
+    def training(method, phi, rate, observe):
+        assert sum(each() is not None for each in made) <= 2  # the best and the last
+        valid = np.array([abs(rate - 2.0)])
+        result = MethodResult(method, rate, RunState(None, None), valid, valid, 1.0, [], [], None)
+        made.append(weakref.ref(result))
+        return result
+
+    config = tiny_config({"tuning.learning_rates": (5.0, 3.0, 1.0, 4.0, 6.0, 7.0)})
+    run = types.SimpleNamespace(setup=types.SimpleNamespace(config=config), _training=training)
+    result = loop._Run._tuned_task_loss(run)
+    assert (result.learning_rate, result.seconds) == (3.0, 6.0)  # the first of equals
+    assert result.tuning == {"5.0": 3.0, "3.0": 1.0, "1.0": 1.0, "4.0": 2.0, "6.0": 4.0, "7.0": 5.0}
 
 
 def test_tuning_survives_a_rate_whose_metric_overflows_before_its_state(tmp_path):
