@@ -83,8 +83,11 @@ class TrainingJob:
         Raises:
           RuntimeError: it failed; with the last line that it printed.
         """
+        # SLURM may send its warning to all processes of a job. It would end the training, which so inherits it blocked.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
         with self.log.open("a") as log, subprocess.Popen(self.command, stdout=log, stderr=log) as process:  # noqa: S603
             self._pid = process.pid
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             code = process.wait()
         if code:
             lines = self.log.read_text().splitlines()

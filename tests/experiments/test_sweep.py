@@ -183,7 +183,8 @@ def end(*_):
     open(sys.argv[1], "w").write("saved")
     sys.exit(143)
 signal.signal(signal.SIGTERM, end)
-os.kill(os.getppid(), signal.SIGUSR2)
+for process in (os.getpid(), os.getppid()):
+    os.kill(process, signal.SIGUSR2)
 while True:
     signal.pause()
 """
