@@ -63,7 +63,7 @@ ARMS = (
     Arm("cross_entropy", "cross-entropy", _fixed(), _rates(0.003, 0.01, 0.03, 0.1, 0.3)),
     Arm("decayed", "cross-entropy, decayed", _fixed() | LINEAR, _rates(0.01, 0.03, 0.1, 0.3)),
     Arm("early_stopped", "cross-entropy, early-stopped", _fixed(), _rates(0.003, 0.01, 0.03, 0.1, 0.3), True),
-    Arm("fine_tuned", "cross-entropy, then the clean set", _fixed(method="fine_tuned"), _rates(0.01, 0.03, 0.1)),
+    Arm("fine_tuned", "cross-entropy, then the clean set", _fixed(method="fine_tuned"), _rates(0.03, 0.1, 0.3)),
     Arm("joint", "cross-entropy, with the clean set", _fixed(method="joint_loss"), _rates(0.003, 0.01, 0.03, 0.1)),
     Arm("smoothed", "label smoothing", _fixed("smoothed_cross_entropy"), _rates(0.01, 0.03, 0.1)),
     Arm("generalized", "generalised cross-entropy", _fixed(GENERALIZED), _rates(0.1, 0.3, 1.0)),
@@ -79,7 +79,7 @@ ARMS = (
         "symmetric_fine_tuned",
         "symmetric cross-entropy, then the clean set",
         _fixed(SYMMETRIC, "fine_tuned"),
-        _rates(0.03, 0.1, 0.3),
+        _rates(0.1, 0.3, 1.0),
     ),
     Arm(
         "generalized_joint",
@@ -105,7 +105,7 @@ ARMS = (
         {"method": "adalfl", "learned_loss.family": "weight_network", "offline.num_steps": 0},
         grid(inner__learning_rate=(0.03, 0.1), outer__learning_rate=(1e-3, 1e-2)),
     ),
-    Arm("reweighting", "Learning to Reweight", _fixed(method="reweighting"), _rates(0.03, 0.1, 0.3)),
+    Arm("reweighting", "Learning to Reweight", _fixed(method="reweighting"), _rates(0.01, 0.03, 0.1)),
     Arm("ml3", "ML3, untuned", {"method": "ml3"}),
     Arm(
         "adalfl_log_probabilities",
