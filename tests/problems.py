@@ -7,6 +7,7 @@ from flax import nnx
 
 import adalfl_jax
 from adalfl_jax.models import functionalize
+from adalfl_jax.models.layers import ConvNormRelu, Stack, global_average
 
 NUM_INPUTS, NUM_OUTPUTS, BATCH_SIZE = 5, 3, 8
 
@@ -36,6 +37,18 @@ class WithDropout(Plain):
 
     def __call__(self, inputs):
         return self.output(self.dropout(jnp.tanh(self.hidden(inputs))))
+
+
+class Convolutional(nnx.Module):
+    """Of images: two blocks of convolution, batch norm and ReLU."""
+
+    def __init__(self, num_channels, num_outputs, *, rngs, remat=False):
+        blocks = [ConvNormRelu(num_channels, 8, 3, rngs=rngs), ConvNormRelu(8, 8, 3, stride=2, rngs=rngs)]
+        self.features = Stack(blocks, remat=remat)
+        self.output = nnx.Linear(8, num_outputs, rngs=rngs)
+
+    def __call__(self, inputs):
+        return self.output(global_average(self.features(inputs)))
 
 
 MODELS = {"plain": Plain, "batch_norm": WithBatchNorm, "dropout": WithDropout}

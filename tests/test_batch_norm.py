@@ -10,16 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 from jax.flatten_util import ravel_pytree
 
 import adalfl_jax
 from adalfl_jax.models import Model, functionalize, make_model
-from adalfl_jax.models.layers import ConvNormRelu, Stack, global_average
 from adalfl_jax.task_losses import softmax_cross_entropy
 from tests.hypergradient.reference import assert_relative, estimate, finite_differences, outer_loss
-from tests.models.test_models import compiled, random_variables
-from tests.problems import NUM_INPUTS, NUM_OUTPUTS, OPTIMIZERS, make_batch, make_problem
+from tests.models.test_models import random_variables
+from tests.problems import NUM_INPUTS, NUM_OUTPUTS, OPTIMIZERS, Convolutional, make_batch, make_problem
 
 IMAGE_SHAPE = (8, 8, 3)
 
@@ -38,8 +36,11 @@ def make_case(name):
     """A model with batch norm, its loss, where they start, and batches; to be called in float64."""
     if name == "linear":
         return Case(*make_problem("batch_norm", "nesterov"), make_batch)
-    model, optimizer = make_model("wide_resnet", IMAGE_SHAPE, NUM_OUTPUTS, depth=10, width=1), OPTIMIZERS["nesterov"]
-    loss = adalfl_jax.LossNetwork(hidden_sizes=(4, 4))
+    if name == "convolutional":
+        model = functionalize(lambda rngs: Convolutional(IMAGE_SHAPE[-1], NUM_OUTPUTS, rngs=rngs))
+    else:
+        model = make_model("wide_resnet", IMAGE_SHAPE, NUM_OUTPUTS, depth=10, width=1)
+    optimizer, loss = OPTIMIZERS["nesterov"], adalfl_jax.LossNetwork(hidden_sizes=(4, 4))
     theta = adalfl_jax.Theta.create(*random_variables(model, dtype=np.float64), optimizer)
     return Case(model, optimizer, loss, theta, loss.init(jax.random.key(0)), make_images)
 
@@ -69,7 +70,7 @@ def bilevel_step(name, estimator):
         theta, phi, metrics = step(theta, adalfl_jax.Phi.create(phi_params, outer), batch)
         return theta, phi.params, metrics
 
-    return compiled(step)
+    return jax.jit(step)
 
 
 @functools.cache
@@ -83,7 +84,7 @@ def plain_step(name):
 
         return adalfl_jax.make_task_step(case.model.apply, frozen, case.optimizer)(theta, batch, rng_key)[0]
 
-    return compiled(step)
+    return jax.jit(step)
 
 
 def batches_of(case, num_steps):
@@ -145,14 +146,14 @@ def test_the_outer_batch_leaves_no_trace_in_theta(name, estimator):
 @pytest.mark.usefixtures("float64")
 @both_estimators
 def test_statistics_are_the_average_of_nine_parts_old_and_one_part_batch(estimator):
-    """Computed by hand for the first batch norm, which follows the 3x3 convolution at the stem."""
-    case = make_case("wide_resnet")
+    """Computed by hand for the first batch norm, which follows a 3x3 convolution."""
+    case = make_case("convolutional")
     batch = case.make_batch(jax.random.key(3))
     padded = np.pad(batch.inner.inputs, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    kernel = case.theta.params["stem"]["kernel"]
-    hidden = sum(padded[:, i : i + 8, j : j + 8] @ kernel[i, j] for i in range(3) for j in range(3))
-    theta, _, _ = bilevel_step("wide_resnet", estimator)(case.theta, case.phi_params, batch, 0.1)
-    before, after = (state["blocks"]["blocks"][0]["norm_0"] for state in (case.theta.model_state, theta.model_state))
+    kernel, bias = (case.theta.params["features"]["blocks"][0]["conv"][name] for name in ("kernel", "bias"))
+    hidden = bias + sum(padded[:, i : i + 8, j : j + 8] @ kernel[i, j] for i in range(3) for j in range(3))
+    theta, _, _ = bilevel_step("convolutional", estimator)(case.theta, case.phi_params, batch, 0.1)
+    before, after = (state["features"]["blocks"][0]["norm"] for state in (case.theta.model_state, theta.model_state))
     expected = {"mean": hidden.mean(axis=(0, 1, 2)), "var": hidden.var(axis=(0, 1, 2))}
     expected = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, before, expected)
     chex.assert_trees_all_close(after, expected, rtol=1e-10, atol=1e-12)
@@ -224,14 +225,15 @@ def test_a_meta_gradient_that_passes_the_statistics_by_is_noticed():
 
 
 @pytest.mark.usefixtures("float64")
-def test_the_meta_gradient_of_a_residual_network_equals_finite_differences():
+@pytest.mark.parametrize("name", ["convolutional", pytest.param("wide_resnet", marks=pytest.mark.slow)])
+def test_the_meta_gradient_of_a_network_of_images_equals_finite_differences(name):
     """Along a few directions of phi, each through all of the network's batch norms, in the inner and the outer pass."""
-    case = make_case("wide_resnet")
+    case = make_case(name)
     batch = case.make_batch(jax.random.key(4))
     start, unravel = ravel_pytree(case.phi_params)
     directions = np.random.default_rng(0).normal(size=(3, start.size))
 
-    @compiled
+    @jax.jit
     def value(offset):
         functions = case.model.apply, case.loss.apply, case.optimizer
         return outer_loss(*functions, case.theta, batch, unravel(start + offset))
@@ -239,21 +241,11 @@ def test_the_meta_gradient_of_a_residual_network_equals_finite_differences():
     step = 1e-5
     differences = [(value(step * line) - value(-step * line)) / (2 * step) for line in directions]
     for estimator in ("forward", "unrolled"):
-        _, phi_params, _ = bilevel_step("wide_resnet", estimator)(case.theta, case.phi_params, batch, 1.0)
+        _, phi_params, _ = bilevel_step(name, estimator)(case.theta, case.phi_params, batch, 1.0)
         assert_relative(directions @ (start - ravel_pytree(phi_params)[0]), np.asarray(differences))
 
 
 # Training
-
-
-class SmallConvolutional(nnx.Module):
-    def __init__(self, num_outputs, *, rngs):
-        blocks = [ConvNormRelu(1, 8, 3, rngs=rngs), ConvNormRelu(8, 8, 3, stride=2, rngs=rngs)]
-        self.features = Stack(blocks)
-        self.output = nnx.Linear(8, num_outputs, rngs=rngs)
-
-    def __call__(self, inputs):
-        return self.output(global_average(self.features(inputs)))
 
 
 def draw_patterns(rng_key, num_examples):
@@ -266,7 +258,7 @@ def draw_patterns(rng_key, num_examples):
 
 
 def test_after_training_the_running_statistics_serve_as_well_as_those_of_a_batch():
-    model, loss = functionalize(lambda rngs: SmallConvolutional(4, rngs=rngs)), adalfl_jax.ScaledTaskLoss()
+    model, loss = functionalize(lambda rngs: Convolutional(1, 4, rngs=rngs)), adalfl_jax.ScaledTaskLoss()
     inner, outer = optax.sgd(0.1, momentum=0.9, nesterov=True), optax.adam(1e-2)
     step = adalfl_jax.make_bilevel_step(model.apply, loss.apply, softmax_cross_entropy, inner, outer)
 
@@ -277,7 +269,7 @@ def test_after_training_the_running_statistics_serve_as_well_as_those_of_a_batch
         )
         return (theta, phi), None
 
-    @compiled
+    @jax.jit
     def accuracies(rng_key):
         init_key, steps_key, held_out_key = jax.random.split(rng_key, 3)
         untrained = adalfl_jax.Theta.create(*model.init(init_key), inner)

@@ -16,8 +16,9 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import adalfl_jax
-from adalfl_jax.models import MODELS, count_params, make_model, model_options
+from adalfl_jax.models import MODELS, count_params, functionalize, make_model, model_options
 from adalfl_jax.task_losses import softmax_cross_entropy
+from tests.problems import Convolutional
 from tests.problems import make_model as make_test_model
 
 MIN_SIZES = {"lenet5": 16, "vgg16": 32, "allcnnc": 9, "squeezenet": 8, "resnet": 8, "wide_resnet": 4}
@@ -34,11 +35,6 @@ def smallest_shape(name, channels=3):
 
 def larger_shape(name):
     return (MIN_SIZES.get(name, 1) + 3, MIN_SIZES.get(name, 1) + 10, 2)
-
-
-def compiled(function):
-    """`jax.jit` for models that run once, where compiling takes far longer than running."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def random_variables(model, seed=0, dtype=np.float32):
@@ -121,7 +117,7 @@ def test_models_take_any_valid_input_and_any_number_of_outputs(name, shape_of, n
 def test_examples_do_not_see_each_other_in_eval_mode(name):
     model = make_model(name, smallest_shape(name), 3, **CHEAP.get(name, {}))
     inputs = random_images(smallest_shape(name))
-    outputs = compiled(functools.partial(model.apply, train=False, rng_key=None))
+    outputs = jax.jit(functools.partial(model.apply, train=False, rng_key=None))
     together, _ = outputs(*random_variables(model), inputs)
     others_differ, _ = outputs(*random_variables(model), np.concatenate([inputs[:1], 5 * inputs[1:]]))
     np.testing.assert_allclose(together[:1], others_differ[:1], rtol=1e-5)
@@ -139,7 +135,7 @@ def test_every_layer_learns_and_every_statistic_moves(name):
         outputs, after = model.apply(params, model_state, inputs, train=True, rng_key=jax.random.key(1))
         return softmax_cross_entropy(targets, outputs), after
 
-    gradient, after = compiled(jax.grad(objective, has_aux=True))(params)
+    gradient, after = jax.jit(jax.grad(objective, has_aux=True))(params)
     chex.assert_tree_all_finite((gradient, after))
     for path, leaf in jax.tree.leaves_with_path(gradient):
         if path[-1].key != "bias":  # batch norm takes a convolution's bias out again
@@ -184,7 +180,7 @@ def test_kernels_start_with_the_variance_of_he_or_glorot_and_the_rest_at_nothing
             if every or "kernel" not in path or "output" in path or path == largest
         }
 
-    for path, (variance, least, most) in compiled(measure)(jax.random.key(0)).items():
+    for path, (variance, least, most) in jax.jit(measure)(jax.random.key(0)).items():
         if "kernel" in path:
             size, fan_in = math.prod(shapes[path]), math.prod(shapes[path][:-1])
             fan_out = size // shapes[path][-2]
@@ -199,7 +195,7 @@ def test_kernels_start_with_the_variance_of_he_or_glorot_and_the_rest_at_nothing
 @pytest.mark.parametrize(("name", "options"), [("lenet5", {}), ("wide_resnet", {"depth": 10, "width": 1})])
 def test_the_initialization_of_pytorch_is_uniform_up_to_one_over_the_root_of_fan_in(name, options):
     model = make_model(name, (32, 32, 3), 10, initialization="pytorch", **options)
-    params, model_state = compiled(model.init)(jax.random.key(0))
+    params, model_state = jax.jit(model.init)(jax.random.key(0))
     plain = make_model(name, (32, 32, 3), 10, **options)
     chex.assert_trees_all_equal_shapes_and_dtypes((params, model_state), jax.eval_shape(plain.init, jax.random.key(0)))
     layers = {path[:-1]: leaf for path, leaf in jax.tree.leaves_with_path(params) if path[-1].key == "kernel"}
@@ -236,7 +232,7 @@ def test_the_adapter_works_inside_nested_transformations():
     def nested(params):
         return jax.vmap(lambda inputs: jax.jvp(jax.grad(total), (params, inputs), (params, inputs))[1])(inputs)
 
-    chex.assert_tree_all_finite(compiled(nested)(params))
+    chex.assert_tree_all_finite(jax.jit(nested)(params))
 
 
 def test_batch_norm_uses_the_batch_in_train_mode_and_the_running_statistics_otherwise():
@@ -321,7 +317,7 @@ def test_remat_adds_work_to_the_compiled_gradient():
             return model.apply(params, model_state, inputs, train=True, rng_key=None)[0].sum()
 
         inputs = jax.ShapeDtypeStruct((8, 8, 8, 3), jnp.float32)
-        work[remat] = compiled(jax.grad(total)).lower(*variables, inputs).compile().cost_analysis()["flops"]
+        work[remat] = jax.jit(jax.grad(total)).lower(*variables, inputs).compile().cost_analysis()["flops"]
     assert 1.05 * work[False] < work[True] < 1.5 * work[False]
 
 
@@ -336,7 +332,7 @@ def test_remat_changes_no_output_state_or_gradient_and_draws_the_same_dropout():
             outputs, after = model.apply(params, model_state, inputs, train=True, rng_key=rng_key)
             return softmax_cross_entropy(np.arange(4) % 3, outputs), (outputs, after)
 
-        measure = compiled(jax.value_and_grad(objective, has_aux=True))
+        measure = jax.jit(jax.value_and_grad(objective, has_aux=True))
         results.append(measure(params, jax.random.key(1)))
         other_key = measure(params, jax.random.key(2))
         assert not np.allclose(results[-1][0][1][0], other_key[0][1][0], rtol=1e-2)
@@ -346,8 +342,8 @@ def test_remat_changes_no_output_state_or_gradient_and_draws_the_same_dropout():
 
 @functools.cache
 def bilevel_step(estimator, remat=False, compute_dtype="float32"):
-    """(theta, phi, metrics, hypergradient) after a step of a small wide residual network and its loss."""
-    model = make_model("wide_resnet", (8, 8, 3), 3, depth=10, width=1, remat=remat, compute_dtype=compute_dtype)
+    """(theta, phi, metrics, hypergradient) after a step of a small convolutional network and its loss."""
+    model = functionalize(lambda rngs: Convolutional(3, 3, rngs=rngs, remat=remat), compute_dtype=compute_dtype)
     loss, inner, outer = adalfl_jax.LossNetwork(hidden_sizes=(8, 8)), optax.sgd(0.1, 0.9, nesterov=True), optax.sgd(1.0)
     step = adalfl_jax.make_bilevel_step(
         model.apply, loss.apply, softmax_cross_entropy, inner, outer, hypergradient=estimator
@@ -356,7 +352,7 @@ def bilevel_step(estimator, remat=False, compute_dtype="float32"):
     phi = adalfl_jax.Phi.create(loss.init(jax.random.key(0)), outer)
     targets = np.arange(32) % 3
     batch = adalfl_jax.BilevelBatch(*((random_images((8, 8, 3), 32, seed), targets) for seed in (1, 2)))
-    theta, after, metrics = compiled(step)(theta, phi, batch)
+    theta, after, metrics = jax.jit(step)(theta, phi, batch)
     return theta, after, metrics, optax.tree.sub(phi.params, after.params)
 
 
@@ -394,7 +390,7 @@ def test_bfloat16_outputs_are_near_those_of_float32():
     outputs, states = {}, {}
     for compute_dtype in ("bfloat16", "float32"):
         model = make_model("wide_resnet", (8, 8, 3), 3, depth=10, width=1, compute_dtype=compute_dtype)
-        apply = compiled(functools.partial(model.apply, train=True, rng_key=None))
+        apply = jax.jit(functools.partial(model.apply, train=True, rng_key=None))
         outputs[compute_dtype], states[compute_dtype] = apply(
             *random_variables(model), random_images((8, 8, 3), batch_size=32)
         )

@@ -10,7 +10,7 @@ import pytest
 
 from adalfl_jax.models import MODELS, make_model
 from adalfl_jax.task_losses import softmax_cross_entropy
-from tests.models.test_models import assert_close, compiled, random_images, random_variables
+from tests.models.test_models import assert_close, random_images, random_variables
 
 torch = pytest.importorskip("torch", reason="PyTorch comes with the extra [parity]")
 from experiments import torch_models as twins  # noqa: E402, it imports PyTorch
@@ -53,7 +53,7 @@ def apply_in_both(name, definition, shape, options, *, train, batch_size):
     """Outputs and statistics of ours and of PyTorch, our statistics before, and the counts of `apply_in_torch`."""
     model, params, before, module = draw(name, definition, shape, options)
     images = random_images(shape, batch_size)
-    apply = compiled(functools.partial(model.apply, train=train, rng_key=jax.random.key(1)))
+    apply = jax.jit(functools.partial(model.apply, train=train, rng_key=jax.random.key(1)))
     outputs, after = apply(params, before, images)
     with torch.no_grad():
         expected, counts = apply_in_torch(module.train(train), images)
@@ -118,7 +118,7 @@ def test_gradients_are_those_of_pytorch():
         outputs, _ = model.apply(params, model_state, images, train=True, rng_key=None)
         return softmax_cross_entropy(targets, outputs)
 
-    gradient = twins.as_in_torch("wide_resnet", compiled(jax.grad(objective))(params))
+    gradient = twins.as_in_torch("wide_resnet", jax.jit(jax.grad(objective))(params))
     outputs, _ = apply_in_torch(module.train(), images)
     nn.functional.cross_entropy(outputs, torch.tensor(targets)).backward()
     assert_close(gradient, {key: weight.grad.numpy() for key, weight in module.named_parameters()}, 1e-4)
@@ -129,7 +129,7 @@ def test_gradients_are_those_of_pytorch():
 )
 def test_the_initialization_called_pytorch_is_that_of_pytorch(name, definition, options):
     model = make_model(name, MNIST if name == "lenet5" else CIFAR, 10, initialization="pytorch", **options)
-    ours = twins.as_in_torch(name, compiled(model.init)(jax.random.key(0))[0])
+    ours = twins.as_in_torch(name, jax.jit(model.init)(jax.random.key(0))[0])
     torch.manual_seed(0)
     for key, weight in definition(**options).named_parameters():
         theirs = weight.detach().numpy()
