@@ -5,6 +5,10 @@ import shutil
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Compiling takes most of the time, and a third of it without most optimisations and XLA's newer way of writing fused
+# loops. Results differ in rounding alone.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit the folder
     # Tests compile many programs twice. They share those of one session, read none of the user's and leave none behind.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="adalfl_jax_tests_")
@@ -36,6 +40,12 @@ def strict_dtypes():
     """Forbids implicit promotion between types, as `jnp.float32 + jnp.float64`."""
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture
+def without_figures(monkeypatch):
+    """Runs leave no pictures, which take a quarter of their time."""
+    monkeypatch.setattr("adalfl_jax.training.outputs.write_figures", lambda folder, record: {})
 
 
 @pytest.fixture

@@ -17,9 +17,6 @@ from adalfl_jax.hypergradient import ESTIMATORS
 from adalfl_jax.models import functionalize
 from adalfl_jax.models.convolution import convolve
 from tests.problems import BATCH_SIZE, MODELS, make_batch, make_problem
-from tests.training.tiny import quick_compilation
-
-__all__ = ["quick_compilation"]
 
 AXIS = "data"
 NUM_STEPS = 3

@@ -94,7 +94,8 @@ def test_the_step_is_compiled_once():
 @pytest.mark.usefixtures("float64")
 def test_golden_trajectory():
     """A change of these numbers is a change of the method; regenerate with `python -m tests.test_bilevel`."""
-    chex.assert_trees_all_close(golden_trajectory(), json.loads(GOLDEN.read_text()), rtol=1e-8)
+    # The model starts from draws in single precision, and their last bits depend on how they are compiled.
+    chex.assert_trees_all_close(golden_trajectory(), json.loads(GOLDEN.read_text()), rtol=1e-7)
 
 
 def golden_trajectory():

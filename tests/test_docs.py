@@ -53,6 +53,7 @@ def test_the_docs_list_every_estimator_and_its_settings():
             assert f"estimator.{setting}" in (ROOT / "configs" / "default.py").read_text()
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_state_is_read_back_as_the_docs_say(tmp_path):
     train(tiny_config(), tmp_path / "run")
     block = python_block(ROOT / "docs" / "workdir.md").replace("runs/digits_mlp", str(tmp_path / "run"))

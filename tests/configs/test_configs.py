@@ -10,7 +10,6 @@ from adalfl_jax import data
 from adalfl_jax.training import TrainConfig, compare
 from adalfl_jax.training.setup import make_setup
 from tests.training.tiny import SETTINGS
-from tests.training.tiny import quick_compilation as quick_compilation
 
 HERE = ("digits", "diabetes", "pydoc_topics")
 NAMES = sorted(path.stem for path in Path(configs.__file__).parent.glob("*.py") if path.stem != "__init__")
@@ -63,6 +62,7 @@ def test_the_docstring_of_a_config_says_how_to_run_it_how_long_that_takes_and_wh
 EMBEDDED = {get_config(name).to_json(): name for name in NAMES if get_config(name).dataset.name in HERE[:2]}
 
 
+@pytest.mark.usefixtures("without_figures")
 @pytest.mark.parametrize("name", EMBEDDED.values())  # one run serves files that say the same
 def test_config_whose_data_are_here_takes_one_step_of_each_of_its_methods(name, tmp_path):
     config = get_config(name)

@@ -11,7 +11,6 @@ from adalfl_jax.data.streaming import stream
 from adalfl_jax.training import train
 from adalfl_jax.types import Batch
 from tests.training.tiny import final_state, tiny_config
-from tests.training.tiny import quick_compilation as quick_compilation
 
 SPLITS = (
     Batch(np.arange(120, dtype=np.uint8).reshape(30, 2, 2, 1), np.arange(30, dtype=np.int32)),
@@ -76,9 +75,9 @@ def pictures(monkeypatch):
     data.register_dataset("pictures", lambda: data.Examples(IMAGES, np.arange(400) % 3, num_classes=3))
 
 
-@pytest.mark.usefixtures("pictures")
+@pytest.mark.usefixtures("pictures", "without_figures")
 def test_a_streamed_run_is_the_run_on_the_device(tmp_path, monkeypatch):
-    monkeypatch.setattr(streaming, "BLOCK_BYTES", 2**15)  # several blocks a chunk
+    monkeypatch.setattr(streaming, "BLOCK_BYTES", 70_000)  # two blocks of five steps a chunk
     settings = {
         "dataset.name": "pictures",
         "augmentation.padding": 1,

@@ -16,7 +16,6 @@ from experiments.benchmark import __main__ as program
 from experiments.benchmark import checkpoints, estimators, parts, problems, scaling, thrift, timing, training_program
 from experiments.benchmark.flops import count_flops
 from tests.training.tiny import ROOT, tiny_config
-from tests.training.tiny import quick_compilation as quick_compilation
 
 # ml_collections loads a configuration in a way that Python means to drop
 pytestmark = [

@@ -17,7 +17,6 @@ from adalfl_jax.training.state import RunState
 from experiments import describe, launch
 from tests.configs.test_configs import random_setup
 from tests.training.tiny import ROOT, SETTINGS
-from tests.training.tiny import quick_compilation as quick_compilation
 
 # ml_collections loads a configuration in a way that Python means to drop
 pytestmark = [

@@ -40,7 +40,6 @@ def start(workdir: Path, programs: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "experiments.compare", "--config=configs/digits_mlp.py", f"--workdir={workdir}"]
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_COMPILATION_CACHE_DIR": str(programs),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -17,9 +17,6 @@ from adalfl_jax.task_losses import softmax_cross_entropy
 from experiments import joint_search as program
 from tests.hypergradient.reference import assert_relative, finite_differences
 from tests.problems import NUM_INPUTS, NUM_OUTPUTS, make_batch
-from tests.training.tiny import quick_compilation
-
-__all__ = ["quick_compilation"]
 
 LOSS = adalfl_jax.LossNetwork(hidden_sizes=(3,))
 

@@ -15,7 +15,7 @@ def launch(program, workdir, *, config="digits_mlp", overrides=(), variables=())
     settings = {**SETTINGS, **dict(overrides)}
     flags = [f"--config.{name}={value}" for name, value in settings.items()]
     command = [sys.executable, "-m", f"experiments.{program}", f"--config=configs/{config}.py", f"--workdir={workdir}"]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "COLUMNS": "120"}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "COLUMNS": "120"}
     environment |= dict(variables)
     return subprocess.run(  # noqa: S603, the command is ours
         [*command, *flags], cwd=ROOT, env=environment, capture_output=True, text=True, check=False

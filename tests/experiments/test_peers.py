@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from experiments.benchmark import peers, problems
-from tests.training.tiny import quick_compilation as quick_compilation
 
 torch = pytest.importorskip("torch", reason="PyTorch comes with the extra [bench]")
 pytest.importorskip("higher", reason="higher comes with the extra [bench]")

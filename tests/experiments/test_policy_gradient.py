@@ -7,9 +7,6 @@ import pytest
 
 from adalfl_jax.models import make_model
 from experiments import policy_gradient as program
-from tests.training.tiny import quick_compilation
-
-__all__ = ["quick_compilation"]
 
 LENGTH = 3  # of an episode that chooses the right action throughout
 

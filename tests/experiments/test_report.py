@@ -7,9 +7,7 @@ from absl.testing import flagsaver
 from adalfl_jax.training import compare
 from adalfl_jax.training.workdir import open_workdir
 from experiments import report
-from tests.training.tiny import quick_compilation, tiny_config
-
-__all__ = ["quick_compilation"]
+from tests.training.tiny import tiny_config
 
 
 @pytest.fixture(autouse=True)

@@ -18,9 +18,7 @@ from experiments.study import behaviour, clean_labels, noisy_labels, runs, trans
 from experiments.study.arms import Arm, Comparison, Source, grid, make_config, make_source_config
 from experiments.study.compare import compare_arms
 from experiments.study.tables import comparison_table
-from tests.training.tiny import SETTINGS, quick_compilation, snapshot
-
-__all__ = ["quick_compilation"]
+from tests.training.tiny import SETTINGS, snapshot
 
 TASK_LOSS = {"method": "task_loss"}
 ARMS = (

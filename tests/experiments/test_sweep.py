@@ -34,7 +34,6 @@ def no_handlers(monkeypatch):
 @pytest.fixture
 def run(capsys, monkeypatch, tmp_path):
     """Runs the program here; returns what it printed and its last words, None if it has none."""
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(sweep.TrainingJob, "__module__", "__main__")  # as in the program: jobs need not import it
 

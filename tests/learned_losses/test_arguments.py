@@ -26,9 +26,7 @@ from adalfl_jax.training.phases import (
 from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.state import RunState
 from tests.problems import make_batch, make_problem
-from tests.training.tiny import final_state, quick_compilation, tiny_config
-
-__all__ = ["quick_compilation"]
+from tests.training.tiny import final_state, tiny_config
 
 LOSS = adalfl_jax.LossNetwork(hidden_sizes=(3,), use_progress=True)
 PROGRESS = {"learned_loss.use_progress": True, "learned_loss.hidden_sizes": (3,)}

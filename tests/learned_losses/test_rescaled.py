@@ -16,9 +16,7 @@ from adalfl_jax.training import ConfigError
 from adalfl_jax.training.setup import make_setup
 from tests.hypergradient.reference import assert_relative, estimate, finite_differences
 from tests.problems import make_batch, make_problem
-from tests.training.tiny import quick_compilation, tiny_config
-
-__all__ = ["quick_compilation"]
+from tests.training.tiny import tiny_config
 
 NETWORK = adalfl_jax.LossNetwork(hidden_sizes=(3,))
 TARGETS = jnp.array([0, 2, 1, 1])

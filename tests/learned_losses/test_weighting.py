@@ -18,7 +18,6 @@ from adalfl_jax.training.setup import make_setup
 from tests.hypergradient.reference import assert_relative, estimate, finite_differences
 from tests.problems import make_batch, make_problem
 from tests.training.tiny import DIABETES, tiny_config
-from tests.training.tiny import quick_compilation as quick_compilation
 
 LOSS = adalfl_jax.WeightNetwork(hidden_size=6)
 TARGETS, OUTPUTS = jnp.array([0, 2, 1]), jnp.array([[0.3, -1.2, 2.0], [0.1, 0.4, -0.5], [3.0, -2.0, 1.0]])

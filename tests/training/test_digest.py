@@ -14,8 +14,9 @@ from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.state import RunState
 from adalfl_jax.training.workdir import hold_workdir
 from tests.training.same_run import assert_same_run
-from tests.training.tiny import quick_compilation as quick_compilation
 from tests.training.tiny import tiny_config
+
+pytestmark = pytest.mark.usefixtures("without_figures")
 
 BRIEF = {"num_steps": 4, "eval_every": 2, "offline.num_steps": 4}
 OF_THE_REST = {

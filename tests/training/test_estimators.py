@@ -18,9 +18,9 @@ from adalfl_jax.training.phases import (
 )
 from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.state import RunState, without_carry
-from tests.training.tiny import final_state, quick_compilation, tiny_config
+from tests.training.tiny import final_state, tiny_config
 
-__all__ = ["quick_compilation"]
+pytestmark = pytest.mark.usefixtures("without_figures")
 
 REMEMBERING = [
     {"outer.pipelined": True, "hypergradient": "finite_difference"},

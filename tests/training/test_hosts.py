@@ -18,9 +18,7 @@ from adalfl_jax.training import ConfigError, hosts, train
 from adalfl_jax.training.hosts import connect
 from adalfl_jax.training.sections import HostsConfig
 from tests.training.same_run import assert_same_run
-from tests.training.tiny import ROOT, final_state, quick_compilation, tiny_config
-
-__all__ = ["quick_compilation"]
+from tests.training.tiny import ROOT, final_state, tiny_config
 
 SETTINGS = {
     "batch_size": 40,
@@ -51,7 +49,6 @@ def start(workdir, overrides, num_processes=2, of_last=(), **environment):
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": "2",
         "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "COLUMNS": "120",
         **environment,
     }
@@ -82,6 +79,7 @@ def end(processes):
     return [process.returncode for process in processes], said
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_two_processes_of_two_devices_make_the_run_of_one_process_of_four(tmp_path):
     overrides = {"method": "task_loss", "dataset.streaming": "always"}
     codes, said = end(start(tmp_path / "two", overrides))

@@ -15,7 +15,6 @@ from adalfl_jax.training.results import MethodResult
 from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.state import RunState
 from tests.training.tiny import DIABETES, final_state, snapshot, tiny_config
-from tests.training.tiny import quick_compilation as quick_compilation
 
 PNG = b"\x89PNG"
 TOO_FAST = 1e30  # a learning rate at which the second step is not finite
@@ -222,12 +221,14 @@ def test_tuning_holds_the_best_result_so_far_alone():
     assert result.tuning == {"5.0": 3.0, "3.0": 1.0, "1.0": 1.0, "4.0": 2.0, "6.0": 4.0, "7.0": 5.0}
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_tuning_survives_a_rate_whose_metric_overflows_before_its_state(tmp_path):
     overrides = DIABETES | {"tuning.learning_rates": (0.01, TOO_FAST), "num_steps": 1}
     summary = train(tiny_config(overrides, method="tuned_task_loss"), tmp_path / "run")
     assert summary["methods"]["tuned_task_loss"]["learning_rate"] == 0.01
 
 
+@pytest.mark.usefixtures("without_figures")
 @pytest.mark.parametrize("method", ["task_loss", pytest.param("adalfl", marks=pytest.mark.slow)])
 def test_vmapped_seeds_equal_single_runs(method, tmp_path):
     several = tiny_config(method=method, num_seeds=3)
@@ -241,7 +242,8 @@ def test_vmapped_seeds_equal_single_runs(method, tmp_path):
         assert_trees_close(final_state(single, tmp_path / f"seed_{seed}", method).theta.params, expected, 1e-5)
 
 
-@pytest.mark.parametrize("method", ["task_loss", "adalfl"])
+@pytest.mark.usefixtures("without_figures")
+@pytest.mark.parametrize("method", [pytest.param("task_loss", marks=pytest.mark.slow), "adalfl"])
 def test_chunks_of_one_length_run_one_compiled_program(method, tmp_path, monkeypatch):
     made = []
 
@@ -259,7 +261,10 @@ def test_chunks_of_one_length_run_one_compiled_program(method, tmp_path, monkeyp
     assert sizes == ([2] if method == "task_loss" else [1, 2])  # chunks of 3, 3 and 2 steps; of 3 and 3
 
 
-@pytest.mark.parametrize(("method", "lengths"), [("task_loss", (10, 7, 40)), ("adalfl", (10, 5))])
+@pytest.mark.usefixtures("without_figures")
+@pytest.mark.parametrize(
+    ("method", "lengths"), [pytest.param("task_loss", (10, 7, 40), marks=pytest.mark.slow), ("adalfl", (10, 5))]
+)
 def test_result_does_not_depend_on_the_length_of_a_chunk(method, lengths, tmp_path):
     overrides = {"num_steps": 15, "offline.num_steps": 15, "num_seeds": 1}
     states = []
@@ -273,7 +278,8 @@ def test_result_does_not_depend_on_the_length_of_a_chunk(method, lengths, tmp_pa
             assert_trees_close(other.phi.params, states[0].phi.params, 1e-6)
 
 
-@pytest.mark.parametrize("method", ["task_loss", "adalfl"])
+@pytest.mark.usefixtures("without_figures")
+@pytest.mark.parametrize("method", [pytest.param("task_loss", marks=pytest.mark.slow), "adalfl"])
 def test_training_lowers_the_error(method, tmp_path):
     # a loss as drawn may point the wrong way; the offline phase turns it, at this rate within some hundred steps
     overrides = {"num_steps": 300, "eval_every": 300, "offline.num_steps": 300, "offline.learning_rate": 0.01}
@@ -351,6 +357,7 @@ def test_diverged_run_can_start_over(tmp_path):
     assert messages[0] == messages[1]
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_offline_phase_unrolls_several_inner_steps(tmp_path):
     one, two = (tiny_config({"offline.num_inner_steps": number}, method="ml3") for number in (1, 2))
     for name, config in (("one", one), ("two", two)):
@@ -378,6 +385,7 @@ def test_learned_learning_rate_has_no_loss_shape(tmp_path):
         assert last[seed]["gradient_cosine"] == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_every_setting_of_the_inner_optimizer_together_trains(tmp_path):
     overrides = DIABETES | {
         "inner.momentum": 0.9,
@@ -410,6 +418,7 @@ def test_saved_state_loads_as_it_was(has_phi, tmp_path):
     assert_trees_close(loaded, state, 0)
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_implicit_learning_rate_follows_the_schedule(tmp_path):
     config = tiny_config({"inner.schedule": "linear", "num_seeds": 1}, method="ml3")
     train(config, tmp_path / "run")

@@ -8,11 +8,12 @@ import pytest
 
 from adalfl_jax.training import DivergenceError, PreemptionError, WorkdirError, compare, loop, train
 from tests.training.same_run import assert_same_run, read_json
-from tests.training.tiny import DIABETES, quick_compilation, tiny_config
+from tests.training.tiny import DIABETES, tiny_config
 
-__all__ = ["quick_compilation"]
-
-pytestmark = pytest.mark.filterwarnings("ignore:The inplace keyword")  # tbparse's, of pandas
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The inplace keyword"),  # tbparse's, of pandas
+    pytest.mark.usefixtures("without_figures"),
+]
 
 
 class SignalAfter:

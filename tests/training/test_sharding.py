@@ -23,9 +23,7 @@ from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.state import without_carry
 from tests.training.same_run import read_json
 from tests.training.test_resume import SignalAfter
-from tests.training.tiny import final_state, quick_compilation, tiny_config
-
-__all__ = ["quick_compilation"]
+from tests.training.tiny import final_state, tiny_config
 
 SETTINGS = {"batch_size": 40, "offline.num_steps": 2}
 MESHES = {"1x8x1": (1, 8, 1), "2x2x2": (2, 2, 2), "2x4x1": (2, 4, 1)}

@@ -15,7 +15,8 @@ from adalfl_jax.training.phases import init_phi, make_seed_keys
 from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.start import pin_start, read_learned_losses
 from tests.training.tiny import final_state, tiny_config
-from tests.training.tiny import quick_compilation as quick_compilation
+
+pytestmark = pytest.mark.usefixtures("without_figures")
 
 BRIEF = {"num_steps": 2, "eval_every": 2, "offline.num_steps": 2}
 

@@ -19,7 +19,6 @@ from adalfl_jax.training.phases import splits_of
 from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.state import RunState
 from adalfl_jax.training.steps import STEPS
-from tests.training.tiny import quick_compilation as quick_compilation
 from tests.training.tiny import tiny_config, with_value
 
 RATE, SIZE = 0.1, 50

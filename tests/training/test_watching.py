@@ -21,9 +21,7 @@ from adalfl_jax.training.unfinished import read_unfinished
 from adalfl_jax.training.workdir import hold_workdir, open_workdir
 from experiments import report
 from tests.training.test_resume import SignalAfter
-from tests.training.tiny import quick_compilation, tiny_config
-
-__all__ = ["quick_compilation"]
+from tests.training.tiny import tiny_config
 
 WATCHED = {
     "methods": ("tuned_task_loss", "adalfl"),

@@ -6,24 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import pytest
-
 from adalfl_jax.training import TrainConfig
 from adalfl_jax.training.checkpoint import load_state, state_structure
 from adalfl_jax.training.state import RunState
 from configs import default
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Compiles without most optimisations, three times as fast, in the modules that import this."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()  # or what was compiled so, single operations among it, would be used in other modules
 
 
 SETTINGS = {
