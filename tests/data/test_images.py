@@ -242,6 +242,7 @@ print(dataset.train.inputs.shape)
 """
 
 
+@pytest.mark.slow
 def test_a_prepared_dataset_is_read_without_tensorflow(tmp_path):
     write_dataset(tmp_path)
     command = [sys.executable, "-c", WITHOUT_TENSORFLOW, str(tmp_path)]

@@ -286,6 +286,7 @@ def test_an_interrupt_ends_in_a_line(tmp_path, run, builders):
     )
 
 
+@pytest.mark.slow
 def test_the_program_reports_to_standard_output_and_fails_in_a_line(tmp_path):
     write_dataset(tmp_path)
     command = [sys.executable, "-m", "adalfl_jax.data.prepare", "cifar10", "mnits", f"--data_dir={tmp_path}"]

@@ -360,6 +360,7 @@ def test_the_page_of_the_documents_has_a_section_for_every_suite():
         assert f"<!-- tables: {name}" in text
 
 
+@pytest.mark.slow
 def test_the_program_is_run_by_the_name_of_the_package():
     command = [sys.executable, "-m", "experiments.benchmark", "--helpshort"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603

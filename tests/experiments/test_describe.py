@@ -270,6 +270,7 @@ def test_ten_seeds_take_ten_states_and_the_data_which_need_not_be_there(run, fig
     assert ten["flops"] == pytest.approx(one["flops"], rel=0.01)
 
 
+@pytest.mark.slow
 def test_the_program_parses_its_flags_and_refuses_without_a_traceback():
     command = [sys.executable, "-m", "experiments.describe", "--config=configs/mnist_mlp.py", "--config.batch_size=0"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}

@@ -1,12 +1,14 @@
 import os
+import signal
 import subprocess
 import sys
 
 import jax
 import pytest
 
+from adalfl_jax.training import PreemptionError, WorkdirError
 from adalfl_jax.training.workdir import open_workdir
-from experiments.launch import keep_compiled_programs
+from experiments.launch import keep_compiled_programs, told_in_a_line
 from tests.training.tiny import DIABETES, ROOT, SETTINGS, snapshot, tiny_config
 
 
@@ -39,6 +41,7 @@ def test_train_prints_the_table(tmp_path):
     assert (tmp_path / "run" / "summary.json").is_file()
 
 
+@pytest.mark.slow
 def test_compare_prints_every_method_and_writes_the_report(tmp_path):
     overrides = {"methods": ("task_loss", "tuned_task_loss"), "tuning.learning_rates": (0.1, 0.3)}
     done = launch("compare", tmp_path / "run", overrides=overrides)
@@ -51,7 +54,11 @@ def test_compare_prints_every_method_and_writes_the_report(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "text"),
     [
-        ({"num_stepss": 3}, "unknown field of the configuration 'num_stepss'; did you mean 'num_steps'?"),
+        pytest.param(
+            {"num_stepss": 3},
+            "unknown field of the configuration 'num_stepss'; did you mean 'num_steps'?",
+            marks=pytest.mark.slow,
+        ),
         ({"inner.momentum": 1.5}, "ConfigError: config.inner.momentum must be a number in [0, 1); got 1.5"),
     ],
     ids=["misspelt", "out_of_range"],
@@ -61,6 +68,7 @@ def test_flag_that_cannot_be_is_refused_without_a_traceback(overrides, text, tmp
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_workdir_of_another_config_is_refused_and_left_alone(tmp_path):
     folder = open_workdir(tmp_path / "run", tiny_config(method="task_loss"), "train")
     before = snapshot(folder)
@@ -69,12 +77,34 @@ def test_workdir_of_another_config_is_refused_and_left_alone(tmp_path):
     assert snapshot(folder) == before
 
 
+@pytest.mark.slow
 def test_divergence_is_told_without_a_traceback(tmp_path):
     overrides = DIABETES | {"method": "task_loss", "inner.learning_rate": 1e30, "batch_size": 30}
     done = launch("train", tmp_path / "run", config="diabetes_mlp", overrides=overrides)
     assert done.returncode == 1
     assert "DivergenceError: task_loss diverged" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.usefixtures("verbosity")
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (WorkdirError("another run"), "WorkdirError: another run", ""),
+        (PreemptionError(signal.SIGTERM, "saved"), 128 + signal.SIGTERM, "SIGTERM: saved\n"),
+        (
+            KeyboardInterrupt(),
+            128 + signal.SIGINT,
+            "SIGINT: the run ended; the same command goes on from its last checkpoint.\n",
+        ),
+    ],
+    ids=["workdir", "preemption", "interrupt"],
+)
+def test_what_ends_a_run_is_told_in_a_line(error, code, said, capsys):
+    with pytest.raises(SystemExit) as ended, told_in_a_line():
+        raise error
+    assert ended.value.code == code
+    assert capsys.readouterr().err == said
 
 
 # Compiled programs

@@ -1,3 +1,4 @@
+import inspect
 import signal
 import subprocess
 import sys
@@ -7,11 +8,11 @@ import pytest
 
 from adalfl_jax.training.preemption import SIGNALS, Preemption
 
-# A minute of one call into C, as a chunk is to Python, within the ear of `Preemption`.
+# A minute of one call into C, as a chunk is to Python, within the ear of `Preemption`. Its file alone is run: to import
+# the library would take longer than the test.
 BUSY = """
-import hashlib, sys
-from adalfl_jax.training.preemption import Preemption
-with Preemption():
+import hashlib, runpy, sys
+with runpy.run_path(sys.argv[1])["Preemption"]():
     print("ready", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
 """
@@ -31,7 +32,8 @@ def test_the_first_signal_is_noted_and_handlers_come_back(number, capsys):
 @pytest.mark.parametrize("second", SIGNALS)
 def test_the_second_signal_ends_the_process_at_once(second):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", BUSY], **pipes) as process:  # noqa: S603, the command is ours
+    command = [sys.executable, "-c", BUSY, inspect.getfile(Preemption)]
+    with subprocess.Popen(command, **pipes) as process:  # noqa: S603, the command is ours
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGTERM)
         assert "a second signal ends it at once" in process.stderr.readline()
