@@ -47,7 +47,14 @@ def mean_over_rotations(functions, theta, phi, batch, **options):
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
     ("estimator", "fraction"),
-    [*((name, 0.25) for name in ONE_STEP), ("forward", (0.5, 1.0)), ("unrolled", (1.0, 0.25))],
+    [
+        *(
+            pytest.param(name, 0.25, marks=pytest.mark.slow if name in ("recompute", "central_difference") else ())
+            for name in ONE_STEP
+        ),
+        ("forward", (0.5, 1.0)),
+        ("unrolled", (1.0, 0.25)),
+    ],
 )
 def test_a_part_of_the_batch_gives_the_gradient_unbiased(estimator, fraction):
     functions, theta, phi = make("plain", "nesterov")

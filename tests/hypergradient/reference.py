@@ -1,5 +1,7 @@
 """The outer loss straight from Algorithm 1, its derivative by finite differences, and how an estimate is compared."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,9 +44,14 @@ def finite_differences(function, phi_params, step=1e-5):
     return np.asarray(values) / (2 * step)
 
 
-def estimate(name, model, loss, optimizer, theta, phi_params, batch):
+def estimator_program(name, model, loss, optimizer):
+    """`(theta, phi_params, batch) -> Hypergradient`, compiled once."""
     problem = BilevelProblem(model.apply, loss.apply, softmax_cross_entropy, optimizer)
-    return jax.jit(lambda theta, phi, batch: ESTIMATORS[name](problem, theta, phi, batch))(theta, phi_params, batch)
+    return jax.jit(functools.partial(ESTIMATORS[name], problem))
+
+
+def estimate(name, model, loss, optimizer, theta, phi_params, batch):
+    return estimator_program(name, model, loss, optimizer)(theta, phi_params, batch)
 
 
 def assert_relative(actual, expected, tolerance=TOLERANCE):

@@ -1,5 +1,6 @@
 """Every exact estimator against central finite differences in float64, of an outer loss composed from scratch."""
 
+import functools
 import itertools
 
 import chex
@@ -13,16 +14,19 @@ from jax.flatten_util import ravel_pytree
 import adalfl_jax
 from adalfl_jax.hypergradient import ESTIMATORS, ONE_INNER_STEP, BilevelProblem, differentiable_update, num_inner_steps
 from adalfl_jax.task_losses import softmax_cross_entropy
-from tests.hypergradient.reference import assert_relative, estimate, finite_differences, outer_loss
+from tests.hypergradient.reference import assert_relative, estimate, estimator_program, finite_differences, outer_loss
 from tests.problems import BATCH_SIZE, MODELS, NUM_INPUTS, OPTIMIZERS, make_batch, make_problem
+
+QUICK = {*(("plain", name) for name in OPTIMIZERS), ("batch_norm", "nesterov"), ("dropout", "adam")}
+"""Every optimiser and every model; the slow tests have all pairs."""
 
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
     ("model_name", "optimizer_name"),
     [
-        pytest.param(model, optimizer, marks=pytest.mark.slow if model == "dropout" and optimizer != "adam" else ())
-        for model, optimizer in itertools.product(MODELS, OPTIMIZERS)
+        pytest.param(*pair, marks=() if pair in QUICK else pytest.mark.slow)
+        for pair in itertools.product(MODELS, OPTIMIZERS)
     ],
 )
 def test_estimators_equal_finite_differences_and_each_other(model_name, optimizer_name):
@@ -39,10 +43,16 @@ def test_estimators_equal_finite_differences_and_each_other(model_name, optimize
     chex.assert_trees_all_close(results[0]._replace(gradient=None), results[1]._replace(gradient=None), rtol=1e-12)
 
 
+OTHERS = {"recompute": ("batch_norm", "nesterov"), "checkpointed": ("dropout", "clip"), "mixed_mode": ("plain", "adam")}
+
+
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("name", ["recompute", "checkpointed", "mixed_mode"])
 @pytest.mark.parametrize(
-    ("model_name", "optimizer_name"), [("plain", "adam"), ("batch_norm", "nesterov"), ("dropout", "clip")]
+    ("name", "model_name", "optimizer_name"),
+    [
+        pytest.param(name, *pair, marks=() if pair == OTHERS[name] else pytest.mark.slow)
+        for name, pair in itertools.product(OTHERS, OTHERS.values())
+    ],
 )
 def test_the_other_exact_estimators_equal_the_unrolled_one(name, model_name, optimizer_name):
     model, optimizer, loss, theta, phi_params = make_problem(model_name, optimizer_name)
@@ -111,7 +121,7 @@ def test_a_loss_that_reads_theta_is_exact_when_unrolled(name):
 
     batch = make_batch(jax.random.key(1))
     problem = BilevelProblem(model.apply, regularised, softmax_cross_entropy, optimizer)
-    result = ESTIMATORS[name](problem, theta, phi_params, batch)
+    result = jax.jit(functools.partial(ESTIMATORS[name], problem))(theta, phi_params, batch)
 
     def reference(phi):
         def objective(params):
@@ -126,7 +136,7 @@ def test_a_loss_that_reads_theta_is_exact_when_unrolled(name):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("estimator", ["forward", "unrolled"])
+@pytest.mark.parametrize("estimator", ["forward", pytest.param("unrolled", marks=pytest.mark.slow)])
 def test_clipping_a_gradient_of_exactly_zero_passes_the_gradient_of_no_clipping(estimator):
     """A flat loss (last layer zero) has grad M = 0 but d grad M / d phi != 0, so phi must still learn."""
     model, sgd, loss, theta, phi_params = make_problem("plain", "sgd")
@@ -141,7 +151,7 @@ def test_clipping_a_gradient_of_exactly_zero_passes_the_gradient_of_no_clipping(
     assert_relative(ravel_pytree(clipped.gradient)[0], ravel_pytree(plain.gradient)[0])
 
 
-@pytest.mark.parametrize("estimator", ["forward", pytest.param("unrolled", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["forward", pytest.param("unrolled", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "optimizer",
     [
@@ -153,14 +163,15 @@ def test_clipping_a_gradient_of_exactly_zero_passes_the_gradient_of_no_clipping(
     ],
     ids=["adam", "rmsprop", "adafactor", "clip", "normalize"],
 )
-def test_no_nan_where_the_inner_gradient_is_exactly_zero(optimizer, estimator):
+def test_no_nan_where_the_inner_gradient_is_exactly_zero(optimizer, name):
     model, _, loss, theta, phi_params = make_problem("plain", "sgd")
+    program = estimator_program(name, model, loss, optimizer)
     theta = theta._replace(opt_state=optimizer.init(theta.params))
     batch = make_batch(jax.random.key(1))
     dead = batch._replace(inner=batch.inner._replace(inputs=jnp.zeros((BATCH_SIZE, NUM_INPUTS))))
     flat = jax.tree.map(jnp.zeros_like, phi_params)
     for case_batch, case_phi in ((batch, phi_params), (dead, phi_params), (batch, flat), (dead, flat)):
-        chex.assert_tree_all_finite(estimate(estimator, model, loss, optimizer, theta, case_phi, case_batch).gradient)
+        chex.assert_tree_all_finite(program(theta, case_phi, case_batch).gradient)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -179,6 +190,7 @@ def test_a_step_is_differentiable_in_what_the_optimiser_closes_over(estimator):
     model, _, loss, theta, phi_params = make_problem("plain", "sgd")
     batch = make_batch(jax.random.key(1))
 
+    @jax.jit
     def outer(rate):
         optimizer = optax.sgd(rate)
         problem = BilevelProblem(model.apply, loss.apply, softmax_cross_entropy, optimizer)

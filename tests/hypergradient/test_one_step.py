@@ -43,7 +43,7 @@ def test_the_error_has_the_order_of_the_difference(monkeypatch, name, order):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("model_name", ["batch_norm", "dropout"])
+@pytest.mark.parametrize("model_name", ["batch_norm", pytest.param("dropout", marks=pytest.mark.slow)])
 def test_in_double_precision_the_step_is_chosen_well(model_name):
     one_sided, central, exact = gradients(["finite_difference", "central_difference", "forward"], model_name)
     assert 0 < relative_error(one_sided, exact) < 1e-6

@@ -58,10 +58,10 @@ def test_chunks_of_any_length_and_streams_give_the_same_run(overrides):
 
 
 def test_phi_stays_between_its_updates():
-    (first, metrics), (start, _) = advance({"outer.every": 4}, [3]), advance({"outer.every": 4}, [1])
-    chex.assert_trees_all_equal(first.phi, start.phi)
-    assert not metrics["hypergradient_norm"].any()
-    assert advance({"outer.every": 4}, [4])[1]["hypergradient_norm"][:, 3].all()
+    (third, _), (first, _) = advance({"outer.every": 4}, [1, 1, 1]), advance({"outer.every": 4}, [1])
+    chex.assert_trees_all_equal(third.phi, first.phi)
+    _, metrics = advance({"outer.every": 4}, [1] * 4)
+    np.testing.assert_array_equal(metrics["hypergradient_norm"] > 0, [[False, False, False, True]] * 2)
 
 
 def test_means_of_updates_leave_out_the_steps_between():
@@ -76,23 +76,23 @@ def test_means_of_updates_leave_out_the_steps_between():
     assert chunk_means(metrics, 0, 1)["outer_loss"] == 2.5
 
 
-@pytest.mark.parametrize("name", ["truncated", "conjugate_gradient"])
-def test_the_offline_phase_takes_any_estimator(name):
+def test_the_offline_phase_takes_any_estimator():
     """Those that remember give way to "unrolled": the offline phase forgets theta at every step."""
-    setups = [make_setup(tiny_config({"hypergradient": each})) for each in (name, "unrolled")]
-    states = []
-    for setup in setups:
+
+    def phi_after(name):
+        setup = make_setup(tiny_config({"hypergradient": name}))
         keys = make_seed_keys(setup.config.seeds)
-        start = RunState(None, init_phi(setup, keys))
-        rate = setup.config.inner.learning_rate
+        start, rate = RunState(None, init_phi(setup, keys)), setup.config.inner.learning_rate
         state, _ = make_offline_phase(setup).advance(start, keys, splits_of(setup), rate, 0, num_steps=2)
-        states.append(jax.tree.leaves(state.phi.params))
-    differ = any(np.abs(a - b).max() > 1e-6 for a, b in zip(*states, strict=True))
-    assert differ == (name == "conjugate_gradient")
+        return jax.tree.leaves(state.phi.params)
+
+    unrolled, truncated, implicit = map(phi_after, ("unrolled", "truncated", "conjugate_gradient"))
+    assert max(np.abs(a - b).max() for a, b in zip(unrolled, truncated, strict=True)) < 1e-6
+    assert max(np.abs(a - b).max() for a, b in zip(unrolled, implicit, strict=True)) > 1e-6
 
 
 def test_a_run_keeps_theta_and_phi_and_no_more(tmp_path):
-    config = tiny_config({"hypergradient": "truncated", "num_steps": 4, "eval_every": 2, "offline.num_steps": 2})
+    config = tiny_config({"hypergradient": "truncated", "num_steps": 4, "eval_every": 2, "offline.num_steps": 0})
     train(config, tmp_path / "run")
     state = final_state(config, tmp_path / "run", "adalfl")
     chex.assert_tree_all_finite(state)
