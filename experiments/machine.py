@@ -10,8 +10,10 @@ import time
 from typing import Any
 
 import jax
+import psutil
 
-PATIENCE = 300.0  # seconds; an average over a minute forgets all but a hundredth of what ran before
+PATIENCE = 300.0  # seconds
+WINDOW = 3.0  # seconds
 
 
 class BusyMachineError(Exception):
@@ -46,24 +48,22 @@ def processor_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def system_load() -> float:
-    """Processes that want a core, over the last minute; 0 where the system does not say."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+def busy_cores() -> float:
+    """Cores at work over the next seconds, this process's own among them."""
+    return psutil.cpu_percent(interval=WINDOW) / 100 * (psutil.cpu_count() or 1)
 
 
 def wait_until_idle(most: float) -> float:
-    """The load, once it is at most so much. What ran before counts in it for minutes, so a busy machine is waited for.
+    """The busy cores, once they are at most so many.
 
     Raises:
-      BusyMachineError: it is still above after `PATIENCE`.
+      BusyMachineError: they are still more after `PATIENCE`.
     """
     until = time.monotonic() + PATIENCE
-    while (load := system_load()) > most:
+    while (busy := busy_cores()) > most:
         if time.monotonic() > until:
             raise BusyMachineError(
-                f"the load of this machine, the processes that want a core, is {load:.1f} and was to fall to {most} "
-                f"within {PATIENCE:.0f} seconds; end what else runs here, or leave out --write, to see the tables and "
-                "not to keep them"
+                f"{busy:.1f} cores of this machine are at work, after {PATIENCE:.0f} seconds; no more than {most} were "
+                "to be; end what else runs here, or leave out --write, to see the tables and not to keep them"
             )
-        time.sleep(5)
-    return load
+    return busy

@@ -35,7 +35,7 @@ from experiments.benchmark import checkpoints, estimators, parts, peers, scaling
 from experiments.benchmark.problems import PROBLEMS
 from experiments.benchmark.timing import Ratio
 from experiments.launch import CONFIG, parse_flags
-from experiments.machine import BusyMachineError, describe_machine, system_load, wait_until_idle
+from experiments.machine import BusyMachineError, busy_cores, describe_machine, wait_until_idle
 from experiments.page import Row, Table
 
 OF_PROBLEMS = {
@@ -47,7 +47,7 @@ OF_PROBLEMS = {
 OF_A_CONFIG = ("step", "seeds", "checkpoints")
 NAMES = (*OF_PROBLEMS, "scaling", *OF_A_CONFIG)
 PACKAGES = ("jax", "jaxlib", "flax", "optax")
-QUIET = 0.3  # load below which a machine is taken to be idle
+QUIET = 0.2  # busy cores below which a machine is taken to be idle
 PICTURE = "images/inner_steps.png"  # beside the page
 
 _SUITES = flags.DEFINE_multi_enum("suite", ["step", "seeds"], NAMES, "What to measure; may be repeated.")
@@ -112,9 +112,9 @@ def _check_flags() -> None:
 def _benchmark(command: str) -> None:
     results = {}
     for suite in _SUITES.value:
-        load = _load()
+        state = {"busy cores before": f"{_busy_cores():.1f}"}
         packages = peers.PACKAGES if suite == "peers" else PACKAGES
-        machine = describe_machine(packages) | {"load": f"{load:.1f}"} | (peers.facts() if suite == "peers" else {})
+        machine = describe_machine(packages) | state | (peers.facts() if suite == "peers" else {})
         tables = _run(suite)
         print(page.render_section(command, machine, tables), end="\n\n")
         if page.WRITE.value:
@@ -128,15 +128,17 @@ def _benchmark(command: str) -> None:
         Path(_JSON.value).write_text(json.dumps({"command": command, "suites": results}, indent=2) + "\n")
 
 
-def _load() -> float:
-    """The load a suite begins at; a page gets figures of an idle machine alone."""
-    load = system_load()
-    if load > QUIET and page.WRITE.value:
-        print(f"This machine is busy, load {load:.1f}: waiting for it to fall to {QUIET}.", file=sys.stderr)
+def _busy_cores() -> float:
+    """Cores that other programs keep busy before a suite; a page gets figures of an idle machine alone."""
+    busy = busy_cores()
+    if busy > QUIET:
+        print(
+            f"{busy:.1f} cores of this machine are at work; PyTorch's figures suffer most from that.", file=sys.stderr
+        )
+    if busy > QUIET and page.WRITE.value:
+        print("The suite waits until the machine is idle.", file=sys.stderr)
         return wait_until_idle(QUIET)
-    if load > QUIET:
-        print(f"This machine is busy, load {load:.1f}: the figures of PyTorch suffer most from that.", file=sys.stderr)
-    return load
+    return busy
 
 
 def _run(suite: str) -> list[Table]:

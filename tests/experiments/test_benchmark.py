@@ -252,25 +252,26 @@ def test_the_machine_is_described():
     assert "no-such-package" not in facts
     assert facts["cores"] >= 1
     assert facts["processor"]
-    assert machine.system_load() >= 0
+    assert 0 <= machine.busy_cores() <= facts["cores"]
 
 
 @pytest.fixture
-def loads(monkeypatch):
-    """The load of the machine: one after the other, then the last for ever. A wait is over at once."""
+def busy(monkeypatch):
+    """Cores of four at work: one number after the other, then the last for ever. A look is over at once."""
     left, clock = [0.0], [0.0]
 
-    def sleep(seconds):
-        clock[0] += seconds
+    def percent(interval):
+        clock[0] += interval
+        return 25 * (left.pop(0) if len(left) > 1 else left[0])
 
-    monkeypatch.setattr("os.getloadavg", lambda: (left.pop(0) if len(left) > 1 else left[0], 0.0, 0.0))
+    monkeypatch.setattr("psutil.cpu_count", lambda: 4)
+    monkeypatch.setattr("psutil.cpu_percent", percent)
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
-    monkeypatch.setattr("time.sleep", sleep)
     return left
 
 
 @pytest.fixture
-def suites(monkeypatch, loads):
+def suites(monkeypatch, busy):
     """No suite is run, and the machine is idle; each has the table above."""
     tables = [TABLE._replace(rows=ROWS)]
     monkeypatch.setattr(scaling, "scaling_suite", lambda num_steps, num_rounds: tables)
@@ -296,24 +297,26 @@ def test_tables_are_printed_and_written_with_their_command(run, suites, tmp_path
     assert figures["suites"]["scaling"]["tables"]["Steps"][1]["ratio"] == {"median": 9.6, "least": 9, "most": 10}
 
 
-def test_a_page_waits_for_an_idle_machine_and_is_left_alone_on_a_busy_one(run, suites, loads, tmp_path):
+def test_a_page_waits_for_an_idle_machine_and_is_left_alone_on_a_busy_one(run, suites, busy, tmp_path):
     target = tmp_path / "page.md"
     before = PAGE.replace("peers", "scaling")
     target.write_text(before)
-    loads[:] = [9.0]
+    busy[:] = [1.5]
     _, ended = run("--suite=scaling", f"--write={target}")
-    assert ended.startswith("BusyMachineError: the load of this machine, the processes that want a core, is 9.0")
+    assert ended.startswith(
+        "BusyMachineError: 1.5 cores of this machine are at work, after 300 seconds; no more than 0.2"
+    )
     assert target.read_text() == before
-    loads[:] = [9.0, 5.0, 0.7, 0.2]
+    busy[:] = [1.5, 1.0, 0.7, 0.1]
     assert run("--suite=scaling", f"--write={target}")[1] is None
-    assert "load 0.2." in target.read_text()
+    assert "busy cores before 0.1." in target.read_text()
 
 
-def test_tables_are_shown_of_a_busy_machine_with_its_load(run, suites, loads):
-    loads[:] = [9.0]
+def test_tables_are_shown_of_a_busy_machine(run, suites, busy):
+    busy[:] = [1.5]
     out, ended = run("--suite=scaling")
     assert ended is None
-    assert "load 9.0." in out
+    assert "busy cores before 1.5." in out
 
 
 CONFIG = f"--config={ROOT / 'configs' / 'digits_mlp.py'}"
