@@ -11,7 +11,7 @@ an MLP of one hidden layer on digits, whose activation is a mixture with softmax
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
@@ -149,7 +149,7 @@ def make_trials(dataset: data.Dataset, num_steps: int) -> dict[str, Trial]:
     def trial(title: str, learns: tuple[str, ...] = (), start: jax.Array = even) -> Trial:
         training = make_training(dataset, num_steps, learns=learns, start=start)
 
-        def run(point: Point, seeds: range) -> Curves:
+        def run(point: Point, seeds: Sequence[int]) -> Curves:
             valid, test, weights = jax.device_get(training(jnp.array(seeds), point["alpha"]))
             shares = zip(ACTIVATIONS, weights.mean(axis=0), strict=True)
             notes = ", ".join(f"{name} {share:.0%}" for name, share in shares) if "architecture" in learns else ""
@@ -174,12 +174,14 @@ def main(argv: list[str]) -> None:
     del argv
     publish_trials(
         NAME,
-        lambda: compare_trials(
+        lambda memory: compare_trials(
             make_trials(data.load("digits"), _STEPS.value),
             "joint",
             tuning_seeds=range(5),
             seeds=range(100, 100 + _SEEDS.value),
             largest_is_best=False,
+            settings={"num_steps": _STEPS.value},
+            memory=memory,
         ),
         packages=("adalfl_jax", "jax", "optax"),
         title=f"digits, MLP 64-{HIDDEN_SIZE}-10, the activation learned",

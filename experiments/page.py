@@ -75,7 +75,7 @@ def show_number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def show_point(point: Row | None, tuning: Sequence[Row], field_name: Callable[[str], str] = str) -> str:
+def show_point(point: Mapping[str, Any] | None, tuning: Sequence[Row], field_name: Callable[[str], str] = str) -> str:
     """The point that was taken of those in `tuning`; a value has "(edge)" where none beyond it was tried."""
 
     def shown(field: str, value: float) -> str:

@@ -11,7 +11,7 @@ alone: that is the pipelined step. phi starts as the surrogate plus a network th
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -179,7 +179,7 @@ def make_trials(env: Environment, num_iterations: int) -> dict[str, Trial]:
     def trial(title: str, init: Callable | None = None, apply: Callable | None = None) -> Trial:
         training = make_training(env, num_iterations, init, apply)
 
-        def run(point: Point, seeds: range) -> Curves:
+        def run(point: Point, seeds: Sequence[int]) -> Curves:
             curves = np.asarray(training(jnp.array(seeds), point["alpha"], point.get("eta", 0.0)))
             returns = curves.mean(axis=1)
             return Curves(returns, returns, curves)
@@ -199,12 +199,14 @@ def main(argv: list[str]) -> None:
     del argv
     publish_trials(
         NAME,
-        lambda: compare_trials(
+        lambda memory: compare_trials(
             make_trials(cartpole(), _ITERATIONS.value),
             "reinforce",
             tuning_seeds=range(5),
             seeds=range(100, 100 + _SEEDS.value),
             largest_is_best=True,
+            settings={"num_iterations": _ITERATIONS.value},
+            memory=memory,
         ),
         packages=("adalfl_jax", "jax", "optax", "gymnax"),
         title=f"CartPole, {_ITERATIONS.value} updates of {NUM_EPISODES} episodes",

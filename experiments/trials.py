@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import joblib
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
@@ -20,6 +22,7 @@ from experiments.machine import describe_machine
 from experiments.page import Row, Table
 
 Point = Mapping[str, float]
+FORGETFUL = joblib.Memory(None)
 WORST = 1e30  # what JSON can hold
 
 
@@ -36,13 +39,13 @@ class Trial(NamedTuple):
     """One way, with the points it is tuned over."""
 
     title: str
-    run: Callable[[Point, range], Curves]
+    run: Callable[[Point, Sequence[int]], Curves]
     grid: tuple[Point, ...]
 
 
 def publish_trials(
     name: str,
-    compare: Callable[[], dict[str, Any]],
+    compare: Callable[[joblib.Memory], dict[str, Any]],
     *,
     packages: tuple[str, ...],
     title: str,
@@ -56,7 +59,7 @@ def publish_trials(
 
     Args:
       name: of the program, of its files and of its section.
-      compare: `compare_trials` of the program's trials.
+      compare: `compare_trials` of the program's trials, with the memory it is given.
       packages: whose versions are told.
       title: of the table and of the picture.
       measure: what the scores are, a heading.
@@ -74,7 +77,7 @@ def publish_trials(
         except (OSError, ValueError) as error:
             sys.exit(f"{type(error).__name__}: {error}")
         machine = describe_machine(packages)
-        numbers = {"command": command, "machine": machine, **compare()}
+        numbers = {"command": command, "machine": machine, **compare(joblib.Memory(workdir / name, verbose=0))}
         page.write_numbers(page.path_of_numbers(name, workdir), numbers)
     page.publish(
         name,
@@ -87,14 +90,42 @@ def publish_trials(
 
 
 def compare_trials(
-    trials: Mapping[str, Trial], reference: str, *, tuning_seeds: range, seeds: range, largest_is_best: bool
+    trials: Mapping[str, Trial],
+    reference: str,
+    *,
+    tuning_seeds: range,
+    seeds: range,
+    largest_is_best: bool,
+    settings: Mapping[str, Any] | None = None,
+    memory: joblib.Memory = FORGETFUL,
 ) -> dict[str, Any]:
-    """Runs the point of each grid that is best on the tuning seeds on the others; all numbers, as JSON has them."""
+    """Runs the point of each grid that is best on the tuning seeds on the others.
+
+    Args:
+      trials: what is compared.
+      reference: the name of that which others are compared with.
+      tuning_seeds: which a point is chosen by.
+      seeds: which trials are judged on.
+      largest_is_best: whether it is, of the values that trials are tuned by.
+      settings: what curves depend on beside trial, point, seeds and the program's own text.
+      memory: where curves are kept, so that a program that was stopped goes on where it was.
+
+    Returns:
+      all numbers, as JSON has them.
+    """
+    kept: Any = memory.cache(_curves, ignore=["trial"])
     found: dict[str, Any] = {}
     for name, trial in trials.items():
-        reached = [_mean_valid(trial, point, tuning_seeds, largest_is_best) for point in trial.grid]
+        program = inspect.getsource(inspect.getmodule(trial.run) or trial.run)
+
+        def run(point: Point, seeds: range, trial: Trial = trial, key: Any = (name, program, settings)) -> Curves:
+            told = (trial.title, page.show_point(point, []), f"seeds {seeds[0]} to {seeds[-1]}")
+            print(", ".join(filter(None, told)), file=sys.stderr)
+            return kept(trial, key, dict(point), list(seeds))
+
+        reached = [_mean_valid(run(point, tuning_seeds), largest_is_best) for point in trial.grid]
         best = trial.grid[int(np.argmax(reached) if largest_is_best else np.argmin(reached))]
-        curves = trial.run(best, seeds)
+        curves = run(best, seeds)
         found[name] = {
             "title": trial.title,
             "chosen": dict(best),
@@ -117,9 +148,15 @@ def compare_trials(
     }
 
 
-def _mean_valid(trial: Trial, point: Point, seeds: range, largest_is_best: bool) -> float:
+def _curves(trial: Trial, key: Any, point: Point, seeds: list[int]) -> Curves:
+    """What a trial measured; `key` tells it from those of other programs and settings."""
+    del key
+    return trial.run(point, seeds)
+
+
+def _mean_valid(curves: Curves, largest_is_best: bool) -> float:
     """A point that diverges is the worst there is."""
-    valid = float(np.mean(trial.run(point, seeds).valid))
+    valid = float(np.mean(curves.valid))
     return valid if np.isfinite(valid) else (-WORST if largest_is_best else WORST)
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import joblib
 import numpy as np
 import pytest
 from absl.testing import flagsaver
@@ -43,6 +44,40 @@ def test_where_less_is_better_the_smallest_is_taken():
     assert found["differences"] == {}
 
 
+def test_trials_that_were_stopped_repeat_nothing_and_a_changed_setting_repeats_all(tmp_path):
+    ran = []
+
+    def make(fails_at=None):
+        def run(point, seeds):
+            if len(ran) == fails_at:
+                raise KeyboardInterrupt
+            ran.append((dict(point), list(seeds)))
+            return Curves(np.ones(len(seeds)), np.ones(len(seeds)), np.ones((len(seeds), 2)))
+
+        return {"one": Trial("one", run, ({"rate": 1.0}, {"rate": 2.0}))}
+
+    def compare(trials, num_steps=10):
+        return compare_trials(
+            trials,
+            "one",
+            tuning_seeds=range(2),
+            seeds=range(5, 8),
+            largest_is_best=True,
+            settings={"num_steps": num_steps},
+            memory=joblib.Memory(tmp_path, verbose=0),
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(make(fails_at=2))
+    assert ran == [({"rate": 1.0}, [0, 1]), ({"rate": 2.0}, [0, 1])]
+    first = compare(make())
+    assert ran[2:] == [({"rate": 1.0}, [5, 6, 7])]
+    assert compare(make()) == first
+    assert len(ran) == 3
+    assert compare(make(), num_steps=11) == first
+    assert ran[3:] == ran[:3]
+
+
 def test_numbers_become_a_table_and_a_picture(numbers, tmp_path):
     text = page.render_table(trials_table(numbers, "Title", "score"))
     assert "| better | rate 2 " in text
@@ -69,4 +104,6 @@ def test_a_page_without_the_section_is_told_before_anything_runs(content, messag
     with flagsaver.flagsaver():
         launch.parse_flags(["tried", f"--workdir={tmp_path}", "--compilation_cache=", f"--write={target}"])
         with pytest.raises(SystemExit, match=message):
-            publish_trials("tried", lambda: pytest.fail("ran"), packages=(), title="", measure="", xlabel="", ylabel="")
+            publish_trials(
+                "tried", lambda memory: pytest.fail("ran"), packages=(), title="", measure="", xlabel="", ylabel=""
+            )
