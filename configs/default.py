@@ -157,9 +157,10 @@ def get_config() -> ConfigDict:
     config.learned_loss.predictions = "probabilities"
     # Whether it also sees how far training is, t / num_steps; 0 in the offline phase, whose models are fresh.
     config.learned_loss.use_progress = False
-    # Where phi starts: "random", "task_loss" (fitted to the task loss's gradients, so training begins as usual), or the
-    # path of losses learned before: the workdir of a finished run, from which every seed takes its own, or one saved
-    # loss for all seeds. The offline phase goes on from there; offline.num_steps = 0 leaves it out.
+    # Where phi starts: "random", "task_loss" (fitted to the task loss's gradients, so training begins as usual), the
+    # name of another loss to fit to ("symmetric_cross_entropy", say, for wrong labels), or the path of losses learned
+    # before: the workdir of a finished run, from which every seed takes its own, or one saved loss for all seeds. The
+    # offline phase goes on from there; offline.num_steps = 0 leaves it out.
     config.learned_loss.start = "random"
     # Hidden units of the "weight_network".
     config.learned_loss.weight_hidden_size = 100

@@ -23,6 +23,7 @@ from adalfl_jax.data.streaming import stream
 from adalfl_jax.hypergradient import ONE_INNER_STEP, REMEMBERING
 from adalfl_jax.initialization import make_offline_step
 from adalfl_jax.learned_losses import fit_to_task_loss
+from adalfl_jax.task_losses import TASK_LOSSES
 from adalfl_jax.training.faults import phi_metrics, skip_nonfinite
 from adalfl_jax.training.sections import STARTS
 from adalfl_jax.training.setup import Setup, make_inner_optimizer
@@ -98,15 +99,17 @@ def init_theta(setup: Setup, keys: SeedKeys) -> Theta:
 def init_phi(setup: Setup, keys: SeedKeys) -> Phi:
     """A fresh phi for every seed, where the config says it starts."""
     optimizer = optax.adam(setup.config.offline.learning_rate)
-    given = None if setup.config.learned_loss.start in STARTS else load_start(setup.config)
+    start = setup.config.learned_loss.start
+    given = None if start in STARTS else load_start(setup.config)
+    fitted_to = setup.task_loss_fn if start == "task_loss" else TASK_LOSSES.get(start)
 
     def one_seed(key: jax.Array, given: PyTree) -> RunState:
         params = setup.learned_loss.init(key) if given is None else given
-        if setup.config.learned_loss.start == "task_loss":
+        if fitted_to is not None:
             params = fit_to_task_loss(
                 setup.learned_loss,
                 params,
-                setup.task_loss_fn,
+                fitted_to,
                 jax.random.fold_in(key, 1),
                 num_outputs=setup.dataset.num_outputs,
                 is_classification=setup.dataset.is_classification,

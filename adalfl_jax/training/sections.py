@@ -15,7 +15,7 @@ from adalfl_jax.types import LearnedLoss
 
 SCHEDULES = ("constant", "linear", "cosine", "milestones")
 LEARNED_LOSS_FAMILIES = ("network", "scaled_task_loss", "weight_network")
-STARTS = ("random", "task_loss")  # anything else is the path of losses that were learned before
+STARTS = ("random", "task_loss", *TASK_LOSSES)  # anything else is the path of losses that were learned before
 OUTER_SPLITS = ("train", "valid")
 
 

@@ -56,7 +56,8 @@ def make_setup(config: TrainConfig, dataset: Dataset | None = None) -> Setup:
         learned_loss = config.learned_loss.make(config.task_loss)
         task_loss_fn, metric_fn = TASK_LOSSES[config.task_loss], METRICS[config.metric]
         setup = Setup(config, dataset, outer_examples, model, learned_loss, task_loss_fn, metric_fn, mesh)
-        for name in filter(None, (config.task_loss, config.metric, config.baseline.loss)):
+        start = config.learned_loss.start if config.learned_loss.start in TASK_LOSSES else ""
+        for name in filter(None, (config.task_loss, config.metric, config.baseline.loss, start)):
             if (name in FOR_LABELS) != dataset.is_classification:
                 kind = "classification" if dataset.is_classification else "regression"
                 raise ConfigError(f"{name!r} does not fit dataset {dataset.name!r}, which is a {kind}")

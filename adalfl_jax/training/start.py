@@ -101,7 +101,7 @@ def load_start(config: TrainConfig) -> PyTree:
         params = jax.tree.map(lambda leaf: np.stack([leaf] * config.num_seeds), frozen.params)
     else:
         raise ConfigError(
-            f"config.learned_loss.start must be {' or '.join(map(repr, STARTS))}, the workdir of a finished run or a "
+            f"config.learned_loss.start must be one of {', '.join(STARTS)}, the workdir of a finished run or a "
             f"saved learned loss; {suggestion(given, STARTS)}there is nothing at {given!r}"
         )
     if content not in ("", now := _content(params)):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import adalfl_jax
+from adalfl_jax.task_losses import TASK_LOSSES
 from adalfl_jax.training import ConfigError, WorkdirError, train
 from adalfl_jax.training.checkpoint import state_structure
 from adalfl_jax.training.phases import init_phi, make_seed_keys
@@ -44,12 +45,14 @@ def assert_same(left, right):
 
 
 @pytest.mark.slow
-def test_a_start_at_the_task_loss_has_its_gradients():
-    setup = make_setup(tiny_config({"learned_loss.start": "task_loss"}, num_seeds=1))
+@pytest.mark.parametrize("start", ["task_loss", "generalized_cross_entropy"])
+def test_a_start_at_a_loss_has_its_gradients(start):
+    setup = make_setup(tiny_config({"learned_loss.start": start}, num_seeds=1))
+    loss = TASK_LOSSES.get(start, setup.task_loss_fn)
     params = jax.tree.map(lambda leaf: leaf[0], init_phi(setup, make_seed_keys((0,))).params)
     targets, outputs = np.arange(10), np.array(jax.random.normal(jax.random.key(0), (10, 10)))
     learned = jax.grad(lambda f: setup.learned_loss.apply(params, targets, f))(outputs)
-    wanted = jax.grad(lambda f: setup.task_loss_fn(targets, f))(outputs)
+    wanted = jax.grad(lambda f: loss(targets, f))(outputs)
     assert np.linalg.norm(learned - wanted) < 0.4 * np.linalg.norm(wanted)
 
 
@@ -101,7 +104,8 @@ def test_a_state_is_read_after_what_it_started_from_is_gone(source, tmp_path):
 @pytest.mark.parametrize(
     ("start", "changes", "message"),
     [
-        ("nowhere", {}, r"must be 'random' or 'task_loss', the workdir .* there is nothing at 'nowhere'"),
+        ("nowhere", {}, r"one of random, task_loss, softmax_cross_entropy.* the workdir .* nothing at 'nowhere'"),
+        ("squared_error", {}, r"'squared_error' does not fit dataset 'digits', which is a classification"),
         ("task_los", {}, r"did you mean 'task_loss'\? there is nothing at 'task_los'"),
         ("{source}", {"seed": 2}, r"has the seeds 0 to 2, and not 3; .*learned_loss\.safetensors"),
         ("{source}", {"learned_loss.hidden_sizes": (4,)}, r"hidden_sizes: \(8,\) -> \(4,\)"),
