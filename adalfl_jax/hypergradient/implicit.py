@@ -25,6 +25,7 @@ from adalfl_jax.hypergradient.problem import (
     bind_learned_loss,
     num_inner_steps,
     outer_gradient,
+    require_forward_mode,
     split,
 )
 from adalfl_jax.hypergradient.unrolled import run_inner_steps
@@ -77,7 +78,7 @@ class Neumann:
             first = optax.tree.scale(self.step_size, right)
             return jax.lax.scan(iterate, first, length=self.num_iterations - 1)[0]
 
-        return _implicit(problem, theta, phi_params, batch, carry, self.damping, solve)
+        return _implicit("neumann", problem, theta, phi_params, batch, carry, self.damping, solve)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,10 +116,11 @@ class ConjugateGradient:
         def solve(product: Product, right: PyTree) -> PyTree:
             return jax.scipy.sparse.linalg.cg(product, right, maxiter=self.num_iterations)[0]
 
-        return _implicit(problem, theta, phi_params, batch, carry, self.damping, solve)
+        return _implicit("conjugate_gradient", problem, theta, phi_params, batch, carry, self.damping, solve)
 
 
 def _implicit(
+    name: str,
     problem: BilevelProblem,
     theta: Theta,
     phi_params: PyTree,
@@ -141,11 +143,13 @@ def _implicit(
         outputs, _ = problem.apply_fn(params, theta_next.model_state, inputs, train=True, rng_key=last_key)
         return bind_learned_loss(problem.learned_loss_fn, phi_params)(targets, outputs, params)
 
+    def gradients(params: PyTree) -> tuple[PyTree, PyTree]:
+        return jax.grad(inner_objective, argnums=(0, 1))(params, problem.own(phi_params))
+
+    params = problem.own(theta_next.params)
+    require_forward_mode(name, gradients, params)
     # How both gradients of M_phi change as theta moves; linearised once, applied at every iteration.
-    _, own_derivative_along = jax.linearize(
-        lambda params: jax.grad(inner_objective, argnums=(0, 1))(params, problem.own(phi_params)),
-        problem.own(theta_next.params),
-    )
+    _, own_derivative_along = jax.linearize(gradients, params)
 
     def derivative_along(direction: PyTree, of: int) -> PyTree:
         return problem.mean(own_derivative_along(problem.own(direction))[of])

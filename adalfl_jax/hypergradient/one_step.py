@@ -11,7 +11,7 @@ No second-order pass goes through the base model. The estimators here differ in 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import FunctionType
 from typing import NamedTuple
 
@@ -19,15 +19,17 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.core import ShapedArray
-from jax.extend import core
 
 from adalfl_jax.hypergradient.problem import (
     AnyBatch,
     BilevelProblem,
     Estimator,
     Hypergradient,
+    equations,
     first_examples,
+    no_forward_mode,
     outer_gradient,
+    require_forward_mode,
     require_one_step,
     split,
 )
@@ -78,7 +80,8 @@ def finite_difference(
 
     The step moves theta by a distance h |w| = sqrt(eps) |theta|, eps being the precision of the outputs, which balances
     the error of the difference, of order h, and that of rounding, of order eps / h. In float32 the gradient is off by
-    about a thousandth.
+    about a thousandth. A model whose backward pass is not the derivative of its forward pass, as a straight-through
+    estimator's, has another J_f w than this.
 
     Raises:
       ValueError: `batch.inner` has a leading axis K, or numbers of 16 bits, too few to subtract, among the parameters
@@ -92,7 +95,8 @@ def central_difference(
 ) -> Hypergradient:
     """J_f w = (f(theta + h w) - f(theta - h w)) / 2h + O(h^2): two forward passes, nothing kept.
 
-    h |w| = eps^(1/3) |theta|, which balances the error of the difference with that of rounding.
+    h |w| = eps^(1/3) |theta|, which balances the error of the difference with that of rounding. That is for a smooth f:
+    kinks, as of a ReLU, leave an error of order h, and the longer step crosses more of them than `finite_difference`.
 
     Raises:
       ValueError: `batch.inner` has a leading axis K, or numbers of 16 bits, too few to subtract, among the parameters
@@ -146,8 +150,8 @@ def _one_step(
     inner_loss, loss_gradient, to_phi = loss_gradient_of(problem, phi_params, batch.inner[1], point.outputs)
     gradient = problem.mean(point.pullback(loss_gradient)[0])
     theta_next, to_direction = update_theta(problem, theta, model_state, gradient)
-    if problem.sensitivity_fraction < 1:
-        part = first_examples(batch.inner, problem.sensitivity_fraction)
+    if problem.inner_fraction < 1:
+        part = first_examples(batch.inner, problem.inner_fraction)
         point, _ = linearize(problem, theta, part, inner_key)
         *_, to_phi = loss_gradient_of(problem, phi_params, part.targets, point.outputs)
     outer_loss, task_gradient = outer_gradient(problem, theta_next.params, model_state, batch.outer, outer_key)
@@ -208,7 +212,7 @@ def jacobian_product(estimator: Estimator, point: Linearization, direction: PyTr
     try:
         return JACOBIAN_PRODUCTS[estimator](point, direction)
     except (TypeError, NotImplementedError) as error:  # the model itself was evaluated and differentiated before
-        raise _no_product(estimator) from error
+        raise no_forward_mode(_name(estimator)) from error
 
 
 def require_product(
@@ -228,45 +232,28 @@ def require_product(
 
     params = problem.own(theta.params)
     if estimator is recompute:
-        program = jax.make_jaxpr(lambda params: jax.jvp(outputs, (params,), (params,))[1])(params).jaxpr
-        if any(equation.primitive.name == "custom_lin" for equation in _equations(program)):
-            raise _no_product(estimator)
+        require_forward_mode(_name(estimator), outputs, params)
         return
     program = jax.make_jaxpr(outputs)(params).jaxpr
-    variables = (*program.invars, *(var for equation in _equations(program) for var in equation.outvars))
+    variables = (*program.invars, *(var for equation in equations(program) for var in equation.outvars))
     types = (var.aval.dtype for var in variables if isinstance(var.aval, ShapedArray))
     coarse = next(
         (dtype for dtype in types if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32), None
     )
     if coarse is not None:
         raise ValueError(
-            f"hypergradient={_name(estimator)} takes differences of the model's outputs, which drown in the rounding "
+            f"hypergradient={_name(estimator)!r} takes differences of the model's outputs, which drown in the rounding "
             f"of 16 bits; got {coarse} among the parameters or in the model. Compute in float32, or build the step "
             'with hypergradient="forward"'
         )
 
 
-def _equations(program: core.Jaxpr) -> Iterator[core.JaxprEqn]:
-    """Those of a program and of the programs inside it."""
-    for equation in program.eqns:
-        yield equation
-        for inner in core.jaxprs_in_params(equation.params):
-            yield from _equations(inner)
-
-
-def _no_product(estimator: Estimator) -> NotImplementedError:
-    return NotImplementedError(
-        f"hypergradient={_name(estimator)} needs a product with the model's Jacobian, and JAX cannot derive it here, "
-        'as of a jax.custom_vjp inside; build the step with hypergradient="unrolled"'
-    )
-
-
 def _name(estimator: Estimator) -> str:
-    return repr(getattr(estimator, "__name__", estimator))
+    return getattr(estimator, "__name__", repr(estimator))
 
 
 def _difference_step(point: Linearization, direction: PyTree, *, order: int) -> jax.Array:
-    """h for a difference quotient whose error is of the given order; 1 where there is nothing to differentiate."""
+    """h for a difference quotient whose error is of the given order; 1 where theta or the direction is zero."""
     distance = jnp.finfo(point.outputs.dtype).eps ** (1 / (1 + order)) * _norm(point.params)
     length = _norm(direction)
     is_defined = (length > 0) & (distance > 0)

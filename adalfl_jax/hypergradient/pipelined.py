@@ -50,7 +50,7 @@ def make_pipelined_step(
     """
 
     def pipelined_step(theta: Theta, phi: Phi, batch: BilevelBatch) -> tuple[Theta, Phi, BilevelMetrics]:
-        progress = None if batch.progress is None else jnp.asarray(batch.progress)
+        progress = None if batch.progress is None else jnp.asarray(batch.progress, float)  # never weakly typed
         now = problem.at_progress(progress)
         rng_key, _ = split(batch.rng_key)
         _require_batch(batch.inner)

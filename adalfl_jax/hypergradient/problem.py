@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 import jax
 import optax
+from jax.extend import core
 
 from adalfl_jax import learned_losses
 from adalfl_jax.axes import mean_over, own_copy
@@ -23,7 +24,7 @@ class BilevelProblem(NamedTuple):
     learned_loss_fn: LearnedLossFn
     task_loss_fn: LossFn
     inner_optimizer: optax.GradientTransformation
-    sensitivity_fraction: float = 1.0  # share of the inner batch on which J_f w is taken; g takes the whole
+    inner_fraction: float = 1.0  # share of the inner batch on which J_f w is taken; g takes the whole
     axis_name: str | None = None  # of the devices among which batches are divided, inside jax.pmap or jax.shard_map
 
     def own(self, tree: PyTree) -> PyTree:
@@ -55,6 +56,33 @@ class Estimator(Protocol):
     def __call__(
         self, problem: BilevelProblem, theta: Theta, phi_params: PyTree, batch: BilevelBatch, carry: PyTree = (), /
     ) -> Hypergradient: ...
+
+
+def require_forward_mode(name: str, function: Callable[[PyTree], PyTree], point: PyTree) -> None:
+    """Looks for what fails under `jax.jit` later, where the error would not say what to do.
+
+    Raises:
+      NotImplementedError: the function has no forward-mode derivative, as of a `jax.custom_vjp` inside.
+    """
+    program = jax.make_jaxpr(lambda point: jax.jvp(function, (point,), (point,))[1])(point).jaxpr
+    if any(equation.primitive.name == "custom_lin" for equation in equations(program)):
+        raise no_forward_mode(name)
+
+
+def no_forward_mode(name: str) -> NotImplementedError:
+    """The error of an estimator that needs a forward-mode derivative which JAX cannot derive."""
+    return NotImplementedError(
+        f"hypergradient={name!r} needs forward-mode derivatives of the model, and JAX cannot derive them here, as of a "
+        'jax.custom_vjp inside; build the step with hypergradient="unrolled"'
+    )
+
+
+def equations(program: core.Jaxpr) -> Iterator[core.JaxprEqn]:
+    """Those of a program and of the programs inside it."""
+    for equation in program.eqns:
+        yield equation
+        for inner in core.jaxprs_in_params(equation.params):
+            yield from equations(inner)
 
 
 def descend(

@@ -18,6 +18,7 @@ from adalfl_jax.hypergradient.problem import (
     inner_step,
     num_inner_steps,
     outer_objective,
+    require_forward_mode,
     split,
 )
 from adalfl_jax.hypergradient.update import differentiable_update
@@ -60,8 +61,12 @@ def mixed_mode(
 
     Going back through a step needs w^T d(grad M_phi)/d(theta, phi). The Hessian of M_phi in (theta, phi) being
     symmetric, this is the derivative of its gradient along (w, 0), one forward-mode product that stores no pass. Of
-    each step only theta is kept. Derivatives through `model_state` are dropped: those of batch norm's running
-    statistics are zero in train mode.
+    each step theta is kept, and what the inner optimiser's update needs to be differentiated: nothing more for SGD,
+    five times as much for Adam. Derivatives through `model_state` are dropped: those of batch norm's running statistics
+    are zero in train mode.
+
+    Raises:
+      NotImplementedError: when differentiated, a model whose gradient has no forward-mode derivative.
 
     References:
       Kemaev et al., "Scalable Meta-Learning via Mixed-Mode Differentiation" (MixFlow-MG), arXiv 2505.00793.
@@ -132,29 +137,33 @@ def _mixed_mode_step(
     problem: BilevelProblem, theta: Theta, phi_params: PyTree, batch: AnyBatch, rng_key: jax.Array | None
 ) -> tuple[Theta, jax.Array]:
     inputs, targets = batch
+    params, phi_params = problem.own(theta.params), problem.own(phi_params)
+    given = (theta.model_state, inputs, targets, rng_key)
 
-    def objective(params: PyTree, phi_params: PyTree, given: tuple) -> tuple[jax.Array, tuple[jax.Array, PyTree]]:
+    def written(given: tuple, params: PyTree, phi_params: PyTree) -> tuple[jax.Array, tuple[jax.Array, PyTree]]:
         model_state, inputs, targets, rng_key = given
         outputs, model_state = problem.apply_fn(params, model_state, inputs, train=True, rng_key=rng_key)
         loss = bind_learned_loss(problem.learned_loss_fn, phi_params)(targets, outputs, params)
         return loss, (loss, model_state)
 
-    @jax.custom_vjp
-    def gradient_fn(params: PyTree, phi_params: PyTree, given: tuple) -> tuple[PyTree, tuple[jax.Array, PyTree]]:
-        return jax.grad(objective, has_aux=True)(params, phi_params, given)
+    # What the loss and the model close over, a traced progress say, becomes an argument and can be differentiated too.
+    objective, closed_over = jax.closure_convert(written, given, params, phi_params)
 
-    def backward(point: tuple[PyTree, PyTree, tuple], cotangents: tuple) -> tuple[PyTree, PyTree, None]:
-        params, phi_params, given = point
+    plain_gradient = jax.grad(objective, argnums=1, has_aux=True)
+    gradient_fn = jax.custom_vjp(plain_gradient)
+
+    def backward(point: tuple, cotangents: tuple) -> tuple:
+        given, params, *others = point
         direction, _ = cotangents
 
-        def both_gradients(params: PyTree) -> tuple[PyTree, PyTree]:
-            return jax.grad(objective, argnums=(0, 1), has_aux=True)(params, phi_params, given)[0]
+        def gradients(params: PyTree) -> tuple[PyTree, ...]:
+            differentiate = jax.grad(objective, argnums=range(1, len(point)), has_aux=True)
+            return differentiate(given, params, *others)[0]
 
-        _, (to_params, to_phi) = jax.jvp(both_gradients, (params,), (direction,))
-        return to_params, to_phi, None
+        require_forward_mode("mixed_mode", gradients, params)
+        return None, *jax.jvp(gradients, (params,), (direction,))[1]
 
-    gradient_fn.defvjp(lambda *point: (gradient_fn(*point), point), backward)
-    given = (theta.model_state, inputs, targets, rng_key)
-    gradient, (loss, model_state) = problem.mean(gradient_fn(problem.own(theta.params), problem.own(phi_params), given))
+    gradient_fn.defvjp(lambda *point: (plain_gradient(*point), point), backward)
+    gradient, (loss, model_state) = problem.mean(gradient_fn(given, params, phi_params, *closed_over))
     updates, opt_state = differentiable_update(problem.inner_optimizer, gradient, theta.opt_state, theta.params)
     return Theta(optax.apply_updates(theta.params, updates), model_state, opt_state), loss

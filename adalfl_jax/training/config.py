@@ -110,7 +110,8 @@ class TrainConfig:
                 "hypergradient",
                 name,
                 name in ONE_STEP,
-                f"one of {', '.join(ONE_STEP)} with outer.pipelined or outer.inner_fraction",
+                f"one of {', '.join(ONE_STEP)} with outer.pipelined or outer.inner_fraction (any takes "
+                "outer.outer_fraction)",
             )
         if self.outer.every > 1:
             require(

@@ -161,16 +161,21 @@ def splits_of(setup: Setup) -> Splits:
     return setup.dataset.train, setup.outer_examples
 
 
+def offline_hypergradient(name: str, num_inner_steps: int) -> str:
+    """The estimator that takes the place of one that needs every step of a theta, or takes no leading axis K."""
+    is_out_of_place = name in REMEMBERING or (num_inner_steps > 1 and name in ONE_INNER_STEP)
+    return "unrolled" if is_out_of_place else name
+
+
 def make_offline_phase(setup: Setup) -> Phase:
     """Algorithm 1: advances phi on fresh models."""
     config = setup.config
     inner_optimizer = make_inner_optimizer(config, config.inner.learning_rate)
     num_inner_steps = config.offline.num_inner_steps
-    fits = config.hypergradient not in (ONE_INNER_STEP if num_inner_steps > 1 else REMEMBERING)
     bilevel_step = make_bilevel_step(
         *bilevel_problem(setup, inner_optimizer),
         optax.adam(config.offline.learning_rate),
-        hypergradient=config.estimator.make(config.hypergradient if fits else "unrolled"),
+        hypergradient=config.estimator.make(offline_hypergradient(config.hypergradient, num_inner_steps)),
     )
     offline_step = make_offline_step(bilevel_step, setup.model.init, inner_optimizer)
 

@@ -18,7 +18,7 @@ import optax
 from adalfl_jax import Batch, BilevelBatch, LossNetwork, Phi, Theta, make_bilevel_step, make_task_step, prime
 from adalfl_jax.models import Model, make_model
 from adalfl_jax.task_losses import softmax_cross_entropy
-from adalfl_jax.types import PyTree
+from adalfl_jax.types import LossFn, PyTree
 from experiments.benchmark.flops import count_flops
 from experiments.benchmark.timing import Program
 
@@ -91,10 +91,12 @@ def draw_start(problem: Problem) -> Start:
     return Start(params, model_state, LOSS.init(jax.random.key(2)))
 
 
-def task_loss_program(problem: Problem, start: Start, batches: BilevelBatch) -> Program:
-    """Training on the task loss."""
+def task_loss_program(
+    problem: Problem, start: Start, batches: BilevelBatch, loss_fn: LossFn = softmax_cross_entropy
+) -> Program:
+    """Training on the task loss, or on another that does not change."""
     optimizer = optax.sgd(INNER_RATE)
-    task_step = make_task_step(problem.make_model().apply, softmax_cross_entropy, optimizer)
+    task_step = make_task_step(problem.make_model().apply, loss_fn, optimizer)
     theta = Theta.create(start.params, start.model_state, optimizer)
     return scan_program(lambda theta, batch: task_step(theta, batch.inner, batch.rng_key), theta, batches)
 

@@ -72,7 +72,9 @@ def thrift_suite(names: list[str], num_steps: int | None, num_rounds: int) -> li
 def costs(heading: str, problem: Problem, num_rounds: int) -> Table:
     """Times every variant against the task-loss step."""
     start, batches = draw_start(problem), draw_batches(problem, problem.num_steps)
+    frozen = functools.partial(LOSS.apply, start.phi_params)
     programs = {TASK_LOSS: task_loss_program(problem, start, batches)}
+    programs["learned loss, frozen"] = task_loss_program(problem, start, batches, frozen)
     for name, options in VARIANTS.items():
         programs[name] = bilevel_program(problem, start, batches, **options)
     times = time_in_turn(programs, num_rounds)

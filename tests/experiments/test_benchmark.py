@@ -374,7 +374,7 @@ def test_thrift_is_timed_variant_by_variant(monkeypatch):
     some = ("a quarter", "every 4th step", "pipelined, finite difference")
     monkeypatch.setattr(thrift, "VARIANTS", {name: thrift.VARIANTS[name] for name in some})
     table = thrift.costs("Tiny", TINY._replace(num_steps=4), 3)
-    assert [row["program"] for row in table.rows] == [problems.TASK_LOSS, *some]
+    assert [row["program"] for row in table.rows] == [problems.TASK_LOSS, "learned loss, frozen", *some]
     assert all(row["ms"] > 0 for row in table.rows)
 
 

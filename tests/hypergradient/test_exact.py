@@ -201,6 +201,25 @@ def test_a_step_is_differentiable_in_what_the_optimiser_closes_over(estimator):
     np.testing.assert_allclose(jax.grad(outer)(0.3), slope, rtol=1e-6)
 
 
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("name", ["mixed_mode", pytest.param("unrolled", marks=pytest.mark.slow)])
+def test_a_step_is_differentiated_and_mapped_over_what_the_loss_closes_over(name):
+    model, optimizer, loss, theta, phi_params = make_problem()
+    batch = make_batch(jax.random.key(1), 2)
+
+    def outer(scale):
+        problem = BilevelProblem(
+            model.apply, lambda *arguments: scale * loss.apply(*arguments), softmax_cross_entropy, optimizer
+        )
+        result = ESTIMATORS[name](problem, theta, phi_params, batch)
+        return result.outer_loss, ravel_pytree(result.gradient)[0]
+
+    values, gradients = jax.jit(jax.vmap(outer))(jnp.asarray([0.5 - 1e-6, 0.5, 0.5 + 1e-6]))
+    slope = jax.jit(jax.grad(lambda scale: outer(scale)[0]))(0.5)
+    np.testing.assert_allclose(slope, (values[2] - values[0]) / 2e-6, rtol=1e-6)
+    assert_relative(gradients[1], jax.jit(outer)(0.5)[1], 1e-12)
+
+
 def test_float16_is_refused():
     _, optimizer, _, theta, _ = make_problem()
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), theta.params)

@@ -112,9 +112,31 @@ def test_a_model_with_a_backward_pass_of_its_own_is_told_to_unroll(name):
         return clipped(outputs), model_state
 
     state = (model._replace(apply=apply_fn), loss, optimizer, theta, phi_params, make_batch(jax.random.key(1)))
-    with pytest.raises(NotImplementedError, match=rf"'{name}' needs a product.*custom_vjp.*unrolled"):
+    with pytest.raises(NotImplementedError, match=rf"'{name}' needs forward-mode.*custom_vjp.*unrolled"):
         estimate(name, *state)
     assert optax.tree.norm(estimate("unrolled", *state).gradient) > 0
+
+
+@jax.custom_vjp
+def sealed(values):
+    return values
+
+
+sealed.defvjp(lambda values: (sealed(values), None), lambda _, cotangent: (cotangent,))
+
+
+@pytest.mark.parametrize("name", ["mixed_mode", "neumann", "conjugate_gradient"])
+def test_a_forward_pass_without_a_derivative_is_told_to_unroll(name):
+    model, optimizer, loss, theta, phi_params = make_problem()
+
+    def apply_fn(*arguments, **keywords):
+        outputs, model_state = model.apply(*arguments, **keywords)
+        return sealed(outputs), model_state
+
+    with pytest.raises(NotImplementedError, match=rf"'{name}' needs forward-mode.*custom_vjp.*unrolled"):
+        estimate(
+            name, model._replace(apply=apply_fn), loss, optimizer, theta, phi_params, make_batch(jax.random.key(1))
+        )
 
 
 @pytest.mark.usefixtures("float64")

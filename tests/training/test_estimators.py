@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import pytest
 
+from adalfl_jax.hypergradient import ESTIMATORS
 from adalfl_jax.training import ConfigError, train
 from adalfl_jax.training.chunk import chunk_means
 from adalfl_jax.training.phases import (
@@ -13,6 +14,7 @@ from adalfl_jax.training.phases import (
     make_offline_phase,
     make_seed_keys,
     make_training_phase,
+    offline_hypergradient,
     restart_outer_optimizer,
     splits_of,
 )
@@ -76,8 +78,18 @@ def test_means_of_updates_leave_out_the_steps_between():
     assert chunk_means(metrics, 0, 1)["outer_loss"] == 2.5
 
 
+FORGOTTEN = {"truncated", "persistent_evolution_strategies"}  # they would have to see every step of one theta
+NO_AXIS = {"forward", "recompute", "finite_difference", "central_difference", "truncated"}  # they take one inner step
+
+
+@pytest.mark.parametrize(("num_inner_steps", "out_of_place"), [(1, FORGOTTEN), (2, FORGOTTEN | NO_AXIS)])
+def test_an_estimator_that_does_not_fit_the_offline_phase_gives_way(num_inner_steps, out_of_place):
+    taken = {name: offline_hypergradient(name, num_inner_steps) for name in ESTIMATORS}
+    assert taken == {name: "unrolled" if name in out_of_place else name for name in ESTIMATORS}
+
+
 def test_the_offline_phase_takes_any_estimator():
-    """Those that remember give way to "unrolled": the offline phase forgets theta at every step."""
+    """Where it does not fit, "unrolled" is taken: the offline phase forgets theta at every step."""
 
     def phi_after(name):
         setup = make_setup(tiny_config({"hypergradient": name}))
