@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from numbers import Integral, Real
 from typing import Any
 
@@ -31,3 +32,9 @@ def require_flag(name: str, value: Any) -> None:
     """Raises ValueError unless a setting is True or False."""
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be True or False; got {value!r}")
+
+
+def require_optimizer(name: str, value: Any) -> None:
+    """Raises ValueError for what is no optimiser; of parameters given in its place a little is shown."""
+    if not (hasattr(value, "init") and hasattr(value, "update")):
+        raise ValueError(f"{name} must be an optax transformation, as optax.sgd(0.1) makes; got {reprlib.repr(value)}")

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import optax
 
+from adalfl_jax.settings import require_optimizer
+
 PyTree = Any
 
 
@@ -42,7 +44,12 @@ class Theta(NamedTuple):
 
     @classmethod
     def create(cls, params: PyTree, model_state: PyTree, inner_optimizer: optax.GradientTransformation) -> Theta:
-        """Pairs fresh parameters with the state `inner_optimizer` starts from."""
+        """Pairs fresh parameters with the state `inner_optimizer` starts from.
+
+        Raises:
+          ValueError: `inner_optimizer` is no optimiser.
+        """
+        require_optimizer("inner_optimizer", inner_optimizer)
         return cls(params, model_state, inner_optimizer.init(params))
 
 
@@ -55,7 +62,12 @@ class Phi(NamedTuple):
 
     @classmethod
     def create(cls, params: PyTree, outer_optimizer: optax.GradientTransformation) -> Phi:
-        """Pairs the parameters of a learned loss with the state `outer_optimizer` starts from."""
+        """Pairs the parameters of a learned loss with the state `outer_optimizer` starts from.
+
+        Raises:
+          ValueError: `outer_optimizer` is no optimiser.
+        """
+        require_optimizer("outer_optimizer", outer_optimizer)
         return cls(params, outer_optimizer.init(params))
 
 

@@ -17,7 +17,7 @@ from adalfl_jax.hypergradient import (
     estimator_name,
     reads_params,
 )
-from adalfl_jax.settings import require_count, require_flag
+from adalfl_jax.settings import require_count, require_flag, require_optimizer
 from adalfl_jax.types import ApplyFn, BilevelBatch, LearnedLossFn, Phi, PyTree, Theta
 
 
@@ -25,8 +25,7 @@ def require_functions(**functions: Any) -> None:
     """Raises ValueError for what cannot be called, or is no optimiser where the name says so."""
     for name, given in functions.items():
         if name.endswith("optimizer"):
-            if not (hasattr(given, "init") and hasattr(given, "update")):
-                raise ValueError(f"{name} must be an optax transformation, as optax.sgd(0.1) makes; got {given!r}")
+            require_optimizer(name, given)
         elif not callable(given):
             remedy = f"; give its method, {name}=loss.apply" if hasattr(given, "apply") else ""
             raise ValueError(f"{name} must be a function; got {given!r}{remedy}")

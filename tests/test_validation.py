@@ -77,6 +77,8 @@ def test_fixed_losses_and_weights_of_examples_want_functions_too():
         (lambda: adalfl_jax.LossNetwork(hidden_sizes=(4, "5")), r"hidden_sizes must be .* got \(4, '5'\)"),
         (lambda: adalfl_jax.LossNetwork(use_bias="no"), r"use_bias must be True or False; got 'no'"),
         (lambda: adalfl_jax.LossNetwork(gamma="0"), r"gamma must be a number in \[0, 1\); got '0'"),
+        (lambda: adalfl_jax.Theta.create(INNER, (), {"w": INPUTS}), r"inner_optimizer must be an optax.*got {'w': A"),
+        (lambda: adalfl_jax.Phi.create(OUTER, {"w": INPUTS}), r"outer_optimizer must be an optax.*got {'w': A"),
     ],
 )
 def test_settings_say_what_they_must_be_and_what_came(make, message):
