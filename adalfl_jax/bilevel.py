@@ -32,7 +32,13 @@ from adalfl_jax.types import (
     TaskMetrics,
     Theta,
 )
-from adalfl_jax.validation import require_functions, require_options, require_state_and_batch, returning_state
+from adalfl_jax.validation import (
+    require_functions,
+    require_options,
+    require_state_and_batch,
+    returning_scalar,
+    returning_state,
+)
 
 BilevelStep = Callable[[Theta, Phi, BilevelBatch], tuple[Theta, Phi, BilevelMetrics]]
 
@@ -125,8 +131,14 @@ def make_bilevel_step(
     inner_fraction, outer_fraction = require_options(
         estimate, learned_loss_fn, meta_batch_fraction, outer_every, pipelined
     )
-    model = with_own_keys(axis_name, returning_state(apply_fn))
-    problem = BilevelProblem(model, learned_loss_fn, task_loss_fn, inner_optimizer, inner_fraction, axis_name)
+    problem = BilevelProblem(
+        with_own_keys(axis_name, returning_state(apply_fn)),
+        returning_scalar("learned_loss_fn", learned_loss_fn),
+        returning_scalar("task_loss_fn", task_loss_fn),
+        inner_optimizer,
+        inner_fraction,
+        axis_name,
+    )
 
     def update_phi(phi: Phi, gradient: PyTree, carry: PyTree) -> Phi:
         updates, opt_state = outer_optimizer.update(gradient, phi.opt_state, phi.params)
@@ -209,6 +221,7 @@ def make_task_step(
 
     require_functions(apply_fn=apply_fn, loss_fn=loss_fn, optimizer=optimizer)
     own_apply_fn = with_own_keys(axis_name, returning_state(apply_fn))
+    loss_fn = returning_scalar("loss_fn", loss_fn)
 
     def task_step(
         theta: Theta, batch: Batch | tuple[jax.Array, jax.Array], rng_key: jax.Array | None = None

@@ -12,7 +12,7 @@ import optax
 from adalfl_jax.hypergradient import BilevelProblem, descend, make_estimator
 from adalfl_jax.hypergradient.problem import split
 from adalfl_jax.types import ApplyFn, BilevelBatch, LossFn, PyTree, Theta
-from adalfl_jax.validation import require_functions, returning_state
+from adalfl_jax.validation import require_functions, returning_scalar, returning_state
 
 ExampleLossFn = Callable[[jax.Array, jax.Array], jax.Array]  # (targets, outputs [B, C]) -> [B]
 
@@ -81,6 +81,7 @@ def make_reweighting_step(
         inner_optimizer=inner_optimizer,
     )
     apply_fn = returning_state(apply_fn)
+    task_loss_fn = returning_scalar("task_loss_fn", task_loss_fn)
 
     def weighed_loss(weights: PyTree, targets: jax.Array, outputs: jax.Array) -> jax.Array:
         losses = example_loss_fn(targets, outputs)

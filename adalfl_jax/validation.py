@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from adalfl_jax.hypergradient import (
@@ -97,6 +99,21 @@ def returning_state(apply_fn: ApplyFn) -> ApplyFn:
         return returned[0], returned[1]
 
     return apply
+
+
+def returning_scalar(name: str, loss_fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """The loss, which raises ValueError where it does not return one number."""
+
+    @functools.wraps(loss_fn)  # with the keyword-only arguments that the loss declares
+    def loss(*arguments: Any, **keywords: Any) -> jax.Array:
+        value = loss_fn(*arguments, **keywords)
+        if jax.tree.map(jnp.shape, value) != ():
+            raise ValueError(
+                f"{name} must return one number, the mean over the batch say; got {jax.tree.map(jax.typeof, value)}"
+            )
+        return value
+
+    return loss
 
 
 def require_state_and_batch(

@@ -10,7 +10,7 @@ import pytest
 
 import adalfl_jax
 from adalfl_jax.hypergradient import ESTIMATORS, Truncated
-from adalfl_jax.task_losses import softmax_cross_entropy
+from adalfl_jax.task_losses import example_cross_entropy, softmax_cross_entropy
 
 LOSS, INNER, OUTER = adalfl_jax.LossNetwork(hidden_sizes=(4,)), optax.sgd(0.1), optax.adam(1e-2)
 INPUTS, TARGETS = jnp.ones((8, 5)), jnp.arange(8) % 3
@@ -151,6 +151,36 @@ def test_a_model_that_returns_outputs_alone_is_told_of_its_state():
         make_step(apply_fn=outputs_alone)(theta, phi, BATCH)
     with pytest.raises(ValueError, match=r"must return two things"):
         adalfl_jax.make_task_step(outputs_alone, softmax_cross_entropy, INNER)(theta, BATCH.inner)
+
+
+def cross_entropy_and_nothing(phi_params, targets, outputs):
+    return softmax_cross_entropy(targets, outputs), None
+
+
+@pytest.mark.parametrize("options", [{}, {"pipelined": True}, {"hypergradient": "evolution_strategies"}])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"task_loss_fn": example_cross_entropy},
+            r"^task_loss_fn must return one number, the mean over the batch say; got float32\[8\]",
+        ),
+        ({"learned_loss_fn": cross_entropy_and_nothing}, r"^learned_loss_fn must return.*float32\[\].*, None\)"),
+    ],
+)
+def test_a_loss_that_does_not_return_one_number_is_named(options, changes, message):
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(make_step(**changes, **options), *make_state(), BATCH._replace(rng_key=jax.random.key(0)))
+
+
+def test_so_are_those_of_the_other_steps():
+    theta, _ = make_state()
+    task_step = adalfl_jax.make_task_step(apply_fn, example_cross_entropy, INNER)
+    with pytest.raises(ValueError, match=r"^loss_fn must return one number"):
+        task_step(theta, BATCH.inner)
+    reweighting_step = adalfl_jax.make_reweighting_step(apply_fn, example_cross_entropy, example_cross_entropy, INNER)
+    with pytest.raises(ValueError, match=r"^task_loss_fn must return one number"):
+        jax.eval_shape(reweighting_step, theta, BATCH)
 
 
 @pytest.mark.parametrize("options", [{"pipelined": True}, {"hypergradient": "truncated"}])
