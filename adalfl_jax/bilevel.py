@@ -33,9 +33,12 @@ from adalfl_jax.types import (
     Theta,
 )
 from adalfl_jax.validation import (
+    require_batch,
+    require_bilevel_batch,
     require_functions,
     require_options,
-    require_state_and_batch,
+    require_phi,
+    require_theta,
     returning_scalar,
     returning_state,
 )
@@ -100,7 +103,8 @@ def make_bilevel_step(
 
     Raises:
       ValueError: an unknown hypergradient, options that do not fit each other or the learned loss; by the returned
-        step, shapes that do not fit together.
+        step, states of other optimisers, shapes that do not fit together, parameters without gradients, losses that are
+        not one number.
 
     Example:
       >>> import jax, optax, adalfl_jax
@@ -162,7 +166,9 @@ def make_bilevel_step(
         step, parts = _sometimes(take_step, problem, outer_every), ("inner", "outer")
 
     def bilevel_step(theta: Theta, phi: Phi, batch: BilevelBatch) -> tuple[Theta, Phi, BilevelMetrics]:
-        require_state_and_batch(theta, phi, batch, inner_optimizer, outer_optimizer, parts)
+        require_theta(theta, "inner_optimizer", inner_optimizer)
+        require_phi(phi, outer_optimizer)
+        require_bilevel_batch(batch, parts)
         return step(theta, phi, batch)
 
     return bilevel_step
@@ -217,6 +223,10 @@ def make_task_step(
 
     Returns:
       `task_step(theta, batch, rng_key=None) -> (theta, metrics)`, where `batch` is `(inputs, targets)`.
+
+    Raises:
+      ValueError: what is no function or optimiser; by the returned step, a theta of another optimiser, a batch that is
+        not two arrays, a loss that is not one number.
     """
 
     require_functions(apply_fn=apply_fn, loss_fn=loss_fn, optimizer=optimizer)
@@ -226,6 +236,9 @@ def make_task_step(
     def task_step(
         theta: Theta, batch: Batch | tuple[jax.Array, jax.Array], rng_key: jax.Array | None = None
     ) -> tuple[Theta, TaskMetrics]:
+        require_theta(theta, "optimizer", optimizer)
+        require_batch("batch", batch)
+
         def loss(targets: jax.Array, outputs: jax.Array, _) -> jax.Array:
             return loss_fn(targets, outputs)
 

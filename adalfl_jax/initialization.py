@@ -9,6 +9,7 @@ import optax
 
 from adalfl_jax.bilevel import BilevelStep
 from adalfl_jax.types import BilevelBatch, BilevelMetrics, InitFn, Phi, Theta
+from adalfl_jax.validation import require_key
 
 OfflineStep = Callable[[Phi, BilevelBatch], tuple[Phi, BilevelMetrics]]
 
@@ -34,6 +35,7 @@ def make_offline_step(
     def offline_step(phi: Phi, batch: BilevelBatch) -> tuple[Phi, BilevelMetrics]:
         if batch.rng_key is None:
             raise ValueError("the offline phase draws a fresh theta_0 from batch.rng_key; got None")
+        require_key("batch.rng_key", batch.rng_key)
         init_key, step_key = jax.random.split(batch.rng_key)
         theta = Theta.create(*init_fn(init_key), inner_optimizer)
         _, phi, metrics = bilevel_step(theta, phi, batch._replace(rng_key=step_key))

@@ -12,7 +12,13 @@ import optax
 from adalfl_jax.hypergradient import BilevelProblem, descend, make_estimator
 from adalfl_jax.hypergradient.problem import split
 from adalfl_jax.types import ApplyFn, BilevelBatch, LossFn, PyTree, Theta
-from adalfl_jax.validation import require_functions, returning_scalar, returning_state
+from adalfl_jax.validation import (
+    require_bilevel_batch,
+    require_functions,
+    require_theta,
+    returning_scalar,
+    returning_state,
+)
 
 ExampleLossFn = Callable[[jax.Array, jax.Array], jax.Array]  # (targets, outputs [B, C]) -> [B]
 
@@ -95,6 +101,8 @@ def make_reweighting_step(
     problem = BilevelProblem(apply_fn, weighed_loss, task_loss_fn, lookahead)
 
     def reweighting_step(theta: Theta, batch: BilevelBatch) -> tuple[Theta, ReweightingMetrics]:
+        require_theta(theta, "inner_optimizer", inner_optimizer)
+        require_bilevel_batch(batch, ("inner", "outer"))
         nothing = jnp.zeros(batch.inner[1].shape[:1])
         ahead = estimate(problem, theta._replace(opt_state=lookahead.init(theta.params)), nothing, batch)
         weights = _normalize(jnp.maximum(-ahead.gradient, 0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from numbers import Real
 from typing import Any
 
@@ -20,7 +20,7 @@ from adalfl_jax.hypergradient import (
     reads_params,
 )
 from adalfl_jax.settings import require_count, require_flag, require_optimizer
-from adalfl_jax.types import ApplyFn, BilevelBatch, LearnedLossFn, Phi, PyTree, Theta
+from adalfl_jax.types import ApplyFn, Batch, BilevelBatch, LearnedLossFn, Phi, PyTree, Theta
 
 
 def require_functions(**functions: Any) -> None:
@@ -116,28 +116,69 @@ def returning_scalar(name: str, loss_fn: Callable[..., jax.Array]) -> Callable[.
     return loss
 
 
-def require_state_and_batch(
-    theta: Theta,
-    phi: Phi,
-    batch: BilevelBatch,
-    inner_optimizer: optax.GradientTransformation,
-    outer_optimizer: optax.GradientTransformation,
-    parts: Sequence[str],
-) -> None:
-    """Raises ValueError for what no step can take: other types, states of other optimisers, batches of no arrays."""
-    for name, given, kind in (("theta", theta, Theta), ("phi", phi, Phi), ("batch", batch, BilevelBatch)):
-        if not isinstance(given, kind):
-            raise ValueError(f"{name} must be an adalfl_jax.{kind.__name__}; got a {type(given).__name__}")
-    for name, moved, optimizer in (("theta", theta, inner_optimizer), ("phi", phi, outer_optimizer)):
-        given, expected = map(jax.tree.structure, (moved.opt_state, jax.eval_shape(optimizer.init, moved.params)))
-        if given != expected:
-            side = "inner" if name == "theta" else "outer"
+def require_theta(theta: Theta, optimizer_name: str, optimizer: optax.GradientTransformation) -> None:
+    """Raises ValueError for what is no Theta, parameters that have no gradients, the state of another optimiser."""
+    _require_kind("theta", theta, Theta)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(theta.params):
+        if not jnp.issubdtype(dtype := jax.typeof(leaf).dtype, jnp.inexact):
             raise ValueError(
-                f"{name}.opt_state is not that of the step's {side}_optimizer and these parameters: expected "
-                f"{expected}; got {given}. Make it with {type(moved).__name__}.create(..., {side}_optimizer)"
+                f"theta.params{jax.tree_util.keystr(path)} is {dtype}, which has no gradient; make it floats, or "
+                "move it to theta.model_state"
             )
+    _require_opt_state("theta", theta, optimizer_name, optimizer)
+
+
+def require_phi(phi: Phi, outer_optimizer: optax.GradientTransformation) -> None:
+    """Raises ValueError for what is no Phi, or has the state of another optimiser."""
+    _require_kind("phi", phi, Phi)
+    _require_opt_state("phi", phi, "outer_optimizer", outer_optimizer)
+
+
+def require_bilevel_batch(batch: BilevelBatch, parts: Sequence[str]) -> None:
+    """Raises ValueError for what is no BilevelBatch, parts that are no arrays, a key that is none."""
+    _require_kind("batch", batch, BilevelBatch)
     for part in parts:
         arrays = getattr(batch, part)
-        if len(arrays) != 2 or not all(hasattr(array, "ndim") for array in arrays):
-            kinds = ", ".join(type(array).__name__ for array in arrays)
-            raise ValueError(f"batch.{part} must be two arrays, (inputs [B, ...], targets [B] or [B, C]); got {kinds}")
+        require_batch(f"batch.{part}", arrays)
+        if not all(hasattr(array, "ndim") for array in arrays):
+            raise _no_batch(f"batch.{part}", arrays)
+    if batch.rng_key is not None:
+        require_key("batch.rng_key", batch.rng_key)
+
+
+def require_batch(name: str, batch: Batch | tuple[jax.Array, jax.Array]) -> None:
+    """Raises ValueError for what is not two things, inputs and targets."""
+    if not (isinstance(batch, Sized) and len(batch) == 2):
+        raise _no_batch(name, batch)
+
+
+def require_key(name: str, rng_key: jax.Array) -> None:
+    """Raises ValueError for what is not one key, typed or raw."""
+    try:
+        jax.eval_shape(jax.random.split, rng_key)
+    except (TypeError, ValueError) as error:
+        got = jax.typeof(rng_key) if hasattr(rng_key, "dtype") else repr(rng_key)
+        raise ValueError(f"{name} must be one key, as jax.random.key(0) makes; got {got}") from error
+
+
+def _require_kind(name: str, given: Any, kind: type) -> None:
+    if not isinstance(given, kind):
+        raise ValueError(f"{name} must be an adalfl_jax.{kind.__name__}; got a {type(given).__name__}")
+
+
+def _require_opt_state(
+    name: str, moved: Theta | Phi, optimizer_name: str, optimizer: optax.GradientTransformation
+) -> None:
+    given, expected = map(jax.tree.structure, (moved.opt_state, jax.eval_shape(optimizer.init, moved.params)))
+    if given != expected:
+        raise ValueError(
+            f"{name}.opt_state is not that of the step's {optimizer_name} and these parameters: expected "
+            f"{expected}; got {given}. Make it with {type(moved).__name__}.create(..., {optimizer_name})"
+        )
+
+
+def _no_batch(name: str, batch: Any) -> ValueError:
+    kinds = f" of {', '.join(type(item).__name__ for item in batch)}" if isinstance(batch, tuple | list) else ""
+    return ValueError(
+        f"{name} must be two arrays, (inputs [B, ...], targets [B] or [B, C]); got a {type(batch).__name__}{kinds}"
+    )

@@ -49,9 +49,10 @@ def test_every_step_draws_another_theta():
 
 def test_the_offline_phase_needs_a_key():
     step, phi, batches, _ = make_offline()
-    batch = jax.tree.map(lambda leaf: leaf[0], batches)._replace(rng_key=None)
-    with pytest.raises(ValueError, match=r"batch.rng_key"):
-        step(phi, batch)
+    batch = jax.tree.map(lambda leaf: leaf[0], batches)
+    for given, message in ((None, r"from batch.rng_key; got None"), (0, r"batch.rng_key must be one key.*got 0")):
+        with pytest.raises(ValueError, match=message):
+            step(phi, batch._replace(rng_key=given))
 
 
 def test_the_offline_phase_lowers_the_loss_one_step_after_a_fresh_start():

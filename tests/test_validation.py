@@ -97,6 +97,7 @@ def test_numbers_of_numpy_are_numbers():
     make_step(hypergradient=Truncated(np.int64(3)))(*make_state(), BATCH)
 
 
+KEYS = jax.random.split(jax.random.key(0), 8)
 STACKED = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), BATCH.inner)
 
 
@@ -104,8 +105,13 @@ STACKED = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), BATCH.inner)
     ("options", "batch", "message"),
     [
         ({}, (BATCH.inner, BATCH.outer), r"batch must be an adalfl_jax.BilevelBatch; got a tuple"),
-        ({}, BATCH._replace(inner=(INPUTS.tolist(), TARGETS)), r"batch.inner must be two arrays.*got list, ArrayImpl"),
-        ({}, BATCH._replace(outer=(INPUTS,)), r"batch.outer must be two arrays.*got ArrayImpl$"),
+        ({}, BATCH._replace(inner=(INPUTS.tolist(), TARGETS)), r"batch.inner must be two .*got a tuple of list, Arr"),
+        ({}, BATCH._replace(outer=(INPUTS,)), r"batch.outer must be two arrays.*got a tuple of ArrayImpl$"),
+        ({}, BATCH._replace(outer=None), r"batch.outer must be two arrays.*got a NoneType$"),
+        ({"pipelined": True}, BATCH._replace(inner=None), r"batch.inner must be two arrays.*got a NoneType$"),
+        ({}, BATCH._replace(rng_key=0), r"batch.rng_key must be one key, as jax.random.key\(0\) makes; got 0$"),
+        ({}, BATCH._replace(rng_key=KEYS), r"batch.rng_key must be one key.*got key<fry>\[8\]$"),
+        ({}, BATCH._replace(rng_key=jax.random.key_data(KEYS)), r"batch.rng_key must be one key.*got uint32\[8,2\]$"),
         (
             {"outer_every": 2},
             BATCH._replace(step=jnp.arange(8)),
@@ -133,6 +139,54 @@ def test_a_batch_that_no_step_can_take_is_refused(options, batch, message):
 def test_a_state_of_another_step_is_refused(state, message):
     with pytest.raises(ValueError, match=message):
         make_step()(*state, BATCH)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "bool", "key<fry>"])
+def test_parameters_without_gradients_are_named(dtype):
+    leaf = KEYS[0] if dtype == "key<fry>" else jnp.ones((), dtype)
+    theta, phi = make_state()
+    theta = theta._replace(params={"w": theta.params, "n": leaf})
+    for step, state in (
+        (make_step(), (theta, phi, BATCH)),
+        (make_step(hypergradient="unrolled"), (theta, phi, BATCH)),
+        (adalfl_jax.make_task_step(apply_fn, softmax_cross_entropy, INNER), (theta, BATCH.inner)),
+    ):
+        with pytest.raises(ValueError, match=rf"theta.params\['n'\] is {dtype}, which has no gradient"):
+            step(*state)
+
+
+@pytest.mark.parametrize(
+    ("theta", "batch", "message"),
+    [
+        (jnp.ones((5, 3)), BATCH.inner, r"theta must be an adalfl_jax.Theta; got a ArrayImpl"),
+        (
+            make_state(inner=optax.adam(0.1))[0],
+            BATCH.inner,
+            r"theta.opt_state is not that of the step's optimizer.*Theta.create\(..., optimizer\)",
+        ),
+        (make_state()[0], INPUTS, r"^batch must be two arrays.*got a ArrayImpl$"),
+        (make_state()[0], BATCH, r"^batch must be two arrays.*got a BilevelBatch of tuple, tuple, NoneType"),
+    ],
+)
+def test_a_step_on_a_fixed_loss_refuses_alike(theta, batch, message):
+    with pytest.raises(ValueError, match=message):
+        adalfl_jax.make_task_step(apply_fn, softmax_cross_entropy, INNER)(theta, batch)
+
+
+def test_a_step_that_weighs_examples_refuses_alike():
+    step = adalfl_jax.make_reweighting_step(apply_fn, example_cross_entropy, softmax_cross_entropy, INNER)
+    with pytest.raises(ValueError, match=r"theta.opt_state is not that of the step's inner_optimizer"):
+        step(make_state(inner=OUTER)[0], BATCH)
+    with pytest.raises(ValueError, match=r"batch.outer must be two arrays"):
+        step(make_state()[0], BATCH._replace(outer=None))
+
+
+def test_inputs_of_a_step_on_a_fixed_loss_may_be_a_pytree():
+    def apply(params, model_state, inputs, *, train, rng_key):
+        return apply_fn(params, model_state, inputs["x"], train=train, rng_key=rng_key)
+
+    step, (theta, _) = adalfl_jax.make_task_step(apply, softmax_cross_entropy, INNER), make_state()
+    jax.eval_shape(step, theta, ({"x": INPUTS}, TARGETS))
 
 
 def test_phi_of_a_loss_network_is_none_of_a_weight_network():
