@@ -68,6 +68,10 @@ def make_bilevel_step(
     with `u` and `v` the updates of the inner and the outer optimiser, `(x, y)` the inner and `(x', y')` the outer
     batch. The step is pure: put it under `jax.jit`, `jax.lax.scan`, `jax.vmap` or a sharding as it is.
 
+    Labels must be from 0 to C - 1. Others raise outside of a trace alone: under `jax.jit` there is no value to raise
+    on, and `LossNetwork` counts them to no class and stays finite, while cross-entropies are NaN, or count negative
+    ones from the last class. So check labels before you train, as `adalfl_jax.data` does.
+
     Args:
       apply_fn: the base model, `(params, model_state, inputs, *, train, rng_key) -> (outputs [B, C], model_state)`.
         It is called with `train=True` on both batches. The inner pass updates `model_state`; the outer pass
