@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -66,6 +66,8 @@ def make_model(
       ValueError: an unknown model, initialization or option, or inputs the model cannot take.
     """
     module = lookup("model", MODELS, name)
+    if not isinstance(input_shape, Iterable):
+        raise ValueError(f"input_shape must be the shape of one example, (4,) or (28, 28, 1) say; got {input_shape!r}")
     if min(input_shape, default=1) < 1 or num_outputs < 1:
         raise ValueError(f"a model takes inputs and has outputs; got {tuple(input_shape)} and {num_outputs}")
     require_known("initialization", INITIALIZATIONS, initialization)
