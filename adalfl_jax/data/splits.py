@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from numbers import Real
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from adalfl_jax.data.cache import digest_of_arrays
 from adalfl_jax.data.corruption import Corruption
 from adalfl_jax.data.errors import DatasetError
 from adalfl_jax.data.examples import Examples, is_image
+from adalfl_jax.settings import is_count
 from adalfl_jax.types import Batch
 
 SPLIT_SEED = 2301  # of every split, so that all runs and all releases see the same examples in the same place
@@ -144,10 +146,10 @@ def make_dataset(
 
 def _valid_size(where: str, fraction: float, num_examples: int) -> float | int:
     """The size of the validation split: a share, or a whole number of examples."""
-    if not 0 < fraction < 1:
-        raise DatasetError(f"{where}: valid_fraction must be a number between 0 and 1; got {fraction}")
-    if num_examples < 0:
-        raise DatasetError(f"{where}: valid_examples must be a number of examples, or 0 for none; got {num_examples}")
+    if not (isinstance(fraction, Real) and 0 < fraction < 1):
+        raise DatasetError(f"{where}: valid_fraction must be a number between 0 and 1; got {fraction!r}")
+    if not (num_examples == 0 or is_count(num_examples)):
+        raise DatasetError(f"{where}: valid_examples must be a number of examples, or 0 for none; got {num_examples!r}")
     return num_examples or fraction
 
 

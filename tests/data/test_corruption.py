@@ -164,6 +164,8 @@ def test_one_class_is_not_corrupted():
         ({"imbalance": float("inf")}, "imbalance must be"),
         ({"noise_kind": "pairs"}, "unknown noise_kind 'pairs'; did you mean 'pair'"),
         ({"valid_examples": -1}, "valid_examples must be a number of examples, or 0 .*; got -1"),
+        ({"valid_examples": 2.5}, "valid_examples must be a number of examples, or 0 .*; got 2.5"),
+        ({"valid_fraction": "a"}, "valid_fraction must be a number between 0 and 1; got 'a'"),
         ({"valid_examples": 5}, "no split of 5 can be cut off 1437 examples"),
         ({"valid_examples": 1437}, "no split of 1437 can be cut off 1437 examples"),
         (
