@@ -66,6 +66,7 @@ def save_learned_loss(
       metadata: anything JSON can hold: the run, the data, the score.
 
     Raises:
+      FileNotFoundError: no such folder.
       ValueError: a loss of another family, parameters that do not fit it or are not finite, metadata JSON cannot hold.
     """
     described = _describe(loss)
@@ -77,6 +78,8 @@ def save_learned_loss(
     except (TypeError, ValueError) as error:
         raise ValueError(f"metadata must be JSON (text, finite numbers, lists, dicts): {error}") from error
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} to save {path.name} in; make it first")
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(safetensors.numpy.save(arrays, metadata={FORMAT: text}))
     partial.replace(path)

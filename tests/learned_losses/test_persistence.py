@@ -58,6 +58,13 @@ def test_a_loaded_loss_drops_into_grad_jit_and_a_task_step(saved):
     chex.assert_trees_all_close(by_hand, stepped.params, rtol=1e-5, atol=1e-7)
 
 
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*/nowhere to save loss.safetensors in; make it"):
+        adalfl_jax.save_learned_loss(
+            tmp_path / "nowhere" / "loss.safetensors", LOSSES["scaled"], {"log_scale": np.float32(0)}
+        )
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         adalfl_jax.load_learned_loss(tmp_path / "nowhere.safetensors")
