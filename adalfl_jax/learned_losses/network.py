@@ -154,7 +154,11 @@ class LossNetwork:
         if self.use_progress:
             if progress is None:
                 raise ValueError("use_progress needs the share of training that is done: give `progress`; got None")
-            inputs.append(jnp.full_like(predictions, progress))
+            try:
+                inputs.append(jnp.full_like(predictions, progress))
+            except ValueError as error:
+                got = jax.typeof(progress)
+                raise ValueError(f"progress must be one number, the share of training done; got {got}") from error
         values = jnp.stack(inputs, axis=-1).reshape(-1, len(inputs))
         num_layers = len(self.hidden_sizes) + 1
         for layer in range(num_layers):

@@ -62,9 +62,11 @@ def test_a_fresh_loss_does_not_depend_on_progress():
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def test_one_without_progress_is_refused_where_it_is_used_and_ignored_elsewhere():
+def test_progress_is_one_number_where_it_is_used_and_ignored_elsewhere():
     with pytest.raises(ValueError, match=r"use_progress needs .* give `progress`; got None"):
         LOSS.apply(LOSS.init(jax.random.key(0)), TARGETS, OUTPUTS)
+    with pytest.raises(ValueError, match=r"progress must be one number, .*; got float32\[2\]"):
+        LOSS.apply(LOSS.init(jax.random.key(0)), TARGETS, OUTPUTS, progress=jnp.zeros(2))
     plain = adalfl_jax.LossNetwork(hidden_sizes=(3,))
     phi_params = plain.init(jax.random.key(0))
     assert plain.apply(phi_params, TARGETS, OUTPUTS, progress=0.5) == plain.apply(phi_params, TARGETS, OUTPUTS)
