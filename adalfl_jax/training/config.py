@@ -99,6 +99,9 @@ class TrainConfig:
         steps = self.profile_steps
         is_range = len(steps) == 2 and 1 <= steps[0] <= steps[1]
         require("profile_steps", steps, not steps or is_range, "empty, or a first and a last step, from 1")
+        longest = max(self.num_steps, self.offline.num_steps)
+        fits = not steps or steps[0] <= longest
+        require("profile_steps", steps, fits, f"steps that some phase takes, at most {longest}")
         fits = 0 <= self.seed <= 2**31 - self.num_seeds
         require("seed", self.seed, fits, "a whole number from 0, with all of num_seeds below 2**31")
 

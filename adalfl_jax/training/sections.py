@@ -251,8 +251,9 @@ class TuningConfig:
     learning_rates: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        good = bool(self.learning_rates) and all(rate > 0 for rate in self.learning_rates)
-        require("tuning.learning_rates", self.learning_rates, good, "one number above 0 or more")
+        rates = self.learning_rates
+        good = 0 < len(rates) == len(set(rates)) and all(rate > 0 for rate in rates)
+        require("tuning.learning_rates", rates, good, "one number above 0 or more, each once")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

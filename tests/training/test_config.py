@@ -159,6 +159,7 @@ def test_wrong_type_is_refused(path, value):
         ("learned_loss.ceiling", -1.0),
         ("tuning.learning_rates", ()),
         ("tuning.learning_rates", (0.1, 0.0)),
+        ("tuning.learning_rates", (0.1, 0.3, 0.1)),
         ("checkpoint.every_seconds", -1.0),
         ("checkpoint.every_steps", -1),
         ("checkpoint.keep", -1),
@@ -166,6 +167,7 @@ def test_wrong_type_is_refused(path, value):
         ("profile_steps", (5,)),
         ("profile_steps", (0, 5)),
         ("profile_steps", (6, 5)),
+        ("profile_steps", (2501, 2600)),  # the longest phase by default is the offline one, of 2500 steps
     ],
 )
 def test_value_out_of_range_is_refused(path, value):
@@ -177,7 +179,13 @@ def test_value_out_of_range_is_refused(path, value):
 
 @pytest.mark.parametrize(
     ("path", "value"),
-    [("inner.momentum", 0.0), ("offline.num_steps", 0), ("learned_loss.gamma", 0.0), ("inner.clip_norm", 0.0)],
+    [
+        ("inner.momentum", 0.0),
+        ("offline.num_steps", 0),
+        ("learned_loss.gamma", 0.0),
+        ("inner.clip_norm", 0.0),
+        ("profile_steps", (2500, 2600)),
+    ],
 )
 def test_value_at_the_edge_of_its_range_is_taken(path, value):
     TrainConfig.from_mapping(with_value(path, value))
