@@ -39,6 +39,7 @@ METHODS: dict[str, str] = {
     "adalfl": "AdaLFL",
 }  # name -> what a reader is shown
 LEARNING = ("ml3", "adalfl")  # those that learn a loss
+FOR_CLEAN_SETS = ("joint_loss", "fine_tuned", "reweighting")  # those that take outer batches for right
 FAULT_POLICIES = ("stop", "skip", "back_off")
 WITHOUT_EFFECT = (
     "checkpoint",

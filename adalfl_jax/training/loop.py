@@ -16,9 +16,10 @@ from adalfl_jax.analysis.figures import LossShapes, picture_of_loss, prediction_
 from adalfl_jax.analysis.statistics import describe
 from adalfl_jax.training import workdir as layout
 from adalfl_jax.training.checkpoint import save_state
-from adalfl_jax.training.config import LEARNING, METHODS, TrainConfig
+from adalfl_jax.training.config import FOR_CLEAN_SETS, LEARNING, METHODS, TrainConfig
 from adalfl_jax.training.digest import digest_of_offline_phase
 from adalfl_jax.training.evaluation import Evaluation
+from adalfl_jax.training.fields import require
 from adalfl_jax.training.hosts import connect, is_first, on_first, require_same
 from adalfl_jax.training.outputs import finish_run, save_last_finite_state
 from adalfl_jax.training.phases import (
@@ -83,6 +84,9 @@ def _run(
     command: str,
     offline_dir: str | os.PathLike[str] | None,
 ) -> dict[str, Any]:
+    for method in methods:
+        fits = config.outer.split == "valid" or method not in FOR_CLEAN_SETS
+        require("outer.split", config.outer.split, fits, f'"valid" for the method {method!r}, which needs a clean set')
     connect(config.hosts)
     require_wandb(config)
     config = pin_start(config)

@@ -13,8 +13,8 @@ from adalfl_jax import BilevelBatch, Theta
 from adalfl_jax.bilevel import make_task_step
 from adalfl_jax.data import take
 from adalfl_jax.task_losses import TASK_LOSSES, softmax_cross_entropy
-from adalfl_jax.training import ConfigError, TrainConfig, compare
-from adalfl_jax.training.config import METHODS
+from adalfl_jax.training import ConfigError, TrainConfig, compare, train
+from adalfl_jax.training.config import FOR_CLEAN_SETS, METHODS
 from adalfl_jax.training.phases import splits_of
 from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.state import RunState
@@ -142,6 +142,15 @@ def test_impossible_baselines_are_refused(path, value, message):
 def test_a_clean_set_that_is_too_small_to_hold_out_of_is_refused(fraction, message):
     with pytest.raises(ConfigError, match=message):
         make_setup(tiny_config({"outer.split": "valid", "outer.split_fraction": fraction}))
+
+
+@pytest.mark.parametrize("method", FOR_CLEAN_SETS)
+def test_a_method_that_needs_a_clean_set_is_refused_without(method, tmp_path):
+    message = rf"config.outer.split must be \"valid\" for the method '{method}', .* clean set; got 'train'"
+    for run, changes in ((train, {"method": method}), (compare, {"methods": ("task_loss", method)})):
+        with pytest.raises(ConfigError, match=message):
+            run(tiny_config(changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_baseline_of_another_kind_of_targets_is_refused():
