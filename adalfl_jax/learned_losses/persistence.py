@@ -96,6 +96,7 @@ def load_learned_loss(path: str | os.PathLike[str]) -> FrozenLoss:
 
     Raises:
       FileNotFoundError: no such file.
+      PermissionError: it may not be read.
       ValueError: a damaged file, one that is no learned loss, one of a later version; the text says which.
 
     Example:
@@ -110,6 +111,7 @@ def load_learned_loss(path: str | os.PathLike[str]) -> FrozenLoss:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no learned loss at {path}")
+    path.open("rb").close()  # safetensors calls one that may not be read missing
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             text = (file.metadata() or {}).get(FORMAT)

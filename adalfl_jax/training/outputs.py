@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,33 +49,37 @@ def rebuild_report(workdir: Path) -> list[Path]:
       The files that were written.
 
     Raises:
-      WorkdirError: no run in the folder, or one whose files cannot be read.
+      WorkdirError: no run in the folder, one whose files cannot be read, or a folder that cannot be written to.
     """
     if not (workdir / layout.CONFIG).is_file():
         raise layout.WorkdirError(f"{workdir} holds no run: it has no {layout.CONFIG}")
-    try:
-        is_over = (workdir / layout.SUMMARY).is_file()
-        record = read_record(workdir) if is_over else read_unfinished(workdir)
-    except (OSError, ValueError, KeyError) as error:
-        raise layout.WorkdirError(f"the files of {workdir} cannot be read: {error}") from error
-    figures = write_figures(workdir / layout.FIGURES, record)
-    write_report(workdir / layout.REPORT, record, figures)
-    animation = workdir / layout.FIGURES / "loss_shapes.gif"
-    moving = [animation] if animate_loss_shapes(animation, record) else []
+    is_over = (workdir / layout.SUMMARY).is_file()
+    record = read_record(workdir) if is_over else read_unfinished(workdir)
+    with layout.writing(workdir):
+        figures = write_figures(workdir / layout.FIGURES, record)
+        write_report(workdir / layout.REPORT, record, figures)
+        animation = workdir / layout.FIGURES / "loss_shapes.gif"
+        moving = [animation] if animate_loss_shapes(animation, record) else []
     return [*figures.values(), *moving, workdir / layout.REPORT]
 
 
 def read_record(workdir: Path, summary: dict[str, Any] | None = None) -> RunRecord:
-    """Reads the files of a workdir; the summary from its file where it is not given."""
-    shapes_path = workdir / layout.SHAPES
+    """Reads the files of a workdir; the summary from its file where it is not given.
+
+    Raises:
+      WorkdirError: one of them cannot be read, or holds something else.
+    """
+    shapes_path, metrics_path = workdir / layout.SHAPES, workdir / layout.METRICS
     shapes: dict[str, np.ndarray] = {}
     if shapes_path.exists():
-        with np.load(shapes_path, allow_pickle=False) as file:
+        with layout.reading(shapes_path), shapes_path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             shapes = dict(file)
+    with layout.reading(metrics_path):
+        lines = metrics_path.read_text().splitlines()
     return RunRecord(
-        config=json.loads((workdir / layout.CONFIG).read_text()),
-        summary=summary if summary is not None else json.loads((workdir / layout.SUMMARY).read_text()),
-        scalars=[json.loads(line) for line in (workdir / layout.METRICS).read_text().splitlines()],
+        config=layout.read_json(workdir / layout.CONFIG, "command"),
+        summary=summary if summary is not None else layout.read_summary(workdir),
+        scalars=layout.read_records(metrics_path, lines),
         shapes=shapes,
     )
 

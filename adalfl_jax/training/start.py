@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -41,7 +40,7 @@ def read_learned_losses(workdir: Path) -> LearnedLosses:
     if not (workdir / layout.SUMMARY).is_file():
         raise layout.WorkdirError(f"{workdir} holds no finished run: it has no {layout.SUMMARY}")
     try:
-        summary = json.loads((workdir / layout.SUMMARY).read_text())
+        summary = layout.read_summary(workdir)
         if "learned_loss" not in summary:
             raise layout.WorkdirError(
                 f"{workdir} holds no learned loss: its methods are {', '.join(summary['methods'])}"
@@ -95,7 +94,7 @@ def load_start(config: TrainConfig) -> PyTree:
     elif path.exists():
         try:
             frozen = load_learned_loss(path)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise ConfigError(f"config.learned_loss.start: {error}") from error
         _check_loss(config, frozen.loss)
         params = jax.tree.map(lambda leaf: np.stack([leaf] * config.num_seeds), frozen.params)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,14 @@ def read_unfinished(workdir: Path) -> RunRecord:
     """The record of a run so far; its summary has the entries `progress` and `is_running` beside the usual ones.
 
     A process may be writing to the folder meanwhile. The loss shapes are those of the newest checkpoints.
+
+    Raises:
+      WorkdirError: a file cannot be read, or holds something else.
     """
-    settings = json.loads((workdir / layout.CONFIG).read_text())
-    command = settings["command"]
-    config = TrainConfig.from_mapping({name: value for name, value in settings.items() if name != "command"})
-    methods = config.methods if command == "compare" else (config.method,)
+    settings = layout.read_json(workdir / layout.CONFIG, "command")
+    with layout.reading(workdir / layout.CONFIG):
+        config = TrainConfig.from_mapping({name: value for name, value in settings.items() if name != "command"})
+    methods = config.methods if settings["command"] == "compare" else (config.method,)
     rows = _whole_rows(workdir, config.num_seeds)
     begun = [method for method in methods if _steps_of(rows, method)]
     shapes = _shapes(workdir, config, methods)
@@ -51,8 +53,9 @@ def read_unfinished(workdir: Path) -> RunRecord:
 def _whole_rows(workdir: Path, num_seeds: int) -> Rows:
     """The records that every seed has; the last ones may be half written."""
     path = workdir / layout.METRICS
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    rows = [json.loads(line) for line in lines if line.endswith("\n")]
+    with layout.reading(path):
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    rows = layout.read_records(path, [line for line in lines if line.endswith("\n")])
     counts = Counter(_place(row) for row in rows)
     return [row for row in rows if counts[_place(row)] == num_seeds]
 

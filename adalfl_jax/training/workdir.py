@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,28 @@ class WorkdirError(OSError):
 
 
 @contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raises WorkdirError, with the name of a file of a run, for whatever fails while it is read."""
+    try:
+        yield
+    except PermissionError as error:
+        raise WorkdirError(f"{path} may not be read by this user; change its permissions") from error
+    except Exception as error:  # whatever parsers raise on damaged files
+        raise WorkdirError(f"{path} cannot be read ({error}); bring it back, or choose a new folder") from error
+
+
+@contextlib.contextmanager
+def writing(workdir: Path) -> Iterator[None]:
+    """Raises WorkdirError, with the name of a folder, for whatever cannot be written to it."""
+    try:
+        yield
+    except WorkdirError:
+        raise
+    except OSError as error:
+        raise WorkdirError(f"cannot write to workdir {workdir}: {error}") from error
+
+
+@contextlib.contextmanager
 def hold_workdir(path: str | os.PathLike[str]) -> Iterator[None]:
     """Keeps other processes off the folder, which is made where it does not exist; a killed one lets go of it.
 
@@ -46,11 +68,9 @@ def hold_workdir(path: str | os.PathLike[str]) -> Iterator[None]:
       WorkdirError: another process works on it, or it cannot be made.
     """
     workdir = Path(path).expanduser().resolve()
-    try:
+    with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         folder = os.open(workdir, os.O_RDONLY)
-    except OSError as error:
-        raise WorkdirError(f"cannot write to workdir {workdir}: {error}") from error
     try:
         with contextlib.suppress(ImportError):
             _lock(workdir, folder)
@@ -87,23 +107,25 @@ def open_workdir(path: str | os.PathLike[str], config: TrainConfig, command: str
     """
     workdir = Path(path).expanduser().resolve()
     wanted = {"command": command, **config.to_dict()}
-    try:
+    with writing(workdir):
         if (workdir / CONFIG).exists():
             _check_same_run(workdir, wanted)
             _check_checkpoints(workdir / CHECKPOINTS)
-        elif workdir.is_dir() and any(not path.name.startswith(CONFIG) for path in workdir.iterdir()):
-            raise WorkdirError(f"{workdir} is not empty and holds no {CONFIG}; choose a new folder")
+        require_own(workdir, CONFIG)
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(workdir / CONFIG, wanted)  # first: without it the folder is not known as a run's
         (workdir / CHECKPOINTS).mkdir(exist_ok=True)
         write_json(workdir / CHECKPOINTS / _LAYOUT_FILE, {"layout": LAYOUT, "versions": _versions()})
         for name in _RESULTS:  # last: a folder that cannot be written to keeps them
             _remove(workdir / name)
-    except WorkdirError:
-        raise
-    except OSError as error:
-        raise WorkdirError(f"cannot write to workdir {workdir}: {error}") from error
     return workdir
+
+
+def require_own(folder: Path, mark: str) -> None:
+    """Raises WorkdirError for a folder that holds files, and not the one that says whose they are."""
+    is_known = (folder / mark).exists() or not folder.is_dir()
+    if not is_known and any(not path.name.startswith(mark) for path in folder.iterdir()):
+        raise WorkdirError(f"{folder} is not empty and holds no {mark}; choose a new folder")
 
 
 def finished_summary(path: str | os.PathLike[str], config: TrainConfig, command: str) -> dict[str, Any] | None:
@@ -116,10 +138,16 @@ def finished_summary(path: str | os.PathLike[str], config: TrainConfig, command:
     if not ((workdir / CONFIG).is_file() and (workdir / SUMMARY).is_file()):
         return None
     _check_same_run(workdir, {"command": command, **config.to_dict()})
-    try:
-        return dict(json.loads((workdir / SUMMARY).read_text()))
-    except (ValueError, TypeError, OSError) as error:
-        raise WorkdirError(f"{workdir / SUMMARY} cannot be read ({error}); choose a new folder") from error
+    return read_summary(workdir)
+
+
+def read_summary(workdir: Path) -> dict[str, Any]:
+    """The summary of a finished run.
+
+    Raises:
+      WorkdirError: its file cannot be read, or holds something else.
+    """
+    return read_json(workdir / SUMMARY, "dataset", "metric", "num_steps", "seeds", "methods")
 
 
 def remove_checkpoints(path: str | os.PathLike[str]) -> None:
@@ -136,6 +164,33 @@ def is_worked_on(path: str | os.PathLike[str]) -> bool:
         return True
 
 
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """The object in a JSON file of a run, which has these keys.
+
+    Raises:
+      WorkdirError: the file cannot be read, or holds something else.
+    """
+    with reading(path):
+        found = json.loads(path.read_text())
+        if not isinstance(found, dict) or not found.keys() >= set(keys):
+            raise ValueError(f"it must be an object with {', '.join(keys)}")
+        return found
+
+
+def read_records(path: Path, lines: Iterable[str]) -> list[dict[str, Any]]:
+    """The records in lines of a file of metrics.
+
+    Raises:
+      WorkdirError: one of them is none.
+    """
+    with reading(path):
+        records = [json.loads(line) for line in lines]
+        for record in records:
+            if not isinstance(record, dict) or not record.keys() >= {"method", "phase", "seed", "step"}:
+                raise ValueError(f"each line must be an object with method, phase, seed and step; got {record}")
+        return records
+
+
 def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
     """Writes JSON in one move, so that a reader never sees half a file, even after a power cut."""
     partial = path.with_name(path.name + ".partial")
@@ -148,10 +203,12 @@ def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
 
 
 def _check_same_run(workdir: Path, wanted: dict[str, Any]) -> None:
-    try:
-        found = dict(json.loads((workdir / CONFIG).read_text()))
-    except (ValueError, TypeError, OSError) as error:
-        raise WorkdirError(f"{workdir / CONFIG} cannot be read ({error}); choose a new folder") from error
+    found = read_json(workdir / CONFIG, "command")
+    if found["command"] != wanted["command"]:
+        raise WorkdirError(
+            f"{workdir} holds a run of experiments.{found['command']}, and this is experiments.{wanted['command']}; "
+            "choose a new folder"
+        )
     found, wanted = map(_without_circumstances, (found, wanted))
     if lines := differing_keys(found, wanted):
         raise WorkdirError(
@@ -178,11 +235,9 @@ def _check_checkpoints(folder: Path) -> None:
                 f"remove {folder} to start the run over"
             )
         return
-    try:
-        found = json.loads(path.read_text())
+    found = read_json(path, "layout", "versions")
+    with reading(path):
         layout, versions, theirs = int(found["layout"]), dict(found["versions"]), found["versions"]["adalfl_jax"]
-    except (ValueError, TypeError, KeyError, OSError) as error:
-        raise WorkdirError(f"{path} cannot be read ({error}); remove {folder} to start the run over") from error
     ours = _versions()
     if layout != LAYOUT or theirs != ours["adalfl_jax"]:
         raise WorkdirError(

@@ -1,5 +1,7 @@
 """Drawing a run anew, from its files."""
 
+import json
+
 import pytest
 from absl import flags
 from absl.testing import flagsaver
@@ -29,15 +31,40 @@ def test_pictures_page_and_animation_are_drawn_from_the_files_alone(tmp_path, ca
     assert len(capsys.readouterr().out.splitlines()) == 5
 
 
-def test_a_summary_that_cannot_be_read_is_told(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "summary.json").write_text("{")
-    with flagsaver.flagsaver((report.WORKDIR, str(tmp_path))), pytest.raises(SystemExit, match="cannot be read"):
+SUMMARY = {"dataset": "digits", "metric": "error_rate", "num_steps": 20, "seeds": [0], "methods": {}}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", "[]"),
+        ("config.json", '{"command": "train"'),
+        ("summary.json", "{}"),
+        ("metrics.jsonl", '{"a": 1}\n'),
+        ("metrics.jsonl", "3\n"),
+        ("loss_shapes.npz", "PK\x03\x04"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_told_by_name(name, content, tmp_path):
+    whole = {"config.json": '{"command": "train"}', "summary.json": json.dumps(SUMMARY), "metrics.jsonl": ""}
+    for file, text in (whole | {name: content}).items():
+        (tmp_path / file).write_text(text)
+    with flagsaver.flagsaver((report.WORKDIR, str(tmp_path))), pytest.raises(SystemExit, match=rf"{name} cannot be r"):
+        report.main(["report"])
+
+
+def test_a_config_of_no_run_is_told_while_there_is_no_summary(tmp_path):
+    (tmp_path / "config.json").write_text('{"command": "train"}')
+    with (
+        flagsaver.flagsaver((report.WORKDIR, str(tmp_path))),
+        pytest.raises(SystemExit, match=r"config\.json cannot be read \(config lacks method, "),
+    ):
         report.main(["report"])
 
 
 def test_a_folder_that_figures_cannot_be_written_to_is_told(tmp_path):
     folder = open_workdir(tmp_path / "run", tiny_config(method="task_loss"), "train")
     (folder / "figures").write_text("")
-    with flagsaver.flagsaver((report.WORKDIR, str(folder))), pytest.raises(SystemExit, match=r"File.* exists.*figures"):
+    message = r"cannot write to workdir .*figures"
+    with flagsaver.flagsaver((report.WORKDIR, str(folder))), pytest.raises(SystemExit, match=message):
         report.main(["report"])

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -128,13 +129,27 @@ def test_a_source_without_learned_losses_or_with_damaged_ones_is_told(source, tm
     shutil.rmtree(copy / "states")
     with pytest.raises(ConfigError, match=r"the learned losses of .* cannot be read"):
         pin_start(from_there(copy))
-    (copy / "summary.json").write_text('{"methods": {"task_loss": {}}}')
+    summary = json.loads((copy / "summary.json").read_text())
+    summary["methods"]["task_loss"] = summary["methods"].pop("adalfl")
+    del summary["learned_loss"]
+    (copy / "summary.json").write_text(json.dumps(summary))
     with pytest.raises(ConfigError, match=r"holds no learned loss: its methods are task_loss"):
         pin_start(from_there(copy))
+
+
+def test_a_saved_loss_that_may_not_be_read_is_not_taken_for_missing(source, monkeypatch):
+    def refuse(self, mode):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", refuse)  # as root finds no file that it may not read
+    with pytest.raises(ConfigError, match=r"config\.learned_loss\.start: .*Permission denied: .*learned_loss"):
+        pin_start(from_there(source[1] / "learned_loss.safetensors"))
 
 
 def test_a_config_that_starts_nowhere_else_is_left_alone():
     config = tiny_config()
     assert pin_start(config) is config
-    with pytest.raises(ConfigError, match=r"config\.learned_loss\.start must be one of random, task_loss, or a path"):
+    with pytest.raises(
+        ConfigError, match=r"config\.learned_loss\.start must be one of random, task_loss, .*, or a path"
+    ):
         dataclasses.replace(config.learned_loss, start="")

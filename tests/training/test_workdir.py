@@ -7,13 +7,15 @@ from adalfl_jax.training import WorkdirError
 from adalfl_jax.training.workdir import finished_summary, hold_workdir, open_workdir, remove_checkpoints, write_json
 from tests.training.tiny import snapshot, tiny_config
 
+SUMMARY = {"dataset": "digits", "metric": "error_rate", "num_steps": 20, "seeds": [0, 1], "methods": {}}
+
 
 @pytest.fixture
 def finished(tmp_path):
     """A folder with a finished run of the tiny config."""
     folder = open_workdir(tmp_path / "run", tiny_config(), "train")
     (folder / "metrics.jsonl").write_text("{}\n")
-    write_json(folder / "summary.json", {"methods": {}})
+    write_json(folder / "summary.json", SUMMARY)
     return folder
 
 
@@ -25,7 +27,7 @@ def test_new_workdir_holds_the_config_and_the_command(tmp_path):
 
 
 def test_finished_run_gives_its_summary(finished):
-    assert finished_summary(finished, tiny_config(), "train") == {"methods": {}}
+    assert finished_summary(finished, tiny_config(), "train") == SUMMARY
 
 
 def test_unfinished_run_has_no_summary(tmp_path):
@@ -48,7 +50,8 @@ def test_run_of_another_config_is_refused_with_the_keys_and_left_alone(finished,
 @pytest.mark.parametrize("enter", [finished_summary, open_workdir])
 def test_comparison_does_not_share_a_folder_with_a_training(finished, enter):
     before = snapshot(finished)
-    with pytest.raises(WorkdirError, match="command: 'train' -> 'compare'"):
+    message = r"holds a run of experiments\.train, and this is experiments\.compare; choose a new folder"
+    with pytest.raises(WorkdirError, match=message):
         enter(finished, tiny_config(), "compare")
     assert snapshot(finished) == before
 
@@ -83,20 +86,36 @@ def test_workdir_at_or_below_a_regular_file_is_refused(tmp_path, below):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "3", "null"])
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "3", "null", "{}"])
 @pytest.mark.parametrize("enter", [finished_summary, open_workdir])
 def test_damaged_config_file_is_refused_and_left_alone(finished, text, enter):
     (finished / "config.json").write_text(text)
     before = snapshot(finished)
-    with pytest.raises(WorkdirError, match=r"config\.json cannot be read .*; choose a new folder"):
+    with pytest.raises(WorkdirError, match=r"config\.json cannot be read .*; bring it back, or choose a new folder"):
         enter(finished, tiny_config(), "train")
     assert snapshot(finished) == before
 
 
-def test_damaged_summary_is_refused(finished):
-    (finished / "summary.json").write_text("{")
-    with pytest.raises(WorkdirError, match=r"summary\.json"):
+@pytest.mark.parametrize("text", ["{", "{}", "[]"])
+def test_damaged_summary_is_refused(finished, text):
+    (finished / "summary.json").write_text(text)
+    with pytest.raises(WorkdirError, match=r"summary\.json cannot be read \(.*\); bring it back"):
         finished_summary(finished, tiny_config(), "train")
+
+
+@pytest.mark.parametrize("name", ["config.json", "summary.json", "checkpoints/layout.json"])
+def test_a_file_that_may_not_be_read_is_not_taken_for_damaged(name, finished, monkeypatch):
+    opened = Path.read_text
+
+    def refuse(self, *arguments, **options):
+        if self == finished / name:
+            raise PermissionError(13, "Permission denied", str(self))
+        return opened(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "read_text", refuse)  # as root finds no file that it may not read
+    enter = finished_summary if name == "summary.json" else open_workdir
+    with pytest.raises(WorkdirError, match=rf"{name} may not be read by this user; change its permissions"):
+        enter(finished, tiny_config(), "train")
 
 
 def test_json_that_is_not_finite_does_not_replace_what_is_there(tmp_path):
@@ -114,7 +133,7 @@ def test_half_a_config_file_of_a_run_that_was_killed_is_no_foreign_file(tmp_path
 def test_other_checkpoint_settings_are_no_other_run(finished):
     watched = {"num_loss_figures": 3, "profile_steps": (1, 2), "wandb_project": "losses"}
     other = tiny_config({"checkpoint.keep": 5, "checkpoint.every_seconds": 7.0, **watched})
-    assert finished_summary(finished, other, "train") == {"methods": {}}
+    assert finished_summary(finished, other, "train") == SUMMARY
     open_workdir(finished, other, "train")
     assert json.loads((finished / "config.json").read_text())["checkpoint"]["keep"] == 5
 
@@ -124,7 +143,7 @@ def test_other_checkpoint_settings_are_no_other_run(finished):
     [
         ({"layout": 2}, r"by adalfl_jax \S+ in layout 2, and this is \S+ with layout 1; install that version to go on"),
         ({"versions": {"adalfl_jax": "0.9.1"}}, r"by adalfl_jax 0\.9\.1 in layout 1, and this is"),
-        ({"layout": None}, r"layout\.json cannot be read .* remove .*checkpoints to start the run over"),
+        ({"layout": None}, r"layout\.json cannot be read .*; bring it back, or choose a new folder"),
         ({"versions": {}}, r"layout\.json cannot be read"),
     ],
     ids=["layout", "version", "damaged", "empty"],
