@@ -29,20 +29,24 @@ from typing import Any, NamedTuple
 
 from absl import app, flags
 
+from adalfl_jax import data
 from adalfl_jax.registry import require_known
-from adalfl_jax.training import ConfigError, TrainConfig, WorkdirError
+from adalfl_jax.training import ConfigError, TrainConfig
 from adalfl_jax.training.fields import field_paths
 from adalfl_jax.training.start import pin_start
-from adalfl_jax.training.workdir import CONFIG as CONFIG_FILE
-from adalfl_jax.training.workdir import finished_summary, write_json
+from adalfl_jax.training.workdir import finished_summary, require_own, write_json, writing
 from experiments.launch import CONFIG, WORKDIR, parse_flags, told_in_a_line
 from experiments.page import Row, Table, render_table
 
 ROOT = Path(__file__).parents[1]
+TABLE = "sweep.json"  # by which a folder is known as a sweep's
 MAX_TIMEOUTS = 1000  # after so many time limits a run is not requeued
 
 _VARY = flags.DEFINE_multi_string(
-    "vary", [], "FIELD=VALUE,VALUE,...: values of a field of the configuration; repeated, all combinations are run."
+    "vary",
+    [],
+    "FIELD=VALUE,VALUE,...: values of a field of the configuration, of tuples FIELD=(4,),(8, 8); repeated, all "
+    "combinations are run.",
 )
 _PROGRAM = flags.DEFINE_enum("program", "train", ["train", "compare"], "What each run is.")
 _EXECUTOR = flags.DEFINE_enum(
@@ -54,7 +58,9 @@ _RESOURCES = flags.DEFINE_multi_string(
     "NAME=VALUE, as submitit's AutoExecutor takes them: timeout_min (a day by default), cpus_per_task, gpus_per_node, "
     "mem_gb, slurm_partition, slurm_array_parallelism, slurm_signal_delay_s, ...; may be repeated.",
 )
-_SUBMIT = flags.DEFINE_bool("submit", True, "Whether runs are started; without, the table shows what there is.")
+_SUBMIT = flags.DEFINE_bool(
+    "submit", True, "Whether runs are started; without, the table shows what there is, and nothing is written."
+)
 
 
 class Point(NamedTuple):
@@ -109,15 +115,15 @@ def main(argv: list[str]) -> None:
     del argv
     with told_in_a_line():
         root = Path(WORKDIR.value or "").expanduser().resolve()
-        if (root / CONFIG_FILE).exists():
-            raise WorkdirError(f"{root} holds a run; choose another folder for the sweep")
+        require_own(root, TABLE)
         points = make_points(root)
         unfinished = [point for point in points if _summary_of(point) is None]
         if _SUBMIT.value and unfinished:
             _run(unfinished, root)
         rows = [row for point in points for row in _rows_of(point)]
         print(render_table(results_table(rows, list(points[0].overrides))))
-        _write(rows, root)
+        if _SUBMIT.value:
+            _write(rows, root)
 
 
 def make_points(root: Path) -> list[Point]:
@@ -125,6 +131,7 @@ def make_points(root: Path) -> list[Point]:
 
     Raises:
       ConfigError: a field that is none or is varied twice, a value it does not take, or two runs of one name.
+      DatasetError: an unknown dataset.
     """
     grid: dict[str, list[str]] = {}
     for text in _VARY.value:
@@ -135,11 +142,14 @@ def make_points(root: Path) -> list[Point]:
             raise ConfigError(f"--vary={text}: {error}") from error
         if field in grid or not values:
             raise ConfigError(f"--vary={text} must be FIELD=VALUE,VALUE,..., each field once")
-        grid[field] = re.findall(r"(?:\([^)]*\)|[^,(])+", values)
+        grid[field] = re.findall(r"(?:\([^)]*\)|\[[^]]*\]|[^,([])+", values)
     points = [_make_point(root, dict(zip(grid, values, strict=True))) for values in itertools.product(*grid.values())]
     names = [point.workdir.name for point in points]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"several runs would be called {', '.join(repeated)}; give each value once")
+    datasets = [point.config.dataset for point in points]
+    for name, data_dir, image_size in {(each.name, each.data_dir, each.image_size) for each in datasets}:
+        data.load_spec(name, data_dir=data_dir, image_size=image_size)  # for its errors
     return points
 
 
@@ -167,8 +177,12 @@ def _literal(text: str) -> Any:
 
 def _run(points: list[Point], root: Path) -> None:
     """Starts runs and waits for all of them; one that fails says so in its row of the table."""
+    with writing(root):
+        root.mkdir(parents=True, exist_ok=True)
+        if not (root / TABLE).exists():
+            write_json(root / TABLE, [])  # first: without it the folder is not known as a sweep's
     executor = _make_executor(root / "submitit")
-    points[0].log.parent.mkdir(parents=True, exist_ok=True)
+    points[0].log.parent.mkdir(exist_ok=True)
     try:
         with executor.batch():
             jobs = [executor.submit(TrainingJob(_command_of(point), point.log)) for point in points]
@@ -264,13 +278,14 @@ def _spread(split: str, row: Row) -> str:
 
 
 def _write(rows: list[Row], root: Path) -> None:
-    root.mkdir(parents=True, exist_ok=True)
-    write_json(root / "sweep.json", rows)
     names = list(dict.fromkeys(name for row in rows for name in row))
-    with (root / "sweep.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(rows)
+    with writing(root):
+        root.mkdir(parents=True, exist_ok=True)
+        write_json(root / TABLE, rows)
+        with (root / "sweep.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(rows)
     print(f"Everything is in {root}", file=sys.stderr)
 
 

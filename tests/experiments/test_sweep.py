@@ -14,7 +14,7 @@ from absl.testing import flagsaver
 
 from adalfl_jax.training import TrainConfig
 from experiments import launch, sweep
-from tests.training.tiny import ROOT, SETTINGS
+from tests.training.tiny import ROOT, SETTINGS, snapshot
 
 # ml_collections loads a configuration in a way that Python means to drop
 pytestmark = [
@@ -62,7 +62,7 @@ def started(monkeypatch):
 
 
 def test_every_combination_is_a_run_of_its_own(run, started):
-    out, ended = run("--vary=inner.learning_rate=0.01,0.1", "--vary=model.hidden_sizes=(4,),(5, 6)")
+    out, ended = run("--vary=inner.learning_rate=0.01,0.1", "--vary=model.hidden_sizes=(4,),[5, 6]")
     assert ended is None
     assert [point.workdir.name for point in started] == [
         f"inner.learning_rate={rate},model.hidden_sizes={sizes}"
@@ -91,9 +91,10 @@ REFUSED = {
     "no_field": (["--vary=inner.learning_rat=1"], "--vary=inner.learning_rat=1: unknown field of the configuration"),
     "no_values": (["--vary=num_steps="], "--vary=num_steps= must be FIELD=VALUE,VALUE,..."),
     "twice": (["--vary=num_steps=1", "--vary=num_steps=2"], "--vary=num_steps=2 must be FIELD=VALUE,VALUE,..., each"),
-    "a_wrong_type": (["--vary=num_steps=many"], "num_steps=many: config.num_steps must be a int; got 'many'"),
+    "a_wrong_type": (["--vary=num_steps=many"], "num_steps=many: config.num_steps must be a whole number; got 'many'"),
     "out_of_range": (["--vary=inner.momentum=0.5,1.5"], "inner.momentum=1.5: config.inner.momentum must be a number"),
     "one_name": (["--vary=num_steps=1,1"], "several runs would be called num_steps=1"),
+    "no_dataset": (["--vary=dataset.name=digits,digtis"], "unknown dataset 'digtis'; did you mean 'digits'?"),
     "no_resource": (["--resource=nosuch_thing=1"], "--executor=local with {'timeout_min': 1440, 'nosuch_thing': 1}: "),
     "no_slurm": (["--executor=slurm"], "--executor=slurm with "),
 }
@@ -104,9 +105,10 @@ def test_what_cannot_be_run_is_refused_before_anything_is(case, run, monkeypatch
     monkeypatch.setenv("PATH", str(tmp_path))  # where there is no SLURM
     arguments, text = REFUSED[case]
     out, ended = run(*arguments)
-    assert ended.startswith(f"ConfigError: {text}")
+    assert ended.partition("Error: ")[2].startswith(text)
     assert out == ""
     assert not (tmp_path / "sweep" / "logs").exists()
+    assert run(*arguments)[1] == ended  # what submitit left there is no other's
 
 
 def test_without_submitit_the_extra_is_named(run, monkeypatch):
@@ -128,11 +130,27 @@ def test_a_cluster_that_takes_no_jobs_is_told(run, monkeypatch):
     assert run() == ("", "ConfigError: --executor=local takes no jobs: sbatch: error: invalid partition")
 
 
-def test_the_folder_of_a_run_is_no_folder_of_a_sweep(run, started, tmp_path):
+@pytest.mark.parametrize("name", ["config.json", "sweep.csv", "notes.txt"])
+def test_a_folder_of_other_files_is_no_folder_of_a_sweep(name, run, started, tmp_path):
     (tmp_path / "sweep").mkdir()
-    (tmp_path / "sweep" / "config.json").write_text("{}")
-    assert "holds a run; choose another folder" in run()[1]
+    (tmp_path / "sweep" / name).write_text("mine")
+    before = snapshot(tmp_path)
+    for arguments in ((), ("--nosubmit",)):
+        assert "is not empty and holds no sweep.json; choose a new folder" in run(*arguments)[1]
     assert not started
+    assert snapshot(tmp_path) == before
+
+
+def test_without_runs_the_table_is_shown_and_nothing_written(run, tmp_path):
+    out, ended = run("--vary=num_steps=4,8", "--nosubmit")
+    assert (out.count("not begun"), ended) == (2, None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_workdir_that_cannot_be_written_to_is_told(run, tmp_path):
+    (tmp_path / "sweep").write_text("mine")
+    assert run()[1].startswith(f"WorkdirError: cannot write to workdir {tmp_path / 'sweep'}: ")
+    assert (tmp_path / "sweep").read_text() == "mine"
 
 
 def test_a_sweep_runs_what_is_not_finished_and_ends_in_a_table(run, tmp_path, monkeypatch):
@@ -155,6 +173,9 @@ def test_a_sweep_runs_what_is_not_finished_and_ends_in_a_table(run, tmp_path, mo
     assert "| unfinished: DivergenceError: task_loss diverged |" in bad
     assert run(vary, "--nosubmit", settings=settings)[0] == out
     assert len(again) == 1
+    kept = snapshot(root)
+    run("--vary=inner.learning_rate=0.01", "--nosubmit", settings=settings)
+    assert snapshot(root) == kept
     assert "holds a run of another config" in run(vary, settings=settings | {"num_steps": 5})[1]
 
     rows = json.loads((root / "sweep.json").read_text())
