@@ -84,6 +84,8 @@ class TrainConfig:
     hosts: HostsConfig
 
     def __post_init__(self) -> None:
+        are_names = not any("," in name for name in self.methods)
+        require("methods", self.methods, are_names, "a tuple of names, as in \"('task_loss', 'adalfl')\"")
         for name in (self.method, *self.methods):
             lookup("method", METHODS, name)
         require(

@@ -73,18 +73,23 @@ def build(cls: type, values: Any, where: str) -> Any:
         raise ConfigError(f"{where}: {error}") from error
 
 
-def _coerce(hint: Any, value: Any, where: str) -> Any:
+_EXPECTED = {int: "a whole number", float: "a finite number", str: "a string", bool: "True or False"}
+
+
+def _coerce(hint: Any, value: Any, where: str, expected: str = "") -> Any:
     """Returns `value` as the type `hint`; the only conversions are a whole number to a float and a list to a tuple."""
     if dataclasses.is_dataclass(hint):
         return build(typing.cast(type, hint), value, where)
-    if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
-        return tuple(_coerce(typing.get_args(hint)[0], item, where) for item in value)
+    if typing.get_origin(hint) is tuple:
+        item_hint = typing.get_args(hint)[0]
+        expected = f"a tuple of {_EXPECTED[item_hint].removeprefix('a ')}s"
+        if isinstance(value, list | tuple):
+            return tuple(_coerce(item_hint, item, where, expected) for item in value)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     if isinstance(hint, type) and type(value) is hint and hint is not float:
         return value
-    name = str(hint) if typing.get_origin(hint) else hint.__name__
-    raise ConfigError(f"{where} must be a {'finite ' if hint is float else ''}{name}; got {value!r}")
+    raise ConfigError(f"{where} must be {expected or _EXPECTED[hint]}; got {value!r}")
 
 
 def jsonable(value: Any) -> Any:

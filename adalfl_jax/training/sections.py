@@ -103,7 +103,8 @@ class InnerConfig:
     def __post_init__(self) -> None:
         require("inner.learning_rate", self.learning_rate, self.learning_rate > 0, "a number above 0")
         require("inner.momentum", self.momentum, 0 <= self.momentum < 1, "a number in [0, 1)")
-        require("inner.nesterov", self.nesterov, not self.nesterov or self.momentum > 0, "a momentum above 0")
+        fits = self.momentum > 0 or not self.nesterov
+        require("inner.nesterov", self.nesterov, fits, "False with inner.momentum 0; set that above 0 for True")
         require("inner.weight_decay", self.weight_decay, self.weight_decay >= 0, "a number of at least 0")
         require("inner.clip_norm", self.clip_norm, self.clip_norm >= 0, "a number of at least 0")
         require_known("schedule", SCHEDULES, self.schedule)

@@ -17,7 +17,7 @@ from adalfl_jax.learned_losses import at_progress
 from adalfl_jax.models import Model
 from adalfl_jax.task_losses import FOR_LABELS, METRICS, TASK_LOSSES
 from adalfl_jax.training.config import TrainConfig
-from adalfl_jax.training.fields import ConfigError
+from adalfl_jax.training.fields import ConfigError, require
 from adalfl_jax.training.sharding import make_mesh, replicate
 from adalfl_jax.types import Batch, LearnedLoss, LossFn
 
@@ -56,11 +56,7 @@ def make_setup(config: TrainConfig, dataset: Dataset | None = None) -> Setup:
         learned_loss = config.learned_loss.make(config.task_loss)
         task_loss_fn, metric_fn = TASK_LOSSES[config.task_loss], METRICS[config.metric]
         setup = Setup(config, dataset, outer_examples, model, learned_loss, task_loss_fn, metric_fn, mesh)
-        start = config.learned_loss.start if config.learned_loss.start in TASK_LOSSES else ""
-        for name in filter(None, (config.task_loss, config.metric, config.baseline.loss, start)):
-            if (name in FOR_LABELS) != dataset.is_classification:
-                kind = "classification" if dataset.is_classification else "regression"
-                raise ConfigError(f"{name!r} does not fit dataset {dataset.name!r}, which is a {kind}")
+        _check_kinds(config, dataset)
         _check_losses(setup)
     except DatasetError:
         raise
@@ -155,6 +151,23 @@ def _check_augmentation(config: TrainConfig, dataset: Dataset) -> None:
             f"config.augmentation.flip must be False for dataset {dataset.name!r}: a mirrored input has another label, "
             "or none, as characters do"
         )
+
+
+def _check_kinds(config: TrainConfig, dataset: Dataset) -> None:
+    """Raises ConfigError for a loss or a metric of labels for a regression, or the other way around."""
+    named = {
+        "task_loss": (config.task_loss, TASK_LOSSES),
+        "metric": (config.metric, METRICS),
+        "baseline.loss": (config.baseline.loss, TASK_LOSSES),
+        "learned_loss.start": (config.learned_loss.start, TASK_LOSSES),
+    }
+    targets = "labels"
+    if not dataset.is_classification:
+        targets = f"numbers [N, {dataset.num_outputs}] (labels are integers [N])"
+    for field, (name, known) in named.items():
+        fitting = [each for each in known if (each in FOR_LABELS) == dataset.is_classification]
+        expected = f"one of {', '.join(fitting)} for dataset {dataset.name!r}, whose targets are {targets}"
+        require(field, name, name in fitting or name not in known, expected)
 
 
 def _check_losses(setup: Setup) -> None:

@@ -1,5 +1,6 @@
 import copy
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -168,6 +169,7 @@ def test_wrong_type_is_refused(path, value):
         ("profile_steps", (0, 5)),
         ("profile_steps", (6, 5)),
         ("profile_steps", (2501, 2600)),  # the longest phase by default is the offline one, of 2500 steps
+        ("methods", ("task_loss,adalfl",)),  # what the command line makes of names without quotes
     ],
 )
 def test_value_out_of_range_is_refused(path, value):
@@ -189,6 +191,23 @@ def test_value_out_of_range_is_refused(path, value):
 )
 def test_value_at_the_edge_of_its_range_is_taken(path, value):
     TrainConfig.from_mapping(with_value(path, value))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        ("num_steps", "10", "a whole number"),
+        ("inner.learning_rate", "a", "a finite number"),
+        ("inner.nesterov", 1, "True or False"),
+        ("method", 3, "a string"),
+        ("model.hidden_sizes", ("(8,a)",), "a tuple of whole numbers"),
+        ("methods", "adalfl", "a tuple of strings"),
+        ("inner.nesterov", True, "False with inner.momentum 0; set that above 0 for True"),
+    ],
+)
+def test_what_a_field_takes_is_told_in_words(path, value, expected):
+    with pytest.raises(ConfigError, match=rf"^config\.{path} must be {expected}; got "):
+        TrainConfig.from_mapping(with_value(path, value))
 
 
 def test_seeds_beyond_what_a_key_can_hold_are_refused():
@@ -264,17 +283,23 @@ def test_batch_as_large_as_its_split_is_taken():
 
 
 @pytest.mark.parametrize(
-    "overrides",
+    ("overrides", "text"),
     [
-        {"task_loss": "squared_error"},
-        {"metric": "mean_squared_error"},
-        DIABETES | {"task_loss": "softmax_cross_entropy"},
-        DIABETES | {"metric": "error_rate"},
-        DIABETES | {"metric": "top_5_error_rate"},
+        ({"task_loss": "squared_error"}, "task_loss must be one of softmax_cross_entropy, "),
+        (
+            {"metric": "mean_squared_error"},
+            "metric must be one of error_rate, top_5_error_rate, bits_per_character f",
+        ),
+        (
+            DIABETES | {"task_loss": "softmax_cross_entropy"},
+            "task_loss must be one of squared_error, absolute_error",
+        ),
+        (DIABETES | {"metric": "error_rate"}, "metric must be one of mean_squared_error, mean_absolute_error for dat"),
+        (DIABETES | {"metric": "top_5_error_rate"}, "whose targets are numbers [N, 1] (labels are integers [N]); got"),
     ],
 )
-def test_loss_or_metric_of_the_other_kind_of_targets_is_refused(overrides):
-    with pytest.raises(ConfigError, match="does not fit dataset"):
+def test_loss_or_metric_of_the_other_kind_of_targets_is_refused(overrides, text):
+    with pytest.raises(ConfigError, match=re.escape(text)):
         make_setup(tiny_config(overrides))
 
 

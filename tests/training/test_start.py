@@ -106,7 +106,7 @@ def test_a_state_is_read_after_what_it_started_from_is_gone(source, tmp_path):
     ("start", "changes", "message"),
     [
         ("nowhere", {}, r"one of random, task_loss, softmax_cross_entropy.* the workdir .* nothing at 'nowhere'"),
-        ("squared_error", {}, r"'squared_error' does not fit dataset 'digits', which is a classification"),
+        ("squared_error", {}, r"start must be one of softmax.* whose targets are labels; got 'squared_error'"),
         ("task_los", {}, r"did you mean 'task_loss'\? there is nothing at 'task_los'"),
         ("{source}", {"seed": 2}, r"has the seeds 0 to 2, and not 3; .*learned_loss\.safetensors"),
         ("{source}", {"learned_loss.hidden_sizes": (4,)}, r"hidden_sizes: \(8,\) -> \(4,\)"),
