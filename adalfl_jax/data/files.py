@@ -43,6 +43,10 @@ OPTIONAL = ("num_classes", *(f"{split}_{kind}" for split in SPLITS for kind in (
 def _read(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise DatasetError(f"there is no file {path}")
+    try:
+        path.open("rb").close()
+    except PermissionError as error:
+        raise DatasetError(f"{path} may not be read by this user; change its permissions") from error
     if not zipfile.is_zipfile(path):
         raise DatasetError(
             f"{path} is no .npz file, or one that is cut short; write it with np.savez(path, inputs=..., targets=...)"

@@ -240,7 +240,10 @@ def _cut(
     try:
         rest, held_out = train_test_split(rows, test_size=size, stratify=labels, random_state=SPLIT_SEED)
     except ValueError as error:
-        raise DatasetError(f"{where}: no split of {size} can be cut off {len(rows)} examples: {error}") from error
+        raise DatasetError(
+            f"{where}: no split of {size} can be cut off {len(rows)} examples ({error}); bring more examples"
+            f"{' of each class' if stratify else ''}, splits of your own, or another valid_fraction or valid_examples"
+        ) from error
     return np.asarray(rest), np.asarray(held_out)
 
 

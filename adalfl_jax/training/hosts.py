@@ -50,7 +50,9 @@ def connect(config: HostsConfig) -> None:
     except (ValueError, RuntimeError) as error:
         if address is None and "coordinator_address" in str(error):
             return  # no cluster: a process of its own
-        raise ConfigError(f"config.hosts: the processes cannot be connected: {error}") from error
+        is_unknown = address is not None and "must be defined" in str(error)
+        remedy = " Set hosts.num_processes and hosts.process_id" if is_unknown else ""
+        raise ConfigError(f"config.hosts: the processes cannot be connected: {error}{remedy}") from error
     sys.stderr.write(
         f"process {jax.process_index()} of {jax.process_count()}: where one is silent for {config.timeout_seconds} "
         "seconds the others end; the same commands, for all of them, go on from the last checkpoint\n"

@@ -210,7 +210,7 @@ class StageRunner:
         is_kept = self._setup.config.checkpoint.keep > 0
         after = "saved; the same command goes on from there" if is_kept else "not saved, as config.checkpoint.keep is 0"
         raise PreemptionError(
-            signal.Signals(number), f"the run ended after {stage.phase} step {step} of {stage.method}, {after}"
+            signal.Signals(number), f"the run ended after step {step} of {stage.num_steps}, {stage.title}, {after}"
         )
 
 

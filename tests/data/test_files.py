@@ -198,7 +198,7 @@ def test_a_number_of_classes_that_is_none_is_refused(value, file):
         ({"test_inputs": TABLE, "test_targets": LABELS + 1}, "labels must be [N] integers from 0 to 2"),
         ({"inputs": np.where(TABLE > 2, np.nan, TABLE)}, "inputs are not finite in"),
         ({"targets": np.full(60, np.inf)}, "targets are not finite in 60 of 60 examples, the first of them number 0"),
-        ({"targets": np.arange(60)}, "no split of 0.2 can be cut off 60 examples"),
+        ({"targets": np.arange(60)}, "; bring more examples of each class, splits of your own, or another valid_"),
     ],
 )
 def test_arrays_that_do_not_fit_together_are_refused(arrays, text, file):
@@ -208,6 +208,16 @@ def test_arrays_that_do_not_fit_together_are_refused(arrays, text, file):
 
 def test_a_file_that_is_not_there_is_named(file):
     assert message(file) == f"there is no file {file}"
+
+
+def test_a_file_that_may_not_be_read_is_not_taken_for_broken(file, monkeypatch):
+    save(file)
+
+    def refuse(self, mode):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(pathlib.Path, "open", refuse)  # as root finds no file that it may not read
+    assert "may not be read by this user; change its permissions" in message(file)
 
 
 def test_a_folder_is_no_file(file):

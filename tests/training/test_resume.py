@@ -63,8 +63,8 @@ def test_a_comparison_broken_off_in_every_phase_ends_as_an_unbroken_one(tmp_path
     messages = run_in_pieces(compare, config, tmp_path / "broken", (1, 2, 6), monkeypatch)
     assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
     assert messages == [
-        f"SIGTERM: the run ended after {place}, saved; the same command goes on from there"
-        for place in ("offline step 5 of offline", "training step 5 of adalfl", "training step 5 of tuned_task_loss")
+        f"SIGTERM: the run ended after step 5 of {place}, saved; the same command goes on from there"
+        for place in ("10, offline phase (ML3)", "15, AdaLFL", "15, task loss, rate 0.3")
     ]
 
 
@@ -122,7 +122,7 @@ def test_checkpoint_settings_may_change_when_a_run_goes_on(tmp_path, monkeypatch
         with pytest.raises(PreemptionError):
             train(first, tmp_path / "run")
         patch.setattr(loop, "Preemption", SignalAfter(1))
-        with pytest.raises(PreemptionError, match=r"step 6 of task_loss, not saved, as config\.checkpoint\.keep is 0"):
+        with pytest.raises(PreemptionError, match=r"step 6 of 6, task loss, not saved, as config\.checkpoint\.k"):
             train(second, tmp_path / "run")
     assert read_json(tmp_path / "run" / "config.json")["checkpoint"]["keep"] == 0
     train(first, tmp_path / "run")
