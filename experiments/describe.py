@@ -10,6 +10,7 @@ counted.
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Any
 
@@ -35,6 +36,7 @@ from adalfl_jax.training.phases import (
     restart_outer_optimizer,
 )
 from adalfl_jax.training.setup import Setup, check_batch_size, examples_for_a_batch, make_setup
+from adalfl_jax.training.start import pin_start
 from adalfl_jax.types import Batch
 from experiments.launch import CONFIG, parse_flags
 
@@ -46,7 +48,7 @@ def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
     try:
-        config = TrainConfig.from_mapping(CONFIG.value)
+        config = pin_start(TrainConfig.from_mapping(CONFIG.value))
         spec = data.load_spec(
             config.dataset.name, data_dir=config.dataset.data_dir, image_size=config.dataset.image_size
         )
@@ -169,4 +171,4 @@ def _count(number: int, word: str) -> str:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=parse_flags)
+    app.run(main, flags_parser=functools.partial(parse_flags, unused="workdir"))

@@ -9,6 +9,7 @@ import platform
 import signal
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,7 @@ def told_in_a_line() -> Iterator[None]:
         logging.set_verbosity(logging.WARNING)
     # Checkpoints are chatty, and what fails there is an error of ours.
     logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
+    with_source, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"warning: {message}\n"
     try:
         yield
     except (ConfigError, DatasetError, DivergenceError, OSError) as error:
@@ -75,6 +77,8 @@ def told_in_a_line() -> Iterator[None]:
     except KeyboardInterrupt:
         sys.stderr.write("SIGINT: the run ended; the same command goes on from its last checkpoint.\n")
         sys.exit(128 + signal.SIGINT)
+    finally:
+        warnings.formatwarning = with_source
 
 
 def _end(message: str) -> None:
@@ -86,10 +90,17 @@ def _end(message: str) -> None:
     os._exit(1)
 
 
-def parse_flags(arguments: list[str]) -> list[str]:
-    """absl's parser, with errors of a line: for a `--config.FIELD` that is none, a file that fails, a stray word."""
+def parse_flags(arguments: list[str], *, unused: str = "") -> list[str]:
+    """absl's parser, with errors of a line: for a `--config.FIELD` that is none, a file that fails, a stray word.
+
+    Args:
+      arguments: the command line.
+      unused: "config" or "workdir" where a program has no use for that flag, which is then refused.
+    """
     for argument in arguments[1:]:
         name = argument.lstrip("-").partition("=")[0]
+        if unused and argument.startswith("-") and name.partition(".")[0] == unused:
+            sys.exit(f"--{name} has no effect on this program; leave it out")
         if name.startswith("config."):
             try:
                 require_known("field of the configuration", field_paths(TrainConfig), name.removeprefix("config."))
@@ -100,9 +111,13 @@ def parse_flags(arguments: list[str]) -> list[str]:
         if CONFIG.value is not None:
             CONFIG.value.lock()  # what stands for a file that is not there fails at any use
     except Exception as error:  # whatever a user's configuration file raises while it is loaded
-        sys.exit(f"ConfigError: the configuration cannot be loaded: {type(error).__name__}: {error}")
+        reason = str(error).rpartition("\n")[2].strip() if isinstance(error, OSError) else error  # the file comes last
+        sys.exit(
+            f"ConfigError: the configuration cannot be loaded: {type(error).__name__}: {reason}; it must be a file "
+            "with a get_config() that returns a ConfigDict, as in configs/"
+        )
     if len(remaining) > 1:
-        sys.exit(f"unexpected arguments {remaining[1:]}; flags look like --config.num_steps=100")
+        sys.exit(f"unexpected arguments {remaining[1:]}; flags look like --NAME=VALUE")
     keep_compiled_programs(_COMPILATION_CACHE.value)
     return remaining
 

@@ -94,7 +94,9 @@ def require_section(name: str, *, in_parts: bool = False) -> None:
       ValueError: it has no such section, or several, or one that is not made of parts where it should be.
     """
     if WRITE.value:
-        text = Path(WRITE.value).read_text()
+        if not (path := Path(WRITE.value)).is_file():
+            raise FileNotFoundError(f"there is no page {path} for --write to renew; make it first")
+        text = path.read_text()
         if in_parts:
             replace_parts(text, name, {})
         else:

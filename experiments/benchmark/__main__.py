@@ -20,7 +20,9 @@ Suites that time the program `experiments.train` runs for a --config:
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -103,8 +105,12 @@ def _check_flags() -> None:
         raise UsageError(f"--problem is of the suites {', '.join(OF_PROBLEMS)}; leave it out")
     if "peers" in suites:
         peers.require_peers()
-    if _JSON.value and not (folder := Path(_JSON.value).parent).is_dir():  # before the measurements, not after
-        raise UsageError(f"--json={_JSON.value}: there is no folder {folder}; make it first, or name another")
+    path = Path(_JSON.value or "")
+    if _JSON.value and (path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK)):
+        raise UsageError(  # before the measurements, not after
+            f"--json={path} must be a file in a folder that is there and may be written to; make that first, or name "
+            "another"
+        )
     for suite in suites if page.WRITE.value else ():
         _require_section(suite)
 
@@ -199,4 +205,4 @@ def _draw(tables: list[Table]) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    app.run(main, flags_parser=functools.partial(parse_flags, unused="workdir"))

@@ -21,6 +21,7 @@ the page, in `results`.
 
 from __future__ import annotations
 
+import functools
 import json
 import shlex
 import sys
@@ -228,4 +229,4 @@ def _section(part: Part, known: dict[str, Any], pictures: Mapping[str, str]) -> 
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("study")
-    app.run(main, flags_parser=parse_flags)
+    app.run(main, flags_parser=functools.partial(parse_flags, unused="config"))

@@ -325,11 +325,15 @@ REFUSED = {
     "a_config_is_too_much": (["--suite=scaling", CONFIG], "UsageError: --config and --random_data are of"),
     "random_data_are_too_much": (["--suite=scaling", "--random_data"], "UsageError: --config and --random_data are of"),
     "a_problem_is_too_much": (["--suite=scaling", "--problem=mlp"], "UsageError: --problem is of the suites peers, "),
-    "the_page_is_missing": (["--suite=scaling", "--write=nosuch.md"], "UsageError: --write=nosuch.md: "),
+    "the_page_is_missing": (
+        ["--suite=scaling", "--write=nosuch.md"],
+        "UsageError: --write=nosuch.md: there is no page nosuch.md",
+    ),
     "the_json_s_folder_is_missing": (
         ["--suite=scaling", "--json=nosuch/figures.json"],
-        "UsageError: --json=nosuch/figures.json: there is no folder nosuch",
+        "UsageError: --json=nosuch/figures.json must be a file in a folder that is there and may be written to",
     ),
+    "the_json_is_a_folder": (["--suite=scaling", f"--json={ROOT}"], f"UsageError: --json={ROOT} must be a file in a "),
     "the_section_is_missing": (["--suite=scaling", f"--write={ROOT / 'README.md'}"], "UsageError: --write="),
     "a_stray_word": (["scaling"], "unexpected arguments ['scaling']"),
 }

@@ -284,12 +284,13 @@ def test_the_program_parses_its_flags_and_refuses_without_a_traceback():
 CANNOT_BE = {
     "num_stepss=3": "ConfigError: unknown field of the configuration 'num_stepss'; did you mean 'num_steps'?",
     "inner.momentum=1.5": "ConfigError: config.inner.momentum must be a number in [0, 1); got 1.5",
-    "task_loss=squared_error": "ConfigError: 'squared_error' does not fit dataset 'mnist'",
+    "task_loss=squared_error": "ConfigError: config.task_loss must be one of softmax_cross_entropy, ",
     "augmentation.flip=True": "ConfigError: config.augmentation.flip must be False for dataset 'mnist'",
     "batch_size=54001": "ConfigError: config.batch_size is 54001, and split 'train' of 'mnist' has only 54000",
     "batch_size=6001 outer.split=valid": (
         "ConfigError: config.batch_size is 6001, and split 'valid' of 'mnist' has only 6000"
     ),
+    "learned_loss.start=nowhere": "ConfigError: config.learned_loss.start must be one of random, ",
     "dataset.name=mnits": "DatasetError: unknown dataset 'mnits'; did you mean 'mnist'?",
     "dataset.name=nosuch.npz": "DatasetError: there is no file nosuch.npz",
     "dataset.name=imagenet2012": "DatasetError: images of dataset 'imagenet2012' differ in size; set dataset.",
@@ -308,8 +309,17 @@ def test_a_configuration_that_cannot_be_ends_in_a_line(settings, run):
 def test_a_configuration_file_that_is_not_there_is_named(run):
     out, ended = run(config="nosuch")
     assert ended.startswith("ConfigError: the configuration cannot be loaded: ")
+    assert "No such file or directory: " in ended
     assert "nosuch.py" in ended
+    assert "get_config() that returns a ConfigDict" in ended
+    assert "\n" not in ended
     assert out == ""
+
+
+def test_a_file_that_is_no_configuration_is_told_what_one_is(run, tmp_path):
+    (tmp_path / "mine.py").write_text("def get_config(): return {}")
+    ended = run(config=tmp_path / "mine")[1]
+    assert "no attribute 'lock'; it must be a file with a get_config() that returns a ConfigDict" in ended
 
 
 @pytest.mark.parametrize("flag", ["--config.num_seeds=many", "--nosuch=3"])
@@ -319,5 +329,5 @@ def test_a_flag_that_cannot_be_is_refused(flag, run):
 
 def test_arguments_that_are_no_flags_are_refused(run, no_measure):
     out, ended = run("config.num_seeds=1")
-    assert ended == "unexpected arguments ['config.num_seeds=1']; flags look like --config.num_steps=100"
+    assert ended == "unexpected arguments ['config.num_seeds=1']; flags look like --NAME=VALUE"
     assert out == ""

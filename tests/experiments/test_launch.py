@@ -2,13 +2,14 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 
 import jax
 import pytest
 
 from adalfl_jax.training import PreemptionError, WorkdirError
 from adalfl_jax.training.workdir import open_workdir
-from experiments.launch import keep_compiled_programs, told_in_a_line
+from experiments.launch import keep_compiled_programs, parse_flags, told_in_a_line
 from tests.training.tiny import DIABETES, ROOT, SETTINGS, snapshot, tiny_config
 
 
@@ -105,6 +106,23 @@ def test_what_ends_a_run_is_told_in_a_line(error, code, said, capsys):
         raise error
     assert ended.value.code == code
     assert capsys.readouterr().err == said
+
+
+@pytest.mark.usefixtures("verbosity")
+def test_a_warning_is_told_in_a_line():
+    before = warnings.formatwarning
+    with told_in_a_line():
+        told = warnings.formatwarning(UserWarning("checkpoint 5 is damaged"), UserWarning, "checkpoint.py", 125)
+    assert told == "warning: checkpoint 5 is damaged\n"
+    assert warnings.formatwarning is before
+
+
+@pytest.mark.parametrize(
+    ("flag", "unused"), [("--config.seed=3", "config"), ("--config", "config"), ("-workdir=runs/one", "workdir")]
+)
+def test_a_flag_without_effect_is_refused(flag, unused):
+    with pytest.raises(SystemExit, match=r"^--(config\.seed|config|workdir) has no effect on this program; leave it"):
+        parse_flags(["program", flag], unused=unused)
 
 
 # Compiled programs

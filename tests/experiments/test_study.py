@@ -292,7 +292,7 @@ def test_the_page_has_the_numbers_that_lie_beside_it(study, tmp_path, program_fl
         (("--comparison=tinny",), r"unknown comparison 'tinny'; did you mean 'tiny'"),
         (("--arm=adalf",), r"unknown arm 'adalf'; did you mean 'adalfl'"),
         (("--quick", "--write=page.md"), r"--quick shows that all works.*leave out --write"),
-        (("--write=no/page.md",), r"No such file or directory: 'no/page.md'"),
+        (("--write=no/page.md",), r"there is no page no/page\.md for --write to renew; make it first"),
     ],
 )
 def test_what_a_study_does_not_have_is_refused(given, message, program_flags, verbosity):
