@@ -1,7 +1,7 @@
 """California Housing (20,640 districts, 8 columns) with an MLP 8-64-64-1: a regression.
 
-    python -m adalfl_jax.data.prepare california
-    python -m experiments.compare --config=configs/california_mlp.py --workdir=runs/california_mlp
+    .venv/bin/python -m adalfl_jax.data.prepare california
+    .venv/bin/python -m experiments.compare --config=configs/california_mlp.py --workdir=runs/california_mlp
 
 About two minutes on two CPU cores, measured on noise in the shape of the data. Expect a test MSE of the task loss near
 0.19, in units of the target's variance: Gorishniy et al. (2021) report a root mean squared error of 0.499 of a tuned

@@ -1,7 +1,7 @@
 """CIFAR-100 with WideResNet 28-10: 36,536,884 parameters.
 
-    python -m adalfl_jax.data.prepare cifar100
-    python -m experiments.compare --config=configs/cifar100_wrn28_10.py --workdir=runs/cifar100_wrn28_10
+    .venv/bin/python -m adalfl_jax.data.prepare cifar100
+    .venv/bin/python -m experiments.compare --config=configs/cifar100_wrn28_10.py --workdir=runs/cifar100_wrn28_10
 
 For a GPU. An estimate of the time: a task-loss step takes 3663 GFLOP and an AdaLFL step 2.67 times that
 (experiments.describe counts them). Task loss, ML3 and AdaLFL together take (1 + 1 + 2.67) x 3663 GFLOP x 150,000 =

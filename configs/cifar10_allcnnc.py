@@ -1,7 +1,7 @@
 """CIFAR-10 with All-CNN-C: 1,372,254 parameters.
 
-    python -m adalfl_jax.data.prepare cifar10
-    python -m experiments.compare --config=configs/cifar10_allcnnc.py --workdir=runs/cifar10_allcnnc
+    .venv/bin/python -m adalfl_jax.data.prepare cifar10
+    .venv/bin/python -m experiments.compare --config=configs/cifar10_allcnnc.py --workdir=runs/cifar10_allcnnc
 
 For a GPU. An estimate of the time: a task-loss step takes 196 GFLOP and an AdaLFL step 2.66 times that
 (experiments.describe counts them). Task loss, ML3 and AdaLFL together take (1 + 1 + 2.66) x 196 GFLOP x 150,000 =

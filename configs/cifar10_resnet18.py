@@ -1,7 +1,7 @@
 """CIFAR-10 with ResNet-18: 11,173,962 parameters. The other files on small colour images start from this one.
 
-    python -m adalfl_jax.data.prepare cifar10
-    python -m experiments.compare --config=configs/cifar10_resnet18.py --workdir=runs/cifar10_resnet18
+    .venv/bin/python -m adalfl_jax.data.prepare cifar10
+    .venv/bin/python -m experiments.compare --config=configs/cifar10_resnet18.py --workdir=runs/cifar10_resnet18
 
 For a GPU. An estimate of the time: a task-loss step takes 371 GFLOP and an AdaLFL step 2.67 times that
 (experiments.describe counts them). Task loss, ML3 and AdaLFL together take (1 + 1 + 2.67) x 371 GFLOP x 150,000 =

@@ -1,7 +1,7 @@
 """CIFAR-10 with SqueezeNet: 734,986 parameters.
 
-    python -m adalfl_jax.data.prepare cifar10
-    python -m experiments.compare --config=configs/cifar10_squeezenet.py --workdir=runs/cifar10_squeezenet
+    .venv/bin/python -m adalfl_jax.data.prepare cifar10
+    .venv/bin/python -m experiments.compare --config=configs/cifar10_squeezenet.py --workdir=runs/cifar10_squeezenet
 
 For a GPU. An estimate of the time: a task-loss step takes 36.5 GFLOP and an AdaLFL step 2.66 times that
 (experiments.describe counts them). Task loss, ML3 and AdaLFL together take (1 + 1 + 2.66) x 36.5 GFLOP x 150,000 =

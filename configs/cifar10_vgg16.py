@@ -1,7 +1,7 @@
 """CIFAR-10 with VGG-16 with batch norm: 14,728,266 parameters.
 
-    python -m adalfl_jax.data.prepare cifar10
-    python -m experiments.compare --config=configs/cifar10_vgg16.py --workdir=runs/cifar10_vgg16
+    .venv/bin/python -m adalfl_jax.data.prepare cifar10
+    .venv/bin/python -m experiments.compare --config=configs/cifar10_vgg16.py --workdir=runs/cifar10_vgg16
 
 For a GPU. An estimate of the time: a task-loss step takes 190 GFLOP and an AdaLFL step 2.66 times that
 (experiments.describe counts them). Task loss, ML3 and AdaLFL together take (1 + 1 + 2.66) x 190 GFLOP x 150,000 =

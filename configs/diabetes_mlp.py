@@ -1,6 +1,6 @@
 """Progression of diabetes (442 patients, 10 measurements) with an MLP 10-64-64-1: a regression through the whole path.
 
-    python -m experiments.compare --config=configs/diabetes_mlp.py --workdir=runs/diabetes_mlp
+    .venv/bin/python -m experiments.compare --config=configs/diabetes_mlp.py --workdir=runs/diabetes_mlp
 
 About 20 seconds on two CPU cores. The task loss is hard to beat here: expect a test MSE, in units of the target's
 variance, of 0.56 of the task loss and 0.60 to 0.64 of ML3 and AdaLFL. With 317 rows for training and 36 to learn phi

@@ -1,7 +1,7 @@
 """Fashion-MNIST with the MLP 784-1000-1000-10: 1,796,010 parameters, SGD at 0.01.
 
-    python -m adalfl_jax.data.prepare fashion_mnist
-    python -m experiments.compare --config=configs/fashion_mnist_mlp.py --workdir=runs/fashion_mnist_mlp
+    .venv/bin/python -m adalfl_jax.data.prepare fashion_mnist
+    .venv/bin/python -m experiments.compare --config=configs/fashion_mnist_mlp.py --workdir=runs/fashion_mnist_mlp
 
 About two and a half hours on two CPU cores, an estimate: 2.56 times the training of mnist_mlp (47 minutes of its 65),
 in steps times batch size, and 1.28 times its offline phase (18 minutes). Expect what one seed gave, with

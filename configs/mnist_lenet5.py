@@ -1,7 +1,7 @@
 """MNIST with LeNet-5: 44,426 parameters, SGD at 0.01.
 
-    python -m adalfl_jax.data.prepare mnist
-    python -m experiments.compare --config=configs/mnist_lenet5.py --workdir=runs/mnist_lenet5
+    .venv/bin/python -m adalfl_jax.data.prepare mnist
+    .venv/bin/python -m experiments.compare --config=configs/mnist_lenet5.py --workdir=runs/mnist_lenet5
 
 About ten hours on two CPU cores, an estimate: 33 ms a step and seed on the task loss and with ML3, 2.5 times that
 with AdaLFL, and 0.1 s a step of the offline phase make 57 minutes a seed, of which the tuned rate takes 28. A GPU is

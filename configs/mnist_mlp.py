@@ -1,7 +1,7 @@
 """MNIST with the paper's MLP 784-1000-1000-10: 1,796,010 parameters, SGD at 0.01.
 
-    python -m adalfl_jax.data.prepare mnist
-    python -m experiments.compare --config=configs/mnist_mlp.py --workdir=runs/mnist_mlp
+    .venv/bin/python -m adalfl_jax.data.prepare mnist
+    .venv/bin/python -m experiments.compare --config=configs/mnist_mlp.py --workdir=runs/mnist_mlp
 
 About 65 minutes on two CPU cores, an estimate: for ten seeds 4 for each of the six runs on the task loss (26 ms a
 step of five seeds), 18 for the offline phase, 10 for ML3, 13 for AdaLFL. --config.num_seeds=5

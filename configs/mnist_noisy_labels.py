@@ -1,7 +1,7 @@
 """MNIST with wrong labels on 40 % of the training split and 1,000 clean ones, which phi learns from; MLP 784-256-10.
 
-    python -m adalfl_jax.data.prepare mnist
-    python -m experiments.compare --config=configs/mnist_noisy_labels.py --workdir=runs/mnist_noisy_labels
+    .venv/bin/python -m adalfl_jax.data.prepare mnist
+    .venv/bin/python -m experiments.compare --config=configs/mnist_noisy_labels.py --workdir=runs/mnist_noisy_labels
 
 About 15 minutes on two CPU cores, an estimate: ten seeds of all six methods, by the seconds of the study's runs.
 Expect test errors near those of the study `noisy_labels` in docs/results.md, which tunes the rate of every method but

@@ -1,7 +1,7 @@
 """SVHN (cropped digits) with WideResNet 16-8: 10,961,370 parameters.
 
-    python -m adalfl_jax.data.prepare svhn_cropped
-    python -m experiments.compare --config=configs/svhn_wrn16_8.py --workdir=runs/svhn_wrn16_8
+    .venv/bin/python -m adalfl_jax.data.prepare svhn_cropped
+    .venv/bin/python -m experiments.compare --config=configs/svhn_wrn16_8.py --workdir=runs/svhn_wrn16_8
 
 For a GPU. An estimate of the time: a task-loss step takes 1085 GFLOP and an AdaLFL step 2.67 times that
 (experiments.describe counts them). Task loss, ML3 and AdaLFL together take (1 + 1 + 2.67) x 1085 GFLOP x 150,000 =

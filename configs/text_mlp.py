@@ -1,6 +1,6 @@
 """The next character of English text from the sixteen before it, with an MLP 16x97-256-97 on one-hot characters.
 
-    python -m experiments.compare --config=configs/text_mlp.py --workdir=runs/text_mlp
+    .venv/bin/python -m experiments.compare --config=configs/text_mlp.py --workdir=runs/text_mlp
 
 The text is that of Python's own help, about 373,000 characters. It takes about an hour on two CPU cores, an estimate.
 Expect what the study `questions` reports in docs/results.md, which tunes and decays the task loss's rate.

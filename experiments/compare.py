@@ -1,6 +1,6 @@
 """Trains several methods, seed for seed, and writes report.html.
 
-python -m experiments.compare --config=configs/digits_mlp.py --workdir=runs/digits
+.venv/bin/python -m experiments.compare --config=configs/digits_mlp.py --workdir=runs/digits
 """
 
 from adalfl_jax.training import compare

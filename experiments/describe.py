@@ -1,6 +1,6 @@
 """Says what a configuration would cost: parameters, arithmetic of a step, memory of the device.
 
-    python -m experiments.describe --config=configs/cifar10_resnet18.py
+    .venv/bin/python -m experiments.describe --config=configs/cifar10_resnet18.py
 
 No data are needed but those of a file or a registered dataset. FLOPs are those of one step of one seed as XLA counts
 them before it optimises, batches drawn beforehand; memory is what XLA reports of the compiled program that trains all

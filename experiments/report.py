@@ -1,6 +1,6 @@
 """Draws the pictures and the report of a run, over or not, and the learned loss changing shape as an animation.
 
-python -m experiments.report --workdir=runs/digits_mlp
+.venv/bin/python -m experiments.report --workdir=runs/digits_mlp
 """
 
 from __future__ import annotations

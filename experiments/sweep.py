@@ -1,6 +1,6 @@
 """Trains a configuration at every point of a grid, each in a folder of its own, on this machine or through SLURM.
 
-python -m experiments.sweep --config=configs/digits_mlp.py --workdir=runs/sweep
+.venv/bin/python -m experiments.sweep --config=configs/digits_mlp.py --workdir=runs/sweep
     --vary=inner.learning_rate=0.01,0.1 --vary=outer.learning_rate=1e-4,3e-4 --executor=slurm
     --resource=timeout_min=240 --resource=gpus_per_node=1 --resource=slurm_partition=gpu
 

@@ -1,6 +1,6 @@
 """Trains one method.
 
-python -m experiments.train --config=configs/digits_mlp.py --workdir=runs/adalfl --config.method=adalfl
+.venv/bin/python -m experiments.train --config=configs/digits_mlp.py --workdir=runs/adalfl --config.method=adalfl
 """
 
 from adalfl_jax.training import train

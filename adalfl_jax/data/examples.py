@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +43,11 @@ class Location:
     data_dir: Path
     cache_dir: Path | None = None  # None: beside the data
     image_size: int = 0  # height and width images are scaled and cropped to; 0 leaves them as they are
+
+    def prepare_command(self, name: str) -> str:
+        """What prepares a dataset there, for a shell."""
+        python, folder = shlex.quote(sys.executable), shlex.quote(str(self.data_dir))
+        return f"{python} -m adalfl_jax.data.prepare {name} --data_dir={folder}"
 
     def cache_file(self, folder: Path) -> Path:
         """The file decoded arrays of the data in `folder` are kept in."""

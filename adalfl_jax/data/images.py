@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import os
-import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,7 @@ def load_images(name: str, location: Location, others: Iterable[str] = ()) -> Ex
         check_known(name, others)
         raise DatasetError(
             f"dataset {name!r} is not prepared in {location.data_dir}; prepare it with\n"
-            f"  python -m adalfl_jax.data.prepare {name} --data_dir={shlex.quote(str(location.data_dir))}\n"
+            f"  {location.prepare_command(name)}\n"
             "or say where it is: dataset.data_dir in a configuration, data_dir= in Python, or the environment variable "
             "TFDS_DATA_DIR"
         )

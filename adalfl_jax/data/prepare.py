@@ -1,6 +1,6 @@
 """Downloads datasets, prepares them for reading without TensorFlow, and decodes them once.
 
-    python -m adalfl_jax.data.prepare cifar10 svhn_cropped --data_dir=DIR
+    .venv/bin/python -m adalfl_jax.data.prepare cifar10 svhn_cropped --data_dir=DIR
 
 Datasets of TensorFlow Datasets need the extra `[prepare]`, which brings `tensorflow-cpu`; "california" and "crime"
 do not.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -64,8 +63,7 @@ def _fetch(
             except Exception as error:  # of the network, of a checksum, of a table unlike the one described
                 raise DatasetError(
                     f"dataset {name!r} is not in {path} and its download failed ({type(error).__name__}: {error}); "
-                    f"with a network, python -m adalfl_jax.data.prepare {name} "
-                    f"--data_dir={shlex.quote(str(location.data_dir))} fetches it, and the file can be copied from "
+                    f"with a network, {location.prepare_command(name)} fetches it, and the file can be copied from "
                     "there"
                 ) from error
         if arrays["inputs"].shape != shape:

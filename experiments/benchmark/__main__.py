@@ -1,7 +1,7 @@
 """Measures what a step costs, as ratios within one run.
 
-    python -m experiments.benchmark --suite=peers
-    python -m experiments.benchmark --suite=step --suite=seeds --config=configs/digits_mlp.py
+    .venv/bin/python -m experiments.benchmark --suite=peers
+    .venv/bin/python -m experiments.benchmark --suite=step --suite=seeds --config=configs/digits_mlp.py
 
 Suites with problems of their own, on noise:
 

@@ -54,7 +54,7 @@ def require_peers() -> None:
     if missing:
         raise MissingPeerError(
             f"suite 'peers' compares with {' and '.join(missing)}, not installed here; "
-            'install the extra: python -m pip install --constraint constraints.txt --editable ".[bench]"'
+            'install the extra: .venv/bin/python -m pip install --constraint constraints.txt --editable ".[bench]"'
         )
 
 

@@ -1,6 +1,6 @@
 """Compares ways of training seed for seed: what is tuned is tuned alike, and judged on seeds nothing was chosen by.
 
-    python -m experiments.study --study=noisy_labels --comparison=mnist_mlp_40
+    .venv/bin/python -m experiments.study --study=noisy_labels --comparison=mnist_mlp_40
 
 Studies:
 

@@ -1,6 +1,7 @@
 """Images of TensorFlow Datasets: every byte arrives, and what does not is refused by name."""
 
 import json
+import shlex
 import subprocess
 import sys
 
@@ -265,7 +266,7 @@ def folder_of(tmp_path):
 def test_a_dataset_that_is_not_prepared_comes_with_the_command_that_does_it(tmp_path):
     text = message(tmp_path)
     assert f"dataset 'cifar10' is not prepared in {tmp_path}" in text
-    assert f"\n  python -m adalfl_jax.data.prepare cifar10 --data_dir={tmp_path}\n" in text
+    assert f"\n  {shlex.quote(sys.executable)} -m adalfl_jax.data.prepare cifar10 --data_dir={tmp_path}\n" in text
     assert "TFDS_DATA_DIR" in text
 
 
