@@ -69,6 +69,8 @@ def checkpoints_suite(config: TrainConfig, dataset: Dataset, num_steps: int | No
 
 
 def _note(row: Row, seconds: float) -> str:
+    if row["seconds_a_save"] <= 0:
+        return f"What the {row['num_saves']} checkpoints after every evaluation take is lost in the spread of the runs."
     share = f", {100 * row['seconds_a_save'] / seconds:.2g} % of the {seconds:g} seconds between two" if seconds else ""
     return (
         f"The {row['num_saves']} checkpoints after every evaluation make a run longer by "
