@@ -66,7 +66,7 @@ def require_options(
         if is_set and not is_one_step:
             raise ValueError(
                 f"{option} is for one of the hypergradients {', '.join(map(repr, ONE_STEP))}; got {name!r}"
-                + ("" if pipelined else f", which takes a part of the outer batch alone: ({1.0}, {outer})")
+                + ("" if pipelined else f", which takes a part of the outer batch alone: (1.0, {outer})")
             )
     if pipelined and (min(inner, outer) < 1 or outer_every > 1):
         raise ValueError(

@@ -80,6 +80,19 @@ def test_a_loop_equals_a_scan_and_vmapped_seeds_equal_single_ones():
     assert jnp.abs(vmapped[1].params["layer_0"]["kernel"][1] - scanned[1].params["layer_0"]["kernel"]).max() > 0.05
 
 
+def test_a_step_keeps_the_types_of_what_it_was_primed_with():
+    """A progress of Python's is weakly typed, and a carry that becomes so is compiled for twice."""
+    (model, _, task_loss, inner, outer), theta, _ = functions()
+    loss = adalfl_jax.LossNetwork(hidden_sizes=(3,), use_progress=True)
+    phi = adalfl_jax.Phi.create(loss.init(jax.random.key(0)), outer)
+    step = adalfl_jax.make_bilevel_step(model, loss.apply, task_loss, inner, outer, pipelined=True)
+    batch = batches(1)[0]._replace(progress=0.5)
+    phi = adalfl_jax.prime(step, theta, phi, batch)
+    _, after, _ = jax.eval_shape(lambda theta, phi: step(theta, phi, batch), theta, phi)
+    weak = [jax.tree.map(lambda leaf: jax.typeof(leaf).weak_type, carry) for carry in (phi.carry, after.carry)]
+    assert weak[0] == weak[1]
+
+
 def test_the_first_step_leaves_phi_alone():
     problem, theta, phi = functions()
     step = jax.jit(adalfl_jax.make_bilevel_step(*problem, pipelined=True))
