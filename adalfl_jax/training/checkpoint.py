@@ -98,10 +98,12 @@ class StageCheckpoints:
         self._manager: ocp.CheckpointManager | None = None
         if is_first() and (settings.keep or folder.exists()):
             folder.mkdir(parents=True, exist_ok=True)
+            # Here and now: Orbax removes them in a thread, which may still be at it when the folder is opened again.
+            for unfinished in ocp.utils.tmp_checkpoints(folder):
+                shutil.rmtree(unfinished.get(), ignore_errors=True)
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=settings.keep or None,
                 create=False,
-                cleanup_tmp_directories=True,
                 lightweight_initialize=True,
                 multiprocessing_options=_ALONE,
             )
