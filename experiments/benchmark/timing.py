@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from adalfl_jax.training.progress import tell
+
 
 class Program(NamedTuple):
     """Some steps of training, always the same ones."""
@@ -34,6 +36,7 @@ class Ratio(NamedTuple):
 
 def time_in_turn(programs: Mapping[str, Program], num_rounds: int) -> Times:
     """Runs every program once in each round, after a run of each that is not timed."""
+    tell(f"Timing, {num_rounds} rounds: {', '.join(programs)}")
     for program in programs.values():
         program.run(program.restart())
     times: Times = {name: [] for name in programs}
