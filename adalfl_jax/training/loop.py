@@ -93,6 +93,11 @@ def _run(
     setup = make_setup(config)
     require_same(config.to_dict() | {"hosts": None, "command": command, "data": setup.dataset.content})
     if (summary := on_first(lambda: layout.finished_summary(workdir, config, command))) is not None:
+        if (data := summary.get("data", setup.dataset.content)) != setup.dataset.content:  # older ones do not say
+            raise layout.WorkdirError(
+                f"{workdir} holds this run, finished, on other data than config.dataset names now ({data} -> "
+                f"{setup.dataset.content}); bring those back, or choose a new folder"
+            )
         tell(f"{workdir} holds this run, finished; its summary is read back.")
         if is_first():
             layout.remove_checkpoints(workdir)  # where the run was killed just before it did

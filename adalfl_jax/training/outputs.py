@@ -120,6 +120,7 @@ def _summarize(setup: Setup, results: Sequence[MethodResult]) -> dict[str, Any]:
     packages = ("adalfl_jax", "jax", "jaxlib", "flax", "optax", "numpy")
     return {
         "dataset": config.dataset.name,
+        "data": setup.dataset.content,
         "metric": config.metric,
         "num_steps": config.num_steps,
         "seeds": list(config.seeds),

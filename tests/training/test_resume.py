@@ -1,6 +1,7 @@
 """A run that is broken off and goes on is the run that was never broken off."""
 
 import json
+import shutil
 import signal
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from adalfl_jax.training import DivergenceError, PreemptionError, WorkdirError, compare, loop, train
 from tests.training.same_run import assert_same_run, read_json
-from tests.training.tiny import DIABETES, tiny_config
+from tests.training.tiny import DIABETES, snapshot, tiny_config
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The inplace keyword"),  # tbparse's, of pandas
@@ -163,3 +164,10 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch):
     np.savez(path, inputs=inputs + 1, targets=np.arange(200) % 2)
     with pytest.raises(WorkdirError, match=r"made on other data than config\.dataset names now"):
         train(config, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    train(config, tmp_path / "run")
+    np.savez(path, inputs=inputs, targets=np.arange(200) % 2)
+    before = snapshot(tmp_path / "run")
+    with pytest.raises(WorkdirError, match=r"finished, on other data than config\.dataset names now"):
+        train(config, tmp_path / "run")
+    assert snapshot(tmp_path / "run") == before
