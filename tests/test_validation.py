@@ -86,6 +86,7 @@ def test_settings_say_what_they_must_be_and_what_came(make, message):
         make()
 
 
+@pytest.mark.slow
 def test_numbers_of_numpy_are_numbers():
     options = {"meta_batch_fraction": np.float32(0.25), "outer_every": np.int64(2)}
     step = make_step(**options)

@@ -97,6 +97,7 @@ def test_what_is_cut_off_a_quadratic_falls_with_the_window_as_a_power(window):
     chex.assert_trees_all_close(whole - result.gradient, missing, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_it_goes_under_a_scan():
     model, optimizer, loss, theta, phi_params = make_problem("batch_norm", "nesterov")
     outer = optax.adam(0.01)

@@ -263,7 +263,7 @@ def test_chunks_of_one_length_run_one_compiled_program(method, tmp_path, monkeyp
 
 @pytest.mark.usefixtures("without_figures")
 @pytest.mark.parametrize(
-    ("method", "lengths"), [pytest.param("task_loss", (10, 7, 40), marks=pytest.mark.slow), ("adalfl", (10, 5))]
+    ("method", "lengths"), [("task_loss", (10, 7, 40)), pytest.param("adalfl", (10, 5), marks=pytest.mark.slow)]
 )
 def test_result_does_not_depend_on_the_length_of_a_chunk(method, lengths, tmp_path):
     overrides = {"num_steps": 15, "offline.num_steps": 15, "num_seeds": 1}
