@@ -15,7 +15,6 @@ import ast
 import contextlib
 import csv
 import functools
-import importlib
 import itertools
 import operator
 import os
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import app, flags
+from ml_collections import config_flags
 
 from adalfl_jax import data
 from adalfl_jax.registry import require_known
@@ -38,7 +38,6 @@ from adalfl_jax.training.workdir import finished_summary, require_own, write_jso
 from experiments.launch import CONFIG, WORKDIR, parse_flags, told_in_a_line
 from experiments.page import Row, Table, render_table
 
-ROOT = Path(__file__).parents[1]
 TABLE = "sweep.json"  # by which a folder is known as a sweep's
 MAX_TIMEOUTS = 1000  # after so many time limits a run is not requeued
 
@@ -67,6 +66,7 @@ class Point(NamedTuple):
     """One run of a sweep."""
 
     overrides: Mapping[str, str]  # field -> value, as they were given
+    file: str  # of the configuration, as it was given
     config: TrainConfig
     workdir: Path
 
@@ -164,7 +164,8 @@ def _make_point(root: Path, overrides: dict[str, str]) -> Point:
         config = pin_start(TrainConfig.from_mapping(values))
     except ConfigError as error:
         raise ConfigError(f"{folder}: {error}") from error
-    return Point(overrides, config, root / re.sub(r"[^\w.=,+-]+", "_", folder))
+    file = config_flags.get_config_filename(flags.FLAGS["config"])
+    return Point(overrides, file, config, root / re.sub(r"[^\w.=,+-]+", "_", folder))
 
 
 def _literal(text: str) -> Any:
@@ -212,14 +213,12 @@ def _make_executor(folder: Path) -> Any:
 
 
 def _command_of(point: Point) -> list[str]:
-    """Trains a configuration, whatever file it came from: with every field that is not at its default."""
-    default = importlib.import_module("configs.default").get_config()
-    plain, wanted = (_flatten(values.to_dict()) for values in (default, point.config))
-    fields = [f"--config.{name}={value}" for name, value in wanted.items() if value != plain[name]]
+    """Trains a configuration: its file, which may register a dataset, with every field as it is here and now."""
+    fields = [f"--config.{name}={value}" for name, value in _flatten(point.config.to_dict()).items()]
     cache = flags.FLAGS["compilation_cache"].value
     kept = [] if cache is None else [f"--compilation_cache={cache}"]
     module = f"experiments.{_PROGRAM.value}"
-    config, workdir = f"--config={ROOT / 'configs' / 'default.py'}", f"--workdir={point.workdir}"
+    config, workdir = f"--config={os.path.abspath(point.file)}", f"--workdir={point.workdir}"
     return [sys.executable, "-m", module, config, workdir, *fields, *kept]
 
 
