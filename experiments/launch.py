@@ -98,8 +98,10 @@ def parse_flags(arguments: list[str], *, unused: str = "") -> list[str]:
       unused: "config" or "workdir" where a program has no use for that flag, which is then refused.
     """
     for argument in arguments[1:]:
+        if not argument.startswith("-"):
+            continue  # the value of the flag before it, a file config.json, say
         name = argument.lstrip("-").partition("=")[0]
-        if unused and argument.startswith("-") and name.partition(".")[0] == unused:
+        if unused and name.partition(".")[0] == unused:
             sys.exit(f"--{name} has no effect on this program; leave it out")
         if name.startswith("config."):
             try:
