@@ -89,7 +89,9 @@ _ARMS = flags.DEFINE_multi_string(
     "arm", None, "Arms to train beside the reference, which the table then has alone; all by default."
 )
 _SEEDS = flags.DEFINE_integer("num_seeds", 10, "Seeds that arms are compared on.", lower_bound=2)
-_TUNING_SEEDS = flags.DEFINE_integer("num_tuning_seeds", 2, "Seeds that grids are searched with.", lower_bound=1)
+_TUNING_SEEDS = flags.DEFINE_integer(
+    "num_tuning_seeds", 2, "Seeds that grids are searched with.", lower_bound=1, upper_bound=FIRST_SEED
+)
 _QUICK = flags.DEFINE_bool("quick", False, "A reduced form on digits, in minutes: it shows that all works, no more.")
 
 
