@@ -40,7 +40,9 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
 def checkpoints_suite(config: TrainConfig, dataset: Dataset, num_steps: int | None, num_rounds: int) -> list[Table]:
     """Runs without checkpoints, with those of the config, and with one after every evaluation, in turn."""
     num_steps = num_steps or config.num_steps
-    config = dataclasses.replace(config, method="adalfl", num_steps=num_steps, num_loss_figures=0, profile_steps=())
+    config = dataclasses.replace(
+        config, method="adalfl", num_steps=num_steps, num_loss_figures=0, profile_steps=(), wandb_project=""
+    )
     seconds, keep = config.checkpoint.every_seconds, max(config.checkpoint.keep, 1)
     kinds = {
         NONE: dataclasses.replace(config.checkpoint, keep=0),
