@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from adalfl_jax.training.workdir import write_json
+from adalfl_jax.training.workdir import write_json, write_text
 
 WRITE = flags.DEFINE_string("write", None, "Also put the tables into their sections of this Markdown page.")
 
@@ -96,7 +96,7 @@ def require_section(name: str, *, in_parts: bool = False) -> None:
     if WRITE.value:
         if not (path := Path(WRITE.value)).is_file():
             raise FileNotFoundError(f"there is no page {path} for --write to renew; make it first")
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         if in_parts:
             replace_parts(text, name, {})
         else:
@@ -135,7 +135,12 @@ def publish(
         picture = f"{PICTURES}/{name}.png"
         draw(target.parent / picture)
         section = render_section(command, machine, [table], {table.title: picture})
-        target.write_text(replace_section(target.read_text(), name, section))
+        renew(target, replace_section, name, section)
+
+
+def renew(target: Path, replace: Callable[[str, str, Any], str], name: str, content: Any) -> None:
+    """Writes a page with other content in one section, by `replace_section` or `replace_parts`, whole or not at all."""
+    write_text(target, replace(target.read_text(encoding="utf-8"), name, content))
 
 
 def replace_section(text: str, name: str, content: str) -> str:

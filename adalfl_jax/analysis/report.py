@@ -56,7 +56,7 @@ def write_report(path: Path, record: RunRecord, figures: Mapping[str, Path]) -> 
         pictures=[(*_CAPTIONS[name], _embed(figure)) for name, figure in figures.items()],
         settings=_flatten(record.config),
     )
-    path.write_text(page)
+    path.write_text(page, encoding="utf-8")  # as it says itself
 
 
 def _number(value: float, is_rate: bool) -> str:

@@ -192,10 +192,14 @@ def read_records(path: Path, lines: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
-    """Writes JSON in one move, so that a reader never sees half a file, even after a power cut."""
+    """Writes JSON, as `write_text` does."""
+    write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 in one move, so that a reader never sees half a file, even after a power cut."""
     partial = path.with_name(path.name + ".partial")
-    text = json.dumps(value, indent=indent, allow_nan=False) + "\n"
-    with partial.open("w") as file:
+    with partial.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

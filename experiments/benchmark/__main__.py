@@ -192,7 +192,7 @@ def _require_section(suite: str) -> None:
 
 
 def _write_section(suite: str, content: str) -> None:
-    _page().write_text(page.replace_section(_page().read_text(), _section(suite), content))
+    page.renew(_page(), page.replace_section, _section(suite), content)
 
 
 def _page() -> Path:

@@ -220,7 +220,7 @@ def _write_page(target: Path, known: dict[str, Any]) -> None:
     for part in study.parts(study.comparisons(), known):
         save_figure(part.figure, folder / f"{part.name}.png")
         made[part.name] = _section(part, known, {part.title: f"{page.PICTURES}/{part.name}.png"})
-    target.write_text(page.replace_parts(target.read_text(), _STUDY.value or "", made))
+    page.renew(target, page.replace_parts, _STUDY.value or "", made)
 
 
 def _section(part: Part, known: dict[str, Any], pictures: Mapping[str, str]) -> str:
