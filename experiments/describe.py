@@ -27,7 +27,6 @@ from adalfl_jax.models import count_params
 from adalfl_jax.training import ConfigError, TrainConfig
 from adalfl_jax.training.config import METHODS
 from adalfl_jax.training.phases import (
-    RunState,
     StepSource,
     init_phi,
     init_training,
@@ -37,6 +36,7 @@ from adalfl_jax.training.phases import (
 )
 from adalfl_jax.training.setup import Setup, check_batch_size, examples_for_a_batch, make_setup
 from adalfl_jax.training.start import pin_start
+from adalfl_jax.training.state import RunState
 from adalfl_jax.types import Batch
 from experiments.launch import CONFIG, parse_flags
 

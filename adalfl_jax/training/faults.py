@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from adalfl_jax.training.state import RunState
+from adalfl_jax.training.state import RunState, Step
 from adalfl_jax.types import BilevelBatch, Phi, PyTree
-
-Step = Callable[[RunState, BilevelBatch], tuple[RunState, dict[str, jax.Array]]]
 
 SKIPPED = "skipped_steps"  # the metric of `skip_nonfinite`
 

@@ -1,10 +1,13 @@
-"""What a run carries from step to step."""
+"""What a run carries from step to step, and what a step is."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
-from adalfl_jax.types import Phi, Theta
+import jax
+
+from adalfl_jax.types import BilevelBatch, Phi, Theta
 
 
 class RunState(NamedTuple):
@@ -12,6 +15,10 @@ class RunState(NamedTuple):
 
     theta: Theta | None  # None in the offline phase, which keeps no theta
     phi: Phi | None  # None where the loss is the task loss
+
+
+# of one seed; with the new state come its metrics, [] each, by name
+Step = Callable[[RunState, BilevelBatch], tuple[RunState, dict[str, jax.Array]]]
 
 
 def without_carry(state: RunState) -> RunState:

@@ -21,10 +21,9 @@ from adalfl_jax.task_losses import TASK_LOSSES
 from adalfl_jax.training.faults import phi_metrics
 from adalfl_jax.training.setup import Setup
 from adalfl_jax.training.sharding import on_parts
-from adalfl_jax.training.state import RunState
+from adalfl_jax.training.state import RunState, Step
 from adalfl_jax.types import Batch, BilevelBatch, LossFn, Phi
 
-Step = Callable[[RunState, BilevelBatch], tuple[RunState, dict[str, jax.Array]]]
 StepFactory = Callable[[Setup, optax.GradientTransformation], Step]
 
 

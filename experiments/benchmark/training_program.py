@@ -16,7 +16,6 @@ from adalfl_jax.data import Dataset
 from adalfl_jax.hypergradient import ESTIMATORS
 from adalfl_jax.training import TrainConfig
 from adalfl_jax.training.phases import (
-    RunState,
     init_phi,
     init_training,
     make_seed_keys,
@@ -25,6 +24,7 @@ from adalfl_jax.training.phases import (
     splits_of,
 )
 from adalfl_jax.training.setup import load_dataset, make_setup
+from adalfl_jax.training.state import RunState
 from experiments.benchmark.timing import Program, Times, median, ratio, time_in_turn
 from experiments.page import Row, Table
 
