@@ -143,7 +143,7 @@ def register_dataset(name: str, load_examples: Callable[[], Examples]) -> None:
       load_examples: called when the dataset is used.
 
     Raises:
-      ValueError: the name is taken. One of TensorFlow Datasets is not; yours hides it.
+      ValueError: the name is one of `DATASETS` or `SPECS`. Others of TFDS may be taken; yours hides them.
 
     Example:
       >>> import numpy as np

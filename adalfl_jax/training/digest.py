@@ -16,9 +16,12 @@ _NOT_OFFLINE_OUTER = ("learning_rate", "every", "inner_fraction", "outer_fractio
 
 
 def digest_of(config: TrainConfig) -> str:
-    """Twelve hexadecimal digits that any field of the configuration and the release change.
+    """Twelve hexadecimal digits that the release and any field but those of `WITHOUT_EFFECT` change.
 
-    Of learned losses to start from they know the content, and not the path.
+    Of learned losses to start from they know the content, and not the path; of data the settings alone.
+
+    Raises:
+      ConfigError: learned losses to start from that cannot be read.
     """
     return _digest(_settings(config))
 

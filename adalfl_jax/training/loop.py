@@ -62,7 +62,8 @@ def train(
 
     Raises:
       ConfigError: a config whose parts do not fit together.
-      WorkdirError: a folder that cannot be written or holds something else.
+      DatasetError: data that are missing or damaged.
+      WorkdirError: a folder that cannot be written, holds something else, or is another process's.
       DivergenceError: a number that is not finite; the last finite state is in the workdir.
       PreemptionError: SIGTERM or SIGINT came, and how far the run is has been saved.
     """

@@ -106,13 +106,17 @@ def check_batch_size(config: TrainConfig, train: Batch, outer: Batch | None) -> 
 
 
 def load_dataset(config: TrainConfig) -> Dataset:
-    """The dataset of a config."""
+    """The dataset of a config.
+
+    Raises:
+      DatasetError: as in `adalfl_jax.data.load`.
+    """
     settings = dataclasses.asdict(config.dataset)
     return data.load(settings.pop("name"), **settings)
 
 
 def learning_rate_schedule(config: TrainConfig) -> optax.Schedule:
-    """The share of the learning rate in force at a step."""
+    """The share of `inner.learning_rate` in force at a step, in [0, 1], as a function of the step's number from 0."""
     return {
         "constant": optax.constant_schedule(1.0),
         "linear": optax.linear_schedule(1.0, 0.0, config.num_steps),
@@ -171,7 +175,7 @@ def _check_kinds(config: TrainConfig, dataset: Dataset) -> None:
 
 
 def _check_losses(setup: Setup) -> None:
-    """Traces the losses and the metric on the shapes of one training batch."""
+    """Raises ValueError if the losses or the metric cannot be traced on the shapes of one training example."""
 
     def trace(rng_key: jax.Array) -> list[jax.Array]:
         params, model_state = setup.model.init(rng_key)
