@@ -100,7 +100,7 @@ def _run(
                 f"{setup.dataset.content}); bring those back, or choose a new folder"
             )
         tell(f"{workdir} holds this run, finished; its summary is read back.")
-        if is_first():
+        if is_first() and not layout.is_worked_on(workdir):
             layout.remove_checkpoints(workdir)  # where the run was killed just before it did
         return summary
     with contextlib.ExitStack() as held:
