@@ -114,13 +114,13 @@ def get_config() -> ConfigDict:
     # error on examples that were trained on says nothing: to tune what trains on the validation split, hold half of it
     # out.
     config.outer.split_fraction = 1.0
-    # n, to update phi at every n-th step alone; the steps between cost no more than training on a fixed loss.
+    # n, to update phi at every n-th step only; the steps between cost no more than training on a fixed loss.
     config.outer.every = 1
     # Share of the inner batch on which the gradient of phi is estimated; theta is updated on the whole. Unbiased
     # without batch norm; with it, 1.0 keeps the statistics of the whole inner batch.
     config.outer.inner_fraction = 1.0
-    # The same of the outer batch. With 0.25 for both, a step of a ResNet-18 costs about one and a half times a step of
-    # plain training, and one of an MLP twice.
+    # The same of the outer batch. With 0.25 for both, a step costs about 1.5 times a step of plain training for a
+    # ResNet-18 and 1.7 times for an MLP.
     config.outer.outer_fraction = 1.0
     # Whether the outer batch of a step is the inner batch of the next, whose forward pass then serves both losses.
     config.outer.pipelined = False
@@ -162,12 +162,13 @@ def get_config() -> ConfigDict:
     # before: the workdir of a finished run, from which every seed takes its own, or one saved loss for all seeds. The
     # offline phase goes on from there; offline.num_steps = 0 leaves it out.
     config.learned_loss.start = "random"
-    # Hidden units of the "weight_network".
+    # Units of the hidden layer of the "weight_network".
     config.learned_loss.weight_hidden_size = 100
-    # Least length of its gradient by the outputs, in lengths of the task loss's; 0 sets none. With floor and ceiling 1
-    # phi learns a shape alone, and the learning rate means what it means for the task loss. For any family.
+    # Least length of the gradient of M_phi by the outputs, in lengths of that of the task loss; 0 sets no bound. With
+    # floor and ceiling 1 phi learns a shape only, and the learning rate means what it means for the task loss. For any
+    # family.
     config.learned_loss.floor = 0.0
-    # Largest length; 0 sets none.
+    # Largest length, in the same unit; 0 sets no bound.
     config.learned_loss.ceiling = 0.0
 
     # How d L / d phi is computed; docs/meta_gradients.md compares them. Exact through one step: "forward", "recompute"
@@ -179,9 +180,9 @@ def get_config() -> ConfigDict:
     config.estimator = ConfigDict()
     # Steps "truncated" goes back through.
     config.estimator.window = 5
-    # Products with the Hessian of "neumann" and "conjugate_gradient".
+    # Terms of "neumann"; products with the Hessian, at most, of "conjugate_gradient".
     config.estimator.num_iterations = 10
-    # Of the descent that "neumann" is; below 2 / (largest eigenvalue of the Hessian).
+    # Learning rate of the descent that "neumann" is; below 2 / (largest eigenvalue of the Hessian + the damping).
     config.estimator.step_size = 0.1
     # Added to the Hessian's eigenvalues by "neumann" and "conjugate_gradient".
     config.estimator.damping = 0.01
@@ -200,7 +201,7 @@ def get_config() -> ConfigDict:
     # Share of the steps, the last ones, in which "fine_tuned" trains on outer batches.
     config.baseline.fine_tuning = 0.2
 
-    # The method "tuned_task_loss" trains at each rate and keeps the one with the best mean validation metric.
+    # The learning rates "tuned_task_loss" trains at; it keeps the one with the best mean validation metric.
     config.tuning = ConfigDict()
     config.tuning.learning_rates = (0.01, 0.03, 0.1, 0.3, 1.0)
 
@@ -211,10 +212,10 @@ def get_config() -> ConfigDict:
 
     # All that follows has no effect on what a run computes, and may change whenever the same command resumes it.
 
-    # What is kept of a run that goes on, for the same command to resume from.
+    # What is kept of a run that is not over, for the same command to resume from.
     config.checkpoint = ConfigDict()
     # Seconds from one checkpoint to the next, which comes at the end of a chunk of `eval_every` steps and is written
-    # beside the training; 0 does not go by time.
+    # while training goes on; 0 does not go by time.
     config.checkpoint.every_seconds = 300.0
     # Steps from one to the next, which comes at the end of a chunk; 0 does not go by steps.
     config.checkpoint.every_steps = 0
@@ -224,13 +225,13 @@ def get_config() -> ConfigDict:
     # Pictures of the first seed's learned loss that each phase of a run adds to TensorBoard, evenly over its steps.
     config.num_loss_figures = 10
     # The first and the last of the steps to profile, counted from 1 in each phase of a run, as in (1001, 1100): every
-    # chunk of `eval_every` steps that holds one of them is traced into `profiles/` of the workdir. () traces nothing.
+    # chunk of `eval_every` steps that has a step of this range is traced into `profiles/` of the workdir. () traces
+    # nothing.
     config.profile_steps = ()
     # Project of Weights & Biases that measures and pictures also go to; "" sends nothing. Needs the extra [wandb].
     config.wandb_project = ""
     # The devices a run is divided over, as many as the product of the three; docs/pods.md says which to choose. One of
-    # them may be 0, for all devices that are left. Results are the same but for rounding, and changing this section is
-    # no other run.
+    # them may be 0, for all devices that are left. Results are the same but for rounding.
     config.mesh = ConfigDict()
     # Parts the seeds are divided into; it must divide num_seeds.
     config.mesh.seed = 1
@@ -239,16 +240,16 @@ def get_config() -> ConfigDict:
     # Parts that large arrays of theta and of its optimiser state are divided into.
     config.mesh.model = 1
 
-    # The processes of a run on several hosts; docs/pods.md has the commands. Changing this section is no other run.
+    # The processes of a run on several hosts; docs/pods.md has the commands.
     config.hosts = ConfigDict()
-    # "" for a process of its own; "auto" for what SLURM, Open MPI, a Cloud TPU or Kubernetes says of the others, and a
-    # process of its own where none of them does; or the ADDRESS:PORT of the first process.
+    # "" for a single process; "auto" for the processes that SLURM, Open MPI, a Cloud TPU or Kubernetes tells of, and a
+    # single one where there are none of these; or the ADDRESS:PORT of the first process.
     config.hosts.connect = ""
     # How many there are, with an address; 0 goes by the environment.
     config.hosts.num_processes = 0
     # Which one this is, from 0, with an address; -1 goes by the environment.
     config.hosts.process_id = -1
-    # Of silence of one process, after which the others end.
+    # Seconds of silence of one process after which the others end.
     config.hosts.timeout_seconds = 30
 
     return config.lock()
