@@ -29,7 +29,7 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", None, "File with the configuration, one of configs/.", lock_config=True
 )
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of this run's results, or of all studies; made where it does not exist."
+    "workdir", None, "Folder of this run's results, or of all runs of studies and sweeps; made if it does not exist."
 )
 
 _COMPILATION_CACHE = flags.DEFINE_string(

@@ -16,7 +16,7 @@ from absl import flags
 
 from adalfl_jax.training.workdir import write_json, write_text
 
-WRITE = flags.DEFINE_string("write", None, "Also put the tables into their sections of this Markdown page.")
+WRITE = flags.DEFINE_string("write", None, "Markdown page whose sections the tables are also put into.")
 
 Row = dict[str, Any]
 PICTURES, NUMBERS = "images/results", "results"  # beside the page

@@ -1,12 +1,12 @@
-"""Trains a configuration at every point of a grid, each in a folder of its own, on this machine or through SLURM.
+r"""Trains a configuration at every point of a grid, each in a folder of its own, on this machine or through SLURM.
 
-.venv/bin/python -m experiments.sweep --config=configs/digits_mlp.py --workdir=runs/sweep
-    --vary=inner.learning_rate=0.01,0.1 --vary=outer.learning_rate=1e-4,3e-4 --executor=slurm
+.venv/bin/python -m experiments.sweep --config=configs/digits_mlp.py --workdir=runs/sweep \
+    --vary=inner.learning_rate=0.01,0.1 --vary=outer.learning_rate=1e-4,3e-4 --executor=slurm \
     --resource=timeout_min=240 --resource=gpus_per_node=1 --resource=slurm_partition=gpu
 
-`submitit` (the extra [sweep]) starts the runs, as one job array on SLURM. Those that are finished are not repeated, and
-those that are not go on: after a time limit or a preemption by themselves, after anything else when the same command
-comes again. It ends with a table, which `sweep.json` and `sweep.csv` in the workdir also have.
+`submitit` (the extra [sweep]) starts the runs, as one job array on SLURM. Finished runs are not repeated. Others go on:
+by themselves after a time limit or a preemption, and when you give the same command again after anything else. The
+program ends with a table, which `sweep.json` and `sweep.csv` in the workdir also have.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ MAX_TIMEOUTS = 1000  # after so many time limits a run is not requeued
 _VARY = flags.DEFINE_multi_string(
     "vary",
     [],
-    "FIELD=VALUE,VALUE,...: values of a field of the configuration, of tuples FIELD=(4,),(8, 8); repeated, all "
+    "FIELD=VALUE,VALUE,...: values of a field of the configuration; tuples are FIELD=(4,),(8, 8). May be repeated: all "
     "combinations are run.",
 )
-_PROGRAM = flags.DEFINE_enum("program", "train", ["train", "compare"], "What each run is.")
+_PROGRAM = flags.DEFINE_enum("program", "train", ["train", "compare"], "The program that each run is.")
 _EXECUTOR = flags.DEFINE_enum(
     "executor", "local", ["local", "slurm", "debug"], "Where: here at once, through SLURM, or here one after another."
 )
@@ -58,7 +58,7 @@ _RESOURCES = flags.DEFINE_multi_string(
     "mem_gb, slurm_partition, slurm_array_parallelism, slurm_signal_delay_s, ...; may be repeated.",
 )
 _SUBMIT = flags.DEFINE_bool(
-    "submit", True, "Whether runs are started; without, the table shows what there is, and nothing is written."
+    "submit", True, "Whether runs are started; --nosubmit only shows the table so far and writes nothing."
 )
 
 

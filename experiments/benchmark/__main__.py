@@ -15,7 +15,7 @@ Suites that time the program `experiments.train` runs for a --config:
 
   step        one AdaLFL step by every estimator against one step on the task loss
   seeds       1 to 32 seeds in one program, for the task loss and for AdaLFL
-  checkpoints what checkpoints cost a whole run, with its measures and what it writes
+  checkpoints what checkpoints cost a whole run, with its evaluations and what it writes
 """
 
 from __future__ import annotations
@@ -57,16 +57,16 @@ _PROBLEMS = flags.DEFINE_multi_enum(
     "problem",
     None,
     list(PROBLEMS),
-    "Problem of peers, parts, estimators or thrift, in place of its own; may be repeated.",
+    "Problem to time in the suites peers, parts, estimators and thrift, in place of their own; may be repeated.",
 )
 _RANDOM_DATA = flags.DEFINE_bool(
     "random_data",
     False,
-    "Times the suites of a configuration on noise in the shapes of the dataset, which then need not be there.",
+    "Whether the suites that take a --config run on noise in the shapes of its dataset, which then need not be there.",
 )
 _STEPS = flags.DEFINE_integer("steps", None, "Steps of one timed run, in place of the suite's own.", lower_bound=1)
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "Timed runs of every program.", lower_bound=3)
-_JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
+_JSON = flags.DEFINE_string("json", None, "File that the figures are also written to.")
 
 
 class UsageError(Exception):

@@ -9,14 +9,14 @@ Studies:
   clean_labels    the paper's comparison, with a task loss that is tuned and decayed
   noisy_labels    wrong labels in the training split and a small clean set, beside robust losses and learned weights
   past_the_paper  a scale from outside, floors and ceilings, progress, longer horizons, against a decayed task loss
-  questions       text
+  questions       where the paper did not try a learned loss: text
   recipe          settings that keep AdaLFL from failing
   thrift          what a cheaper meta-gradient costs in accuracy
   transfer        a loss learned on other data or for another model, as it is and learned further
 
 Runs are kept in `--workdir` (runs/studies) under a digest of their configuration: a study that was stopped goes on
-where it was, and a changed setting is another run. `STUDY.json` there has all numbers; with `--write` it lies beside
-the page, in `results`.
+where it was, and a changed setting is another run. `STUDY.json` there has all numbers; with `--write` it is in the
+folder `results` beside the page.
 """
 
 from __future__ import annotations
@@ -84,9 +84,11 @@ QUICK: Overrides = {
 PACKAGES = ("adalfl_jax", "jax", "jaxlib", "flax", "optax")
 
 _STUDY = flags.DEFINE_enum("study", None, list(STUDIES), "Which study.")
-_COMPARISONS = flags.DEFINE_multi_string("comparison", None, "Those of the study to make; all of them by default.")
+_COMPARISONS = flags.DEFINE_multi_string(
+    "comparison", None, "Comparison of the study to make, all by default; may be repeated. A wrong name lists them."
+)
 _ARMS = flags.DEFINE_multi_string(
-    "arm", None, "Arms to train beside the reference, which the table then has alone; all by default."
+    "arm", None, "Arm to train beside the reference, all by default; may be repeated. The table has no others."
 )
 _SEEDS = flags.DEFINE_integer("num_seeds", 10, "Seeds that arms are compared on.", lower_bound=2)
 _TUNING_SEEDS = flags.DEFINE_integer(
