@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config.method = "adalfl"
     # What `experiments.compare` compares, seed for seed.
     config.methods = ("task_loss", "tuned_task_loss", "ml3", "adalfl")
-    # The first seed and how many follow: every seed is one model, and all of them train in one program.
+    # The first seed, and how many seeds: every seed is one model, and all of them train in one program.
     config.seed = 0
     config.num_seeds = 10
 
@@ -82,7 +82,7 @@ def get_config() -> ConfigDict:
     config.batch_size = 100
     # Training steps of theta.
     config.num_steps = 1000
-    # Steps between evaluations. They run on the device in one piece; progress is shown between them.
+    # Steps between evaluations: a chunk, which runs on the device in one piece. Progress is shown after each.
     config.eval_every = 50
 
     # The optimiser of theta, plain SGD unless told otherwise.
