@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from adalfl_jax.training.config import FOR_CLEAN_SETS, LEARNING, METHODS, TrainC
 from adalfl_jax.training.digest import digest_of_offline_phase
 from adalfl_jax.training.evaluation import Evaluation
 from adalfl_jax.training.fields import require
-from adalfl_jax.training.hosts import connect, is_first, on_first, require_same
+from adalfl_jax.training.hosts import connect, is_first, largest, on_first, require_same
 from adalfl_jax.training.outputs import finish_run, save_last_finite_state
 from adalfl_jax.training.phases import (
     Phase,
@@ -32,7 +33,7 @@ from adalfl_jax.training.phases import (
     make_training_phase,
     restart_outer_optimizer,
 )
-from adalfl_jax.training.preemption import Preemption
+from adalfl_jax.training.preemption import Preemption, PreemptionError
 from adalfl_jax.training.progress import tell
 from adalfl_jax.training.results import DivergenceError, MethodResult, Scalars
 from adalfl_jax.training.setup import Setup, make_setup
@@ -92,7 +93,11 @@ def _run(
     require_wandb(config)
     config = pin_start(config)
     setup = make_setup(config)
-    require_same(config.to_dict() | {"hosts": None, "command": command, "data": setup.dataset.content})
+    shares_offline = offline_dir is not None
+    require_same(
+        config.to_dict()
+        | {"hosts": None, "command": command, "data": setup.dataset.content, "offline_dir": shares_offline}
+    )
     if (summary := on_first(lambda: layout.finished_summary(workdir, config, command))) is not None:
         if (data := summary.get("data", setup.dataset.content)) != setup.dataset.content:  # older ones do not say
             raise layout.WorkdirError(
@@ -140,6 +145,8 @@ def _run_methods(
     summary = on_first(lambda: finish_run(folder, setup, results, with_report=with_report))
     if is_first():
         layout.remove_checkpoints(folder)
+    if number := largest(preemption.signal or 0):  # came after the last chunk
+        raise PreemptionError(signal.Signals(number), "the run is over, and its results are written")
     return summary
 
 
@@ -221,7 +228,8 @@ class _Run:
             )
             with contextlib.ExitStack() as held:
                 if (shared := self.offline_checkpoints) is not None:
-                    on_first(lambda: held.enter_context(layout.hold_workdir(shared)))
+                    told = f"another process works on {shared}; this one waits for it"
+                    on_first(lambda: held.enter_context(layout.hold_workdir(shared, on_wait=lambda: tell(told))))
                 history = self.stages.advance(stage)
             self._offline = history.state, history.seconds
         return self._offline

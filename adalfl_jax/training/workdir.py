@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,14 @@ def writing(workdir: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def hold_workdir(path: str | os.PathLike[str]) -> Iterator[None]:
+def hold_workdir(path: str | os.PathLike[str], *, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
     """Keeps other processes off the folder, which is made where it does not exist; a killed one lets go of it.
 
     Systems and file systems without locks keep nobody off.
+
+    Args:
+      path: of the folder.
+      on_wait: called where another process works on it, which is then waited for; None does not wait.
 
     Raises:
       WorkdirError: another process works on it, or it cannot be made.
@@ -73,18 +77,22 @@ def hold_workdir(path: str | os.PathLike[str]) -> Iterator[None]:
         folder = os.open(workdir, os.O_RDONLY)
     try:
         with contextlib.suppress(ImportError):
-            _lock(workdir, folder)
+            _lock(workdir, folder, on_wait)
         yield
     finally:
         os.close(folder)
 
 
-def _lock(workdir: Path, folder: int) -> None:
+def _lock(workdir: Path, folder: int, on_wait: Callable[[], None] | None) -> None:
     import fcntl  # not on every system
 
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
+        if on_wait is not None:
+            on_wait()
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            return
         raise WorkdirError(f"another process works on {workdir}; let it end, or choose a new folder") from error
     except OSError:  # not on every file system
         return

@@ -1,13 +1,15 @@
 """What results are known by, and the offline phases that runs share by it."""
 
 import dataclasses
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
 import pytest
 
 from adalfl_jax import save_learned_loss
-from adalfl_jax.training import WorkdirError, loop, train
+from adalfl_jax.training import loop, train
 from adalfl_jax.training.digest import digest_of, digest_of_offline_phase
 from adalfl_jax.training.phases import Phase, init_phi, make_offline_phase, make_seed_keys, splits_of
 from adalfl_jax.training.setup import make_setup
@@ -92,9 +94,14 @@ def test_a_shared_offline_phase_is_trained_once_and_gives_the_same_runs(tmp_path
         raise AssertionError("the offline phase is trained again")
 
     monkeypatch.setattr(loop, "make_offline_phase", lambda setup: Phase(never, never))
-    with hold_workdir(shared / digest_of_offline_phase(adalfl)), pytest.raises(WorkdirError, match="another process"):
-        train(adalfl, tmp_path / "adalfl", offline_dir=shared)
-    summary = train(adalfl, tmp_path / "adalfl", offline_dir=shared)
+    waits = threading.Event()
+    monkeypatch.setattr(loop, "tell", lambda text: waits.set() if "another process works on" in text else None)
+    with ThreadPoolExecutor() as pool:
+        with hold_workdir(shared / digest_of_offline_phase(adalfl)):
+            training = pool.submit(train, adalfl, tmp_path / "adalfl", offline_dir=shared)
+            assert waits.wait(timeout=60)
+            assert not training.done()
+        summary = training.result()
     assert [path.name for path in shared.iterdir()] == [digest_of_offline_phase(adalfl)]
     assert_same_run(tmp_path / "adalfl", tmp_path / "alone")
     assert summary["methods"]["adalfl"]["seconds"]["offline"] == ml3["methods"]["ml3"]["seconds"]["offline"]

@@ -152,6 +152,15 @@ def test_a_diverged_run_tried_again_diverges_from_its_last_finite_state(tmp_path
     assert str(errors[0]) == str(errors[1])
 
 
+def test_a_signal_after_the_last_chunk_is_obeyed_once_the_run_is_over(tmp_path, monkeypatch):
+    config = tiny_config({"num_steps": 1, "num_seeds": 1}, method="task_loss")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "Preemption", SignalAfter(2))
+        with pytest.raises(PreemptionError, match=r"SIGTERM: the run is over, and its results are written"):
+            train(config, tmp_path / "run")
+    assert train(config, tmp_path / "run") == read_json(tmp_path / "run" / "summary.json")
+
+
 def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch):
     path, inputs = tmp_path / "mine.npz", np.random.default_rng(0).normal(size=(200, 3))
     overrides = {"dataset.name": str(path), "num_steps": 4, "eval_every": 2, "num_seeds": 1}
