@@ -11,6 +11,7 @@ from typing import Any
 import grain
 import jax
 import numpy as np
+import psutil
 
 from adalfl_jax.types import Batch
 
@@ -78,4 +79,4 @@ class _Steps:
 def _device_memory() -> int:
     """Bytes of the device, those of the machine where the device is the CPU."""
     statistics = jax.local_devices()[0].memory_stats() or {}
-    return statistics.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return statistics.get("bytes_limit") or psutil.virtual_memory().total

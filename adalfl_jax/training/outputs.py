@@ -86,6 +86,8 @@ def read_record(workdir: Path, summary: dict[str, Any] | None = None) -> RunReco
 
 def save_last_finite_state(workdir: Path, setup: Setup, error: DivergenceError) -> None:
     """Keeps the state a diverged run was last finite in, and the learned loss in it, and says where in the error."""
+    if error.step == 0:  # its start was not finite
+        return
     folder = workdir / layout.STATES / f"{error.method}_last_finite"
     save_state(folder, error.state)
     kept = str(folder)
@@ -142,7 +144,7 @@ def _save_shapes(workdir: Path, results: Sequence[MethodResult]) -> None:
             arrays[f"{result.method}/steps"] = np.asarray(result.shape_steps)
             arrays[f"{result.method}/values"] = np.stack(result.shapes, axis=1)  # [S, T, 2, P]
     if arrays:
-        np.savez_compressed(workdir / layout.SHAPES, allow_pickle=False, **arrays)
+        np.savez_compressed(workdir / layout.SHAPES, **arrays)  # pyright: ignore[reportArgumentType]
 
 
 def _save_learned_loss(workdir: Path, setup: Setup, results: Sequence[MethodResult]) -> dict[str, Any] | None:

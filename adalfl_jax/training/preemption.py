@@ -53,7 +53,7 @@ class Preemption:
         if self._thread is None:
             return
         for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)  # None where it is not Python's
         signal.set_wakeup_fd(self._wakeup)
         self._sender.close()  # ends the thread
         self._thread.join()

@@ -65,7 +65,7 @@ class DivergenceError(RuntimeError):
     ) -> None:
         super().__init__(
             f"{method} diverged: {metric} is not finite at {phase} step {step} (seed {seed}); a smaller learning rate "
-            f"or inner.clip_norm may help. The last finite state is that of step {state_step}"
+            "or inner.clip_norm may help" + (f". The last finite state is that of step {state_step}" if step else "")
         )
         self.method, self.phase, self.metric = method, phase, metric
         self.step, self.seed = step, seed

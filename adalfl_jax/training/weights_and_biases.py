@@ -28,7 +28,7 @@ def require_wandb(config: TrainConfig) -> None:
 class WandbRun:
     """One run of Weights & Biases for a workdir: means over seeds, and pictures; a context manager.
 
-    A resumed run logs its first steps again, so each log has a number, and those that were sent already are left out.
+    A resumed run logs its first steps again, so measures are numbered, and those that were sent already are left out.
 
     Raises:
       ConfigError: it cannot be started.
@@ -52,11 +52,12 @@ class WandbRun:
                 "config.wandb_project empty"
             ) from error
         self._as_image = wandb.Image
-        self._num_logs = 0
+        self._num_logs = 0  # of measures; a picture goes with those before it
         self._known: set[str] = set()
 
     def write(self, method: str, phase: str, step: int, scalars: Mapping[str, np.ndarray]) -> None:
         """Logs the means of scalars `[S]`."""
+        self._num_logs += 1
         self._log(f"{method}/{phase}", step, {name: float(np.mean(value)) for name, value in scalars.items()})
 
     def write_picture(self, method: str, phase: str, step: int, picture: np.ndarray) -> None:
@@ -68,10 +69,10 @@ class WandbRun:
             self._known.add(group)
             self._run.define_metric(f"{group}/step", hidden=True)
             self._run.define_metric(f"{group}/*", step_metric=f"{group}/step")
-        if self._num_logs >= self._run.starting_step:
+        number = self._num_logs - 1
+        if number >= self._run.starting_step:
             logged = {f"{group}/{name}": value for name, value in {"step": step, **values}.items()}
-            self._run.log(logged, step=self._num_logs)
-        self._num_logs += 1
+            self._run.log(logged, step=number)
 
     def __enter__(self) -> WandbRun:
         return self

@@ -331,6 +331,18 @@ def test_diverged_training_names_the_step_and_keeps_the_last_finite_state(eval_e
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
+def test_a_start_that_is_not_finite_leaves_no_state(tmp_path, monkeypatch):
+    init_training = loop.init_training
+
+    def spoiled(*arguments):
+        return jax.tree.map(lambda leaf: leaf * np.nan, init_training(*arguments))
+
+    monkeypatch.setattr(loop, "init_training", spoiled)
+    with pytest.raises(DivergenceError, match=r"not finite at training step 0 \(seed 0\); .* may help$"):
+        train(tiny_config({"num_seeds": 1}, method="task_loss"), tmp_path / "run")
+    assert not (tmp_path / "run" / "states").exists()
+
+
 @pytest.mark.parametrize(("offline_steps", "method", "phase"), [(0, "adalfl", "training"), (10, "offline", "offline")])
 def test_diverged_learned_loss_is_kept_as_it_last_was(offline_steps, method, phase, tmp_path):
     overrides = DIABETES | {"inner.learning_rate": TOO_FAST, "offline.num_steps": offline_steps}
