@@ -11,20 +11,18 @@ counted.
 from __future__ import annotations
 
 import functools
-import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags, logging
+from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
 from adalfl_jax import data
-from adalfl_jax.data import DatasetError
 from adalfl_jax.data.streaming import block_length, exceeds_device
 from adalfl_jax.models import count_params
-from adalfl_jax.training import ConfigError, TrainConfig
+from adalfl_jax.training import TrainConfig
 from adalfl_jax.training.config import METHODS
 from adalfl_jax.training.phases import (
     StepSource,
@@ -38,7 +36,7 @@ from adalfl_jax.training.setup import Setup, check_batch_size, examples_for_a_ba
 from adalfl_jax.training.start import pin_start
 from adalfl_jax.training.state import RunState
 from adalfl_jax.types import Batch
-from experiments.launch import CONFIG, parse_flags
+from experiments.launch import CONFIG, parse_flags, told_in_a_line
 
 MEGABYTE = 1e6
 
@@ -46,8 +44,7 @@ MEGABYTE = 1e6
 def main(argv: list[str]) -> None:
     """Prints a summary and a table with a row for each kind of step."""
     del argv
-    logging.set_verbosity(logging.WARNING)
-    try:
+    with told_in_a_line():
         config = pin_start(TrainConfig.from_mapping(CONFIG.value))
         spec = data.load_spec(
             config.dataset.name, data_dir=config.dataset.data_dir, image_size=config.dataset.image_size
@@ -55,12 +52,10 @@ def main(argv: list[str]) -> None:
         if spec.num_train:
             check_batch_size(config, *_splits(config, spec))
         setup = make_setup(config, data.random_dataset(config.dataset.name, spec, examples_for_a_batch(config)))
-    except (ConfigError, DatasetError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
-    console = Console(width=100)
-    console.print(_summary(setup, spec), soft_wrap=True, highlight=False)
-    rows = {method: measure(setup, spec, method) for method in ("task_loss", "adalfl")}
-    console.print(_table(rows, config.num_seeds))
+        console = Console(width=100)
+        console.print(_summary(setup, spec), soft_wrap=True, highlight=False)
+        rows = {method: measure(setup, spec, method) for method in ("task_loss", "adalfl")}
+        console.print(_table(rows, config.num_seeds))
 
 
 def measure(setup: Setup, spec: data.Spec, method: str) -> dict[str, float]:

@@ -60,8 +60,12 @@ def studies_folder() -> Path:
 
 
 @contextlib.contextmanager
-def told_in_a_line() -> Iterator[None]:
-    """Ends the program with a line, and no traceback, where a run, a file or a folder fails or a signal comes."""
+def told_in_a_line(*errors: type[Exception]) -> Iterator[None]:
+    """Ends the program with a line, and no traceback, where a run, a file or a folder fails or a signal comes.
+
+    Args:
+      *errors: others that are for the user.
+    """
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     # Checkpoints are chatty, and what fails there is an error of ours.
@@ -69,13 +73,13 @@ def told_in_a_line() -> Iterator[None]:
     with_source, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"warning: {message}\n"
     try:
         yield
-    except (ConfigError, DatasetError, DivergenceError, OSError) as error:
+    except (ConfigError, DatasetError, DivergenceError, OSError, *errors) as error:
         _end(f"{type(error).__name__}: {error}")
     except PreemptionError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(128 + error.signal)
     except KeyboardInterrupt:
-        sys.stderr.write("SIGINT: the run ended; the same command goes on from its last checkpoint.\n")
+        sys.stderr.write("SIGINT: ended; a run goes on from its last checkpoint by the same command.\n")
         sys.exit(128 + signal.SIGINT)
     finally:
         warnings.formatwarning = with_source

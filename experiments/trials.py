@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import inspect
 import shlex
 import sys
@@ -107,18 +108,21 @@ def compare_trials(
       tuning_seeds: which a point is chosen by.
       seeds: which trials are judged on.
       largest_is_best: whether it is, of the values that trials are tuned by.
-      settings: what curves depend on beside trial, point, seeds and the program's own text.
+      settings: what curves depend on beside trial, point, seeds, the program's own text and versions.
       memory: where curves are kept, so that a program that was stopped goes on where it was.
 
     Returns:
       all numbers, as JSON has them.
     """
     kept: Any = memory.cache(_curves, ignore=["trial"])
+    versions = {package: importlib.metadata.version(package) for package in ("adalfl_jax", "jax", "jaxlib")}
     found: dict[str, Any] = {}
     for name, trial in trials.items():
         program = inspect.getsource(inspect.getmodule(trial.run) or trial.run)
 
-        def run(point: Point, seeds: range, trial: Trial = trial, key: Any = (name, program, settings)) -> Curves:
+        def run(
+            point: Point, seeds: range, trial: Trial = trial, key: Any = (name, program, settings, versions)
+        ) -> Curves:
             told = (trial.title, page.show_point(point, []), f"seeds {seeds[0]} to {seeds[-1]}")
             print(", ".join(filter(None, told)), file=sys.stderr)
             return kept(trial, key, dict(point), list(seeds))

@@ -27,16 +27,15 @@ import shlex
 import sys
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
-from adalfl_jax.data import DatasetError
-from adalfl_jax.training import ConfigError, TrainConfig
+from adalfl_jax.training import TrainConfig
 from experiments import page
 from experiments.benchmark import checkpoints, estimators, parts, peers, scaling, thrift, training_program
 from experiments.benchmark.problems import PROBLEMS
 from experiments.benchmark.timing import Ratio
-from experiments.launch import CONFIG, parse_flags
+from experiments.launch import CONFIG, parse_flags, told_in_a_line
 from experiments.machine import BusyMachineError, busy_cores, describe_machine, wait_until_idle
 from experiments.page import Row, Table
 
@@ -76,19 +75,9 @@ class UsageError(Exception):
 def main(argv: list[str]) -> None:
     """Runs the suites, prints their tables and writes them where they are wanted."""
     del argv
-    logging.set_verbosity(logging.WARNING)
-    try:
+    with told_in_a_line(UsageError, BusyMachineError, peers.MissingPeerError, peers.GradientMismatchError):
         _check_flags()
         _benchmark(shlex.join(["python", "-m", "experiments.benchmark", *sys.argv[1:]]))
-    except (
-        ConfigError,
-        DatasetError,
-        UsageError,
-        BusyMachineError,
-        peers.MissingPeerError,
-        peers.GradientMismatchError,
-    ) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
 
 
 def _check_flags() -> None:

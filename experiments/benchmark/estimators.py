@@ -10,6 +10,7 @@ import jax
 from matplotlib.figure import Figure
 
 from adalfl_jax.hypergradient import ESTIMATORS
+from adalfl_jax.training.progress import tell
 from experiments.benchmark.problems import (
     PROBLEMS,
     TASK_LOSS,
@@ -132,6 +133,8 @@ def _costs(times: Times, name: str, program: Program) -> Row:
 
 
 def _notes(refusals: dict[str, str]) -> tuple[str, ...]:
+    for name, reason in refusals.items():
+        tell(f"{name} is left out: {reason}")
     if not refusals:
         return ()
     return (f"Left out, since they do not take these batches: {', '.join(f'`{name}`' for name in refusals)}.",)

@@ -23,6 +23,7 @@ from adalfl_jax.training.phases import (
     restart_outer_optimizer,
     splits_of,
 )
+from adalfl_jax.training.progress import tell
 from adalfl_jax.training.setup import load_dataset, make_setup
 from adalfl_jax.training.state import RunState
 from experiments.benchmark.timing import Program, Times, median, ratio, time_in_turn
@@ -56,7 +57,8 @@ def step_suite(config: TrainConfig, dataset: Dataset, num_steps: int | None, num
         try:
             chosen = dataclasses.replace(config, hypergradient=estimator)
             programs[f"{METHODS['adalfl']}, {estimator}"] = make_program(chosen, dataset, "adalfl", num_steps)
-        except ValueError:
+        except ValueError as error:
+            tell(f"{estimator} is left out: {error}")
             refusals.append(f"`{estimator}`")
     times = time_in_turn(programs, num_rounds)
     notes = (f"Left out, since they do not train this configuration: {', '.join(refusals)}.",) if refusals else ()

@@ -96,7 +96,7 @@ def test_divergence_is_told_without_a_traceback(tmp_path):
         (
             KeyboardInterrupt(),
             128 + signal.SIGINT,
-            "SIGINT: the run ended; the same command goes on from its last checkpoint.\n",
+            "SIGINT: ended; a run goes on from its last checkpoint by the same command.\n",
         ),
     ],
     ids=["workdir", "preemption", "interrupt"],
