@@ -6,10 +6,11 @@ import warnings
 
 import jax
 import pytest
+from absl.testing import flagsaver
 
 from adalfl_jax.training import PreemptionError, WorkdirError
 from adalfl_jax.training.workdir import open_workdir
-from experiments.launch import keep_compiled_programs, parse_flags, told_in_a_line
+from experiments.launch import WORKDIR, keep_compiled_programs, parse_flags, told_in_a_line
 from tests.training.tiny import DIABETES, ROOT, SETTINGS, snapshot, tiny_config
 
 
@@ -123,6 +124,12 @@ def test_a_warning_is_told_in_a_line():
 def test_a_flag_without_effect_is_refused(flag, unused):
     with pytest.raises(SystemExit, match=r"^--(config\.seed|config|workdir) has no effect on this program; leave it"):
         parse_flags(["program", flag], unused=unused)
+
+
+def test_the_value_of_a_flag_may_look_like_a_field():
+    with flagsaver.flagsaver():
+        assert parse_flags(["program", "--workdir", "config.run"]) == ["program"]
+        assert WORKDIR.value == "config.run"
 
 
 # Compiled programs

@@ -23,6 +23,22 @@ def test_what_is_no_part_is_not_lost():
         page.replace_parts(PAGE, "clean", {"mlp": "new"})
 
 
+def test_a_page_that_cannot_be_written_is_left_whole(tmp_path, monkeypatch):
+    target = tmp_path / "results.md"
+    target.write_text(PAGE, encoding="utf-8")
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", fail)
+        with pytest.raises(OSError, match="no room"):
+            page.renew(target, page.replace_section, "clean", "φ")
+    assert target.read_text(encoding="utf-8") == PAGE
+    page.renew(target, page.replace_section, "clean", "φ")
+    assert target.read_text(encoding="utf-8") == page.replace_section(PAGE, "clean", "φ")
+
+
+def fail(file):
+    raise OSError("no room")
+
+
 def test_numbers_are_written_to_six_digits(tmp_path):
     path = tmp_path / "results" / "clean.json"
     page.write_numbers(path, {"mean": 1 / 3, "curves": [[1e-5 / 7], (2,)], "arm": "AdaLFL", "p": None, "seeds": True})

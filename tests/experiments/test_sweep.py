@@ -11,6 +11,7 @@ import sys
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from ml_collections.config_flags import get_config_filename
 
 from adalfl_jax.training import TrainConfig
 from experiments import launch, sweep
@@ -85,6 +86,7 @@ def test_a_run_is_started_with_its_own_configuration(run, started, monkeypatch):
             launch.parse_flags(sys.argv)
             assert TrainConfig.from_mapping(launch.CONFIG.value) == point.config
             assert launch.WORKDIR.value == str(point.workdir)
+            assert get_config_filename(flags.FLAGS["config"]) == str(ROOT / "configs" / "digits_mlp.py")
 
 
 REFUSED = {

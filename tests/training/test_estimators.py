@@ -78,6 +78,12 @@ def test_means_of_updates_leave_out_the_steps_between():
     assert chunk_means(metrics, 0, 1)["outer_loss"] == 2.5
 
 
+@pytest.mark.parametrize("others", [{}, {"skipped_steps": np.zeros((1, 4))}], ids=["all", "skipped"])
+def test_means_of_finite_numbers_are_finite(others):
+    means = chunk_means({"inner_loss": np.full((1, 4), 3e38, np.float32)} | others, 0, 1)
+    np.testing.assert_allclose(means["inner_loss"], 3e38, rtol=1e-6)
+
+
 FORGOTTEN = {"truncated", "persistent_evolution_strategies"}  # they would have to see every step of one theta
 NO_AXIS = {"forward", "recompute", "finite_difference", "central_difference", "truncated"}  # they take one inner step
 
