@@ -59,5 +59,24 @@ def initialize_offline(offline_step: OfflineStep, phi: Phi, batches: BilevelBatc
 
     Returns:
       phi after S_init steps, and the metrics of each step, `[S_init]`.
+
+    Example:
+      >>> import jax, optax, adalfl_jax
+      >>> from adalfl_jax import data, models
+      >>> digits = data.load("digits")
+      >>> model = models.make_model("mlp", digits.input_shape, digits.num_outputs, hidden_sizes=(8,))
+      >>> loss, inner, outer = adalfl_jax.LossNetwork(), optax.sgd(0.01), optax.adam(1e-3)
+      >>> task_loss = adalfl_jax.task_losses.softmax_cross_entropy
+      >>> bilevel_step = adalfl_jax.make_bilevel_step(model.apply, loss.apply, task_loss, inner, outer)
+      >>> offline_step = adalfl_jax.make_offline_step(bilevel_step, model.init, inner)
+      >>> draw_key, step_key = jax.random.split(jax.random.key(0))
+      >>> rows = jax.random.randint(draw_key, (2, 5, 100), 0, len(digits.train.inputs))  # S_init = 5
+      >>> halves = [data.take(digits.train, part) for part in rows]
+      >>> batches = adalfl_jax.BilevelBatch(*halves, rng_key=jax.random.split(step_key, 5))
+      >>> phi = adalfl_jax.Phi.create(loss.init(jax.random.key(1)), outer)
+      >>> phi, metrics = jax.jit(adalfl_jax.initialize_offline, static_argnums=0)(offline_step, phi, batches)
+      >>> phi = adalfl_jax.Phi.create(phi.params, outer)  # for the online phase, whose eta may be another
+      >>> metrics.outer_loss.shape
+      (5,)
     """
     return jax.lax.scan(offline_step, phi, batches)
