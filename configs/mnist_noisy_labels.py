@@ -20,6 +20,7 @@ def get_config():
     config.dataset.valid_examples = 1000
     config.outer.split = "valid"
     config.model.hidden_sizes = (256,)
+    config.model.initialization = "pytorch"  # whose small weights let phi learn a larger scale
     config.methods = ("task_loss", "fine_tuned", "joint_loss", "reweighting", "ml3", "adalfl")
     config.num_steps = 6000
     config.eval_every = 250

@@ -28,15 +28,10 @@ SHOWN = {
     "pair_40": "40 % of labels moved to the next class",
     "imbalance_100": "classes imbalanced 1:100",
 }
+MLP: Overrides = {"model.name": "mlp", "model.hidden_sizes": (256,), "model.initialization": "pytorch"}
 PROBLEMS: dict[str, tuple[str, Overrides]] = {
-    "mnist_mlp": (
-        "MNIST, MLP 784-256-10",
-        {"dataset.name": "mnist", "model.name": "mlp", "model.hidden_sizes": (256,)},
-    ),
-    "fashion_mnist_mlp": (
-        "Fashion-MNIST, MLP 784-256-10",
-        {"dataset.name": "fashion_mnist", "model.name": "mlp", "model.hidden_sizes": (256,)},
-    ),
+    "mnist_mlp": ("MNIST, MLP 784-256-10", {"dataset.name": "mnist", **MLP}),
+    "fashion_mnist_mlp": ("Fashion-MNIST, MLP 784-256-10", {"dataset.name": "fashion_mnist", **MLP}),
     "mnist_lenet5": ("MNIST, LeNet-5", {"dataset.name": "mnist", "model.name": "lenet5"}),
     "fashion_mnist_lenet5": ("Fashion-MNIST, LeNet-5", {"dataset.name": "fashion_mnist", "model.name": "lenet5"}),
 }
@@ -48,6 +43,12 @@ SETTING: Overrides = {
     "outer.split": "valid",
 }
 LINEAR = {"inner.schedule": "linear"}
+LEARNED_FURTHER: Overrides = {
+    "method": "adalfl",
+    "learned_loss.predictions": "log_probabilities",
+    "offline.num_steps": 0,
+    **LINEAR,
+}  # with learned_loss.start, where it goes on from
 
 
 def _rates(*values: float) -> tuple[Overrides, ...]:
@@ -63,23 +64,23 @@ ARMS = (
     Arm("cross_entropy", "cross-entropy", _fixed(), _rates(0.003, 0.01, 0.03, 0.1, 0.3)),
     Arm("decayed", "cross-entropy, decayed", _fixed() | LINEAR, _rates(0.01, 0.03, 0.1, 0.3)),
     Arm("early_stopped", "cross-entropy, early-stopped", _fixed(), _rates(0.003, 0.01, 0.03, 0.1, 0.3), True),
-    Arm("fine_tuned", "cross-entropy, then the clean set", _fixed(method="fine_tuned"), _rates(0.03, 0.1, 0.3)),
+    Arm("fine_tuned", "cross-entropy, then the clean set", _fixed(method="fine_tuned"), _rates(0.03, 0.1, 0.3, 1.0)),
     Arm("joint", "cross-entropy, with the clean set", _fixed(method="joint_loss"), _rates(0.003, 0.01, 0.03, 0.1)),
     Arm("smoothed", "label smoothing", _fixed("smoothed_cross_entropy"), _rates(0.01, 0.03, 0.1)),
     Arm("generalized", "generalised cross-entropy", _fixed(GENERALIZED), _rates(0.1, 0.3, 1.0)),
     Arm("symmetric", "symmetric cross-entropy", _fixed(SYMMETRIC), _rates(0.03, 0.1, 0.3)),
-    Arm("symmetric_decayed", "symmetric cross-entropy, decayed", _fixed(SYMMETRIC) | LINEAR, _rates(0.03, 0.1, 0.3)),
+    Arm("symmetric_decayed", "symmetric cross-entropy, decayed", _fixed(SYMMETRIC) | LINEAR, _rates(0.1, 0.3, 1.0)),
     Arm(
         "symmetric_joint",
         "symmetric cross-entropy, with the clean set",
         _fixed(SYMMETRIC, "joint_loss"),
-        _rates(0.03, 0.1, 0.3),
+        _rates(0.01, 0.03, 0.1, 0.3),
     ),
     Arm(
         "symmetric_fine_tuned",
         "symmetric cross-entropy, then the clean set",
         _fixed(SYMMETRIC, "fine_tuned"),
-        _rates(0.1, 0.3, 1.0),
+        _rates(0.03, 0.1, 0.3, 1.0),
     ),
     Arm(
         "generalized_joint",
@@ -103,22 +104,21 @@ ARMS = (
         "meta_weight_net",
         "Meta-Weight-Net",
         {"method": "adalfl", "learned_loss.family": "weight_network", "offline.num_steps": 0},
-        grid(inner__learning_rate=(0.03, 0.1), outer__learning_rate=(1e-3, 1e-2)),
+        grid(inner__learning_rate=(0.01, 0.03, 0.1), outer__learning_rate=(1e-3, 1e-2, 3e-2)),
     ),
-    Arm("reweighting", "Learning to Reweight", _fixed(method="reweighting"), _rates(0.01, 0.03, 0.1)),
+    Arm("reweighting", "Learning to Reweight", _fixed(method="reweighting"), _rates(0.003, 0.01, 0.03, 0.1)),
     Arm("ml3", "ML3, untuned", {"method": "ml3"}),
     Arm(
-        "adalfl_log_probabilities",
-        "AdaLFL on log-probabilities, decayed",
-        {
-            "method": "adalfl",
-            "learned_loss.predictions": "log_probabilities",
-            "learned_loss.start": "task_loss",
-            "offline.num_steps": 0,
-            "outer.learning_rate": 1e-3,
-            **LINEAR,
-        },
-        _rates(0.03, 0.1, 0.3),
+        "adalfl_cross_entropy",
+        "AdaLFL from the cross-entropy, decayed",
+        {**LEARNED_FURTHER, "learned_loss.start": "task_loss"},
+        grid(inner__learning_rate=(0.01, 0.03, 0.1), outer__learning_rate=(1e-4, 1e-3)),
+    ),
+    Arm(
+        "adalfl_symmetric",
+        "AdaLFL from the symmetric one, decayed",
+        {**LEARNED_FURTHER, "learned_loss.start": SYMMETRIC},
+        grid(inner__learning_rate=(0.1, 0.3, 1.0), outer__learning_rate=(1e-4, 1e-3)),
     ),
     Arm("adalfl", "AdaLFL, untuned", {"method": "adalfl"}),
 )
@@ -140,7 +140,7 @@ def comparisons() -> list[Comparison]:
 
 
 def _comparison(name: str, title: str, overrides: Overrides) -> Comparison:
-    return Comparison(name, title, "default", {**SETTING, **overrides}, ARMS, reference="adalfl_log_probabilities")
+    return Comparison(name, title, "default", {**SETTING, **overrides}, ARMS, reference="adalfl")
 
 
 def measure(numbers: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
