@@ -119,7 +119,7 @@ PERFORMANCE, RESULTS = ((ROOT / "docs" / name).read_text() for name in ("perform
 def figure(section, title, row, column, page=PERFORMANCE):
     """A cell of a table of a page; of a ratio, its median, and of a mean with its deviation the mean."""
     (content,) = re.findall(rf"<!-- tables: {section} -->\n(.*?)<!-- end of tables -->", page, re.DOTALL)
-    (table,) = re.findall(rf"^\*\*{title}[^\n]*\*\*\n\n(.*?)\n\n", content, re.DOTALL | re.MULTILINE)
+    (table,) = re.findall(rf"^\*\*(?-s:{title})[^\n]*\*\*\n\n(.*?)\n\n", content, re.DOTALL | re.MULTILINE)
     head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
     (cells,) = (cells for cells in rows if row in (cells[0], " ".join(cells[:2])))
     return cells[head.index(column)].partition(" ")[0]
@@ -150,6 +150,14 @@ GOALS = [
 def test_what_was_reached_is_what_the_tables_have(where):
     (goals,) = re.findall(r"^## What was aimed at\n(.*?)^## ", PERFORMANCE, re.DOTALL | re.MULTILINE)
     assert re.search(rf"(?<![\d.]){re.escape(figure(*where))}(?![\d])", goals)
+
+
+@pytest.mark.parametrize(("title", "row"), [("MLP.*one inner", "unrolled"), ("MLP.*K inner", "1 unrolled")])
+def test_the_page_says_how_far_two_measurements_of_one_step_differ(title, row):
+    (introduction,) = re.findall(
+        r"^## Estimators of the meta-gradient\n(.*?)<!--", PERFORMANCE, re.DOTALL | re.MULTILINE
+    )
+    assert figure("estimators", title, row, STEPS) in introduction
 
 
 WRONG_LABELS = ("noisy_labels", r"MNIST, MLP 784-256-10, 40 % wrong labels(?=\*\*)")

@@ -23,15 +23,13 @@ def chunk_means(metrics: dict[str, np.ndarray], first_step: int, outer_every: in
     """
     is_due = _updates(metrics, first_step, outer_every)
     is_due |= not is_due.any()
-    chosen = {name: values[:, is_due] if name in OF_UPDATES else values for name, values in metrics.items()}
+    precise = {name: values.astype(np.float64) for name, values in metrics.items()}
+    chosen = {name: values[:, is_due] if name in OF_UPDATES else values for name, values in precise.items()}
     if SKIPPED not in metrics:
-        return {name: values.mean(axis=1, dtype=np.float64) for name, values in chosen.items()}
+        return {name: values.mean(axis=1) for name, values in chosen.items()}
     is_taken = metrics[SKIPPED] == 0
     num_taken = {True: is_taken[:, is_due].sum(axis=1), False: is_taken.sum(axis=1)}
-    means = {
-        name: values.sum(axis=1, dtype=np.float64) / np.maximum(num_taken[name in OF_UPDATES], 1)
-        for name, values in chosen.items()
-    }
+    means = {name: values.sum(axis=1) / np.maximum(num_taken[name in OF_UPDATES], 1) for name, values in chosen.items()}
     return means | {SKIPPED: metrics[SKIPPED].sum(axis=1)}
 
 

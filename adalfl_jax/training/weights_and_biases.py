@@ -52,12 +52,12 @@ class WandbRun:
                 "config.wandb_project empty"
             ) from error
         self._as_image = wandb.Image
-        self._num_logs = 0  # of measures; a picture goes with those before it
+        self._number = -1  # of the last measures; a picture goes with them
         self._known: set[str] = set()
 
     def write(self, method: str, phase: str, step: int, scalars: Mapping[str, np.ndarray]) -> None:
         """Logs the means of scalars `[S]`."""
-        self._num_logs += 1
+        self._number += 1
         self._log(f"{method}/{phase}", step, {name: float(np.mean(value)) for name, value in scalars.items()})
 
     def write_picture(self, method: str, phase: str, step: int, picture: np.ndarray) -> None:
@@ -69,10 +69,9 @@ class WandbRun:
             self._known.add(group)
             self._run.define_metric(f"{group}/step", hidden=True)
             self._run.define_metric(f"{group}/*", step_metric=f"{group}/step")
-        number = self._num_logs - 1
-        if number >= self._run.starting_step:
+        if self._number >= self._run.starting_step:
             logged = {f"{group}/{name}": value for name, value in {"step": step, **values}.items()}
-            self._run.log(logged, step=number)
+            self._run.log(logged, step=self._number)
 
     def __enter__(self) -> WandbRun:
         return self

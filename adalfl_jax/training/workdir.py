@@ -89,11 +89,10 @@ def _lock(workdir: Path, folder: int, on_wait: Callable[[], None] | None) -> Non
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        if on_wait is not None:
-            on_wait()
-            fcntl.flock(folder, fcntl.LOCK_EX)
-            return
-        raise WorkdirError(f"another process works on {workdir}; let it end, or choose a new folder") from error
+        if on_wait is None:
+            raise WorkdirError(f"another process works on {workdir}; let it end, or choose a new folder") from error
+        on_wait()
+        fcntl.flock(folder, fcntl.LOCK_EX)
     except OSError:  # not on every file system
         return
 

@@ -85,7 +85,8 @@ def test_a_decaying_rate_depends_on_the_number_of_steps():
 
 @pytest.mark.filterwarnings("ignore:The inplace keyword")  # tbparse's, of pandas
 def test_a_shared_offline_phase_is_trained_once_and_gives_the_same_runs(tmp_path, monkeypatch):
-    shared = tmp_path / "offline"
+    shared, agreed = tmp_path / "offline", []
+    monkeypatch.setattr(loop, "require_same", agreed.append)
     adalfl = tiny_config(BRIEF, method="adalfl")
     train(adalfl, tmp_path / "alone")
     ml3 = train(tiny_config(BRIEF, method="ml3"), tmp_path / "ml3", offline_dir=shared)
@@ -103,5 +104,6 @@ def test_a_shared_offline_phase_is_trained_once_and_gives_the_same_runs(tmp_path
             assert not training.done()
         summary = training.result()
     assert [path.name for path in shared.iterdir()] == [digest_of_offline_phase(adalfl)]
+    assert [settings["offline_dir"] for settings in agreed] == [False, True, True]  # which processes must agree on
     assert_same_run(tmp_path / "adalfl", tmp_path / "alone")
     assert summary["methods"]["adalfl"]["seconds"]["offline"] == ml3["methods"]["ml3"]["seconds"]["offline"]

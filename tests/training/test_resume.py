@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from adalfl_jax.training import DivergenceError, PreemptionError, WorkdirError, compare, loop, train
+from adalfl_jax.training.workdir import hold_workdir
 from tests.training.same_run import assert_same_run, read_json
 from tests.training.tiny import DIABETES, snapshot, tiny_config
 
@@ -136,6 +137,9 @@ def test_a_finished_run_keeps_no_checkpoints(tmp_path):
     summary = train(config, tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
     (tmp_path / "run" / "checkpoints" / "task_loss").mkdir(parents=True)  # as a kill at the very end leaves it
+    with hold_workdir(tmp_path / "run"):  # the process that is about to remove them
+        assert train(config, tmp_path / "run") == summary
+    assert (tmp_path / "run" / "checkpoints").exists()
     assert train(config, tmp_path / "run") == summary
     assert not (tmp_path / "run" / "checkpoints").exists()
 
