@@ -26,11 +26,9 @@ from adalfl_jax.training import TrainConfig
 from adalfl_jax.training.config import METHODS
 from adalfl_jax.training.phases import (
     StepSource,
-    init_phi,
     init_training,
     make_seed_keys,
     make_training_phase,
-    restart_outer_optimizer,
 )
 from adalfl_jax.training.setup import Setup, check_batch_size, examples_for_a_batch, make_setup
 from adalfl_jax.training.start import pin_start
@@ -105,8 +103,7 @@ def _splits(config: TrainConfig, spec: data.Spec) -> tuple[Batch, Batch | None]:
 
 def _start(setup: Setup, method: str) -> tuple[RunState, Any]:
     keys = make_seed_keys(setup.config.seeds)
-    phi = restart_outer_optimizer(init_phi(setup, keys)) if method == "adalfl" else None
-    return init_training(setup, method, keys, phi), keys
+    return init_training(setup, method, keys), keys
 
 
 def _sources(config: TrainConfig, split: Batch, num_steps: int) -> StepSource:

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 
 from adalfl_jax.training.config import LEARNING, TrainConfig
 from adalfl_jax.training.hosts import arrays_of_first, is_first, on_first
-from adalfl_jax.training.phases import init_phi, init_theta, make_seed_keys, restart_outer_optimizer
+from adalfl_jax.training.phases import init_phi, init_theta, make_seed_keys
 from adalfl_jax.training.preemption import PreemptionError
 from adalfl_jax.training.results import DivergenceError, History
 from adalfl_jax.training.sections import CheckpointConfig, MeshConfig
@@ -80,8 +80,7 @@ def state_structure(config: TrainConfig, method: str) -> RunState:
 
     def make() -> RunState:
         keys = make_seed_keys(config.seeds)
-        phi = restart_outer_optimizer(init_phi(setup, keys)) if method in LEARNING else None
-        return RunState(init_theta(setup, keys), phi)
+        return RunState(init_theta(setup, keys), init_phi(setup, keys) if method in LEARNING else None)
 
     return jax.eval_shape(make)
 

@@ -24,6 +24,7 @@ from adalfl_jax.hypergradient import ONE_INNER_STEP, REMEMBERING
 from adalfl_jax.initialization import make_offline_step
 from adalfl_jax.learned_losses import fit_to_task_loss
 from adalfl_jax.task_losses import TASK_LOSSES
+from adalfl_jax.training.config import LEARNING
 from adalfl_jax.training.faults import phi_metrics, skip_nonfinite
 from adalfl_jax.training.sections import STARTS
 from adalfl_jax.training.setup import Setup, make_inner_optimizer
@@ -121,15 +122,20 @@ def init_phi(setup: Setup, keys: SeedKeys) -> Phi:
     return phi
 
 
-def restart_outer_optimizer(phi: Phi) -> Phi:
-    """phi with the fresh Adam state the online phase starts from; the offline one's moments are dropped."""
-    return jax.jit(jax.vmap(lambda params: Phi.create(params, optax.adam(1.0))))(phi.params)
+def init_training(setup: Setup, method: str, keys: SeedKeys, phi: Phi | None = None) -> RunState:
+    """The state a method starts from: a fresh theta and, if it learns, a phi and what an online step remembers.
 
-
-def init_training(setup: Setup, method: str, keys: SeedKeys, phi: Phi | None) -> RunState:
-    """The state a method starts from: a fresh theta, a given phi, and what an online step wants to remember."""
+    Args:
+      setup: of the run.
+      method: one of `METHODS`.
+      keys: of the seeds.
+      phi: what the offline phase learned; a fresh one by default. Its optimiser starts anew.
+    """
     theta = init_theta(setup, keys)
-    if phi is None or method != "adalfl":
+    if method not in LEARNING:
+        return RunState(theta, None)
+    phi = _restart_outer_optimizer(init_phi(setup, keys) if phi is None else phi)
+    if method != "adalfl":
         return RunState(theta, phi)
     batch, config = _batch_shapes(setup), setup.config
 
@@ -139,6 +145,11 @@ def init_training(setup: Setup, method: str, keys: SeedKeys, phi: Phi | None) ->
 
     phi = jax.jit(over_seeds(setup.mesh, one_seed, (0, 0, None)))(theta, phi, config.inner.learning_rate)
     return RunState(theta, phi)
+
+
+def _restart_outer_optimizer(phi: Phi) -> Phi:
+    """phi with a fresh Adam state; the offline phase's moments are dropped."""
+    return jax.jit(jax.vmap(lambda params: Phi.create(params, optax.adam(1.0))))(phi.params)
 
 
 def _divided(setup: Setup, state: RunState) -> RunState:

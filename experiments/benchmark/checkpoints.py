@@ -15,11 +15,9 @@ from adalfl_jax.data import Dataset
 from adalfl_jax.training import TrainConfig
 from adalfl_jax.training.evaluation import Evaluation
 from adalfl_jax.training.phases import (
-    init_phi,
     init_training,
     make_seed_keys,
     make_training_phase,
-    restart_outer_optimizer,
 )
 from adalfl_jax.training.preemption import Preemption
 from adalfl_jax.training.setup import make_setup
@@ -84,7 +82,7 @@ def _make_runner(config: TrainConfig, dataset: Dataset) -> Callable[[TrainConfig
     """A function that trains a config, which may differ in its checkpoints, into a workdir; compiled once."""
     setup = make_setup(config, dataset)
     keys, evaluation, program = make_seed_keys(config.seeds), Evaluation(setup), make_training_phase(setup, "adalfl")
-    start = init_training(setup, "adalfl", keys, restart_outer_optimizer(init_phi(setup, keys)))
+    start = init_training(setup, "adalfl", keys)
     rate = config.inner.learning_rate
 
     def run(chosen: TrainConfig, workdir: Path) -> None:

@@ -16,11 +16,9 @@ from adalfl_jax.data import Dataset
 from adalfl_jax.hypergradient import ESTIMATORS
 from adalfl_jax.training import TrainConfig
 from adalfl_jax.training.phases import (
-    init_phi,
     init_training,
     make_seed_keys,
     make_training_phase,
-    restart_outer_optimizer,
     splits_of,
 )
 from adalfl_jax.training.progress import tell
@@ -93,8 +91,7 @@ def make_program(config: TrainConfig, dataset: Dataset, method: str, num_steps: 
     num_steps = num_steps or config.eval_every  # the chunk that training runs
     setup = make_setup(config, dataset)
     keys = make_seed_keys(config.seeds)
-    phi = None if method == "task_loss" else restart_outer_optimizer(init_phi(setup, keys))
-    state, splits = init_training(setup, method, keys, phi), splits_of(setup)
+    state, splits = init_training(setup, method, keys), splits_of(setup)
     advance = make_training_phase(setup, method).advance
 
     def run(state: RunState) -> Any:

@@ -12,7 +12,7 @@ from absl.testing import flagsaver
 
 from adalfl_jax import data
 from adalfl_jax.data import streaming
-from adalfl_jax.training.phases import init_phi, init_theta, make_seed_keys, restart_outer_optimizer
+from adalfl_jax.training.phases import init_phi, init_theta, make_seed_keys
 from adalfl_jax.training.state import RunState
 from experiments import describe, launch
 from tests.configs.test_configs import random_setup
@@ -81,7 +81,7 @@ def bytes_of(tree):
 def state_of(setup):
     """The state AdaLFL starts from, for every seed."""
     keys = make_seed_keys(setup.config.seeds)
-    return RunState(init_theta(setup, keys), restart_outer_optimizer(init_phi(setup, keys)))
+    return RunState(init_theta(setup, keys), init_phi(setup, keys))
 
 
 def write_images(tmp_path):

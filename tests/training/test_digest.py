@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from adalfl_jax import save_learned_loss
-from adalfl_jax.training import loop, train
+from adalfl_jax.training import run, train
 from adalfl_jax.training.digest import digest_of, digest_of_offline_phase
 from adalfl_jax.training.phases import Phase, init_phi, make_offline_phase, make_seed_keys, splits_of
 from adalfl_jax.training.setup import make_setup
@@ -86,7 +86,7 @@ def test_a_decaying_rate_depends_on_the_number_of_steps():
 @pytest.mark.filterwarnings("ignore:The inplace keyword")  # tbparse's, of pandas
 def test_a_shared_offline_phase_is_trained_once_and_gives_the_same_runs(tmp_path, monkeypatch):
     shared, agreed = tmp_path / "offline", []
-    monkeypatch.setattr(loop, "require_same", agreed.append)
+    monkeypatch.setattr(run, "require_same", agreed.append)
     adalfl = tiny_config(BRIEF, method="adalfl")
     train(adalfl, tmp_path / "alone")
     ml3 = train(tiny_config(BRIEF, method="ml3"), tmp_path / "ml3", offline_dir=shared)
@@ -94,9 +94,9 @@ def test_a_shared_offline_phase_is_trained_once_and_gives_the_same_runs(tmp_path
     def never(*args, **kwargs):
         raise AssertionError("the offline phase is trained again")
 
-    monkeypatch.setattr(loop, "make_offline_phase", lambda setup: Phase(never, never))
+    monkeypatch.setattr(run, "make_offline_phase", lambda setup: Phase(never, never))
     waits = threading.Event()
-    monkeypatch.setattr(loop, "tell", lambda text: waits.set() if "another process works on" in text else None)
+    monkeypatch.setattr(run, "tell", lambda text: waits.set() if "another process works on" in text else None)
     with ThreadPoolExecutor() as pool:
         with hold_workdir(shared / digest_of_offline_phase(adalfl)):
             training = pool.submit(train, adalfl, tmp_path / "adalfl", offline_dir=shared)

@@ -15,7 +15,6 @@ from adalfl_jax.training.phases import (
     make_seed_keys,
     make_training_phase,
     offline_hypergradient,
-    restart_outer_optimizer,
     splits_of,
 )
 from adalfl_jax.training.setup import make_setup
@@ -40,7 +39,7 @@ def advance(overrides, chunks):
     """The state and the metrics of every step, in chunks of given lengths."""
     setup = make_setup(tiny_config(overrides))
     keys, splits, rate = make_seed_keys(setup.config.seeds), splits_of(setup), setup.config.inner.learning_rate
-    state = init_training(setup, "adalfl", keys, restart_outer_optimizer(init_phi(setup, keys)))
+    state = init_training(setup, "adalfl", keys)
     phase, metrics, done = make_training_phase(setup, "adalfl"), [], 0
     for num_steps in chunks:
         state, chunk = phase.advance(state, keys, splits, rate, done, num_steps=num_steps)

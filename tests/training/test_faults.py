@@ -20,7 +20,6 @@ from adalfl_jax.training.phases import (
     make_offline_phase,
     make_seed_keys,
     make_training_phase,
-    restart_outer_optimizer,
     splits_of,
 )
 from adalfl_jax.training.setup import make_setup
@@ -50,8 +49,7 @@ def advance(method, policy, spoil=None, num_steps=6):
     if method == "offline":
         phase, state = make_offline_phase(setup), RunState(None, init_phi(setup, keys))
     else:
-        phi = None if method == "task_loss" else restart_outer_optimizer(init_phi(setup, keys))
-        phase, state = make_training_phase(setup, method), init_training(setup, method, keys, phi)
+        phase, state = make_training_phase(setup, method), init_training(setup, method, keys)
     state = state if spoil is None else spoil(state)
     return state, *phase.advance(state, keys, splits_of(setup), 0.1, 0, num_steps=num_steps)
 

@@ -12,7 +12,6 @@ from adalfl_jax.training.phases import (
     make_offline_phase,
     make_seed_keys,
     make_training_phase,
-    restart_outer_optimizer,
     splits_of,
 )
 from adalfl_jax.training.setup import make_setup
@@ -32,7 +31,7 @@ def run(first_seed, num_seeds, method):
         offline = make_offline_phase(setup).advance
         start = RunState(None, init_phi(setup, keys))
         state, _ = offline(start, keys, splits, rate, 0, num_steps=NUM_STEPS)
-        phi = restart_outer_optimizer(state.phi)
+        phi = state.phi
     start = init_training(setup, method, keys, phi)
     return make_training_phase(setup, method).advance(start, keys, splits, rate, 0, num_steps=NUM_STEPS)
 

@@ -11,11 +11,9 @@ from adalfl_jax.hypergradient import ESTIMATORS
 from adalfl_jax.models import count_params
 from adalfl_jax.training import ConfigError, loop, sharding, train
 from adalfl_jax.training.phases import (
-    init_phi,
     init_training,
     make_seed_keys,
     make_training_phase,
-    restart_outer_optimizer,
     splits_of,
 )
 from adalfl_jax.training.preemption import PreemptionError
@@ -46,7 +44,7 @@ def start(config):
     """The program of the online phase and what it is called with."""
     setup = make_setup(config)
     keys = make_seed_keys(config.seeds, setup.mesh)
-    state = init_training(setup, "adalfl", keys, restart_outer_optimizer(init_phi(setup, keys)))
+    state = init_training(setup, "adalfl", keys)
     return make_training_phase(setup, "adalfl"), (state, keys, splits_of(setup), config.inner.learning_rate, 0)
 
 

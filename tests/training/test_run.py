@@ -8,7 +8,7 @@ import pytest
 from tbparse import SummaryReader
 
 import adalfl_jax
-from adalfl_jax.training import ConfigError, DivergenceError, WorkdirError, compare, loop, train
+from adalfl_jax.training import ConfigError, DivergenceError, WorkdirError, compare, run, train
 from adalfl_jax.training.checkpoint import load_state, save_state
 from adalfl_jax.training.phases import init_phi, init_theta, make_seed_keys
 from adalfl_jax.training.results import MethodResult
@@ -215,8 +215,8 @@ def test_tuning_holds_the_best_result_so_far_alone():
         return result
 
     config = tiny_config({"tuning.learning_rates": (5.0, 3.0, 1.0, 4.0, 6.0, 7.0)})
-    run = types.SimpleNamespace(setup=types.SimpleNamespace(config=config), _training=training)
-    result = loop._Run._tuned_task_loss(run)
+    stand_in = types.SimpleNamespace(setup=types.SimpleNamespace(config=config), _training=training)
+    result = run._Run._tuned_task_loss(stand_in)
     assert (result.learning_rate, result.seconds) == (3.0, 6.0)  # the first of equals
     assert result.tuning == {"5.0": 3.0, "3.0": 1.0, "1.0": 1.0, "4.0": 2.0, "6.0": 4.0, "7.0": 5.0}
 
@@ -255,7 +255,7 @@ def test_chunks_of_one_length_run_one_compiled_program(method, tmp_path, monkeyp
         return wrapped
 
     for name in ("make_offline_phase", "make_training_phase"):
-        monkeypatch.setattr(loop, name, spy(getattr(loop, name)))
+        monkeypatch.setattr(run, name, spy(getattr(run, name)))
     train(tiny_config(method=method, num_steps=8, eval_every=3, **{"offline.num_steps": 6}), tmp_path / "run")
     sizes = [phase.advance._cache_size() for phase in made]
     assert sizes == ([2] if method == "task_loss" else [1, 2])  # chunks of 3, 3 and 2 steps; of 3 and 3
@@ -332,12 +332,12 @@ def test_diverged_training_names_the_step_and_keeps_the_last_finite_state(eval_e
 
 
 def test_a_start_that_is_not_finite_leaves_no_state(tmp_path, monkeypatch):
-    init_training = loop.init_training
+    init_training = run.init_training
 
     def spoiled(*arguments):
         return jax.tree.map(lambda leaf: leaf * np.nan, init_training(*arguments))
 
-    monkeypatch.setattr(loop, "init_training", spoiled)
+    monkeypatch.setattr(run, "init_training", spoiled)
     with pytest.raises(DivergenceError, match=r"not finite at training step 0 \(seed 0\); .* may help$"):
         train(tiny_config({"num_seeds": 1}, method="task_loss"), tmp_path / "run")
     assert not (tmp_path / "run" / "states").exists()

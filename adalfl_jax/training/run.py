@@ -31,7 +31,6 @@ from adalfl_jax.training.phases import (
     make_offline_phase,
     make_seed_keys,
     make_training_phase,
-    restart_outer_optimizer,
 )
 from adalfl_jax.training.preemption import Preemption, PreemptionError
 from adalfl_jax.training.progress import tell
@@ -183,7 +182,7 @@ class _Run:
             return self._training(method, None, rate, observe=self._writer(method))
         offline, seconds = self._offline_phase()
         assert offline.phi is not None
-        result = self._training(method, restart_outer_optimizer(offline.phi), rate, observe=self._writer(method))
+        result = self._training(method, offline.phi, rate, observe=self._writer(method))
         return dataclasses.replace(result, offline_seconds=seconds)
 
     def _tuned_task_loss(self) -> MethodResult:
