@@ -33,6 +33,7 @@ from adalfl_jax import data
 from adalfl_jax.registry import require_known
 from adalfl_jax.training import ConfigError, TrainConfig
 from adalfl_jax.training.fields import field_paths
+from adalfl_jax.training.sections import DatasetConfig
 from adalfl_jax.training.start import pin_start
 from adalfl_jax.training.workdir import finished_summary, require_own, write_json, writing
 from experiments.launch import CONFIG, WORKDIR, parse_flags, told_in_a_line
@@ -120,7 +121,8 @@ def main(argv: list[str]) -> None:
         unfinished = [point for point in points if _summary_of(point) is None]
         if _SUBMIT.value and unfinished:
             _run(unfinished, root)
-        rows = [row for point in points for row in _rows_of(point)]
+        trained_on: dict[DatasetConfig, tuple[str, str | None]] = {}
+        rows = [row for point in points for row in _rows_of(point, trained_on)]
         print(render_table(results_table(rows, list(points[0].overrides))))
         if _SUBMIT.value:
             _write(rows, root)
@@ -237,21 +239,27 @@ def _summary_of(point: Point) -> dict[str, Any] | None:
     return finished_summary(point.workdir, point.config, _PROGRAM.value)
 
 
-def _rows_of(point: Point) -> list[Row]:
-    """What a run has reached, a row for each of its methods; one without numbers where it is not finished."""
+def _rows_of(point: Point, trained_on: dict[DatasetConfig, tuple[str, str | None]]) -> list[Row]:
+    """What a run has reached, a row for each of its methods; one without numbers where it is not finished.
+
+    Args:
+      point: the run.
+      trained_on: the first finished run on a dataset, with the digest of its data; a run on a new one is added.
+    """
     row: Row = {"run": point.workdir.name, **point.overrides}
     if (summary := _summary_of(point)) is None:
         printed = point.log.read_text().splitlines() if point.log.exists() else []
         return [row | {"state": f"unfinished: {printed[-1]}" if printed else "not begun"}]
+    data_digest = summary.get("data")  # older ones do not say
+    first, digest = trained_on.setdefault(point.config.dataset, (point.workdir.name, data_digest))
+    state = "finished" if data_digest == digest else f"finished, on other data than {first}"
     numbers = {
         method: {f"{split}_{part}": info[split][part] for split in ("test", "valid") for part in ("mean", "std")}
         for method, info in summary["methods"].items()
     }
     rates = {method: info["learning_rate"] for method, info in summary["methods"].items()}
     return [
-        row
-        | {"state": "finished", "method": method, "metric": summary["metric"], "learning_rate": rates[method]}
-        | found
+        row | {"state": state, "method": method, "metric": summary["metric"], "learning_rate": rates[method]} | found
         for method, found in numbers.items()
     ]
 

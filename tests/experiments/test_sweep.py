@@ -189,6 +189,20 @@ def test_a_sweep_runs_what_is_not_finished_and_ends_in_a_table(run, tmp_path, mo
     assert float(table[0]["valid_mean"]) == rows[0]["valid_mean"]
 
 
+def test_runs_on_other_data_than_the_first_are_marked(run, monkeypatch):
+    def summary_of(point):
+        spread = {"mean": 0.1, "std": None}
+        result = {"learning_rate": 0.1, "test": spread, "valid": spread}
+        data = "before" if point.config.num_steps == 4 else "after"
+        return {"data": data, "metric": "error_rate", "methods": {"task_loss": result}}
+
+    monkeypatch.setattr(sweep, "_summary_of", summary_of)
+    out, _ = run("--vary=num_steps=4,8", "--nosubmit")
+    first, second = out.splitlines()[-2:]
+    assert "| finished " in first
+    assert "| finished, on other data than num_steps=4 |" in second
+
+
 def test_a_run_that_fails_tells_its_last_words(tmp_path):
     program = "import sys; print('before'); sys.exit('ConfigError: it cannot be')"
     with pytest.raises(RuntimeError, match=r"^ConfigError: it cannot be$"):
