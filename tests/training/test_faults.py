@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from adalfl_jax import data
-from adalfl_jax.training import DivergenceError, loop, stage, train
+from adalfl_jax.training import DivergenceError, run, stage, train
 from adalfl_jax.training.chunk import chunk_means, require_finite, seeds_without_gradient
 from adalfl_jax.training.faults import all_finite, phi_metrics, skip_nonfinite
 from adalfl_jax.training.phases import (
@@ -87,7 +87,7 @@ def poisoned(monkeypatch):
     inputs = np.array(digits.train.inputs)
     inputs[-1] = 3e38
     digits = dataclasses.replace(digits, train=Batch(jnp.asarray(inputs), digits.train.targets))
-    monkeypatch.setattr(loop, "make_setup", lambda config: make_setup(config, digits))
+    monkeypatch.setattr(run, "make_setup", lambda config: make_setup(config, digits))
 
 
 def test_a_run_skips_the_steps_that_meet_a_poisoned_example(poisoned, tmp_path):
@@ -199,7 +199,7 @@ def fragile(monkeypatch):
         return phase._replace(advance=advance)
 
     limit = [1e-4]
-    monkeypatch.setattr(loop, "make_training_phase", make)
+    monkeypatch.setattr(run, "make_training_phase", make)
     return limit
 
 

@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 
-from adalfl_jax.training import DivergenceError, PreemptionError, WorkdirError, compare, loop, train
+from adalfl_jax.training import DivergenceError, PreemptionError, WorkdirError, compare, run, train
 from adalfl_jax.training.workdir import hold_workdir
 from tests.training.same_run import assert_same_run, read_json
 from tests.training.tiny import DIABETES, snapshot, tiny_config
@@ -44,7 +44,7 @@ def run_in_pieces(run, config, folder, pieces, monkeypatch):
     messages = []
     for num_chunks in pieces:
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "Preemption", SignalAfter(num_chunks))
+            patch.setattr(run, "Preemption", SignalAfter(num_chunks))
             with pytest.raises(PreemptionError) as caught:
                 run(config, folder)
         messages.append(str(caught.value))
@@ -101,9 +101,9 @@ def test_a_run_stopped_without_a_word_loses_what_came_after_its_last_checkpoint_
             raise Killed
         written(self, method, phase, step, seeds, scalars)
 
-    written = loop.MetricWriters.write
+    written = run.MetricWriters.write
     with monkeypatch.context() as patch:
-        patch.setattr(loop.MetricWriters, "write", write)
+        patch.setattr(run.MetricWriters, "write", write)
         with pytest.raises(Killed):
             train(config, tmp_path / "broken")
         kept = sorted(int(path.name) for path in (tmp_path / "broken" / "checkpoints" / "task_loss").iterdir())
@@ -120,10 +120,10 @@ def test_checkpoint_settings_may_change_when_a_run_goes_on(tmp_path, monkeypatch
     settings = {"num_steps": 6, "eval_every": 2, "num_seeds": 1}
     first, second = (tiny_config(settings | {"checkpoint.keep": keep}, method="task_loss") for keep in (2, 0))
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "Preemption", SignalAfter(2))
+        patch.setattr(run, "Preemption", SignalAfter(2))
         with pytest.raises(PreemptionError):
             train(first, tmp_path / "run")
-        patch.setattr(loop, "Preemption", SignalAfter(1))
+        patch.setattr(run, "Preemption", SignalAfter(1))
         with pytest.raises(PreemptionError, match=r"step 6 of 6, task loss, not saved, as config\.checkpoint\.k"):
             train(second, tmp_path / "run")
     assert read_json(tmp_path / "run" / "config.json")["checkpoint"]["keep"] == 0
@@ -159,7 +159,7 @@ def test_a_diverged_run_tried_again_diverges_from_its_last_finite_state(tmp_path
 def test_a_signal_after_the_last_chunk_is_obeyed_once_the_run_is_over(tmp_path, monkeypatch):
     config = tiny_config({"num_steps": 1, "num_seeds": 1}, method="task_loss")
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "Preemption", SignalAfter(2))
+        patch.setattr(run, "Preemption", SignalAfter(2))
         with pytest.raises(PreemptionError, match=r"SIGTERM: the run is over, and its results are written"):
             train(config, tmp_path / "run")
     assert train(config, tmp_path / "run") == read_json(tmp_path / "run" / "summary.json")
@@ -171,7 +171,7 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch):
     config = tiny_config(overrides, method="task_loss")
     np.savez(path, inputs=inputs, targets=np.arange(200) % 2)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "Preemption", SignalAfter(1))
+        patch.setattr(run, "Preemption", SignalAfter(1))
         with pytest.raises(PreemptionError):
             train(config, tmp_path / "run")
     np.savez(path, inputs=inputs + 1, targets=np.arange(200) % 2)

@@ -9,7 +9,7 @@ import pytest
 
 from adalfl_jax.hypergradient import ESTIMATORS
 from adalfl_jax.models import count_params
-from adalfl_jax.training import ConfigError, loop, sharding, train
+from adalfl_jax.training import ConfigError, run, sharding, train
 from adalfl_jax.training.phases import (
     init_training,
     make_seed_keys,
@@ -137,7 +137,7 @@ def test_a_run_goes_on_under_another_mesh(overrides, meshes, tmp_path, monkeypat
     train(alone, tmp_path / "unbroken")
     with monkeypatch.context() as patch:
         for config in first:
-            patch.setattr(loop, "Preemption", SignalAfter(2))
+            patch.setattr(run, "Preemption", SignalAfter(2))
             with pytest.raises(PreemptionError):
                 train(config, tmp_path / "moved")
     train(last, tmp_path / "moved")

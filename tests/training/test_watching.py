@@ -15,7 +15,7 @@ from absl.testing import flagsaver
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from adalfl_jax.training import ConfigError, PreemptionError, compare, loop, train
+from adalfl_jax.training import ConfigError, PreemptionError, compare, train
 from adalfl_jax.training.outputs import read_record
 from adalfl_jax.training.unfinished import read_unfinished
 from adalfl_jax.training.workdir import hold_workdir, open_workdir
@@ -80,18 +80,18 @@ class Watched(NamedTuple):
 def watched(tmp_path_factory):
     """A comparison that was broken off in its search and in AdaLFL, and what it showed."""
     config = tiny_config(WATCHED)
-    run = Watched(tmp_path_factory.mktemp("watched") / "run", Wandb(), [], [])
+    seen = Watched(tmp_path_factory.mktemp("watched") / "run", Wandb(), [], [])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "wandb", run.wandb)
+        patch.setitem(sys.modules, "wandb", seen.wandb)
         for num_chunks in (7, 8):
             with pytest.MonkeyPatch.context() as broken:
-                broken.setattr(loop, "Preemption", SignalAfter(num_chunks))
+                broken.setattr(run, "Preemption", SignalAfter(num_chunks))
                 with pytest.raises(PreemptionError):
-                    compare(config, run.folder)
-            run.progress.append([tuple(part.values()) for part in read_unfinished(run.folder).summary["progress"]])
-            run.pages.append(page_of(run.folder))
-        compare(config, run.folder)
-    return run
+                    compare(config, seen.folder)
+            seen.progress.append([tuple(part.values()) for part in read_unfinished(seen.folder).summary["progress"]])
+            seen.pages.append(page_of(seen.folder))
+        compare(config, seen.folder)
+    return seen
 
 
 def page_of(folder):
