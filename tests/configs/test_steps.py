@@ -53,7 +53,8 @@ def test_config_takes_one_adalfl_step(name):
     assert_step_moved_everything(*one_step(set_up(name, reduced(name))))
 
 
-@pytest.mark.parametrize("name", slow(LARGE, among=set(LARGE) - {"cifar10_resnet18"}))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LARGE)
 def test_a_step_of_a_large_model_is_traced(name):
     """All but its compilation, which takes most of a minute."""
     setup = set_up(name, reduced(name))

@@ -284,7 +284,14 @@ def test_apply_leaves_the_state_it_is_given_as_it_is():
 # Remat
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if "remat" in model_options(name)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "squeezenet" else ())
+        for name in MODELS
+        if "remat" in model_options(name)
+    ],
+)
 def test_remat_puts_every_block_under_remat_and_keeps_little_for_the_backward_pass(name):
     """Of the program before XLA; on a CPU XLA's own order of work keeps as much memory in use with remat as without."""
     options = {"depth": 10, "width": 1} if name == "wide_resnet" else {}

@@ -24,7 +24,7 @@ from tests.training.tiny import final_state, tiny_config
 pytestmark = pytest.mark.usefixtures("without_figures")
 
 REMEMBERING = [
-    {"outer.pipelined": True, "hypergradient": "finite_difference"},
+    pytest.param({"outer.pipelined": True, "hypergradient": "finite_difference"}, marks=pytest.mark.slow),
     {"hypergradient": "truncated", "estimator.window": 3},
     pytest.param(
         {"hypergradient": "persistent_evolution_strategies", "estimator.num_pairs": 2, "estimator.horizon": 4},

@@ -206,14 +206,22 @@ def fragile(monkeypatch):
 BACK_OFF = {"offline.num_steps": 0, "on_nonfinite": "back_off", "outer.learning_rate": 3e-4, "eval_every": 5}
 
 
-def test_a_chunk_that_is_not_finite_is_taken_again_with_eta_halved(fragile, tmp_path, monkeypatch):
-    config = tiny_config(BACK_OFF, method="adalfl")
+@pytest.mark.usefixtures("fragile")
+def test_a_chunk_that_is_not_finite_is_taken_again_with_eta_halved(tmp_path):
     with pytest.warns(UserWarning, match="eta is halved") as told:
-        train(config, tmp_path / "unbroken")
+        train(tiny_config(BACK_OFF, method="adalfl"), tmp_path / "run")
     text = "adalfl diverged: outer_loss is not finite at training step 13 (seed 1);"
     assert [text in str(warning.message) for warning in told] == [True, True]
-    back_offs = {row["step"]: row.get("train/back_offs") for row in records(tmp_path / "unbroken")}
+    back_offs = {row["step"]: row.get("train/back_offs") for row in records(tmp_path / "run")}
     assert back_offs == {0: None, 5: 0.0, 10: 0.0, 15: 2.0, 20: 2.0}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fragile")
+def test_a_run_broken_off_after_eta_was_halved_ends_as_an_unbroken_one(tmp_path, monkeypatch):
+    config = tiny_config(BACK_OFF, method="adalfl")
+    with pytest.warns(UserWarning, match="eta is halved"):
+        train(config, tmp_path / "unbroken")
     with pytest.warns(UserWarning, match="eta is halved"):
         run_in_pieces(train, config, tmp_path / "broken", (3,), monkeypatch)
     assert_same_run(tmp_path / "unbroken", tmp_path / "broken")

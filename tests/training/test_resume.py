@@ -39,16 +39,16 @@ class SignalAfter:
         return signal.SIGTERM if self.left == 0 else None
 
 
-def run_in_pieces(run, config, folder, pieces, monkeypatch):
+def run_in_pieces(program, config, folder, pieces, monkeypatch):
     """Breaks a run off after each number of chunks, and then lets it end. Returns what the errors said."""
     messages = []
     for num_chunks in pieces:
         with monkeypatch.context() as patch:
             patch.setattr(run, "Preemption", SignalAfter(num_chunks))
             with pytest.raises(PreemptionError) as caught:
-                run(config, folder)
+                program(config, folder)
         messages.append(str(caught.value))
-    run(config, folder)
+    program(config, folder)
     return messages
 
 
@@ -70,11 +70,12 @@ def test_a_comparison_broken_off_in_every_phase_ends_as_an_unbroken_one(tmp_path
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
         {"hypergradient": "truncated", "estimator.window": 3, "dataset.streaming": "always"},
-        pytest.param({"outer.pipelined": True, "inner.schedule": "cosine"}, marks=pytest.mark.slow),
+        {"outer.pipelined": True, "inner.schedule": "cosine"},
     ],
     ids=["streamed_window", "pipelined"],
 )

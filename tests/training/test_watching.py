@@ -15,7 +15,7 @@ from absl.testing import flagsaver
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from adalfl_jax.training import ConfigError, PreemptionError, compare, train
+from adalfl_jax.training import ConfigError, PreemptionError, compare, run, train
 from adalfl_jax.training.outputs import read_record
 from adalfl_jax.training.unfinished import read_unfinished
 from adalfl_jax.training.workdir import hold_workdir, open_workdir
@@ -106,13 +106,13 @@ def events_of(folder, run):
 
 
 def test_pictures_of_the_loss_are_shown_evenly_over_each_phase(watched):
-    for run, tag, steps in (("offline", "offline/learned_loss", [4, 8]), ("adalfl", "training/learned_loss", [12, 20])):
-        images = events_of(watched.folder, f"{run}/seed_0").Images(tag)
+    for job, tag, steps in (("offline", "offline/learned_loss", [4, 8]), ("adalfl", "training/learned_loss", [12, 20])):
+        images = events_of(watched.folder, f"{job}/seed_0").Images(tag)
         assert [image.step for image in images] == steps
         first, last = (Image.open(io.BytesIO(image.encoded_image_string)).convert("RGB") for image in images)
         assert first.size == last.size == (720, 340)
         assert first.tobytes() != last.tobytes()
-        assert events_of(watched.folder, f"{run}/seed_1").Tags()["images"] == []
+        assert events_of(watched.folder, f"{job}/seed_1").Tags()["images"] == []
 
 
 def test_the_chunks_that_hold_the_steps_to_profile_are_traced(watched):
