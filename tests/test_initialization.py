@@ -34,9 +34,9 @@ def test_the_scan_equals_a_loop_over_fresh_models(num_inner_steps):
         init_key, step_key = jax.random.split(batch.rng_key)
         theta = adalfl_jax.Theta.create(*jax.jit(model.init)(init_key), inner)
         _, phi, expected = jax.jit(bilevel_step)(theta, phi, batch._replace(rng_key=step_key))
-        # Models are drawn in single precision, and the last bits depend on how that is compiled.
-        chex.assert_trees_all_close(jax.tree.map(lambda leaf, i=index: leaf[i], metrics), expected, rtol=1e-7)
-    chex.assert_trees_all_close(scanned, phi, rtol=1e-7, atol=1e-10)
+        # Models are drawn in single precision, and its last bit depends on how that is compiled.
+        chex.assert_trees_all_close(jax.tree.map(lambda leaf, i=index: leaf[i], metrics), expected, rtol=1e-6)
+    chex.assert_trees_all_close(scanned, phi, rtol=1e-6, atol=1e-9)
 
 
 def test_every_step_draws_another_theta():
