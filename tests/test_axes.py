@@ -142,8 +142,9 @@ def test_a_step_inside_pmap_moves_as_on_the_whole_batch(case):
     assert_equal_to_whole(case, by_pmap, "batch_norm")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("case", slow_but("truncated"))
+@pytest.mark.parametrize("case", CASES)
 def test_a_step_under_jit_with_shardings_moves_as_on_one_device(case):
     assert_equal_to_whole(case, by_shardings, "batch_norm", axis_name=None)
 

@@ -257,6 +257,7 @@ def draw_patterns(rng_key, num_examples):
     return adalfl_jax.Batch(100 + 5 * (patterns[targets] + 0.5 * noise), targets)
 
 
+@pytest.mark.slow
 def test_after_training_the_running_statistics_serve_as_well_as_those_of_a_batch():
     model, loss = functionalize(lambda rngs: Convolutional(1, 4, rngs=rngs)), adalfl_jax.ScaledTaskLoss()
     inner, outer = optax.sgd(0.1, momentum=0.9, nesterov=True), optax.adam(1e-2)

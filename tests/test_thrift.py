@@ -48,11 +48,8 @@ def mean_over_rotations(functions, theta, phi, batch, **options):
 @pytest.mark.parametrize(
     ("estimator", "fraction"),
     [
-        *(
-            pytest.param(name, 0.25, marks=pytest.mark.slow if name in ("recompute", "central_difference") else ())
-            for name in ONE_STEP
-        ),
-        ("forward", (0.5, 1.0)),
+        *(pytest.param(name, 0.25, marks=() if name == "forward" else pytest.mark.slow) for name in ONE_STEP),
+        pytest.param("forward", (0.5, 1.0), marks=pytest.mark.slow),
         ("unrolled", (1.0, 0.25)),
     ],
 )
@@ -124,7 +121,7 @@ def test_theta_is_updated_on_the_whole_batch(model_name):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("estimator", ["forward", "mixed_mode"])
+@pytest.mark.parametrize("estimator", ["forward", pytest.param("mixed_mode", marks=pytest.mark.slow)])
 def test_phi_learns_at_every_nth_step_alone(estimator):
     functions, theta, phi = make("batch_norm", "momentum")
     plain = jax.jit(adalfl_jax.make_bilevel_step(*functions, hypergradient=estimator))

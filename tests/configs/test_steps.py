@@ -7,7 +7,7 @@ import pytest
 
 from adalfl_jax.training.phases import init_phi, init_theta, make_seed_keys, make_training_phase, splits_of
 from adalfl_jax.training.state import RunState
-from tests.configs.test_configs import HERE, NAMES, get_config, random_setup
+from tests.configs.test_configs import NAMES, get_config, random_setup
 
 SMALL_MODELS = ("logistic", "mlp", "lenet5")
 REDUCED = {"model.hidden_sizes": (8,), "learned_loss.hidden_sizes": (8,), "batch_size": 4, "num_seeds": 1}
@@ -39,16 +39,12 @@ def reduced(name):
 
 
 LARGE = [name for name in NAMES if get_config(name).model.name not in SMALL_MODELS]
-TWINS = ("fashion_mnist_mlp", "fashion_mnist_lenet5", "crime_mlp", "cifar100_wrn28_10")  # of the models of others
-TAKEN = [name for name in NAMES if get_config(name).dataset.name in HERE[:2]]  # by `test_configs`
+QUICK = ("mnist_lenet5", "california_mlp")
 
 
-def slow(names, among):
-    """Names as parameters, some of them of slow tests."""
-    return [pytest.param(name, marks=pytest.mark.slow if name in among else ()) for name in names]
-
-
-@pytest.mark.parametrize("name", slow(NAMES, among=(*LARGE, *TWINS, *TAKEN)))
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+)
 def test_config_takes_one_adalfl_step(name):
     assert_step_moved_everything(*one_step(set_up(name, reduced(name))))
 

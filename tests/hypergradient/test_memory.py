@@ -36,7 +36,8 @@ def test_nothing_of_the_first_pass_is_kept(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "least", "most"), [("unrolled", 5, 8), ("checkpointed", 1, 3.2), ("mixed_mode", 1, 2)]
+    ("name", "least", "most"),
+    [pytest.param("unrolled", 5, 8, marks=pytest.mark.slow), ("checkpointed", 1, 3.2), ("mixed_mode", 1, 2)],
 )
 def test_memory_grows_with_the_steps_or_with_their_root_or_with_theta_alone(name, least, most):
     """From K = 4 to 32, eight times as many."""

@@ -39,10 +39,10 @@ def scan(step, theta, phi, batches):
     ("estimator", "model_name", "optimizer_name"),
     [
         pytest.param("forward", "batch_norm", "nesterov", marks=pytest.mark.slow),
-        ("forward", "plain", "adam"),
+        pytest.param("forward", "plain", "adam", marks=pytest.mark.slow),
         ("recompute", "batch_norm", "sgd"),
         ("finite_difference", "plain", "clip"),
-        ("central_difference", "batch_norm", "momentum"),
+        pytest.param("central_difference", "batch_norm", "momentum", marks=pytest.mark.slow),
     ],
 )
 def test_it_makes_the_same_updates_one_step_later(estimator, model_name, optimizer_name):

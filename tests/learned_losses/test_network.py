@@ -105,7 +105,7 @@ def test_values_and_two_derivatives_are_finite_at_huge_logits(predictions):
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(everything))
 
 
-@pytest.mark.parametrize("single_output", [False, True])
+@pytest.mark.parametrize("single_output", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("predictions", ["probabilities", "log_probabilities"])
 def test_the_hessian_is_finite_at_saturated_probabilities(predictions, single_output):
     loss = LossNetwork(predictions=predictions)

@@ -84,11 +84,16 @@ def assert_close(actual, expected, tolerance):
         ("allcnnc", (32, 32, 3), {}, 1_372_254),
         ("squeezenet", (32, 32, 3), {}, 734_986),
         ("resnet", (32, 32, 3), {"depth": 18}, 11_173_962),
-        ("resnet", (32, 32, 3), {"depth": 34}, 21_282_122),
-        ("resnet", (32, 32, 3), {"depth": 50}, 23_520_842),
-        ("wide_resnet", (32, 32, 3), {"depth": 16, "width": 8}, 10_961_370),
         ("wide_resnet", (32, 32, 3), {"depth": 28, "width": 10}, 36_479_194),
-        ("wide_resnet", (32, 32, 3), {"depth": 40, "width": 4}, 8_949_210),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("resnet", (32, 32, 3), {"depth": 34}, 21_282_122),
+                ("resnet", (32, 32, 3), {"depth": 50}, 23_520_842),
+                ("wide_resnet", (32, 32, 3), {"depth": 16, "width": 8}, 10_961_370),
+                ("wide_resnet", (32, 32, 3), {"depth": 40, "width": 4}, 8_949_210),
+            )
+        ),
     ],
 )
 def test_parameter_counts_are_those_of_the_literature(name, input_shape, options, count):
@@ -99,7 +104,9 @@ def test_parameter_counts_are_those_of_the_literature(name, input_shape, options
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize(("shape_of", "num_outputs"), [(smallest_shape, 1), (larger_shape, 7)])
+@pytest.mark.parametrize(
+    ("shape_of", "num_outputs"), [(smallest_shape, 1), pytest.param(larger_shape, 7, marks=pytest.mark.slow)]
+)
 def test_models_take_any_valid_input_and_any_number_of_outputs(name, shape_of, num_outputs):
     model = make_model(name, shape_of(name), num_outputs)
     params, model_state = jax.eval_shape(model.init, jax.random.key(0))
@@ -287,7 +294,7 @@ def test_apply_leaves_the_state_it_is_given_as_it_is():
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow if name == "squeezenet" else ())
+        pytest.param(name, marks=() if name == "resnet" else pytest.mark.slow)
         for name in MODELS
         if "remat" in model_options(name)
     ],
@@ -313,6 +320,7 @@ def test_remat_puts_every_block_under_remat_and_keeps_little_for_the_backward_pa
     assert kept[True] < kept[False] / 2
 
 
+@pytest.mark.slow
 def test_remat_adds_work_to_the_compiled_gradient():
     """That is, XLA does not merge the second computation of a block with the first."""
     work = {}
@@ -328,6 +336,7 @@ def test_remat_adds_work_to_the_compiled_gradient():
     assert 1.05 * work[False] < work[True] < 1.5 * work[False]
 
 
+@pytest.mark.slow
 def test_remat_changes_no_output_state_or_gradient_and_draws_the_same_dropout():
     results = []
     for remat in (False, True):

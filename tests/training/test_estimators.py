@@ -31,7 +31,7 @@ REMEMBERING = [
         marks=pytest.mark.slow,
     ),
     pytest.param({"outer.pipelined": True}, marks=pytest.mark.slow),
-    {"outer.every": 4},
+    pytest.param({"outer.every": 4}, marks=pytest.mark.slow),
 ]
 
 

@@ -35,6 +35,7 @@ pytestmark = [
 ]
 
 SEEDS = 3
+PHASES = [*(pytest.param(name, marks=pytest.mark.slow) for name in ("task_loss", "offline")), "adalfl"]
 
 
 def records(folder):
@@ -59,7 +60,7 @@ def spoil_second_seed(state):
     return jax.tree.map(lambda leaf: leaf.at[1].set(1e38) if leaf.dtype == jnp.float32 else leaf, state)
 
 
-@pytest.mark.parametrize("method", ["task_loss", "adalfl", "offline"])
+@pytest.mark.parametrize("method", PHASES)
 def test_a_seed_that_diverges_stays_as_it_is_and_its_neighbours_are_the_same_bits(method):
     before, after, metrics = advance(method, "skip", spoil_second_seed)
     _, expected, expected_metrics = advance(method, "skip")
@@ -71,7 +72,7 @@ def test_a_seed_that_diverges_stays_as_it_is_and_its_neighbours_are_the_same_bit
     assert all_finite(metrics)
 
 
-@pytest.mark.parametrize("method", ["task_loss", "adalfl", "offline"])
+@pytest.mark.parametrize("method", PHASES)
 def test_where_all_is_finite_skipping_changes_nothing(method):
     _, state, metrics = advance(method, "skip")
     _, expected, expected_metrics = advance(method, "stop")

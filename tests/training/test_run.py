@@ -261,10 +261,9 @@ def test_chunks_of_one_length_run_one_compiled_program(method, tmp_path, monkeyp
     assert sizes == ([2] if method == "task_loss" else [1, 2])  # chunks of 3, 3 and 2 steps; of 3 and 3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_figures")
-@pytest.mark.parametrize(
-    ("method", "lengths"), [("task_loss", (10, 7, 40)), pytest.param("adalfl", (10, 5), marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("method", "lengths"), [("task_loss", (10, 7, 40)), ("adalfl", (10, 5))])
 def test_result_does_not_depend_on_the_length_of_a_chunk(method, lengths, tmp_path):
     overrides = {"num_steps": 15, "offline.num_steps": 15, "num_seeds": 1}
     states = []
@@ -380,6 +379,7 @@ def test_offline_phase_unrolls_several_inner_steps(tmp_path):
     assert largest_change(*ends) > 1e-5
 
 
+@pytest.mark.slow
 def test_learned_learning_rate_has_no_loss_shape(tmp_path):
     config = tiny_config({"learned_loss.family": "scaled_task_loss"}, methods=("task_loss", "adalfl"))
     summary = compare(config, tmp_path)
