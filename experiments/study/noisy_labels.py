@@ -5,10 +5,12 @@ The clean set is what arms are tuned by and, where they train on it, their outer
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.page import Row, Table, show_mean
 from experiments.study.arms import Arm, Comparison, Overrides, grid
 from experiments.study.runs import RUNS
 from experiments.study.shapes import learned_curves, shapes_figure
@@ -150,7 +152,7 @@ def measure(numbers: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
 
 
 def parts(comparisons: Sequence[Comparison], known: Mapping[str, Any]) -> list[Part]:
-    """Every comparison and, for each problem, what AdaLFL learned beside hand-made losses, by the noise."""
+    """Every comparison and, for each problem, errors and what AdaLFL learned beside hand-made losses, by the noise."""
     made = comparison_parts(comparisons, known)
     for problem, (title, _) in PROBLEMS.items():
         names = [comparison.name for comparison in comparisons if "learned_losses" in known.get(comparison.name, {})]
@@ -161,5 +163,24 @@ def parts(comparisons: Sequence[Comparison], known: Mapping[str, Any]) -> list[P
             )
             suffix = "_quick" if names[0].endswith("_quick") else ""
             picture = f"{problem}_learned_losses{suffix}"
-            made.append(Part(picture, f"What AdaLFL learned: {title}", tuple(names), figure))
+            table = _errors_by_noise(title, {name: known[name] for name in names})
+            made.append(Part(picture, f"What AdaLFL learned: {title}", tuple(names), figure, table))
     return made
+
+
+def _errors_by_noise(title: str, numbers: Mapping[str, Any]) -> Table | None:
+    """A row for each arm that was trained with every one of several noises."""
+    if len(numbers) < 2:
+        return None
+    noises = {name: found["title"].removeprefix(f"{title}, ") for name, found in numbers.items()}
+    rows = [
+        {"arm": arm.title} | {name: found["arms"][arm.name]["test"] for name, found in numbers.items()}
+        for arm in ARMS
+        if all("test" in found["arms"].get(arm.name, {}) for found in numbers.values())
+    ]
+    cells = {shown: functools.partial(_error, name) for name, shown in noises.items()}
+    return Table(f"{title}: test error rate, %, by the labels", {"arm": lambda row: row["arm"]} | cells, rows)
+
+
+def _error(noise: str, row: Row) -> str:
+    return show_mean(row[noise], 100)

@@ -166,6 +166,14 @@ def test_wrong_labels_show_what_was_learned_beside_hand_made_losses(numbers, wor
     assert (table.name, shapes.name) == ("mnist_mlp_40", "mnist_mlp_learned_losses")
     assert shapes.figure.axes[0].get_title(loc="left") == "40 % wrong labels"
     assert len(shapes.figure.axes[1].lines) == 3 + 4  # seeds and hand-made losses
+    assert shapes.table is None
+
+    both = [item for item in noisy_labels.comparisons() if item.name in ("mnist_mlp_clean", "mnist_mlp_40")]
+    *_, shapes = noisy_labels.parts(both, {item.name: {**kept, "title": item.title} for item in both})
+    error = page.show_mean(kept["arms"]["adalfl"]["test"], 100)
+    heading, _, *rows = page.render_table(shapes.table).splitlines()[2:]
+    assert heading.split(" | ")[1:] == ["clean labels", "40 % wrong labels |"]
+    assert [row.split(" | ")[1].strip() for row in rows] == [error]  # of the one arm that both have
 
 
 def test_steps_to_the_target_are_the_first_at_which_the_mean_is_there(numbers):
