@@ -185,6 +185,7 @@ def test_steps_of_a_configuration_are_timed_by_the_estimators_that_train_it(monk
     assert table.title == "digits, mlp, batch 50"
 
 
+@pytest.mark.slow
 def test_seeds_of_a_configuration_are_timed_on_noise():
     config = tiny_config()
     dataset = training_program.dataset_of(config, random_data=True)
@@ -201,6 +202,7 @@ def test_what_a_checkpoint_takes_is_told_if_it_can_be_told_from_the_spread():
     assert checkpoints._note(row | {"seconds_a_save": -0.005}, 300.0).endswith("is lost in the spread of the runs.")
 
 
+@pytest.mark.slow
 def test_checkpoints_are_timed_in_whole_runs():
     config = tiny_config({"num_steps": 6, "eval_every": 2, "num_seeds": 1})
     (table,) = checkpoints.checkpoints_suite(config, training_program.dataset_of(config, random_data=False), 5, 3)

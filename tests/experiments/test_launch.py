@@ -53,14 +53,11 @@ def test_compare_prints_every_method_and_writes_the_report(tmp_path):
     assert (tmp_path / "run" / "report.html").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "text"),
     [
-        pytest.param(
-            {"num_stepss": 3},
-            "unknown field of the configuration 'num_stepss'; did you mean 'num_steps'?",
-            marks=pytest.mark.slow,
-        ),
+        ({"num_stepss": 3}, "unknown field of the configuration 'num_stepss'; did you mean 'num_steps'?"),
         ({"inner.momentum": 1.5}, "ConfigError: config.inner.momentum must be a number in [0, 1); got 1.5"),
     ],
     ids=["misspelt", "out_of_range"],

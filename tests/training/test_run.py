@@ -368,6 +368,7 @@ def test_diverged_run_can_start_over(tmp_path):
     assert messages[0] == messages[1]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_figures")
 def test_offline_phase_unrolls_several_inner_steps(tmp_path):
     one, two = (tiny_config({"offline.num_inner_steps": number}, method="ml3") for number in (1, 2))
@@ -397,6 +398,7 @@ def test_learned_learning_rate_has_no_loss_shape(tmp_path):
         assert last[seed]["gradient_cosine"] == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_figures")
 def test_every_setting_of_the_inner_optimizer_together_trains(tmp_path):
     overrides = DIABETES | {
