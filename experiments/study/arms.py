@@ -25,7 +25,7 @@ class Arm(NamedTuple):
     """One way of training.
 
     Where the grid has more than one point, the point with the best mean validation metric of the tuning seeds is
-    taken, and trained anew on the seeds of the comparison.
+    taken, of several that tie the first, and trained anew on the seeds of the comparison.
     """
 
     name: str
