@@ -3,7 +3,7 @@
     .venv/bin/python -m adalfl_jax.data.prepare fashion_mnist
     .venv/bin/python -m experiments.compare --config=configs/fashion_mnist_lenet5.py --workdir=runs/fashion_mnist_lenet5
 
-About ten hours on two CPU cores, an estimate: the images are as large and as many as those of mnist_lenet5, whose
+About two hours on two CPU cores, an estimate: the images are as large and as many as those of mnist_lenet5, whose
 docstring has the arithmetic. What to expect is not known: no figure of the paper for this pair is at hand, and it was
 not run here yet.
 """

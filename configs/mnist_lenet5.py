@@ -3,11 +3,11 @@
     .venv/bin/python -m adalfl_jax.data.prepare mnist
     .venv/bin/python -m experiments.compare --config=configs/mnist_lenet5.py --workdir=runs/mnist_lenet5
 
-About ten hours on two CPU cores, an estimate: 33 ms a step and seed on the task loss and with ML3, 2.5 times that
-with AdaLFL, and 0.1 s a step of the offline phase make 57 minutes a seed, of which the tuned rate takes 28. A GPU is
-advised. Expect what one seed gave, with --config.num_seeds=1 --config.methods="('task_loss', 'ml3', 'adalfl')" in 37
-minutes beside other work: test errors of 2.05 % of the task loss, 0.93 % of ML3 and 0.93 % of AdaLFL. The paper's
-figures for MNIST are 4.47, 3.50 and 3.12 %; of which model is not known here.
+About two hours on two CPU cores, an estimate from docs/performance.md: a step of ten seeds takes 53 ms on the task
+loss and with ML3 and 146 ms with AdaLFL, so the six runs on the task loss and ML3 take 62 minutes and AdaLFL 24; the
+offline phase and evaluation come on top. Expect what one seed gave, with --config.num_seeds=1
+--config.methods="('task_loss', 'ml3', 'adalfl')": test errors of 2.05 % of the task loss, 0.93 % of ML3 and 0.93 % of
+AdaLFL. The paper's figures for MNIST are 4.47, 3.50 and 3.12 %; of which model is not known here.
 """
 
 from configs import mnist_logistic
