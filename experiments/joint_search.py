@@ -41,7 +41,9 @@ HIDDEN_SIZE, BATCH_SIZE, NUM_POINTS = 64, 50, 20
 RATES, ETAS = (0.03, 0.1, 0.3, 1.0, 3.0), {"loss": 3e-4, "architecture": 1e-2}
 NETWORK = adalfl_jax.LossNetwork()
 
-_STEPS = flags.DEFINE_integer("num_steps", 1000, "Training steps.", lower_bound=NUM_POINTS)
+_STEPS = flags.DEFINE_integer(
+    "num_steps", 1000, f"Training steps, rounded down to a multiple of {NUM_POINTS}.", lower_bound=NUM_POINTS
+)
 _SEEDS = flags.DEFINE_integer("num_models", 10, "Seeds that are compared.", lower_bound=2)
 
 

@@ -90,9 +90,9 @@ _COMPARISONS = flags.DEFINE_multi_string(
 _ARMS = flags.DEFINE_multi_string(
     "arm", None, "Arm to train beside the reference, all by default; may be repeated. The table has no others."
 )
-_SEEDS = flags.DEFINE_integer("num_seeds", 10, "Seeds that arms are compared on.", lower_bound=2)
+_SEEDS = flags.DEFINE_integer("num_seeds", 10, "Seeds that arms are compared on; --quick takes 2.", lower_bound=2)
 _TUNING_SEEDS = flags.DEFINE_integer(
-    "num_tuning_seeds", 2, "Seeds that grids are searched with.", lower_bound=1, upper_bound=FIRST_SEED
+    "num_tuning_seeds", 2, "Seeds that grids are searched with; --quick takes 1.", lower_bound=1, upper_bound=FIRST_SEED
 )
 _QUICK = flags.DEFINE_bool("quick", False, "A reduced form on digits, in minutes: it shows that all works, no more.")
 
