@@ -71,12 +71,10 @@ def publish_trials(
     """
     workdir = studies_folder()
     command = shlex.join(["python", "-m", f"experiments.{name}", *sys.argv[1:]])
+    with told_in_a_line(ValueError):  # before what takes time, not after
+        page.require_section(name)
+        workdir.mkdir(parents=True, exist_ok=True)
     with told_in_a_line():
-        try:  # before what takes time, not after
-            page.require_section(name)
-            workdir.mkdir(parents=True, exist_ok=True)
-        except (OSError, ValueError) as error:
-            sys.exit(f"{type(error).__name__}: {error}")
         machine = describe_machine(packages)
         numbers = {"command": command, "machine": machine, **compare(joblib.Memory(workdir / name, verbose=0))}
         page.write_numbers(page.path_of_numbers(name, workdir), numbers)

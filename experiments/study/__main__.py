@@ -100,15 +100,13 @@ _QUICK = flags.DEFINE_bool("quick", False, "A reduced form on digits, in minutes
 def main(argv: list[str]) -> None:
     """Makes the comparisons one by one, and writes the numbers after each."""
     del argv
+    with told_in_a_line(ValueError):  # before hours of training, not after
+        _check_flags()
+        _read_numbers()
+        comparisons = [_reduced(comparison) if _QUICK.value else comparison for comparison in _chosen()]
+        for comparison in comparisons:
+            _check(comparison)
     with told_in_a_line():
-        try:
-            _check_flags()
-            _read_numbers()
-            comparisons = [_reduced(comparison) if _QUICK.value else comparison for comparison in _chosen()]
-            for comparison in comparisons:  # before hours of training, not after
-                _check(comparison)
-        except (OSError, ValueError) as error:
-            sys.exit(f"{type(error).__name__}: {error}")
         command = shlex.join(["python", "-m", "experiments.study", *sys.argv[1:]])
         for comparison in comparisons:
             _make(comparison, comparisons, command)
