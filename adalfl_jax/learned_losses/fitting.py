@@ -39,7 +39,8 @@ def fit_to_task_loss(
       task_loss_fn: L, a mean over examples.
       rng_key: of the drawn outputs, normal with a deviation between .1 and 5, and targets.
       num_outputs: C.
-      is_classification: whether targets are labels, uniform over the classes; else they are standard normal, `[B, C]`.
+      is_classification: whether targets are labels, uniform over the classes (0 and 1 for a single output); else they
+        are standard normal, `[B, C]`.
       num_steps: of Adam.
       batch_size: drawn examples a step.
       learning_rate: of the first step.
@@ -79,5 +80,5 @@ def draw_targets_and_outputs(
     scales = jnp.exp(jax.random.uniform(scale_key, (batch_size, 1), minval=low, maxval=high))
     outputs = scales * jax.random.normal(output_key, shape)
     if is_classification:
-        return jax.random.randint(target_key, (batch_size,), 0, num_outputs), outputs
+        return jax.random.randint(target_key, (batch_size,), 0, max(2, num_outputs)), outputs
     return jax.random.normal(target_key, shape), outputs

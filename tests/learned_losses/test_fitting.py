@@ -33,3 +33,9 @@ def test_a_fitted_loss_has_the_gradients_of_the_task_loss(task_loss, predictions
     before = gradient(lambda y, f: loss.apply(start, y, f), targets, outputs)
     assert found @ expected > cosine * jnp.linalg.norm(found) * jnp.linalg.norm(expected)
     assert jnp.linalg.norm(found - expected) < 0.5 * jnp.linalg.norm(before - expected)
+
+
+@pytest.mark.parametrize(("num_outputs", "labels"), [(1, [0, 1]), (3, [0, 1, 2])])
+def test_every_class_is_drawn_and_a_single_output_has_two(num_outputs, labels):
+    targets, _ = draw_targets_and_outputs(jax.random.key(0), 64, num_outputs, is_classification=True)
+    assert jnp.unique(targets).tolist() == labels
