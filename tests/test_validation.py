@@ -75,6 +75,7 @@ def test_fixed_losses_and_weights_of_examples_want_functions_too():
         (lambda: adalfl_jax.WeightNetwork(hidden_size="3"), r"hidden_size must be a whole number.*got '3'"),
         (lambda: adalfl_jax.LossNetwork(hidden_sizes=5), r"hidden_sizes must be whole numbers of at least 1; got 5"),
         (lambda: adalfl_jax.LossNetwork(hidden_sizes=(4, "5")), r"hidden_sizes must be .* got \(4, '5'\)"),
+        (lambda: adalfl_jax.LossNetwork(hidden_sizes=map(int, "44")), r"hidden_sizes must be .* got <map object"),
         (lambda: adalfl_jax.LossNetwork(use_bias="no"), r"use_bias must be True or False; got 'no'"),
         (lambda: adalfl_jax.LossNetwork(gamma="0"), r"gamma must be a number in \[0, 1\); got '0'"),
         (lambda: adalfl_jax.Theta.create(INNER, (), {"w": INPUTS}), r"inner_optimizer must be an optax.*got {'w': A"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from numbers import Real
 
 import jax
@@ -82,7 +82,7 @@ class LossNetwork:
     use_progress: bool = False
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.hidden_sizes, Iterable) and all(map(is_count, self.hidden_sizes))):
+        if not (isinstance(self.hidden_sizes, Collection) and all(map(is_count, self.hidden_sizes))):
             raise ValueError(f"hidden_sizes must be whole numbers of at least 1; got {self.hidden_sizes!r}")
         object.__setattr__(self, "hidden_sizes", tuple(map(int, self.hidden_sizes)))
         require_number("beta", self.beta)
