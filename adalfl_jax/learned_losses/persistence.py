@@ -130,6 +130,7 @@ def _describe(loss: LearnedLoss) -> dict[str, Any]:
     if FAMILIES.get(family) is not type(loss):
         raise ValueError(f"only {', '.join(FAMILIES)} can be saved; got {type(loss).__qualname__}")
     settings = dataclasses.asdict(loss)  # pyright: ignore[reportArgumentType]
+    settings = {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
     return {
         "family": family,
         "settings": settings | ({"loss": _describe(loss.loss)} if isinstance(loss, RescaledLoss) else {}),

@@ -20,6 +20,7 @@ LOSSES = {
     "scaled": adalfl_jax.ScaledTaskLoss("softmax_cross_entropy"),
     "weights": adalfl_jax.WeightNetwork(hidden_size=5),
     "rescaled": adalfl_jax.RescaledLoss(adalfl_jax.LossNetwork(hidden_sizes=(3,)), floor=0.5),
+    "numbers of numpy": adalfl_jax.RescaledLoss(adalfl_jax.WeightNetwork(np.int64(2)), floor=np.float32(0.3)),
 }
 
 
