@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 
 import jax
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 
 from adalfl_jax.learned_losses.arguments import at_progress
 from adalfl_jax.registry import lookup
+from adalfl_jax.settings import require_number
 from adalfl_jax.task_losses import TASK_LOSSES
 from adalfl_jax.types import LearnedLoss, PyTree
 
@@ -47,7 +47,7 @@ class RescaledLoss:
       ceiling: b, None for none.
 
     Raises:
-      ValueError: bounds out of their range, or no task loss.
+      ValueError: bounds out of their range, no learned loss, or no task loss.
 
     Example:
       >>> import jax, adalfl_jax
@@ -66,11 +66,14 @@ class RescaledLoss:
     ceiling: float | None = None
 
     def __post_init__(self) -> None:
+        if not (hasattr(self.loss, "init") and hasattr(self.loss, "apply")):
+            raise ValueError(f"loss must be a learned loss with init and apply; got {self.loss!r}")
         lookup("task loss", TASK_LOSSES, self.task_loss)
-        if not (math.isfinite(self.floor) and self.floor >= 0):
-            raise ValueError(f"floor must be a number of at least 0; got {self.floor}")
-        if self.ceiling is not None and not (math.isfinite(self.ceiling) and 0 < self.ceiling >= self.floor):
-            raise ValueError(f"ceiling must be None or a number above 0, no less than floor; got {self.ceiling}")
+        require_number("floor", self.floor, least=0)
+        if self.ceiling is not None:
+            require_number("ceiling", self.ceiling)
+            if self.ceiling < self.floor:
+                raise ValueError(f"ceiling must be no less than floor, {self.floor}; got {self.ceiling}")
 
     def init(self, rng_key: jax.Array) -> PyTree:
         """phi of the loss that is rescaled."""

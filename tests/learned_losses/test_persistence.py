@@ -114,6 +114,7 @@ def rewrite(path, edit_header=lambda header: header, edit_arrays=lambda arrays: 
         (lambda header: header | {"family": "os.system"}, r"unknown family of learned losses 'os.system'.*LossNetwork"),
         (lambda header: header | {"settings": {"beta": -1.0}}, "beta must be a number above 0"),
         (lambda header: header | {"settings": {"surprise": 1}}, "surprise"),
+        (lambda header: header | {"family": "RescaledLoss", "settings": {"loss": "x"}}, "must be a learned loss.*'x'"),
         (lambda header: [header], "header cannot be read"),
         (lambda header: {"version": 1}, "header cannot be read"),
     ],

@@ -145,14 +145,16 @@ def test_a_flat_loss_stays_flat_and_has_finite_derivatives():
     [
         ({"floor": -1.0}, r"floor must be a number of at least 0; got -1.0"),
         ({"floor": float("inf")}, r"floor must be a number of at least 0; got inf"),
-        ({"floor": 2.0, "ceiling": 1.0}, r"ceiling must be None or .* no less than floor; got 1.0"),
-        ({"ceiling": 0.0}, r"ceiling must be None or a number above 0"),
+        ({"floor": "1"}, r"floor must be a number of at least 0; got '1'"),
+        ({"floor": 2.0, "ceiling": 1.0}, r"ceiling must be no less than floor, 2.0; got 1.0"),
+        ({"ceiling": 0.0}, r"ceiling must be a number above 0; got 0.0"),
+        ({"loss": NETWORK.apply}, r"loss must be a learned loss with init and apply; got <bound method"),
         ({"task_loss": "hubert"}, r"unknown task loss 'hubert'; did you mean 'huber'"),
     ],
 )
 def test_bounds_out_of_their_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        adalfl_jax.RescaledLoss(NETWORK, **settings)
+        adalfl_jax.RescaledLoss(**{"loss": NETWORK} | settings)
 
 
 def test_a_configuration_bounds_any_family():
