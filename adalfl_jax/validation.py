@@ -29,7 +29,7 @@ def require_functions(**functions: Any) -> None:
         if name.endswith("optimizer"):
             require_optimizer(name, given)
         elif not callable(given):
-            remedy = f"; give its method, {name}=loss.apply" if hasattr(given, "apply") else ""
+            remedy = "; give its function `apply`" if hasattr(given, "apply") else ""
             raise ValueError(f"{name} must be a function; got {given!r}{remedy}")
 
 

@@ -40,7 +40,7 @@ def make_state(loss=LOSS, inner=INNER, outer=OUTER):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"learned_loss_fn": LOSS}, r"learned_loss_fn must be a function; got LossNetwork.*learned_loss_fn=loss.apply"),
+        ({"learned_loss_fn": LOSS}, r"learned_loss_fn must be a function; got LossNetwork.*give its function `apply`"),
         ({"task_loss_fn": "softmax_cross_entropy"}, r"task_loss_fn must be a function; got 'softmax_cross_entropy'"),
         ({"apply_fn": None}, r"apply_fn must be a function; got None"),
         ({"inner_optimizer": None}, r"inner_optimizer must be an optax transformation.*got None"),
