@@ -226,11 +226,12 @@ def make_task_step(
       axis_name: of the devices of `jax.pmap` or `jax.shard_map`, as in `make_bilevel_step`.
 
     Returns:
-      `task_step(theta, batch, rng_key=None) -> (theta, metrics)`, where `batch` is `(inputs, targets)`.
+      `task_step(theta, batch, rng_key=None) -> (theta, metrics)`, where `batch` is `(inputs, targets)`; inputs are what
+      `apply_fn` takes, an array or a pytree.
 
     Raises:
       ValueError: what is no function or optimiser; by the returned step, a theta of another optimiser, a batch that is
-        not two arrays, a loss that is not one number.
+        not two things, a loss that is not one number.
     """
 
     require_functions(apply_fn=apply_fn, loss_fn=loss_fn, optimizer=optimizer)
