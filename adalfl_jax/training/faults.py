@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from adalfl_jax.axes import zeros_like
 from adalfl_jax.training.state import RunState, Step
 from adalfl_jax.types import BilevelBatch, Phi, PyTree
 
@@ -16,9 +17,10 @@ SKIPPED = "skipped_steps"  # the metric of `skip_nonfinite`
 
 
 def skip_nonfinite(step: Step) -> Step:
-    """Makes the step that leaves everything as it was where a metric, the new theta or the new phi is not finite.
+    """Makes the step that leaves theta and phi as they were where a metric, the new theta or the new phi is not finite.
 
-    It adds the metric `skipped_steps`, 1 where it did so and 0 elsewhere; the others of such a step are 0. Under
+    What a step remembers is forgotten there, as after `prime`: where it is to blame, every later step would be skipped
+    too. The metric `skipped_steps` is added, 1 for such a step and 0 elsewhere; the others of such a step are 0. Under
     `jax.vmap` each seed is left or taken by itself.
     """
 
@@ -26,7 +28,10 @@ def skip_nonfinite(step: Step) -> Step:
         after, metrics = step(state, batch)
         phi = None if after.phi is None else (after.phi.params, after.phi.opt_state)  # not what the step remembers
         is_finite = all_finite((after.theta, phi, metrics))
-        after = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), after, state)
+        before = state
+        if state.phi is not None:
+            before = state._replace(phi=state.phi._replace(carry=jax.tree.map(zeros_like, state.phi.carry)))
+        after = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), after, before)
         metrics = {name: jnp.where(is_finite, value, jnp.zeros_like(value)) for name, value in metrics.items()}
         return after, metrics | {SKIPPED: 1 - is_finite.astype(jnp.int32)}
 

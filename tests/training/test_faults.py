@@ -122,6 +122,17 @@ def test_a_step_is_skipped_where_any_part_of_it_is_not_finite():
         assert metrics == {"loss": 0, "number": 0, "skipped_steps": 1}
 
 
+def test_what_a_step_remembers_is_forgotten_where_it_is_skipped():
+    def step(state, batch):
+        return state._replace(phi=Phi(batch, (), jnp.full(2, 8.0))), {}
+
+    state = RunState(None, Phi(jnp.float32(1), (), jnp.full(2, 7.0)))
+    taken, _ = skip_nonfinite(step)(state, jnp.float32(2))
+    assert (taken.phi.params, taken.phi.carry.tolist()) == (2, [8, 8])
+    left, _ = skip_nonfinite(step)(state, jnp.float32(jnp.nan))
+    assert (left.phi.params, left.phi.carry.tolist()) == (1, [0, 0])
+
+
 def test_skipped_steps_are_counted_and_in_no_mean():
     metrics = {
         "inner_loss": np.array([[1.0, 0.0, 3.0], [0.0, 0.0, 0.0]]),
