@@ -69,7 +69,7 @@ ARMS = (
     Arm("fine_tuned", "cross-entropy, then the clean set", _fixed(method="fine_tuned"), _rates(0.03, 0.1, 0.3, 1.0)),
     Arm("joint", "cross-entropy, with the clean set", _fixed(method="joint_loss"), _rates(0.003, 0.01, 0.03, 0.1)),
     Arm("smoothed", "label smoothing", _fixed("smoothed_cross_entropy"), _rates(0.01, 0.03, 0.1)),
-    Arm("generalized", "generalised cross-entropy", _fixed(GENERALIZED), _rates(0.03, 0.1, 0.3, 1.0, 3.0)),
+    Arm("generalized", "generalised cross-entropy", _fixed(GENERALIZED), _rates(0.01, 0.03, 0.1, 0.3, 1.0, 3.0)),
     Arm("symmetric", "symmetric cross-entropy", _fixed(SYMMETRIC), _rates(0.03, 0.1, 0.3)),
     Arm(
         "symmetric_decayed", "symmetric cross-entropy, decayed", _fixed(SYMMETRIC) | LINEAR, _rates(0.03, 0.1, 0.3, 1.0)
