@@ -70,9 +70,19 @@ ARMS = (
     Arm("joint", "cross-entropy, with the clean set", _fixed(method="joint_loss"), _rates(0.003, 0.01, 0.03, 0.1)),
     Arm("smoothed", "label smoothing", _fixed("smoothed_cross_entropy"), _rates(0.01, 0.03, 0.1)),
     Arm("generalized", "generalised cross-entropy", _fixed(GENERALIZED), _rates(0.01, 0.03, 0.1, 0.3, 1.0, 3.0)),
-    Arm("symmetric", "symmetric cross-entropy", _fixed(SYMMETRIC), _rates(0.03, 0.1, 0.3)),
+    Arm("symmetric", "symmetric cross-entropy", _fixed(SYMMETRIC), _rates(0.01, 0.03, 0.1, 0.3)),
     Arm(
-        "symmetric_decayed", "symmetric cross-entropy, decayed", _fixed(SYMMETRIC) | LINEAR, _rates(0.03, 0.1, 0.3, 1.0)
+        "symmetric_early_stopped",
+        "symmetric cross-entropy, early-stopped",
+        _fixed(SYMMETRIC),
+        _rates(0.01, 0.03, 0.1, 0.3),
+        early_stopping=True,
+    ),
+    Arm(
+        "symmetric_decayed",
+        "symmetric cross-entropy, decayed",
+        _fixed(SYMMETRIC) | LINEAR,
+        _rates(0.01, 0.03, 0.1, 0.3, 1.0),
     ),
     Arm(
         "symmetric_joint",
