@@ -231,7 +231,7 @@ def make_task_step(
 
     Raises:
       ValueError: what is no function or optimiser; by the returned step, a theta of another optimiser, a batch that is
-        not two things, a loss that is not one number.
+        no pair, a loss that is not one number.
     """
 
     require_functions(apply_fn=apply_fn, loss_fn=loss_fn, optimizer=optimizer)

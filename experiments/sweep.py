@@ -121,7 +121,7 @@ def main(argv: list[str]) -> None:
         unfinished = [point for point in points if _summary_of(point) is None]
         if _SUBMIT.value and unfinished:
             _run(unfinished, root)
-        trained_on: dict[DatasetConfig, tuple[str, str | None]] = {}
+        trained_on: dict[DatasetConfig, tuple[str, str]] = {}
         rows = [row for point in points for row in _rows_of(point, trained_on)]
         print(render_table(results_table(rows, list(points[0].overrides))))
         if _SUBMIT.value:
@@ -239,7 +239,7 @@ def _summary_of(point: Point) -> dict[str, Any] | None:
     return finished_summary(point.workdir, point.config, _PROGRAM.value)
 
 
-def _rows_of(point: Point, trained_on: dict[DatasetConfig, tuple[str, str | None]]) -> list[Row]:
+def _rows_of(point: Point, trained_on: dict[DatasetConfig, tuple[str, str]]) -> list[Row]:
     """What a run has reached, a row for each of its methods; one without numbers where it is not finished.
 
     Args:
@@ -250,9 +250,10 @@ def _rows_of(point: Point, trained_on: dict[DatasetConfig, tuple[str, str | None
     if (summary := _summary_of(point)) is None:
         printed = point.log.read_text().splitlines() if point.log.exists() else []
         return [row | {"state": f"unfinished: {printed[-1]}" if printed else "not begun"}]
-    data_digest = summary.get("data")  # older ones do not say
-    first, digest = trained_on.setdefault(point.config.dataset, (point.workdir.name, data_digest))
-    state = "finished" if data_digest == digest else f"finished, on other data than {first}"
+    state = "finished"
+    if digest := summary.get("data"):  # older ones do not say
+        first, expected = trained_on.setdefault(point.config.dataset, (point.workdir.name, digest))
+        state = state if digest == expected else f"finished, on other data than {first}"
     numbers = {
         method: {f"{split}_{part}": info[split][part] for split in ("test", "valid") for part in ("mean", "std")}
         for method, info in summary["methods"].items()

@@ -193,13 +193,14 @@ def test_runs_on_other_data_than_the_first_are_marked(run, monkeypatch):
     def summary_of(point):
         spread = {"mean": 0.1, "std": None}
         result = {"learning_rate": 0.1, "test": spread, "valid": spread}
-        data = "before" if point.config.num_steps == 4 else "after"
-        return {"data": data, "metric": "error_rate", "methods": {"task_loss": result}}
+        data = {2: {}, 4: {"data": "before"}, 8: {"data": "after"}}[point.config.num_steps]
+        return {**data, "metric": "error_rate", "methods": {"task_loss": result}}
 
     monkeypatch.setattr(sweep, "_summary_of", summary_of)
-    out, _ = run("--vary=num_steps=4,8", "--nosubmit")
-    first, second = out.splitlines()[-2:]
-    assert "| finished " in first
+    out, _ = run("--vary=num_steps=2,4,8", "--nosubmit")
+    unknown, first, second = out.splitlines()[-3:]
+    assert "| finished  " in unknown
+    assert "| finished  " in first
     assert "| finished, on other data than num_steps=4 |" in second
 
 
