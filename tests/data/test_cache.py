@@ -88,10 +88,10 @@ def test_another_source_is_decoded_anew_without_a_warning(tmp_path):
 
 
 def test_records_in_another_order_are_decoded_anew(tmp_path):
-    written = write_dataset(tmp_path / "data", splits={"train": 40, "test": 2000}, shape=(16, 16, 3))
+    written = write_dataset(tmp_path / "data", splits={"train": 40, "test": 200}, shape=(16, 16, 3))
     first, file = load(tmp_path), shard_file(tmp_path / "data", split="test")
     size = file.stat().st_size
-    order = [*range(1000), *range(1999, 999, -1)]  # the file begins as it did
+    order = [*range(100), *range(199, 99, -1)]  # the file begins as it did
     records = [
         encode_example({"image": encode_image(written["test"][0][row]), "label": int(written["test"][1][row])})
         for row in order

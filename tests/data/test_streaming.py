@@ -75,6 +75,7 @@ def pictures(monkeypatch):
     data.register_dataset("pictures", lambda: data.Examples(IMAGES, np.arange(400) % 3, num_classes=3))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pictures", "without_figures")
 def test_a_streamed_run_is_the_run_on_the_device(tmp_path, monkeypatch):
     monkeypatch.setattr(streaming, "BLOCK_BYTES", 70_000)  # two blocks of five steps a chunk
