@@ -90,7 +90,9 @@ _COMPARISONS = flags.DEFINE_multi_string(
 _ARMS = flags.DEFINE_multi_string(
     "arm", None, "Arm to train beside the reference, all by default; may be repeated. The table has no others."
 )
-_SEEDS = flags.DEFINE_integer("num_seeds", 10, "Seeds that arms are compared on; --quick takes 2.", lower_bound=2)
+_SEEDS = flags.DEFINE_integer(
+    "num_seeds", None, "Seeds that arms are compared on, mostly 10 by default; --quick takes 2.", lower_bound=2
+)
 _TUNING_SEEDS = flags.DEFINE_integer(
     "num_tuning_seeds", 2, "Seeds that grids are searched with; --quick takes 1.", lower_bound=1, upper_bound=FIRST_SEED
 )
@@ -176,12 +178,12 @@ def _check(comparison: Comparison) -> None:
 
 def _make(comparison: Comparison, comparisons: list[Comparison], command: str) -> None:
     workdir, console = studies_folder(), Console(stderr=True)
-    num_seeds, num_tuning_seeds = (2, 1) if _QUICK.value else (_SEEDS.value, _TUNING_SEEDS.value)
+    tuning_seeds, seeds = _seeds_of(comparison)
     numbers = compare_arms(
         comparison,
         workdir,
-        tuning_seeds=range(num_tuning_seeds),
-        seeds=range(FIRST_SEED, FIRST_SEED + num_seeds),
+        tuning_seeds=tuning_seeds,
+        seeds=seeds,
         say=lambda text: console.print(text, markup=False),
     )
     metric = make_config(comparison, comparison.arms[0], {}, range(1)).metric
@@ -197,6 +199,14 @@ def _make(comparison: Comparison, comparisons: list[Comparison], command: str) -
                 print(_section(part, known, {}), end="\n\n")
     if page.WRITE.value:
         _write_page(Path(page.WRITE.value), known)
+
+
+def _seeds_of(comparison: Comparison) -> tuple[range, range]:
+    """Seeds that grids are searched with, and those that arms are compared on."""
+    num_seeds, num_tuning_seeds = _SEEDS.value or comparison.num_seeds, _TUNING_SEEDS.value
+    if _QUICK.value:
+        num_seeds, num_tuning_seeds = 2, 1
+    return range(num_tuning_seeds), range(FIRST_SEED, FIRST_SEED + num_seeds)
 
 
 def _read_numbers() -> dict[str, Any]:

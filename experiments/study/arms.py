@@ -46,6 +46,7 @@ class Comparison(NamedTuple):
     arms: tuple[Arm, ...]
     reference: str  # the arm whose difference from each other arm is tested
     pairs: tuple[tuple[str, str], ...] = ()  # arms, and others that they are tested against too
+    num_seeds: int = 10  # that the arms are compared on
 
     def select(self, names: Iterable[str]) -> Comparison:
         """The comparison with some of its arms, the reference among them."""

@@ -281,6 +281,19 @@ def test_the_program_writes_numbers_a_picture_and_its_section(tmp_path, program_
     assert "| AdaLFL " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ((), (range(2), range(100, 130))),
+        (("--num_seeds=5", "--num_tuning_seeds=1"), (range(1), range(100, 105))),
+        (("--quick",), (range(1), range(100, 102))),
+    ],
+)
+def test_a_comparison_has_as_many_seeds_as_it_says_where_nobody_says_otherwise(given, expected, program_flags):
+    program_flags("--study=thrift", *given)
+    assert program._seeds_of(COMPARISON._replace(num_seeds=30)) == expected
+
+
 DOCS = Path(__file__).parents[2] / "docs"
 
 
