@@ -179,9 +179,9 @@ def require_one_step(name: str, batch: BilevelBatch) -> None:
     """Raises ValueError where `batch.inner` has a leading axis K that the named estimator has no use for."""
     if (num_steps := num_inner_steps(batch)) is not None:
         raise ValueError(
-            f"hypergradient={name!r} differentiates through exactly one inner step, and batch.inner carries a leading "
-            f'axis K = {num_steps}; drop that axis, or build the step with hypergradient="unrolled", "checkpointed" or '
-            '"mixed_mode"'
+            f"the estimator {name!r} differentiates through exactly one inner step, and batch.inner carries a leading "
+            f"axis K = {num_steps}; drop that axis, or take make_bilevel_step with the hypergradient "
+            '"unrolled", "checkpointed" or "mixed_mode"'
         )
 
 

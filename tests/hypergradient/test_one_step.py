@@ -91,7 +91,7 @@ def test_numbers_of_16_bits_are_refused(name, where):
 def test_a_parameter_of_float16_is_named():
     model, optimizer, loss, theta, phi_params = make_problem()
     theta.params["hidden"]["kernel"] = theta.params["hidden"]["kernel"].astype(jnp.float16)
-    with pytest.raises(ValueError, match=r"theta.params\['hidden'\]\['kernel'\] is float16.*float32, or in bfloat16"):
+    with pytest.raises(ValueError, match=r"theta.params\['hidden'\]\['kernel'\] is float16.*float32 or bfloat16"):
         estimate("forward", model, loss, optimizer, theta, phi_params, make_batch(jax.random.key(1)))
 
 
