@@ -134,6 +134,12 @@ ARMS = (
         {**LEARNED_FURTHER, "learned_loss.start": SYMMETRIC},
         grid(inner__learning_rate=(0.1, 0.3, 1.0), outer__learning_rate=(1e-4, 1e-3)),
     ),
+    Arm(
+        "adalfl_tuned",
+        "AdaLFL, decayed",
+        {"method": "adalfl", **LINEAR},
+        grid(inner__learning_rate=(0.01, 0.03, 0.1), outer__learning_rate=(3e-4, 1e-3)),
+    ),
     Arm("adalfl", "AdaLFL, untuned", {"method": "adalfl"}),
 )
 
