@@ -54,7 +54,7 @@ results: setup  ## Make every study and write docs/results.md: days on two cores
 	$(STUDY) --study=behaviour --write=docs/results.md
 	$(STUDY) --study=noisy_labels --write=docs/results.md
 	$(STUDY) --study=past_the_paper --write=docs/results.md
-	$(STUDY) --study=questions --write=docs/results.md
+	$(STUDY) --study=text --write=docs/results.md
 	$(BIN)/python -m experiments.joint_search --write=docs/results.md
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[rl]"
 	$(BIN)/python -m experiments.policy_gradient --write=docs/results.md

@@ -3,7 +3,7 @@
     .venv/bin/python -m experiments.compare --config=configs/text_mlp.py --workdir=runs/text_mlp
 
 The text is that of Python's own help, about 373,000 characters. It takes about an hour on two CPU cores, an estimate.
-Expect what the study `questions` reports in docs/results.md, which tunes and decays the task loss's rate.
+Expect what the study `text` reports in docs/results.md, which tunes and decays the task loss's rate.
 """
 
 from configs import default

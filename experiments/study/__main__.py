@@ -9,8 +9,8 @@ Studies:
   clean_labels    the paper's comparison, with a task loss that is tuned and decayed
   noisy_labels    wrong labels in the training split and a small clean set, beside robust losses and learned weights
   past_the_paper  a scale from outside, floors and ceilings, progress, longer horizons, against a decayed task loss
-  questions       where the paper did not try a learned loss: text
   recipe          settings that keep AdaLFL from failing
+  text            the next character of English text, which the paper did not try
   thrift          what a cheaper meta-gradient costs in accuracy
   transfer        a loss learned on other data or for another model, as it is and learned further
 
@@ -44,8 +44,8 @@ from experiments.study import (
     clean_labels,
     noisy_labels,
     past_the_paper,
-    questions,
     recipe,
+    text,
     thrift,
     transfer,
 )
@@ -68,8 +68,8 @@ STUDIES = {
     "clean_labels": Study(clean_labels.comparisons),
     "noisy_labels": Study(noisy_labels.comparisons, noisy_labels.parts, noisy_labels.measure),
     "past_the_paper": Study(past_the_paper.comparisons),
-    "questions": Study(questions.comparisons),
     "recipe": Study(recipe.comparisons),
+    "text": Study(text.comparisons),
     "thrift": Study(thrift.comparisons),
     "transfer": Study(transfer.comparisons, transfer.parts),
 }

@@ -126,19 +126,19 @@ ARMS = (
         "adalfl_cross_entropy",
         "AdaLFL from the cross-entropy, decayed",
         {**LEARNED_FURTHER, "learned_loss.start": "task_loss"},
-        grid(inner__learning_rate=(0.01, 0.03, 0.1), outer__learning_rate=(1e-4, 1e-3)),
+        grid(inner__learning_rate=(0.01, 0.03, 0.1), outer__learning_rate=(1e-4, 1e-3, 3e-3)),
     ),
     Arm(
         "adalfl_symmetric",
         "AdaLFL from the symmetric one, decayed",
         {**LEARNED_FURTHER, "learned_loss.start": SYMMETRIC},
-        grid(inner__learning_rate=(0.1, 0.3, 1.0), outer__learning_rate=(1e-4, 1e-3)),
+        grid(inner__learning_rate=(0.1, 0.3, 1.0), outer__learning_rate=(1e-4, 1e-3, 3e-3)),
     ),
     Arm(
         "adalfl_tuned",
         "AdaLFL, decayed",
         {"method": "adalfl", **LINEAR},
-        grid(inner__learning_rate=(0.01, 0.03, 0.1), outer__learning_rate=(3e-4, 1e-3)),
+        grid(inner__learning_rate=(0.01, 0.03, 0.1), outer__learning_rate=(3e-4, 1e-3, 3e-3)),
     ),
     Arm("adalfl", "AdaLFL, untuned", {"method": "adalfl"}),
 )
