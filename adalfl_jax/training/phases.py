@@ -65,6 +65,8 @@ class StepSource(NamedTuple):
 
 _SEED_AXES = StepSource(inner=1, outer=1, rng_key=1, augmentation_key=1, step=None)  # pyright: ignore[reportArgumentType]
 
+FITTING = 2**31  # makes a key of a fresh phi's that is none of the few which `init` splits the same key into
+
 Splits = tuple[Batch, Batch | None]  # of inner and of outer batches; None: of the training split too, passed once
 ChunkMetrics = dict[str, jax.Array]  # name -> [S, num_steps]
 
@@ -111,7 +113,7 @@ def init_phi(setup: Setup, keys: SeedKeys) -> Phi:
                 setup.learned_loss,
                 params,
                 fitted_to,
-                jax.random.fold_in(key, 1),
+                jax.random.fold_in(key, FITTING),
                 num_outputs=setup.dataset.num_outputs,
                 is_classification=setup.dataset.is_classification,
             )
