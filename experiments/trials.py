@@ -139,7 +139,7 @@ def compare_trials(
             "notes": curves.notes,
         }
     scores = {name: row["score"]["per_seed"] for name, row in found.items()}
-    tests = {name: paired_difference(scores[reference], scores[name]) for name in found if name != reference}
+    tests = {name: paired_difference(scores[name], scores[reference]) for name in found if name != reference}
     adjust_p_values([*tests.values()])
     return {
         "reference": reference,
@@ -175,7 +175,7 @@ def trials_table(numbers: Mapping[str, Any], title: str, measure: str, scale: fl
         "way": lambda row: row["title"],
         "tuned": lambda row: page.show_point(row["chosen"], row["tuning"]),
         measure: lambda row: page.show_mean(row["score"], scale),
-        f"it less {reference}": lambda row: page.show_difference(row["difference"], scale),
+        f"{reference} less it": lambda row: page.show_difference(row["difference"], scale),
         "p": lambda row: page.show_number((row["difference"] or {}).get("adjusted_p_value"), ".1g"),
         "effect": lambda row: page.show_number((row["difference"] or {}).get("effect_size"), "+.1f"),
     }
