@@ -33,5 +33,5 @@ def get_config():
     config.inner.weight_decay = 5e-4  # of every parameter, those of batch norm included
     config.inner.schedule = "milestones"
     config.inner.milestones = (100_000, 135_000)
-    config.outer.learning_rate = 1e-5  # the paper's; the default was chosen for runs thirty times as short
+    config.outer.learning_rate = 1e-5  # the paper's; the default was chosen for far shorter runs
     return config

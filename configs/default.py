@@ -52,7 +52,7 @@ def get_config() -> ConfigDict:
     config.augmentation = ConfigDict()
     # Zeros put around an image before a window of its size is cut out anywhere; 0 does not crop.
     config.augmentation.padding = 0
-    # Whether every other image is mirrored left to right; refused for characters.
+    # Whether images are mirrored left to right, each with even odds; refused for characters.
     config.augmentation.flip = False
 
     config.model = ConfigDict()
@@ -219,12 +219,12 @@ def get_config() -> ConfigDict:
     config.checkpoint.every_seconds = 300.0
     # Steps from one to the next, which comes at the end of a chunk; 0 does not go by steps.
     config.checkpoint.every_steps = 0
-    # The newest ones that stay, of each phase of the run; 0 writes none.
+    # The newest ones that stay, of each stage of the run (docs/workdir.md); 0 writes none.
     config.checkpoint.keep = 2
 
-    # Pictures of the first seed's learned loss that each phase of a run adds to TensorBoard, evenly over its steps.
+    # Pictures of the first seed's learned loss that each stage of a run adds to TensorBoard, evenly over its steps.
     config.num_loss_figures = 10
-    # The first and the last of the steps to profile, counted from 1 in each phase of a run, as in (1001, 1100): every
+    # The first and the last of the steps to profile, counted from 1 in each stage of a run, as in (1001, 1100): every
     # chunk of `eval_every` steps that has a step of this range is traced into `profiles/` of the workdir. () traces
     # nothing.
     config.profile_steps = ()
