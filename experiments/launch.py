@@ -26,7 +26,10 @@ from adalfl_jax.training import ConfigError, DivergenceError, PreemptionError, T
 from adalfl_jax.training.fields import field_paths
 
 CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "File with the configuration, one of configs/.", lock_config=True
+    "config",
+    None,
+    "File with the configuration, one of configs/; --config.FIELD=VALUE sets a field of it.",
+    lock_config=True,
 )
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of this run's results, or of all runs of studies and sweeps; made if it does not exist."
@@ -38,6 +41,7 @@ _COMPILATION_CACHE = flags.DEFINE_string(
     "Folder that keeps compiled programs for later runs, or '' for none. By default $JAX_COMPILATION_CACHE_DIR or else "
     "adalfl_jax in $XDG_CACHE_HOME (~/.cache).",
 )
+SHARED = ("config", "workdir", "write", "compilation_cache")  # flags of several programs; --write is that of `page`
 
 
 def launch(run: Callable[[TrainConfig, str], dict[str, Any]]) -> None:
@@ -99,7 +103,7 @@ def parse_flags(arguments: list[str], *, unused: str = "") -> list[str]:
 
     Args:
       arguments: the command line.
-      unused: "config" or "workdir" where a program has no use for that flag, which is then refused.
+      unused: one of `SHARED` that a program has no use for, which is then refused.
     """
     for argument in arguments[1:]:
         if not argument.startswith("-"):
@@ -112,6 +116,9 @@ def parse_flags(arguments: list[str], *, unused: str = "") -> list[str]:
                 require_known("field of the configuration", field_paths(TrainConfig), name.removeprefix("config."))
             except ValueError as error:
                 sys.exit(f"ConfigError: {error}")
+    for name in SHARED:  # or `--help` would show the flags of the program's own file alone
+        if name != unused and name in flags.FLAGS:
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
     try:
         remaining = app.parse_flags_with_usage(arguments)
         if CONFIG.value is not None:

@@ -6,6 +6,7 @@ import warnings
 
 import jax
 import pytest
+from absl import flags
 from absl.testing import flagsaver
 
 from adalfl_jax.training import PreemptionError, WorkdirError
@@ -116,11 +117,27 @@ def test_a_warning_is_told_in_a_line():
 
 
 @pytest.mark.parametrize(
-    ("flag", "unused"), [("--config.seed=3", "config"), ("--config", "config"), ("-workdir=runs/one", "workdir")]
+    ("flag", "unused"),
+    [
+        ("--config.seed=3", "config"),
+        ("--config", "config"),
+        ("-workdir=runs/one", "workdir"),
+        ("--write=a.md", "write"),
+    ],
 )
 def test_a_flag_without_effect_is_refused(flag, unused):
-    with pytest.raises(SystemExit, match=r"^--(config\.seed|config|workdir) has no effect on this program; leave it"):
+    with pytest.raises(
+        SystemExit, match=r"^--(config\.seed|config|workdir|write) has no effect on this program; leave it"
+    ):
         parse_flags(["program", flag], unused=unused)
+
+
+def test_help_has_the_shared_flags_that_a_program_takes(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["a program"])
+    with flagsaver.flagsaver():
+        parse_flags(["a program"], unused="config")
+    shown = {flag.name for flag in flags.FLAGS.get_key_flags_for_module("a program")}
+    assert {"workdir", "compilation_cache"} <= shown <= {"workdir", "compilation_cache", "write"}
 
 
 def test_the_value_of_a_flag_may_look_like_a_field():
