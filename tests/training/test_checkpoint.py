@@ -4,6 +4,7 @@ import multiprocessing
 import resource
 import shutil
 import signal
+import types
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -130,7 +131,7 @@ def test_checkpoints_come_at_intervals_in_steps_and_in_seconds(
     every_steps, every_seconds, expected, tmp_path, monkeypatch
 ):
     now = [100.0]
-    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(checkpoint, "time", types.SimpleNamespace(monotonic=lambda: now[0]))  # Orbax has the real one
     with StageCheckpoints(tmp_path / "stage", CheckpointConfig(every_seconds, every_steps, keep=9)) as kept:
         for step in range(2, 14, 2):  # a chunk of two steps takes ten seconds
             now[0] += 10
