@@ -44,6 +44,7 @@ def test_where_less_is_better_the_smallest_is_taken():
     assert found["differences"] == {}
 
 
+@pytest.mark.filterwarnings("ignore:Persisting input arguments took")  # joblib on a disk that is busy
 def test_trials_that_were_stopped_repeat_nothing_and_a_changed_setting_repeats_all(tmp_path):
     ran = []
 
