@@ -7,6 +7,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import psutil
 import pytest
 from absl.testing import flagsaver
 
@@ -259,7 +260,7 @@ def test_the_machine_is_described():
     assert "no-such-package" not in facts
     assert facts["cores"] >= 1
     assert facts["processor"]
-    assert 0 <= machine.busy_cores() <= facts["cores"]
+    assert 0 <= machine.busy_cores() <= psutil.cpu_count()  # the whole machine, which may have more than this process
 
 
 @pytest.fixture
