@@ -5,6 +5,7 @@ import shutil
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["TTY_COMPATIBLE"] = "0"  # what programs print goes to pipes here, whatever FORCE_COLOR says
 # Compiling takes most of the time, and a third of it without most optimisations and XLA's newer way of writing fused
 # loops; a fifth less of that with each program compiled in one piece. Results differ in rounding alone.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
