@@ -42,7 +42,7 @@ with socket.socket() as probe:
 def start(workdir, overrides, num_processes=2, of_last=(), **environment):
     """The processes of a run, of two devices each; the last of them may have flags of its own."""
     hosts = {"connect": ADDRESS, "num_processes": num_processes, "timeout_seconds": 10}
-    settings = SETTINGS | overrides | {f"hosts.{name}": value for name, value in hosts.items()}
+    settings = SETTINGS | {f"hosts.{name}": value for name, value in hosts.items()} | overrides
     flags = [f"--config.{name}={value}" for name, value in settings.items()]
     program = [sys.executable, "-m", "experiments.train", "--config=configs/digits_mlp.py", f"--workdir={workdir}"]
     environment = os.environ | {
@@ -81,10 +81,10 @@ def end(processes):
 
 @pytest.mark.usefixtures("without_figures")
 def test_two_processes_of_two_devices_make_the_run_of_one_process_of_four(tmp_path):
-    overrides = {"method": "task_loss", "dataset.streaming": "always"}
+    overrides = {"method": "task_loss", "dataset.streaming": "always", "hosts.timeout_seconds": 100}
     codes, said = end(start(tmp_path / "two", overrides))
     assert codes == [0, 0], said
-    assert "process 1 of 2: where one is silent for 10 seconds the others end" in said[1]
+    assert "process 1 of 2: where one is silent for 100 seconds the others end" in said[1]
     assert "4/4" in said[0]
     assert "4/4" not in said[1]  # only one of them speaks
     config = tiny_config(SETTINGS | overrides)
