@@ -236,7 +236,9 @@ def read_loss_shapes(folder: Path) -> tuple[list[int], np.ndarray] | None:
     """
     if not folder.is_dir():
         return None
-    manager = ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True))
+    # Of those there it reads the names alone: a run beside removes them.
+    options = ocp.CheckpointManagerOptions(read_only=True, lightweight_initialize=True)
+    manager = ocp.CheckpointManager(folder, options=options)
     try:
         for step in sorted(manager.all_steps(), reverse=True):
             try:
