@@ -143,6 +143,8 @@ ARMS = (
     Arm("adalfl", "AdaLFL, untuned", {"method": "adalfl"}),
 )
 
+TUNED_ALIKE = (("adalfl_cross_entropy", "fine_tuned"), ("adalfl_symmetric", "symmetric_decayed"))
+
 
 def comparisons() -> list[Comparison]:
     """Every problem at every noise with 1000 clean labels, and fewer of them at 40 %."""
@@ -160,7 +162,7 @@ def comparisons() -> list[Comparison]:
 
 
 def _comparison(name: str, title: str, overrides: Overrides) -> Comparison:
-    return Comparison(name, title, "default", {**SETTING, **overrides}, ARMS, reference="adalfl")
+    return Comparison(name, title, "default", {**SETTING, **overrides}, ARMS, reference="adalfl", pairs=TUNED_ALIKE)
 
 
 def measure(numbers: Mapping[str, Any], workdir: Path) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def comparison_table(numbers: dict[str, Any], metric: str) -> Table:
             "flat": lambda row: page.show_number(row.get("flat_share"), ".0%"),
         },
         rows,
-        (_note(numbers, name, scale, unit),),
+        (_note(numbers, name, scale, unit), *filter(None, [_pairs(numbers, scale)])),
     )
 
 
@@ -111,3 +111,13 @@ def _note(numbers: dict[str, Any], name: str, scale: int, unit: str) -> str:
         f"Mean and standard deviation over seeds {seeds[0]} to {seeds[-1]}. {tuning}{page.TESTS} {to_target}"
         "A learned loss is flat where its slope over the predictions is below a hundredth of its steepest."
     )
+
+
+def _pairs(numbers: dict[str, Any], scale: float) -> str:
+    titles = {name: arm["title"] for name, arm in numbers["arms"].items()}
+    tests = [
+        f"{titles[pair['arm']]} less {titles[pair['against']]}, {page.show_difference(pair, scale)}, "
+        f"p = {page.show_number(pair.get('adjusted_p_value'), '.1g')}"
+        for pair in numbers["pairs"]
+    ]
+    return f"Further differences, adjusted for their own number: {'; '.join(tests)}." if tests else ""

@@ -99,6 +99,8 @@ def test_pairs_are_tested_beside_the_reference(numbers):
     means = [numbers["arms"][name]["test"]["mean"] for name in ("elsewhere", "untuned")]
     assert pair["mean_difference"] == pytest.approx(means[0] - means[1])
     assert pair["adjusted_p_value"] == pair["p_value"]
+    note = comparison_table(numbers, "error_rate").notes[-1]
+    assert f"learned elsewhere less {numbers['arms']['untuned']['title']}, {100 * (means[0] - means[1]):+.2f} (" in note
 
 
 def test_the_source_of_a_transfer_is_the_frozen_arm_of_its_own_comparison():
