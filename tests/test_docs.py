@@ -168,7 +168,8 @@ ERROR = "test error rate, %"
 RESULT_GOALS = [
     *((*WRONG_LABELS, row, ERROR) for row in ("AdaLFL, untuned", "AdaLFL from the symmetric one, decayed")),
     *((*WRONG_LABELS, "symmetric cross-entropy, decayed", column) for column in (ERROR, "p")),
-    *((*MOVED_LABELS, row, ERROR) for row in ("AdaLFL, untuned", "cross-entropy, then the clean set")),
+    *((*MOVED_LABELS, row, ERROR) for row in ("AdaLFL, untuned", "AdaLFL from the cross-entropy, decayed")),
+    (*MOVED_LABELS, "cross-entropy, then the clean set", ERROR),
     (*MOVED_LABELS, "cross-entropy, then the clean set", "p"),
     *((*WITHOUT, row, ERROR) for row in ("AdaLFL, untuned", "cross-entropy, decayed")),
     (*WITHOUT, "cross-entropy, decayed", "p"),
