@@ -164,6 +164,7 @@ WRONG_LABELS = ("noisy_labels", r"MNIST, MLP 784-256-10, 40 % wrong labels(?=\*\
 MOVED_LABELS = ("noisy_labels", r"MNIST, MLP 784-256-10, 40 % of labels moved to the next class(?=\*\*)")
 WITHOUT = ("noisy_labels", r"MNIST, MLP 784-256-10, clean labels(?=\*\*)")
 CLEAN_LABELS = ("clean_labels", "MNIST, logistic regression")
+MANY_SEEDS = ("recipe", "digits, MLP: settings, 100 seeds")
 ERROR = "test error rate, %"
 RESULT_GOALS = [
     *((*WRONG_LABELS, row, ERROR) for row in ("AdaLFL, untuned", "AdaLFL from the symmetric one, decayed")),
@@ -173,6 +174,7 @@ RESULT_GOALS = [
     (*MOVED_LABELS, "cross-entropy, then the clean set", "p"),
     *((*WITHOUT, row, ERROR) for row in ("AdaLFL, untuned", "cross-entropy, decayed")),
     (*WITHOUT, "cross-entropy, decayed", "p"),
+    (*MANY_SEEDS, "sum over classes, eta 3e-4", "worst"),
     (*CLEAN_LABELS, "AdaLFL", ERROR),
     *((*CLEAN_LABELS, row, column) for row in ("task loss, tuned", "ML3") for column in (ERROR, "p")),
 ]
