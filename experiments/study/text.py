@@ -14,7 +14,7 @@ ARMS = (
     Arm("adalfl_fitted", "AdaLFL from the task loss", {"method": "adalfl", "learned_loss.start": "task_loss"}),
     Arm(
         "adalfl_fitted_alone",
-        "the same, no offline phase",
+        "AdaLFL from the task loss, no offline phase, tuned",
         {"method": "adalfl", "learned_loss.start": "task_loss", "offline.num_steps": 0},
         RATES,
     ),
