@@ -52,6 +52,7 @@ def run_in_pieces(program, config, folder, pieces, monkeypatch):
     return messages
 
 
+@pytest.mark.slow  # the quick set has it with processes that are killed, in tests/experiments/test_faults.py
 def test_a_comparison_broken_off_in_every_phase_ends_as_an_unbroken_one(tmp_path, monkeypatch):
     overrides = {
         "methods": ("adalfl", "tuned_task_loss"),
