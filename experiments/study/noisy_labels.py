@@ -143,6 +143,7 @@ ARMS = (
     Arm("adalfl", "AdaLFL, untuned", {"method": "adalfl"}),
 )
 
+# Learned losses, each beside a rival that trains on the loss it starts from.
 TUNED_ALIKE = (("adalfl_cross_entropy", "fine_tuned"), ("adalfl_symmetric", "symmetric_decayed"))
 
 

@@ -40,19 +40,18 @@ ARMS = (
 
 
 MANY = 100  # seeds, that show a failure which ten may not
-MANY_SEEDS = ("digits_mlp", "mnist_logistic")
+MANY_SEEDS = ("digits_mlp", "mnist_logistic")  # of PROBLEMS
 
 
 def comparisons() -> list[Comparison]:
     """One of all settings for each problem, and of the defaults with many seeds beside the paper's."""
-    settings = [
-        Comparison(f"recipe_{name}", f"{title}: settings", config, {"method": "adalfl", **overrides}, ARMS, "sum")
+    settings = {
+        name: Comparison(f"recipe_{name}", f"{title}: settings", config, {"method": "adalfl", **overrides}, ARMS, "sum")
         for name, (title, config, overrides) in PROBLEMS.items()
-    ]
-    return settings + [
-        comparison.select(("paper",))._replace(
-            name=f"{comparison.name}_{MANY}", title=f"{comparison.title}, {MANY} seeds", num_seeds=MANY
-        )
-        for comparison in settings
-        if comparison.name.removeprefix("recipe_") in MANY_SEEDS
-    ]
+    }
+    return [*settings.values(), *(_of_many_seeds(settings[name]) for name in MANY_SEEDS)]
+
+
+def _of_many_seeds(comparison: Comparison) -> Comparison:
+    name, title = f"{comparison.name}_{MANY}", f"{comparison.title}, {MANY} seeds"
+    return comparison.select(("paper",))._replace(name=name, title=title, num_seeds=MANY)

@@ -62,7 +62,7 @@ def comparison_table(numbers: dict[str, Any], metric: str) -> Table:
             "flat": lambda row: page.show_number(row.get("flat_share"), ".0%"),
         },
         rows,
-        (_note(numbers, name, scale, unit), *filter(None, [_pairs(numbers, scale)])),
+        (_note(numbers, name, scale, unit), *_pairs(numbers, scale)),
     )
 
 
@@ -113,11 +113,11 @@ def _note(numbers: dict[str, Any], name: str, scale: int, unit: str) -> str:
     )
 
 
-def _pairs(numbers: dict[str, Any], scale: float) -> str:
+def _pairs(numbers: dict[str, Any], scale: float) -> list[str]:
     titles = {name: arm["title"] for name, arm in numbers["arms"].items()}
     tests = [
         f"{titles[pair['arm']]} less {titles[pair['against']]}, {page.show_difference(pair, scale)}, "
         f"p = {page.show_number(pair.get('adjusted_p_value'), '.1g')}"
         for pair in numbers["pairs"]
     ]
-    return f"Further differences, adjusted for their own number: {'; '.join(tests)}." if tests else ""
+    return [f"Further differences, adjusted for their own number: {'; '.join(tests)}."] if tests else []
