@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import platform
+import shlex
 import signal
 import sys
 import tempfile
@@ -61,6 +62,11 @@ def launch(run: Callable[[TrainConfig, str], dict[str, Any]]) -> None:
 def studies_folder() -> Path:
     """Where the numbers of studies are kept: `--workdir`, or runs/studies."""
     return Path(WORKDIR.value or "runs/studies").expanduser()
+
+
+def command_line(program: str) -> str:
+    """The command that this program, a module of `experiments`, was started by, as the documents write it."""
+    return shlex.join([".venv/bin/python", "-m", f"experiments.{program}", *sys.argv[1:]])
 
 
 @contextlib.contextmanager

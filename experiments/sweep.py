@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import app, flags
+from flax.traverse_util import flatten_dict
 from ml_collections import config_flags
 
 from adalfl_jax import data
@@ -216,23 +217,13 @@ def _make_executor(folder: Path) -> Any:
 
 def _command_of(point: Point) -> list[str]:
     """Trains a configuration: its file, which may register a dataset, with every field as it is here and now."""
-    fields = [f"--config.{name}={value}" for name, value in _flatten(point.config.to_dict()).items()]
+    values = flatten_dict(point.config.to_dict(), sep=".").items()
+    fields = [f"--config.{name}={tuple(value) if isinstance(value, list) else value}" for name, value in values]
     cache = flags.FLAGS["compilation_cache"].value
     kept = [] if cache is None else [f"--compilation_cache={cache}"]
     module = f"experiments.{_PROGRAM.value}"
     config, workdir = f"--config={os.path.abspath(point.file)}", f"--workdir={point.workdir}"
     return [sys.executable, "-m", module, config, workdir, *fields, *kept]
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves by dotted name, lists as tuples."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            found |= _flatten(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = tuple(value) if isinstance(value, list) else value
-    return found
 
 
 def _summary_of(point: Point) -> dict[str, Any] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
-import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from matplotlib.figure import Figure
 from adalfl_jax.analysis.figures import STYLE
 from adalfl_jax.analysis.statistics import adjust_p_values, describe, paired_difference
 from experiments import page
-from experiments.launch import studies_folder, told_in_a_line
+from experiments.launch import command_line, studies_folder, told_in_a_line
 from experiments.machine import describe_machine
 from experiments.page import Row, Table
 
@@ -70,7 +69,7 @@ def publish_trials(
       every: steps between the values of a curve.
     """
     workdir = studies_folder()
-    command = shlex.join(["python", "-m", f"experiments.{name}", *sys.argv[1:]])
+    command = command_line(name)
     with told_in_a_line(ValueError):  # before what takes time, not after
         page.require_section(name)
         workdir.mkdir(parents=True, exist_ok=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jinja2
+from flax.traverse_util import flatten_dict
 
 from adalfl_jax.analysis.record import RunRecord
 
@@ -54,7 +54,7 @@ def write_report(path: Path, record: RunRecord, figures: Mapping[str, Path]) -> 
         unit=" %" if is_rate else "",
         best=best,
         pictures=[(*_CAPTIONS[name], _embed(figure)) for name, figure in figures.items()],
-        settings=_flatten(record.config),
+        settings=flatten_dict(record.config, sep=".").items(),
     )
     path.write_text(page, encoding="utf-8")  # as it says itself
 
@@ -65,10 +65,3 @@ def _number(value: float, is_rate: bool) -> str:
 
 def _embed(figure: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(figure.read_bytes()).decode()
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
-    for key, value in config.items():
-        rows += _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(prefix + key, value)]
-    return rows

@@ -104,8 +104,14 @@ def _progress(workdir: Path, config: TrainConfig, methods: tuple[str, ...], rows
 def _steps_searched(workdir: Path) -> int:
     """Steps at all rates of a search, by the newest checkpoints."""
     folders = (workdir / layout.CHECKPOINTS).glob("tuned_task_loss_*")
-    kept = ([int(path.name) for path in folder.iterdir() if path.name.isdecimal()] for folder in folders)
-    return sum(max(steps, default=0) for steps in kept)
+    return sum(max(_steps_kept(folder), default=0) for folder in folders)
+
+
+def _steps_kept(folder: Path) -> list[int]:
+    try:
+        return [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
+    except FileNotFoundError:  # the search has just ended
+        return []
 
 
 def _shapes(workdir: Path, config: TrainConfig, methods: tuple[str, ...]) -> dict[str, np.ndarray]:

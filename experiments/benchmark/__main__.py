@@ -23,7 +23,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import shlex
 import sys
 from pathlib import Path
 
@@ -35,7 +34,7 @@ from experiments import page
 from experiments.benchmark import checkpoints, estimators, parts, peers, scaling, thrift, training_program
 from experiments.benchmark.problems import PROBLEMS
 from experiments.benchmark.timing import Ratio
-from experiments.launch import CONFIG, parse_flags, told_in_a_line
+from experiments.launch import CONFIG, command_line, parse_flags, told_in_a_line
 from experiments.machine import BusyMachineError, busy_cores, describe_machine, wait_until_idle
 from experiments.page import Row, Table
 
@@ -77,7 +76,7 @@ def main(argv: list[str]) -> None:
     del argv
     with told_in_a_line(UsageError, BusyMachineError, peers.MissingPeerError, peers.GradientMismatchError):
         _check_flags()
-        _benchmark(shlex.join(["python", "-m", "experiments.benchmark", *sys.argv[1:]]))
+        _benchmark(command_line("benchmark"))
 
 
 def _check_flags() -> None:

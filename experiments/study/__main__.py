@@ -23,8 +23,6 @@ from __future__ import annotations
 
 import functools
 import json
-import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,7 +34,7 @@ from adalfl_jax.registry import lookup
 from adalfl_jax.training import TrainConfig, WorkdirError
 from adalfl_jax.training.setup import make_setup
 from experiments import page
-from experiments.launch import parse_flags, studies_folder, told_in_a_line
+from experiments.launch import command_line, parse_flags, studies_folder, told_in_a_line
 from experiments.machine import describe_machine
 from experiments.study import (
     ablation,
@@ -109,7 +107,7 @@ def main(argv: list[str]) -> None:
         for comparison in comparisons:
             _check(comparison)
     with told_in_a_line():
-        command = shlex.join(["python", "-m", "experiments.study", *sys.argv[1:]])
+        command = command_line("study")
         for comparison in comparisons:
             _make(comparison, comparisons, command)
 

@@ -296,7 +296,7 @@ def test_tables_are_printed_and_written_with_their_command(run, suites, tmp_path
     written = target.read_text()
     assert "\nold\n" not in written
     assert "\n\nBetween.\n\n" in written
-    command = f"python -m experiments.benchmark {' '.join(flags)}"
+    command = f".venv/bin/python -m experiments.benchmark {' '.join(flags)}"
     assert written.count(command) == out.count(command) == 2
     assert written.count("| bilevel   | 12.0 |") == 2
     figures = json.loads((tmp_path / "figures.json").read_text())

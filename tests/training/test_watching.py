@@ -3,6 +3,7 @@
 import importlib.machinery
 import io
 import json
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -216,6 +217,23 @@ def test_what_is_half_written_is_in_no_report(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"method": "ta')
     summary = read_unfinished(tmp_path).summary["methods"]["task_loss"]
     assert (summary["step"], summary["test"]["per_seed"], summary["valid"]["per_seed"]) == (2, [0, 0.25], [0.125] * 2)
+
+
+def test_a_search_may_end_while_its_checkpoints_are_looked_at(tmp_path, monkeypatch):
+    open_workdir(tmp_path, tiny_config(methods=("tuned_task_loss",)), "compare")
+    gone, kept = (tmp_path / "checkpoints" / f"tuned_task_loss_{rate}" for rate in (0.01, 0.1))
+    for folder in (gone, kept):
+        (folder / "4").mkdir(parents=True)
+    iterdir = Path.iterdir
+
+    def slow_iterdir(folder):
+        if folder == gone:
+            shutil.rmtree(folder)
+        return iterdir(folder)
+
+    monkeypatch.setattr(Path, "iterdir", slow_iterdir)
+    (progress,) = read_unfinished(tmp_path).summary["progress"]
+    assert progress["done"] == 4
 
 
 def test_a_folder_without_a_run_has_no_report(tmp_path):
