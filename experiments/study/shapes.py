@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -50,7 +51,7 @@ def shapes_figure(learned: Mapping[str, Mapping[str, Any]]) -> Figure:
                 _draw(column, values, pulls, color=HIGHLIGHT, alpha=0.5, label=label)
             for name, (label, style) in HAND_MADE.items():
                 _draw(column, *_along(TASK_LOSSES[name]), color="#374151", linestyle=style, label=label)
-            column[0].set(title=title)
+            column[0].set(title=textwrap.fill(title, 24))
             column[1].set(xlabel="probability of the label")
         panels[0, 0].set_ylabel("loss, of 1 at .01")
         panels[1, 0].set_ylabel("pull, of its largest")

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from adalfl_jax.analysis.figures import STYLE
 from experiments import page
@@ -67,24 +68,28 @@ def comparison_table(numbers: dict[str, Any], metric: str) -> Table:
 
 
 def curves_figure(numbers: dict[str, Any]) -> Figure:
-    """Mean test metric of every arm through training."""
+    """Mean test metric of every arm through training; the legend has them as they end, the highest first."""
+    scale = 100 if numbers["metric"] in PERCENT else 1
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.2, 4.2), layout="constrained")
         axes = figure.subplots()
         colors = matplotlib.colormaps["tab20"]
-        arms = [(name, arm) for name, arm in numbers["arms"].items() if "curve" in arm]
-        for index, (name, arm) in enumerate(arms):
+        arms = {name: arm for name, arm in numbers["arms"].items() if "curve" in arm}
+        curves = {name: scale * np.mean(arm["curve"], axis=0) for name, arm in arms.items()}
+        for index, name in enumerate(sorted(curves, key=lambda name: -curves[name][-1])):
             is_reference = name == numbers["reference"]
             axes.plot(
-                arm["steps"][1:],  # a fresh model's error would flatten all that follows
-                np.mean(arm["curve"], axis=0)[1:],
-                label=arm["title"],
+                arms[name]["steps"][1:],  # a fresh model's error would flatten all that follows
+                curves[name][1:],
+                label=arms[name]["title"],
                 color=HIGHLIGHT if is_reference else colors(index % 20),
                 linewidth=2.4 if is_reference else 1.2,
                 zorder=3 if is_reference else 2,
             )
-        label = f"test {numbers['metric'].replace('_', ' ')}"
+        label = f"test {numbers['metric'].replace('_', ' ')}{', %' if scale == 100 else ''}"
         axes.set(title=numbers["title"], xlabel="training step", ylabel=label, yscale="log")
+        axes.yaxis.set_major_formatter(LogFormatter())
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
         figure.legend(loc="outside right center", fontsize=8)
     return figure
 
