@@ -3,9 +3,10 @@
     .venv/bin/python -m adalfl_jax.data.prepare california
     .venv/bin/python -m experiments.compare --config=configs/california_mlp.py --workdir=runs/california_mlp
 
-About two minutes on two CPU cores, measured on noise in the shape of the data. Expect a test MSE of the task loss near
-0.19, in units of the target's variance: Gorishniy et al. (2021) report a root mean squared error of 0.499 of a tuned
-MLP, and the target's deviation is 1.154. No figure of the paper is at hand, and it was not run on the data here yet.
+About two minutes on two CPU cores, measured on noise in the shape of the data. With the task loss expect a test MSE
+near 0.19, in units of the target's variance: Gorishniy et al. (2021) report a root mean squared error of 0.499 for a
+tuned MLP, and the target's deviation is 1.154. It was not run on the data here yet, and no figure of the paper is at
+hand.
 """
 
 from configs import diabetes_mlp

@@ -9,7 +9,7 @@ For a GPU. An estimate of the time: a task-loss step takes 3663 GFLOP and an Ada
 that sustains 20 TFLOP/s, which is assumed, not measured. Where its memory does not hold ten at once, --config.seed
 and --config.num_seeds run them in parts.
 
-Expect about 20 % test error of the task loss: Zagoruyko & Komodakis (2016) report 19.25 % without dropout, at a
+Expect about 20 % test error with the task loss: Zagoruyko & Komodakis (2016) report 19.25 % without dropout, at a
 higher rate and in fewer steps. No figure of the paper for this pair is at hand, and it was not run here yet.
 """
 

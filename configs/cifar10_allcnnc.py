@@ -9,7 +9,7 @@ For a GPU. An estimate of the time: a task-loss step takes 196 GFLOP and an AdaL
 that sustains 20 TFLOP/s, which is assumed, not measured. Where its memory does not hold ten at once, --config.seed
 and --config.num_seeds run them in parts.
 
-Expect about 7 % test error of the task loss: Springenberg et al. (2015) report 7.25 % without batch norm, with
+Expect about 7 % test error with the task loss: Springenberg et al. (2015) report 7.25 % without batch norm, with
 augmentation. No figure of the paper for this pair is at hand, and it was not run here yet.
 """
 

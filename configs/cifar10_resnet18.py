@@ -9,8 +9,8 @@ For a GPU. An estimate of the time: a task-loss step takes 371 GFLOP and an AdaL
 that sustains 20 TFLOP/s, which is assumed, not measured. Where its memory does not hold ten at once, --config.seed
 and --config.num_seeds run them in parts.
 
-Expect test errors of about 8.8 % of the task loss, 8.6 % of ML3 and 8.1 % of AdaLFL: the paper reports accuracies of
-91.2, 91.4 and 91.9 %. Not reproduced here yet.
+Expect test errors of about 8.8 % with the task loss, 8.6 % with ML3 and 8.1 % with AdaLFL: the paper reports accuracies
+of 91.2, 91.4 and 91.9 %. Not reproduced here yet.
 """
 
 from configs import default

@@ -9,7 +9,7 @@ For a GPU. An estimate of the time: a task-loss step takes 36.5 GFLOP and an Ada
 device that sustains 20 TFLOP/s, which is assumed, not measured. Where its memory does not hold ten at once,
 --config.seed and --config.num_seeds run them in parts.
 
-What to expect is not known: no figure of the paper for this pair is at hand, and it was not run here yet.
+It was not run here yet, and no figure of the paper for this pair is at hand.
 """
 
 from configs import cifar10_resnet18

@@ -3,9 +3,9 @@
     .venv/bin/python -m adalfl_jax.data.prepare crime
     .venv/bin/python -m experiments.compare --config=configs/crime_mlp.py --workdir=runs/crime_mlp
 
-About two minutes on two CPU cores, measured on noise in the shape of the data. What to expect is not known: no figure
-of the paper is at hand, and it was not run on the data here yet. 10,000 steps are 900 epochs of so few rows, so the
-last iterate of the task loss may well overfit.
+About two minutes on two CPU cores, measured on noise in the shape of the data. It was not run on the data here yet, and
+no figure of the paper is at hand. 10,000 steps are 900 epochs of so few rows, so a model trained on the task loss may
+well overfit by the end.
 """
 
 from configs import california_mlp

@@ -1,10 +1,11 @@
-"""Progression of diabetes (442 patients, 10 measurements) with an MLP 10-64-64-1: a regression through the whole path.
+"""Progression of diabetes (442 patients, 10 measurements) with an MLP 10-64-64-1: a regression.
 
     .venv/bin/python -m experiments.compare --config=configs/diabetes_mlp.py --workdir=runs/diabetes_mlp
 
 About 20 seconds on two CPU cores. The task loss is hard to beat here: expect a test MSE, in units of the target's
-variance, of 0.56 of the task loss and 0.60 to 0.64 of ML3 and AdaLFL. With 317 rows for training and 36 to learn phi
-on, a learned loss goes faster and overfits sooner: its validation error is the lowest of all, its test error is not.
+variance, of 0.56 with the task loss and 0.60 to 0.64 with ML3 and AdaLFL. With 317 rows for training and 36 to learn
+phi on, a learned loss trains faster and overfits sooner: its validation error is the lowest of all, its test error is
+not.
 """
 
 from configs import default

@@ -6,7 +6,7 @@
 About two hours on two CPU cores, an estimate from docs/performance.md: a step of ten seeds takes 53 ms on the task
 loss and with ML3 and 146 ms with AdaLFL, so the six runs on the task loss and ML3 take 62 minutes and AdaLFL 24; the
 offline phase and evaluation come on top. Expect what one seed gave, with --config.num_seeds=1
---config.methods="('task_loss', 'ml3', 'adalfl')": test errors of 2.05 % of the task loss, 0.93 % of ML3 and 0.93 % of
+--config.methods="('task_loss', 'ml3', 'adalfl')": test errors of 2.05 % with the task loss and 0.93 % with ML3 and with
 AdaLFL. The paper's figures for MNIST are 4.47, 3.50 and 3.12 %; of which model is not known here.
 """
 

@@ -3,8 +3,8 @@
     .venv/bin/python -m adalfl_jax.data.prepare mnist
     .venv/bin/python -m experiments.compare --config=configs/mnist_logistic.py --workdir=runs/mnist_logistic
 
-Seven minutes on two CPU cores. Expect what one such run gave: test errors of 7.80 ± 0.08 % of the task loss, 7.59 ±
-0.10 % at its tuned rate of 0.03, 7.8 ± 0.9 % of ML3 and 7.21 ± 0.16 % of AdaLFL, the lowest (paired t-test against
+Seven minutes on two CPU cores. Expect what one such run gave: test errors of 7.80 ± 0.08 % with the task loss, 7.59 ±
+0.10 % at its tuned rate of 0.03, 7.8 ± 0.9 % with ML3 and 7.21 ± 0.16 % with AdaLFL, the lowest (paired t-test against
 the tuned task loss: p = 3e-5). Two seeds of ten draw a phi with which ML3 ends at 9.5 %; AdaLFL mends both.
 """
 

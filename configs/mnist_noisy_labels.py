@@ -4,8 +4,8 @@
     .venv/bin/python -m experiments.compare --config=configs/mnist_noisy_labels.py --workdir=runs/mnist_noisy_labels
 
 About 15 minutes on two CPU cores, an estimate: ten seeds of all six methods, by the seconds of the study's runs.
-Expect of ML3 and AdaLFL the test errors of the study `noisy_labels` in docs/results.md. It tunes the rates of the other
-methods, which train at 0.01 here. docs/noisy_labels.md says how to do this with data of your own.
+With ML3 and AdaLFL expect the test errors of the study `noisy_labels` in docs/results.md. That study tunes the rates of
+the other methods, which train at 0.01 here. docs/noisy_labels.md says how to do this with data of your own.
 """
 
 from configs import default

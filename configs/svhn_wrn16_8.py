@@ -9,7 +9,7 @@ For a GPU. An estimate of the time: a task-loss step takes 1085 GFLOP and an Ada
 that sustains 20 TFLOP/s, which is assumed, not measured. Where its memory does not hold ten at once, --config.seed
 and --config.num_seeds run them in parts.
 
-Expect a test error of the task loss above 2 %: Zagoruyko & Komodakis (2016) report 1.54 % with dropout and with the
+Expect a test error above 2 % with the task loss: Zagoruyko & Komodakis (2016) report 1.54 % with dropout and with the
 531,131 extra images, and this has neither. No figure of the paper for this pair is at hand, and it was not run here
 yet.
 """
