@@ -29,7 +29,8 @@ from adalfl_jax.training.fields import field_paths
 CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "File with the configuration, one of configs/; --config.FIELD=VALUE sets a field of it.",
+    "File with the configuration, one of configs/; --config.FIELD=VALUE sets a field, and configs/default.py documents "
+    "them all.",
     lock_config=True,
 )
 WORKDIR = flags.DEFINE_string(

@@ -16,7 +16,7 @@ from absl import flags
 
 from adalfl_jax.training.workdir import write_json, write_text
 
-WRITE = flags.DEFINE_string("write", None, "Markdown page whose sections the tables are also put into.")
+WRITE = flags.DEFINE_string("write", None, "Markdown page that the tables are also written into, section by section.")
 
 Row = dict[str, Any]
 PICTURES, NUMBERS = "images/results", "results"  # beside the page

@@ -4,8 +4,8 @@ r"""Trains a configuration at every point of a grid, each in a folder of its own
     --vary=inner.learning_rate=0.01,0.1 --vary=outer.learning_rate=1e-4,3e-4 --executor=slurm \
     --resource=timeout_min=240 --resource=gpus_per_node=1 --resource=slurm_partition=gpu
 
-`submitit` (the extra [sweep]) starts the runs, as one job array on SLURM. Finished runs are not repeated. Others go on:
-by themselves after a time limit or a preemption, and when you give the same command again after anything else. The
+`submitit` (the extra [sweep]) starts the runs, as one job array on SLURM. Finished runs are not repeated. Others resume
+by themselves after a time limit or a preemption, and after anything else when you give the same command again. The
 program ends with a table, which `sweep.json` and `sweep.csv` in the workdir also have.
 """
 

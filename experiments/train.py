@@ -1,4 +1,4 @@
-"""Trains one method.
+"""Trains one method; experiments.compare trains several and writes a report.
 
 .venv/bin/python -m experiments.train --config=configs/digits_mlp.py --workdir=runs/adalfl --config.method=adalfl
 """

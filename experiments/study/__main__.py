@@ -86,7 +86,7 @@ _COMPARISONS = flags.DEFINE_multi_string(
     "comparison", None, "Comparison of the study to make, all by default; may be repeated. A wrong name lists them."
 )
 _ARMS = flags.DEFINE_multi_string(
-    "arm", None, "Arm to train beside the reference, all by default; may be repeated. The table has no others."
+    "arm", None, "Arm to train beside the reference, all by default; may be repeated. The table leaves out the others."
 )
 _SEEDS = flags.DEFINE_integer(
     "num_seeds", None, "Seeds that arms are compared on, mostly 10 by default; --quick takes 2.", lower_bound=2
