@@ -49,7 +49,7 @@ benchmark: setup  ## Measure the cost of a step and of several seeds (two minute
 
 STUDY := $(BIN)/python -m experiments.study
 
-results: setup  ## Make every study and write docs/results.md: days on two cores; stop and go on at any time.
+results: setup  ## Make every study and write docs/results.md: one to two days on two cores; stop and go on at any time.
 	$(STUDY) --study=clean_labels --write=docs/results.md
 	$(STUDY) --study=behaviour --write=docs/results.md
 	$(STUDY) --study=noisy_labels --write=docs/results.md
@@ -66,7 +66,7 @@ results: setup  ## Make every study and write docs/results.md: days on two cores
 results-quick: setup  ## Make a reduced form of most studies on digits: that they work, not what comes out.
 	$(STUDY) --study=clean_labels --comparison=mnist_mlp --quick
 	$(STUDY) --study=behaviour --comparison=behaviour_mnist_mlp --quick
-	$(STUDY) --study=noisy_labels --comparison=mnist_mlp_40 --quick
+	$(STUDY) --study=noisy_labels --comparison=mnist_mlp_80 --quick
 	$(STUDY) --study=thrift --comparison=thrift_mnist_mlp --quick
 	$(STUDY) --study=transfer --comparison=transfer_mnist_logistic --comparison=transfer_mnist_mlp --quick
 	$(STUDY) --study=past_the_paper --comparison=past_digits_mlp --arm=shape_linear --arm=floor --arm=progress --quick

@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import app, flags
-from flax.traverse_util import flatten_dict
 from ml_collections import config_flags
 
 from adalfl_jax import data
+from adalfl_jax.analysis.record import flatten
 from adalfl_jax.registry import require_known
 from adalfl_jax.training import ConfigError, TrainConfig
 from adalfl_jax.training.fields import field_paths
@@ -217,7 +217,7 @@ def _make_executor(folder: Path) -> Any:
 
 def _command_of(point: Point) -> list[str]:
     """Trains a configuration: its file, which may register a dataset, with every field as it is here and now."""
-    values = flatten_dict(point.config.to_dict(), sep=".").items()
+    values = flatten(point.config.to_dict()).items()
     fields = [f"--config.{name}={tuple(value) if isinstance(value, list) else value}" for name, value in values]
     cache = flags.FLAGS["compilation_cache"].value
     kept = [] if cache is None else [f"--compilation_cache={cache}"]

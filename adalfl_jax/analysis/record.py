@@ -44,3 +44,14 @@ class RunRecord:
         for row in rows:
             values[seeds.index(row["seed"]), steps.index(row["step"])] = row[name]
         return Series(np.array(steps), values)
+
+
+def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a configuration by dotted name, in their order."""
+    fields: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            fields |= {f"{name}.{below}": leaf for below, leaf in flatten(value).items()}
+        else:
+            fields[name] = value
+    return fields

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jinja2
-from flax.traverse_util import flatten_dict
 
-from adalfl_jax.analysis.record import RunRecord
+from adalfl_jax.analysis.record import RunRecord, flatten
 
 _CAPTIONS = {
     "learning_curves": (
@@ -54,7 +53,7 @@ def write_report(path: Path, record: RunRecord, figures: Mapping[str, Path]) -> 
         unit=" %" if is_rate else "",
         best=best,
         pictures=[(*_CAPTIONS[name], _embed(figure)) for name, figure in figures.items()],
-        settings=flatten_dict(record.config, sep=".").items(),
+        settings=flatten(record.config).items(),
     )
     path.write_text(page, encoding="utf-8")  # as it says itself
 
