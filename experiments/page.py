@@ -109,10 +109,12 @@ def path_of_numbers(name: str, workdir: Path) -> Path:
     return folder / f"{name}.json"
 
 
-def write_numbers(path: Path, numbers: Mapping[str, Any]) -> None:
-    """Writes numbers as JSON in one line, to six digits."""
+def write_numbers(path: Path, numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes numbers as JSON in one line, to six digits, and returns those, for a page to show what lies beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, _rounded(numbers), indent=None)
+    rounded = _rounded(numbers)
+    write_json(path, rounded, indent=None)
+    return rounded
 
 
 def _rounded(value: Any) -> Any:

@@ -75,16 +75,16 @@ def publish_trials(
         workdir.mkdir(parents=True, exist_ok=True)
     with told_in_a_line():
         machine = describe_machine(packages)
-        numbers = {"command": command, "machine": machine, **compare(joblib.Memory(workdir / name, verbose=0))}
-        page.write_numbers(page.path_of_numbers(name, workdir), numbers)
-    page.publish(
-        name,
-        command,
-        machine,
-        trials_table(numbers, title, measure, scale),
-        lambda path: draw_trials(numbers, path, title=title, xlabel=xlabel, ylabel=ylabel, every=every),
-        workdir,
-    )
+        found = {"command": command, "machine": machine, **compare(joblib.Memory(workdir / name, verbose=0))}
+        numbers = page.write_numbers(page.path_of_numbers(name, workdir), found)
+        page.publish(
+            name,
+            command,
+            machine,
+            trials_table(numbers, title, measure, scale),
+            lambda path: draw_trials(numbers, path, title=title, xlabel=xlabel, ylabel=ylabel, every=every),
+            workdir,
+        )
 
 
 def compare_trials(

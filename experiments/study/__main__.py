@@ -187,9 +187,7 @@ def _make(comparison: Comparison, comparisons: list[Comparison], command: str) -
     metric = make_config(comparison, comparison.arms[0], {}, range(1)).metric
     numbers = {"command": command, "machine": describe_machine(PACKAGES), "metric": metric, **numbers}
     numbers |= STUDIES[_STUDY.value or ""].measure(numbers, workdir)
-    known = _read_numbers()
-    known[comparison.name] = numbers
-    page.write_numbers(_path_of_numbers(), known)
+    known = page.write_numbers(_path_of_numbers(), _read_numbers() | {comparison.name: numbers})
     for part in STUDIES[_STUDY.value or ""].parts(comparisons, known):
         if comparison.name in part.comparisons:
             save_figure(part.figure, workdir / f"{part.name}.png")

@@ -41,6 +41,7 @@ def fail(file):
 
 def test_numbers_are_written_to_six_digits(tmp_path):
     path = tmp_path / "results" / "clean.json"
-    page.write_numbers(path, {"mean": 1 / 3, "curves": [[1e-5 / 7], (2,)], "arm": "AdaLFL", "p": None, "seeds": True})
-    read = json.loads(path.read_text())
-    assert read == {"mean": 0.333333, "curves": [[1.42857e-06], [2]], "arm": "AdaLFL", "p": None, "seeds": True}
+    numbers = {"mean": 1 / 3, "curves": [[1e-5 / 7], (2,)], "arm": "AdaLFL", "p": None, "seeds": True}
+    shown = page.write_numbers(path, numbers)
+    assert shown == json.loads(path.read_text())
+    assert shown == {"mean": 0.333333, "curves": [[1.42857e-06], [2]], "arm": "AdaLFL", "p": None, "seeds": True}
