@@ -121,9 +121,6 @@ def _check_flags() -> None:
 def _chosen() -> list[Comparison]:
     known = {comparison.name: comparison for comparison in STUDIES[_STUDY.value or ""].comparisons()}
     chosen = [lookup("comparison", known, name) for name in _COMPARISONS.value or known]
-    for name in _ARMS.value or ():
-        for comparison in chosen:
-            lookup("arm", {arm.name: arm for arm in comparison.arms}, name)
     return [comparison.select(_ARMS.value) for comparison in chosen] if _ARMS.value else chosen
 
 

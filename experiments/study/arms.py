@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from adalfl_jax.registry import require_known
 from adalfl_jax.training import TrainConfig
 
 HELD_IN = 0.5  # share of a validation split that arms are trained on while they are tuned
@@ -49,8 +50,14 @@ class Comparison(NamedTuple):
     num_seeds: int = 10  # that the arms are compared on
 
     def select(self, names: Iterable[str]) -> Comparison:
-        """The comparison with some of its arms, the reference among them."""
+        """The comparison with some of its arms, the reference among them.
+
+        Raises:
+          ValueError: it has no arm of such a name.
+        """
         wanted = {*names, self.reference}
+        for name in wanted:
+            require_known(f"arm of {self.name}", (arm.name for arm in self.arms), name)
         pairs = tuple(pair for pair in self.pairs if wanted.issuperset(pair))
         return self._replace(arms=tuple(arm for arm in self.arms if arm.name in wanted), pairs=pairs)
 

@@ -1,5 +1,6 @@
 """Studies on tiny runs: what is tuned, what is compared, what is kept."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -221,7 +222,9 @@ def test_every_arm_of_every_study_is_a_configuration_at_every_point():
         comparisons = study.comparisons()
         assert len({comparison.name for comparison in comparisons}) == len(comparisons)
         for comparison in comparisons:
-            assert comparison.reference in {arm.name for arm in comparison.arms}
+            names = [arm.name for arm in comparison.arms]
+            assert len(set(names)) == len(names)
+            assert {comparison.reference, *itertools.chain(*comparison.pairs)} <= set(names)
             for arm in comparison.arms:
                 for point in arm.grid:
                     make_config(comparison, arm, point, range(2))
@@ -313,7 +316,7 @@ def test_the_page_has_the_numbers_that_lie_beside_it(study, tmp_path, program_fl
     ("given", "message"),
     [
         (("--comparison=tinny",), r"unknown comparison 'tinny'; did you mean 'tiny'"),
-        (("--arm=adalf",), r"unknown arm 'adalf'; did you mean 'adalfl'"),
+        (("--arm=adalf",), r"unknown arm of tiny 'adalf'; did you mean 'adalfl'"),
         (("--quick", "--write=page.md"), r"--quick shows that all works.*leave out --write"),
         (("--write=no/page.md",), r"there is no page no/page\.md for --write to renew; make it first"),
     ],
