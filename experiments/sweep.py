@@ -138,14 +138,15 @@ def make_points(root: Path) -> list[Point]:
     """
     grid: dict[str, list[str]] = {}
     for text in _VARY.value:
-        field, _, values = text.partition("=")
+        field, _, listed = text.partition("=")
         try:
             require_known("field of the configuration", field_paths(TrainConfig), field)
         except ValueError as error:
             raise ConfigError(f"--vary={text}: {error}") from error
+        values = re.findall(r"(?:\([^)]*\)|\[[^]]*\]|[^,([])+", listed)
         if field in grid or not values:
             raise ConfigError(f"--vary={text} must be FIELD=VALUE,VALUE,..., each field once")
-        grid[field] = re.findall(r"(?:\([^)]*\)|\[[^]]*\]|[^,([])+", values)
+        grid[field] = values
     points = [_make_point(root, dict(zip(grid, values, strict=True))) for values in itertools.product(*grid.values())]
     names = [point.workdir.name for point in points]
     if repeated := sorted({name for name in names if names.count(name) > 1}):

@@ -92,6 +92,7 @@ def test_a_run_is_started_with_its_own_configuration(run, started, monkeypatch):
 REFUSED = {
     "no_field": (["--vary=inner.learning_rat=1"], "--vary=inner.learning_rat=1: unknown field of the configuration"),
     "no_values": (["--vary=num_steps="], "--vary=num_steps= must be FIELD=VALUE,VALUE,..."),
+    "only_commas": (["--vary=num_steps=,"], "--vary=num_steps=, must be FIELD=VALUE,VALUE,..."),
     "twice": (["--vary=num_steps=1", "--vary=num_steps=2"], "--vary=num_steps=2 must be FIELD=VALUE,VALUE,..., each"),
     "a_wrong_type": (["--vary=num_steps=many"], "num_steps=many: config.num_steps must be a whole number; got 'many'"),
     "out_of_range": (["--vary=inner.momentum=0.5,1.5"], "inner.momentum=1.5: config.inner.momentum must be a number"),
