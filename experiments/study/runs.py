@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,8 +41,9 @@ def run(config: TrainConfig, workdir: Path) -> RunRecord | Diverged:
     try:
         train(config, folder, offline_dir=workdir / OFFLINE)
     except DivergenceError as error:  # a finding about this arm, not the end of the study
-        write_json(failure, {"reason": str(error), "config": config.to_dict()})
-        return Diverged(str(error))
+        reason = str(error).replace(f"{folder.resolve()}{os.sep}", "")  # it is published, where paths say nothing
+        write_json(failure, {"reason": reason, "config": config.to_dict()})
+        return Diverged(reason)
     return read_record(folder)
 
 

@@ -59,13 +59,19 @@ def test_the_best_point_of_a_grid_is_trained_on_other_seeds(numbers, workdir):
     reached = {entry["point"]["inner.learning_rate"]: entry["valid"] for entry in tuned["tuning"]}
     finite = {rate: valid for rate, valid in reached.items() if valid is not None}
     assert tuned["chosen"] == {"inner.learning_rate": min(finite, key=finite.get)}
+    for rate, valid in finite.items():  # of the tuning seeds, on the validation split
+        config = make_config(COMPARISON, ARMS[1], {"inner.learning_rate": rate}, range(1), for_tuning=True)
+        series = runs.read_record(runs.folder_of(config, workdir)).series("task_loss", "valid/error_rate")
+        assert valid == series.values[:, -1].mean()
     kept = json.loads((workdir / "runs" / tuned["run"] / "config.json").read_text())
     assert (kept["seed"], kept["num_seeds"]) == (5, 3)
     assert len(tuned["test"]["per_seed"]) == 3
 
 
 def test_an_arm_that_diverges_is_a_finding(numbers):
-    assert "inner_loss is not finite" in numbers["arms"]["hopeless"]["diverged"]
+    reason = numbers["arms"]["hopeless"]["diverged"]
+    assert "inner_loss is not finite" in reason
+    assert reason.endswith("kept in states/task_loss_last_finite")  # in the folder of the run, wherever that is
     assert "hopeless" not in numbers["differences"]
     assert "diverged" in page.render_table(comparison_table(numbers, "error_rate"))
 
