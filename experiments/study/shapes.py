@@ -65,6 +65,6 @@ def _along(loss_fn: LossFn) -> tuple[jax.Array, jax.Array]:
 
 def _draw(column: Sequence[Axes], values: ArrayLike, pulls: ArrayLike, **style: Any) -> None:
     """Of a loss only the shape: its scale is a learning rate, and its level has no gradient."""
-    shown = np.asarray(values), np.asarray(pulls)
-    column[0].plot(PROBABILITIES, (shown[0] - shown[0][-1]) / (shown[0][0] - shown[0][-1]), linewidth=1.2, **style)
-    column[1].plot(PROBABILITIES, shown[1] / np.abs(shown[1]).max(), linewidth=1.2, **style)
+    fall, pulls = np.asarray(values) - np.asarray(values)[-1], np.asarray(pulls)
+    column[0].plot(PROBABILITIES, fall / (abs(fall[0]) or 1), linewidth=1.2, **style)  # one that rises is not mirrored
+    column[1].plot(PROBABILITIES, pulls / (np.abs(pulls).max() or 1), linewidth=1.2, **style)

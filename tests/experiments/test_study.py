@@ -18,6 +18,7 @@ from experiments.study import __main__ as program
 from experiments.study import behaviour, clean_labels, noisy_labels, runs, transfer
 from experiments.study.arms import Arm, Comparison, Source, grid, make_config, make_source_config
 from experiments.study.compare import compare_arms
+from experiments.study.shapes import shapes_figure
 from experiments.study.tables import comparison_table
 from tests.training.tiny import SETTINGS, snapshot
 
@@ -183,6 +184,15 @@ def test_wrong_labels_show_what_was_learned_beside_hand_made_losses(numbers, wor
     heading, _, *rows = page.render_table(shapes.table).splitlines()[2:]
     assert heading.split(" | ")[1:] == ["clean labels", "40 % wrong labels |"]
     assert [row.split(" | ")[1].strip() for row in rows] == [error]  # of the one arm that both have
+
+
+def test_a_loss_that_rises_is_drawn_rising_and_a_flat_one_flat():
+    rising, flat = np.linspace(-2, 0, 99), np.ones(99)
+    pulls = [-np.gradient(rising), 0 * flat]
+    figure = shapes_figure({"wrong": {"values": [rising, flat], "pulls": pulls}})
+    drawn = [[line.get_ydata() for line in axes.lines[:2]] for axes in figure.axes]
+    np.testing.assert_allclose(drawn[0], [np.linspace(-1, 0, 99), 0 * flat], atol=1e-12)
+    np.testing.assert_allclose(drawn[1], [-flat, 0 * flat])
 
 
 def test_steps_to_the_target_are_the_first_at_which_the_mean_is_there(numbers):
