@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.stats
 
 from adalfl_jax.analysis.measures import (
     along_true_class,
@@ -14,8 +13,6 @@ from adalfl_jax.analysis.measures import (
     implied_smoothing,
     make_loss_shape,
 )
-from adalfl_jax.analysis.record import RunRecord
-from adalfl_jax.analysis.statistics import describe, paired_difference
 from adalfl_jax.learned_losses import LossNetwork
 from adalfl_jax.task_losses import (
     generalized_cross_entropy,
@@ -102,67 +99,6 @@ def test_loss_shape_is_the_network_up_to_a_constant():
     for target in (0.0, 1.0):
         points = [float(loss.apply(phi, jnp.array([[target]]), value[None, None])) for value in grid]
         np.testing.assert_allclose(np.diff(curves[int(target)]), np.diff(points), atol=1e-5)
-
-
-def test_describe_gives_mean_and_sample_deviation():
-    assert describe([1.0, 2.0, 6.0]) == {
-        "per_seed": [1.0, 2.0, 6.0],
-        "mean": 3.0,
-        "std": pytest.approx(7**0.5),
-    }
-
-
-def test_describe_of_one_seed_has_no_deviation():
-    assert describe([2.5]) == {"per_seed": [2.5], "mean": 2.5, "std": None}
-
-
-def test_paired_difference_is_the_paired_t_test():
-    first, second = [1.0, 2.0, 3.0, 5.0], [0.5, 1.8, 2.0, 4.9]
-    differences = np.subtract(second, first)
-    mean, error = differences.mean(), differences.std(ddof=1) / 2
-    half = scipy.stats.t.ppf(0.975, df=3) * error
-    result = paired_difference(first, second)
-    assert result["mean_difference"] == pytest.approx(mean)
-    assert result["mean_difference"] < 0
-    assert result["interval"] == pytest.approx([mean - half, mean + half])
-    assert result["p_value"] == pytest.approx(2 * scipy.stats.t.cdf(mean / error, df=3))
-
-
-def test_paired_difference_at_another_confidence():
-    wide, narrow = (paired_difference([1, 2, 3], [2, 2, 5], confidence)["interval"] for confidence in (0.99, 0.5))
-    assert wide[0] < narrow[0] < narrow[1] < wide[1]
-
-
-@pytest.mark.parametrize(("first", "second"), [([1.0], [3.0]), ([1.0, 2.0, 5.0], [3.0, 4.0, 7.0])])
-def test_paired_difference_without_spread_has_no_test(first, second):
-    assert paired_difference(first, second) == {"mean_difference": 2.0} | dict.fromkeys(
-        ("interval", "p_value", "effect_size")
-    )
-
-
-@pytest.mark.parametrize("offset", [0.1, 0.3])
-def test_differences_equal_but_for_rounding_have_no_test(offset):
-    first = [0.1, 0.2, 0.7]
-    result = paired_difference(first, [value + offset for value in first])
-    assert result["p_value"] is None
-
-
-def test_series_is_ordered_by_seed_and_step():
-    rows = [
-        {"method": "adalfl", "seed": seed, "step": step, "test/error_rate": 100 * seed + step}
-        for seed, step in [(7, 10), (2, 20), (7, 0), (2, 10), (2, 0), (7, 20)]
-    ]
-    rows += [{"method": "ml3", "seed": 2, "step": 0, "test/error_rate": -1}, {"method": "adalfl", "seed": 2, "step": 5}]
-    series = RunRecord({}, {}, rows, {}).series("adalfl", "test/error_rate")
-    assert series is not None
-    np.testing.assert_array_equal(series.steps, [0, 10, 20])
-    np.testing.assert_array_equal(series.values, [[200, 210, 220], [700, 710, 720]])
-
-
-def test_series_that_was_not_measured_is_none():
-    record = RunRecord({}, {}, [{"method": "adalfl", "seed": 0, "step": 0, "loss": 1.0}], {})
-    assert record.series("adalfl", "error") is None
-    assert record.series("ml3", "loss") is None
 
 
 def test_the_flat_share_counts_what_gives_no_gradient():

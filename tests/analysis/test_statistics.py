@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+import scipy.stats
+
+from adalfl_jax.analysis.statistics import adjust_p_values, describe, paired_difference
+
+
+def test_describe_gives_mean_and_sample_deviation():
+    assert describe([1.0, 2.0, 6.0]) == {
+        "per_seed": [1.0, 2.0, 6.0],
+        "mean": 3.0,
+        "std": pytest.approx(7**0.5),
+    }
+
+
+def test_describe_of_one_seed_has_no_deviation():
+    assert describe([2.5]) == {"per_seed": [2.5], "mean": 2.5, "std": None}
+
+
+def test_paired_difference_is_the_paired_t_test():
+    first, second = [1.0, 2.0, 3.0, 5.0], [0.5, 1.8, 2.0, 4.9]
+    differences = np.subtract(second, first)
+    mean, error = differences.mean(), differences.std(ddof=1) / 2
+    half = scipy.stats.t.ppf(0.975, df=3) * error
+    result = paired_difference(first, second)
+    assert result["mean_difference"] == pytest.approx(mean)
+    assert result["mean_difference"] < 0
+    assert result["interval"] == pytest.approx([mean - half, mean + half])
+    assert result["p_value"] == pytest.approx(2 * scipy.stats.t.cdf(mean / error, df=3))
+
+
+def test_paired_difference_at_another_confidence():
+    wide, narrow = (paired_difference([1, 2, 3], [2, 2, 5], confidence)["interval"] for confidence in (0.99, 0.5))
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]
+
+
+@pytest.mark.parametrize(("first", "second"), [([1.0], [3.0]), ([1.0, 2.0, 5.0], [3.0, 4.0, 7.0])])
+def test_paired_difference_without_spread_has_no_test(first, second):
+    assert paired_difference(first, second) == {"mean_difference": 2.0} | dict.fromkeys(
+        ("interval", "p_value", "effect_size")
+    )
+
+
+@pytest.mark.parametrize("offset", [0.1, 0.3])
+def test_differences_equal_but_for_rounding_have_no_test(offset):
+    first = [0.1, 0.2, 0.7]
+    result = paired_difference(first, [value + offset for value in first])
+    assert result["p_value"] is None
+
+
+def test_the_effect_size_is_the_mean_difference_in_its_standard_deviations():
+    first, second = [0.0, 0.0, 0.0, 0.0], [1.0, 2.0, 3.0, 4.0]
+    assert paired_difference(first, second)["effect_size"] == pytest.approx(2.5 / np.std(second, ddof=1))
+    assert paired_difference(first, [1.0] * 4)["effect_size"] is None
+
+
+def test_p_values_are_adjusted_by_benjamini_and_hochberg():
+    tests = [{"p_value": p_value} for p_value in (0.01, 0.04, None, 0.03, 0.5)]
+    adjust_p_values(tests)
+    found = [test.pop("adjusted_p_value", None) for test in tests]
+    # The i-th smallest of n times n / i, and no more than those after it.
+    assert found == [pytest.approx(0.04), pytest.approx(0.16 / 3), None, pytest.approx(0.16 / 3), pytest.approx(0.5)]
+    adjust_p_values([])
