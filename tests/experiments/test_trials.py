@@ -9,6 +9,7 @@ from absl.testing import flagsaver
 
 from experiments import launch, page
 from experiments.trials import Curves, Trial, compare_trials, draw_trials, publish_trials, trials_table
+from tests.training.tiny import ROOT
 
 
 def trial(title, offset, notes=""):
@@ -85,6 +86,16 @@ def test_numbers_become_a_table_and_a_picture(numbers, tmp_path):
     assert "a note" in text
     draw_trials(numbers, tmp_path / "picture.png", title="Title", xlabel="step", ylabel="score")
     assert (tmp_path / "picture.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("program", "measure", "scale"),
+    [("joint_search", "test error rate, %", 100), ("policy_gradient", "mean return through training", 1)],
+)
+def test_the_page_has_the_numbers_that_lie_beside_it(program, measure, scale):
+    found = json.loads((ROOT / "docs" / "results" / f"{program}.json").read_text())
+    text = page.render_table(trials_table(found, "", measure, scale)).removeprefix("****")
+    assert text in (ROOT / "docs" / "results.md").read_text()
 
 
 def test_a_value_is_marked_where_none_beyond_it_was_tried():
