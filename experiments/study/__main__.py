@@ -49,7 +49,7 @@ from experiments.study import (
 )
 from experiments.study.arms import Arm, Comparison, Overrides, make_config, make_source_config
 from experiments.study.compare import compare_arms
-from experiments.study.tables import Part, comparison_parts, save_figure
+from experiments.study.tables import Part, comparison_parts, either, save_figure
 
 
 class Study(NamedTuple):
@@ -229,7 +229,9 @@ def _write_page(target: Path, known: dict[str, Any]) -> None:
 def _section(part: Part, known: dict[str, Any], pictures: Mapping[str, str]) -> str:
     made = [known[name] for name in part.comparisons]
     commands = "\n".join(dict.fromkeys(numbers["command"] for numbers in made))
-    return page.render_section(commands, made[-1]["machine"], [part.table] if part.table else [], pictures)
+    facts = dict.fromkeys(name for numbers in made for name in numbers["machine"])
+    machine = {name: either(numbers["machine"].get(name, "unknown") for numbers in made) for name in facts}
+    return page.render_section(commands, machine, [part.table] if part.table else [], pictures)
 
 
 if __name__ == "__main__":

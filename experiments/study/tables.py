@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,6 +92,11 @@ def curves_figure(numbers: dict[str, Any]) -> Figure:
         axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
         figure.legend(loc="outside right center", fontsize=8)
     return figure
+
+
+def either(values: Iterable[Any]) -> str:
+    """What the comparisons of one table say of themselves; mostly all the same."""
+    return " or ".join(dict.fromkeys(map(str, values)))
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -18,7 +18,7 @@ from adalfl_jax.analysis.figures import STYLE
 from experiments import page
 from experiments.page import Row, Table
 from experiments.study.arms import Arm, Comparison, Overrides, Source, grid
-from experiments.study.tables import HIGHLIGHT, PERCENT, Part
+from experiments.study.tables import HIGHLIGHT, PERCENT, Part, either
 
 TASK_LOSS = "constant"  # the arm
 MODES: dict[str, tuple[str, Overrides]] = {
@@ -113,9 +113,9 @@ def _table(title: str, titles: Mapping[str, str], targets: list[dict[str, Any]])
 
     columns = {"the loss of": lambda row: row["title"]}
     columns |= {f"on {numbers['title']}": column(numbers) for numbers in targets}
-    seeds = targets[0]["seeds"]
+    seeds = either(f"{numbers['seeds'][0]} to {numbers['seeds'][-1]}" for numbers in targets)
     note = (
-        f"Mean and standard deviation of the test error rate, %, over seeds {seeds[0]} to {seeds[-1]}. In brackets are "
+        f"Mean and standard deviation of the test error rate, %, over seeds {seeds}. In brackets are "
         "the differences from its own loss that went the same way and from the tuned task loss: < lower, > higher, = "
         f"none at p < {SIGNIFICANT}, of paired t-tests, adjusted for their number in a column (Benjamini and Hochberg)."
     )

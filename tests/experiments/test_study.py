@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from absl.testing import flagsaver
+from matplotlib.figure import Figure
 
 from adalfl_jax.training import ConfigError
 from adalfl_jax.training.setup import examples_for_a_batch, make_setup
@@ -19,7 +20,7 @@ from experiments.study import behaviour, clean_labels, noisy_labels, runs, trans
 from experiments.study.arms import Arm, Comparison, Source, grid, make_config, make_source_config
 from experiments.study.compare import compare_arms
 from experiments.study.shapes import shapes_figure
-from experiments.study.tables import comparison_table
+from experiments.study.tables import Part, comparison_table
 from tests.training.tiny import SETTINGS, snapshot
 
 TASK_LOSS = {"method": "task_loss"}
@@ -144,6 +145,21 @@ def test_a_matrix_says_where_a_loss_from_elsewhere_differs():
     text = page.render_table(part.table)
     assert re.search(r"\| MNIST, MLP, as it is +\| 2\.00 ± 1\.00 \(= own, < task\)", text)
     assert re.search(r"\| its own, as it is +\| 4\.00 ± 1\.00 \(> task\)", text)
+
+
+def test_a_part_of_several_comparisons_says_of_each_how_it_was_made():
+    machines = [{"processor": "A", "jax": "0.10"}, {"processor": "B", "jax": "0.10"}]
+    known = {name: {"command": name, "machine": machine} for name, machine in zip("ab", machines, strict=True)}
+    text = program._section(Part("both", "Both", ("a", "b"), Figure()), known, {})
+    assert text == "```sh\na\nb\n```\n\nprocessor A or B, jax 0.10."
+
+    chosen = [item for item in transfer.comparisons() if item.name in ("transfer_digits_mlp", "transfer_mnist_mlp")]
+    empty = {"title": "", "metric": "error_rate", "arms": {}, "pairs": []}
+    seeds = ([100, 109], [100, 104])
+    kept = {item.name: {**empty, "seeds": each} for item, each in zip(chosen, seeds, strict=True)}
+    (part,) = transfer.parts(chosen, kept)
+    assert part.table is not None
+    assert "over seeds 100 to 109 or 100 to 104. " in part.table.notes[0]
 
 
 def test_behaviour_is_read_from_the_runs_of_a_comparison(numbers, workdir):
