@@ -152,9 +152,8 @@ def _figure(titles: Mapping[str, str], targets: list[dict[str, Any]]) -> Figure:
         panels = np.atleast_1d(figure.subplots(1, len(targets), sharey=True))
         for axes, numbers in zip(panels, targets, strict=True):
             scale = 100 if numbers["metric"] in PERCENT else 1
-            arms = {name: arm for name, arm in numbers["arms"].items() if "test" in arm}
-            for name, arm in arms.items():
-                values = scale * np.array(arm["test"]["per_seed"])
+            for name in (name for name in titles if "test" in numbers["arms"].get(name, {})):
+                values = scale * np.array(numbers["arms"][name]["test"]["per_seed"])
                 is_own = name.startswith("own_")
                 color = HIGHLIGHT if is_own else "#6b7280" if name in ("task_loss", TASK_LOSS) else "#0e7490"
                 axes.plot(values, np.full(len(values), heights[name]), ".", color=color, alpha=0.35, markersize=4)
