@@ -33,6 +33,7 @@ from rich.console import Console
 from adalfl_jax.registry import lookup
 from adalfl_jax.training import TrainConfig, WorkdirError
 from adalfl_jax.training.setup import make_setup
+from adalfl_jax.training.workdir import read_summary
 from experiments import page
 from experiments.launch import command_line, parse_flags, studies_folder, told_in_a_line
 from experiments.machine import describe_machine
@@ -49,6 +50,7 @@ from experiments.study import (
 )
 from experiments.study.arms import Arm, Comparison, Overrides, make_config, make_source_config
 from experiments.study.compare import compare_arms
+from experiments.study.runs import RUNS
 from experiments.study.tables import Part, comparison_parts, either, save_figure
 
 
@@ -182,7 +184,7 @@ def _make(comparison: Comparison, comparisons: list[Comparison], command: str) -
         say=lambda text: console.print(text, markup=False),
     )
     metric = make_config(comparison, comparison.arms[0], {}, range(1)).metric
-    numbers = {"command": command, "machine": describe_machine(PACKAGES), "metric": metric, **numbers}
+    numbers = {"command": command, "machine": _machine_of(numbers, workdir), "metric": metric, **numbers}
     numbers |= STUDIES[_STUDY.value or ""].measure(numbers, workdir)
     known = page.write_numbers(_path_of_numbers(), _read_numbers() | {comparison.name: numbers})
     for part in STUDIES[_STUDY.value or ""].parts(comparisons, known):
@@ -192,6 +194,14 @@ def _make(comparison: Comparison, comparisons: list[Comparison], command: str) -
                 print(_section(part, known, {}), end="\n\n")
     if page.WRITE.value:
         _write_page(Path(page.WRITE.value), known)
+
+
+def _machine_of(numbers: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
+    """This machine, with the versions that the runs of a comparison were trained with: some may be from before."""
+    runs = [workdir / RUNS / arm["run"] for arm in numbers["arms"].values() if "test" in arm]
+    environments = [read_summary(run)["environment"] for run in runs]
+    versions = {name: either(each[name] for each in environments) for name in ("python", *PACKAGES) if environments}
+    return describe_machine(PACKAGES) | versions
 
 
 def _seeds_of(comparison: Comparison) -> tuple[range, range]:

@@ -95,7 +95,7 @@ def curves_figure(numbers: dict[str, Any]) -> Figure:
 
 
 def either(values: Iterable[Any]) -> str:
-    """What the comparisons of one table say of themselves; mostly all the same."""
+    """What the runs or comparisons of one table say of themselves; mostly all the same."""
     return " or ".join(dict.fromkeys(map(str, values)))
 
 

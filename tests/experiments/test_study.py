@@ -14,6 +14,7 @@ from adalfl_jax.training import ConfigError
 from adalfl_jax.training.setup import examples_for_a_batch, make_setup
 from adalfl_jax.training.start import read_learned_losses
 from experiments import launch, page
+from experiments.machine import describe_machine
 from experiments.study import __main__ as program
 from experiments.study import behaviour, clean_labels, noisy_labels, runs, transfer
 from experiments.study.arms import Arm, Comparison, Source, grid, make_config, make_source_config
@@ -160,6 +161,17 @@ def test_a_part_of_several_comparisons_says_of_each_how_it_was_made():
     (part,) = transfer.parts(chosen, kept)
     assert part.table is not None
     assert "over seeds 100 to 109 or 100 to 104. " in part.table.notes[0]
+
+
+def test_versions_are_those_that_runs_were_trained_with(tmp_path):
+    arms = {run: {"run": run, "test": {}} for run in ("before", "now")} | {"hopeless": {"run": "lost", "diverged": ""}}
+    summary = dict.fromkeys(("dataset", "metric", "num_steps", "seeds", "methods"))
+    for run, version in (("before", "0.10.2"), ("now", "0.11.0")):
+        environment = dict.fromkeys(("python", *program.PACKAGES), "1") | {"jax": version}
+        page.write_numbers(tmp_path / "runs" / run / "summary.json", {**summary, "environment": environment})
+    machine = program._machine_of({"arms": arms}, tmp_path)
+    assert (machine["jax"], machine["flax"]) == ("0.10.2 or 0.11.0", "1")
+    assert list(machine) == list(describe_machine(program.PACKAGES))
 
 
 def test_behaviour_is_read_from_the_runs_of_a_comparison(numbers, workdir):
