@@ -23,7 +23,7 @@ def animate_loss_shapes(path: Path, record: RunRecord) -> bool:
 
     Args:
       path: of the GIF.
-      record: of a finished run.
+      record: of a run, over or not.
 
     Returns:
       Whether there was a loss network to draw.
@@ -31,11 +31,12 @@ def animate_loss_shapes(path: Path, record: RunRecord) -> bool:
     if (shapes := saved_loss_shapes(record)) is None:
         return False
     frames = [*range(len(shapes.steps)), *[len(shapes.steps) - 1] * STILL_FRAMES]
+    predictions, label = record.shapes["predictions"], prediction_label(record.config["learned_loss"]["predictions"])
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 2.9), layout="constrained", dpi=90)
         panels = figure.subplots(1, 2, sharey=True)
         for target, axes in enumerate(panels):
-            axes.set(title=f"target {target}", xlabel=prediction_label(record.config["learned_loss"]["predictions"]))
+            axes.set(title=f"target {target}", xlabel=label, xlim=predictions[[0, -1]])
         panels[0].set(ylabel="$\\ell_\\phi$ less its mean", ylim=_limits(shapes.values))
         lines = [[axes.plot([], [], color=COLOR)[0] for _ in range(TRACES + 1)] for axes in panels]
         title = figure.suptitle("", fontsize=11, x=0.01, ha="left", weight="bold")
@@ -45,12 +46,10 @@ def animate_loss_shapes(path: Path, record: RunRecord) -> bool:
             for target, traces in enumerate(lines):
                 for age, line in enumerate(traces):
                     values = shapes.values[max(frame - age, 0), target]
-                    line.set_data(record.shapes["predictions"], values)
+                    line.set_data(predictions, values)
                     line.set(
                         alpha=1.0 if age == 0 else 0.35 * (1 - age / (TRACES + 1)), linewidth=2.4 if age == 0 else 1
                     )
-            for axes in panels:
-                axes.set_xlim(record.shapes["predictions"][[0, -1]])
 
         animation = FuncAnimation(figure, draw, frames=frames)  # pyright: ignore[reportArgumentType]
         animation.save(str(path), writer=PillowWriter(fps=FRAMES_PER_SECOND))
