@@ -15,8 +15,9 @@ Studies:
   transfer        a loss learned on other data or for another model, as it is and learned further
 
 Runs are kept in `--workdir` (runs/studies) under a digest of their configuration: a study that was stopped goes on
-where it was, and a changed setting is another run. `STUDY.json` there has all numbers; with `--write` it is in the
-folder `results` beside the page.
+where it was, and a changed setting is another run. Changed code is not, within one version of the package: remove
+`runs` and `offline` there to train anew. `STUDY.json` there has all numbers; with `--write` it is in the folder
+`results` beside the page.
 """
 
 from __future__ import annotations
