@@ -84,7 +84,8 @@ def make_pipelined_step(
             phi = jax.tree.map(lambda new, old: jnp.where(is_taken, new, old), updated, phi._replace(carry=()))
             norm = jnp.where(is_taken, optax.tree.norm(gradient), norm)
         last, theta_next, inner_loss = finish(phi)
-        carry = PrimedCarry(jnp.array(True), jax.tree.leaves(last))
+        # Without jit, arrays of NumPy come to here, whose types need not be those that JAX computes in.
+        carry = PrimedCarry(jnp.array(True), [jnp.asarray(leaf) for leaf in jax.tree.leaves(last)])
         return theta_next, phi._replace(carry=carry), BilevelMetrics(inner_loss, outer_loss, norm)
 
     return pipelined_step

@@ -5,6 +5,7 @@ import itertools
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -91,6 +92,14 @@ def test_a_step_keeps_the_types_of_what_it_was_primed_with():
     _, after, _ = jax.eval_shape(lambda theta, phi: step(theta, phi, batch), theta, phi)
     weak = [jax.tree.map(lambda leaf: jax.typeof(leaf).weak_type, carry) for carry in (phi.carry, after.carry)]
     assert weak[0] == weak[1]
+
+
+def test_what_numpy_has_of_a_batch_is_remembered_in_types_of_jax():
+    """Without jit a batch comes as it is, labels of 64 bits say."""
+    problem, theta, phi = functions()
+    step = adalfl_jax.make_bilevel_step(*problem, hypergradient="recompute", pipelined=True)
+    batch = jax.tree.map(lambda leaf: np.asarray(leaf, leaf.dtype.kind + "8"), batches(1)[0])
+    jax.eval_shape(lambda *state: step(*step(*state, batch)[:2], batch), theta, phi)
 
 
 def test_the_first_step_leaves_phi_alone():
