@@ -22,6 +22,7 @@ from adalfl_jax.models.squeezenet import SqueezeNet as SqueezeNet
 from adalfl_jax.models.vgg import VGG16 as VGG16
 from adalfl_jax.models.wide_resnet import WideResNet as WideResNet
 from adalfl_jax.registry import lookup, require_known
+from adalfl_jax.settings import is_count
 from adalfl_jax.types import PyTree
 
 MODELS: dict[str, type] = {
@@ -68,7 +69,7 @@ def make_model(
     module = lookup("model", MODELS, name)
     if not isinstance(input_shape, Iterable):
         raise ValueError(f"input_shape must be the shape of one example, (4,) or (28, 28, 1) say; got {input_shape!r}")
-    if min(input_shape, default=1) < 1 or num_outputs < 1:
+    if not all(map(is_count, (*input_shape, num_outputs))):
         raise ValueError(f"a model takes inputs and has outputs; got {tuple(input_shape)} and {num_outputs}")
     require_known("initialization", INITIALIZATIONS, initialization)
     known = model_options(name)

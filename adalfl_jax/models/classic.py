@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import jax
 from flax import nnx
@@ -13,6 +13,7 @@ from flax import nnx
 from adalfl_jax.models.convolution import convolve
 from adalfl_jax.models.initializers import glorot, he
 from adalfl_jax.models.layers import require_images
+from adalfl_jax.settings import is_count
 
 
 class LogisticRegression(nnx.Module):
@@ -41,8 +42,8 @@ class MLP(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        if not hidden_sizes or any(size < 1 for size in hidden_sizes):
-            raise ValueError(f"mlp needs hidden_sizes of at least 1 unit each; got {tuple(hidden_sizes)}")
+        if not (isinstance(hidden_sizes, Collection) and len(hidden_sizes) and all(map(is_count, hidden_sizes))):
+            raise ValueError(f"mlp needs hidden_sizes of at least 1 unit each; got {hidden_sizes!r}")
         sizes = (math.prod(input_shape), *hidden_sizes)
         self.hidden = nnx.List(
             nnx.Linear(fan_in, fan_out, kernel_init=he, rngs=rngs) for fan_in, fan_out in itertools.pairwise(sizes)

@@ -441,6 +441,8 @@ def test_images_are_taken_from_a_smallest_size_on_and_nothing_else(name):
     [
         (("mpl", (4,), 2), {}, r"unknown model 'mpl'; did you mean 'mlp'.*allcnnc, lenet5, logistic, mlp.*wide_resnet"),
         (("mlp", (4,), 2), {"hidden_sizes": (3, 0)}, r"at least 1 unit each; got \(3, 0\)"),
+        (("mlp", (4,), 2), {"hidden_sizes": 100}, r"at least 1 unit each; got 100"),
+        (("mlp", (4,), 2), {"hidden_sizes": (3.5,)}, r"at least 1 unit each; got \(3.5,\)"),
         (("mlp", (4,), 2), {"width": 3}, r"'mlp' has no option 'width'; it has hidden_sizes"),
         (("logistic", (4,), 2), {"hidden_sizes": (3,)}, r"'logistic' has no option 'hidden_sizes'; it has none"),
         (("lenet5", (16, 16, 1), 2), {"remat": True}, r"'lenet5' has no option 'remat'; it has none"),
@@ -452,6 +454,7 @@ def test_images_are_taken_from_a_smallest_size_on_and_nothing_else(name):
         (("wide_resnet", (8, 8, 3), 2), {"width": 0}, r"a width of at least 1; got depth 16, width 0"),
         (("resnet", (8, 8, 0), 2), {}, r"inputs and has outputs; got \(8, 8, 0\) and 2"),
         (("mlp", (4,), 0), {}, r"inputs and has outputs; got \(4,\) and 0"),
+        (("mlp", (4,), 2.5), {}, r"inputs and has outputs; got \(4,\) and 2.5"),
         (("mlp", 4, 3), {}, r"input_shape must be the shape of one example, \(4,\) .* say; got 4"),
         (("mlp", (4,), 2), {"initialization": "torch"}, r"unknown initialization 'torch'; did you mean 'pytorch'"),
         (("mlp", (4,), 2), {"compute_dtype": "float15"}, r"unknown compute_dtype 'float15'.*bfloat16, float32"),
