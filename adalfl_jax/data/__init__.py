@@ -29,6 +29,7 @@ from adalfl_jax.data.streaming import exceeds_device
 from adalfl_jax.data.tables import load_california, load_crime
 from adalfl_jax.data.text import load_topics
 from adalfl_jax.registry import require_known
+from adalfl_jax.settings import is_count
 
 DATASETS: dict[str, Callable[[Location], Examples]] = {
     "digits": lambda location: load_digits(),
@@ -143,7 +144,8 @@ def register_dataset(name: str, load_examples: Callable[[], Examples]) -> None:
       load_examples: called when the dataset is used.
 
     Raises:
-      ValueError: the name is one of `DATASETS` or `SPECS`. Others of TFDS may be taken; yours hides them.
+      ValueError: the name is one of `DATASETS` or `SPECS`, or there is nothing to call. Others of TFDS may be taken;
+        yours hides them.
 
     Example:
       >>> import numpy as np
@@ -153,6 +155,11 @@ def register_dataset(name: str, load_examples: Callable[[], Examples]) -> None:
     """
     if name in DATASETS or name in SPECS:
         raise ValueError(f"there is a dataset {name!r} already; register yours under another name")
+    if not callable(load_examples):
+        raise ValueError(
+            f"dataset {name!r}: load_examples must be a function that returns Examples; got "
+            f"{type(load_examples).__name__}"
+        )
     DATASETS[name] = lambda location: load_examples()
 
 
@@ -163,7 +170,7 @@ def _is_file(name: str) -> bool:
 def _locate(
     data_dir: str | os.PathLike[str] | None, cache_dir: str | os.PathLike[str] | None, image_size: int
 ) -> Location:
-    if image_size < 0:
+    if not (image_size == 0 or is_count(image_size)):
         raise DatasetError(f"image_size must be a number of pixels, or 0 for images as they are; got {image_size}")
     return Location(
         data_dir=Path(data_dir).expanduser() if data_dir else default_data_dir(),

@@ -41,6 +41,6 @@ def epoch_indices(
     return order[rows[:, None], columns]
 
 
-def take(split: Batch, indices: jax.Array) -> Batch:
+def take(split: Batch | tuple[jax.Array, jax.Array], indices: jax.Array) -> Batch:
     """The examples of a split at `indices` of any shape, which becomes the leading axes."""
-    return Batch(split.inputs[indices], split.targets[indices])
+    return Batch(*(array[indices] for array in split))

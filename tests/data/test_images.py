@@ -286,8 +286,8 @@ def test_a_name_that_leads_elsewhere_is_unknown(name, tmp_path):
     assert f"unknown dataset {name!r}" in message(tmp_path, name)
 
 
-@pytest.mark.parametrize("size", [-1, -8])
-def test_an_image_size_below_zero_is_refused(size, tmp_path):
+@pytest.mark.parametrize("size", [-1, 2.5])
+def test_an_image_size_that_is_no_number_of_pixels_is_refused(size, tmp_path):
     write_dataset(tmp_path)
     assert f"image_size must be a number of pixels, or 0 for images as they are; got {size}" in message(
         tmp_path, image_size=size

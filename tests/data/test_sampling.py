@@ -52,8 +52,9 @@ def test_a_batch_that_does_not_fit_is_refused(batch_size):
         epoch_indices(KEY, 0, num_steps=1, num_examples=10, batch_size=batch_size)
 
 
-def test_take_keeps_inputs_and_targets_together():
-    split = Batch(np.arange(20).reshape(10, 2), np.arange(10))
+@pytest.mark.parametrize("kind", [Batch, lambda *arrays: arrays], ids=["batch", "tuple"])
+def test_take_keeps_inputs_and_targets_together(kind):
+    split = kind(np.arange(20).reshape(10, 2), np.arange(10))
     inputs, targets = take(split, np.array([[3, 1], [9, 0]]))
     np.testing.assert_array_equal(inputs[..., 0], 2 * targets)
     assert targets.shape == (2, 2)

@@ -254,11 +254,13 @@ def test_a_registered_dataset_is_not_mistaken_for_one_of_tensorflow_datasets(reg
     assert data.load_spec("beans", data_dir=tmp_path) == Spec((3,), 2, 50, 0, is_image=False)
 
 
-def test_a_name_of_the_table_is_taken(registry):
+def test_a_name_of_the_table_is_taken_and_examples_are_no_function(registry):
     before = dict(registry)
     for name in SPECS:
         with pytest.raises(ValueError, match=f"there is a dataset '{name}' already"):
             data.register_dataset(name, lambda: Examples(NOISE.normal(size=(50, 3)), LABELS[:50], num_classes=4))
+    with pytest.raises(ValueError, match=r"'mine': load_examples must be a function .*; got Examples$"):
+        data.register_dataset("mine", Examples(NOISE.normal(size=(50, 3)), LABELS[:50], num_classes=4))
     assert registry == before
 
 
