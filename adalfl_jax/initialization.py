@@ -9,7 +9,7 @@ import optax
 
 from adalfl_jax.bilevel import BilevelStep
 from adalfl_jax.types import BilevelBatch, BilevelMetrics, InitFn, Phi, Theta
-from adalfl_jax.validation import require_key
+from adalfl_jax.validation import require_functions, require_key
 
 OfflineStep = Callable[[Phi, BilevelBatch], tuple[Phi, BilevelMetrics]]
 
@@ -28,9 +28,15 @@ def make_offline_step(
     Returns:
       `offline_step(phi, batch) -> (phi, metrics)`, the shape `jax.lax.scan` takes. `batch.rng_key` is required.
 
+    Raises:
+      ValueError: what is no function or optimiser; by the returned step, a batch without a key, a bilevel step that
+        remembers the steps before.
+
     References:
       Algorithm 1 of arXiv 2301.13247; Bechtle et al., "Meta Learning via Learned Loss", ICPR 2021.
     """
+
+    require_functions(bilevel_step=bilevel_step, init_fn=init_fn, inner_optimizer=inner_optimizer)
 
     def offline_step(phi: Phi, batch: BilevelBatch) -> tuple[Phi, BilevelMetrics]:
         if batch.rng_key is None:
@@ -39,7 +45,7 @@ def make_offline_step(
         init_key, step_key = jax.random.split(batch.rng_key)
         theta = Theta.create(*init_fn(init_key), inner_optimizer)
         _, phi, metrics = bilevel_step(theta, phi, batch._replace(rng_key=step_key))
-        if phi.carry:
+        if jax.tree.leaves(phi.carry):
             raise ValueError(
                 "the offline phase forgets theta at every step, and this bilevel step remembers the steps before; make "
                 "it without pipelined and with a hypergradient that remembers nothing"

@@ -61,7 +61,8 @@ def make_reweighting_step(
       `reweighting_step(theta, batch) -> (theta, metrics)`, pure.
 
     Raises:
-      ValueError: by the returned step, shapes that do not fit together or losses that are not one an example.
+      ValueError: what is no function or optimiser; by the returned step, a theta of another optimiser, shapes that do
+        not fit together or losses that are not one an example.
 
     Example:
       >>> import jax, optax, adalfl_jax

@@ -29,7 +29,8 @@ def require_functions(**functions: Any) -> None:
         if name.endswith("optimizer"):
             require_optimizer(name, given)
         elif not callable(given):
-            remedy = "; give its function `apply`" if hasattr(given, "apply") else ""
+            wanted = "init" if name == "init_fn" else "apply"
+            remedy = f"; give its function `{wanted}`" if hasattr(given, wanted) else ""
             raise ValueError(f"{name} must be a function; got {given!r}{remedy}")
 
 

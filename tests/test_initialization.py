@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import adalfl_jax
+from adalfl_jax.hypergradient import ESTIMATORS
 from adalfl_jax.task_losses import softmax_cross_entropy
 from tests.problems import make_batch, make_model, make_problem
 
@@ -75,7 +76,15 @@ def test_the_offline_phase_lowers_the_loss_one_step_after_a_fresh_start():
     assert metrics.outer_loss[-50:].mean() < 0.8 * metrics.outer_loss[:50].mean()
 
 
-@pytest.mark.parametrize("options", [{"pipelined": True}, {"hypergradient": "truncated"}])
+def remembering(problem, theta, phi_params, batch, carry):
+    """An estimator of a user's own that remembers a number."""
+    result = ESTIMATORS["forward"](problem, theta, phi_params, batch)
+    return result._replace(carry=jnp.ones(()))
+
+
+@pytest.mark.parametrize(
+    "options", [{"pipelined": True}, {"hypergradient": "truncated"}, {"hypergradient": remembering}]
+)
 def test_a_step_that_remembers_theta_is_refused(options):
     _, phi, batches, (_, model, inner) = make_offline()
     loss, outer = adalfl_jax.LossNetwork(hidden_sizes=(4, 4)), optax.adam(1e-2)

@@ -56,11 +56,13 @@ def test_what_no_step_can_be_made_of_is_refused(changes, message):
         make_step(**changes)
 
 
-def test_fixed_losses_and_weights_of_examples_want_functions_too():
+def test_the_other_makers_of_steps_want_functions_too():
     with pytest.raises(ValueError, match=r"loss_fn must be a function; got 'softmax_cross_entropy'"):
         adalfl_jax.make_task_step(apply_fn, "softmax_cross_entropy", INNER)
     with pytest.raises(ValueError, match=r"inner_optimizer must be an optax transformation"):
         adalfl_jax.make_reweighting_step(apply_fn, softmax_cross_entropy, softmax_cross_entropy, None)
+    with pytest.raises(ValueError, match=r"init_fn must be a function; got LossNetwork.*give its function `init`"):
+        adalfl_jax.make_offline_step(make_step(), LOSS, INNER)
 
 
 @pytest.mark.parametrize(
