@@ -69,8 +69,9 @@ def make_bilevel_step(
     batch. The step is pure: put it under `jax.jit`, `jax.lax.scan`, `jax.vmap` or a sharding as it is.
 
     Labels must be from 0 to C - 1. Others raise outside of a trace alone: under `jax.jit` there is no value to raise
-    on, and `LossNetwork` counts them to no class and stays finite, while cross-entropies are NaN, or count negative
-    ones from the last class. So check labels before you train, as `adalfl_jax.data` does.
+    on. There `softmax_cross_entropy` is NaN, or counts negative ones from the last class; losses that make labels
+    one-hot, as `LossNetwork` and the smoothed, generalised and sigmoid cross-entropies, count them to no class and stay
+    finite. So check labels before you train, as `adalfl_jax.data` does.
 
     Args:
       apply_fn: the base model, `(params, model_state, inputs, *, train, rng_key) -> (outputs [B, C], model_state)`.
