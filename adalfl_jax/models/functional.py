@@ -42,7 +42,7 @@ def functionalize(
       The `Model`. Its `apply` raises ValueError when a module that draws random numbers in train mode gets no key.
 
     Raises:
-      ValueError: an unknown `compute_dtype`.
+      ValueError: an unknown `compute_dtype`, or a module with an array of JAX that is no `nnx.Variable`.
 
     Example:
       >>> import jax
@@ -63,6 +63,12 @@ def functionalize(
     for train in (True, False):
         structure.train() if train else structure.eval()
         graphdefs[train], *_ = nnx.split(structure, nnx.Param, nnx.RngState, ...)
+    for name, attribute in graphdefs[True].attributes:
+        if isinstance(getattr(attribute, "value", None), jax.Array | jax.ShapeDtypeStruct):
+            raise ValueError(
+                f"attribute {name!r} of the module is an array of JAX, which flax takes for a setting where it "
+                "traces modules; make it an nnx.Variable, which becomes part of model_state, or an array of NumPy"
+            )
     random_streams = nnx.to_pure_dict(nnx.state(structure, nnx.RngState))
 
     def init(rng_key: jax.Array, /) -> tuple[PyTree, PyTree]:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.flatten_util import ravel_pytree
 
 import adalfl_jax
@@ -463,3 +464,24 @@ def test_images_are_taken_from_a_smallest_size_on_and_nothing_else(name):
 def test_what_a_model_cannot_be_is_refused(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         make_model(*arguments, **options)
+
+
+class Scaled(nnx.Module):
+    """Multiplies its inputs by what is not learned."""
+
+    def __init__(self, scale):
+        self.scale = scale()
+
+    def __call__(self, inputs):
+        scale = self.scale[0] if isinstance(self.scale, nnx.List) else self.scale
+        return inputs * scale[None, :]
+
+
+def test_a_module_keeps_arrays_in_variables_or_in_numpy():
+    for scale in (lambda: nnx.Variable(jnp.arange(3.0)), lambda: np.arange(3, dtype=np.float32)):
+        model = functionalize(lambda rngs, scale=scale: Scaled(scale))
+        outputs, _ = model.apply(*model.init(jax.random.key(0)), jnp.ones((2, 3)), train=True, rng_key=None)
+        np.testing.assert_array_equal(outputs, [[0, 1, 2]] * 2)
+    for scale, name in ((lambda: jnp.arange(3.0), "'scale'"), (lambda: nnx.List([jnp.arange(3.0)]), "0")):
+        with pytest.raises(ValueError, match=rf"attribute {name} of the module is an array of JAX.*nnx\.Variable"):
+            functionalize(lambda rngs, scale=scale: Scaled(scale))
