@@ -132,7 +132,7 @@ def test_a_folder_that_cannot_be_used_ends_all_processes_with_the_same_line(tmp_
     (tmp_path / "other").write_text("not a run")
     codes, said = end(start(tmp_path, {}))
     assert codes == [1, 1], said
-    assert all("WorkdirError" in each and "is not empty and holds no config.json" in each for each in said[:1])
+    assert all("WorkdirError" in each and "is not empty and holds no config.json" in each for each in said), said
 
 
 @pytest.mark.slow
