@@ -65,5 +65,6 @@ def varying_axes(leaf: Any) -> frozenset[str]:
 
 
 def _vary(leaf: jax.Array, axes: frozenset[str]) -> jax.Array:
-    missing = tuple(sorted(axes - varying_axes(leaf)))
+    tracked = frozenset(jax.sharding.get_abstract_mesh().manual_axes)  # not that of a jax.vmap in their place
+    missing = tuple(sorted((axes & tracked) - varying_axes(leaf)))
     return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf

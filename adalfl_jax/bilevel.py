@@ -100,7 +100,8 @@ def make_bilevel_step(
         each batch, of equal size, on each device. It then averages over them what it must, so that theta and phi move
         as on the whole batches and stay equal on all devices. `theta`, `phi` and `batch.rng_key` are the same on all of
         them; losses are means over examples, as `RescaledLoss` is not, and batch norm averages its statistics if the
-        model is made with this `axis_name` too. Under `jax.jit` with shardings leave it out.
+        model is made with this `axis_name` too. `jax.vmap` stands in for them where there is one device. Under
+        `jax.jit` with shardings leave it out.
 
     Returns:
       `bilevel_step(theta, phi, batch) -> (theta, phi, metrics)`. A step that remembers something ("truncated",

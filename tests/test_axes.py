@@ -99,11 +99,11 @@ def by_shard_map(run, specs, **options):
     return jax.jit(jax.shard_map(run, mesh=make_mesh(), in_specs=(P(), P(), specs), out_specs=P(), **options))
 
 
-def by_pmap(run, specs):
+def by_map(run, specs, transform=jax.pmap):
     def divided(theta, phi, batches):
         parts = jax.tree.map(_divide, specs, batches, is_leaf=lambda leaf: isinstance(leaf, P))
         axes = jax.tree.map(lambda spec: 0 if spec else None, specs, is_leaf=lambda leaf: isinstance(leaf, P))
-        results = jax.pmap(run, axis_name=AXIS, in_axes=(None, None, axes))(theta, phi, parts)
+        results = transform(run, axis_name=AXIS, in_axes=(None, None, axes))(theta, phi, parts)
         jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[:1], leaf.shape)), results)
         return jax.tree.map(lambda leaf: leaf[0], results)
 
@@ -139,7 +139,17 @@ def test_a_step_inside_shard_map_moves_as_on_the_whole_batch(case):
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("case", slow_but("recompute"))
 def test_a_step_inside_pmap_moves_as_on_the_whole_batch(case):
-    assert_equal_to_whole(case, by_pmap, "batch_norm")
+    assert_equal_to_whole(case, by_map, "batch_norm")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("case", CASES)
+def test_a_step_inside_vmap_moves_as_on_the_whole_batch(case):
+    def transform(run, **options):
+        return jax.jit(jax.vmap(run, **options))
+
+    assert_equal_to_whole(case, functools.partial(by_map, transform=transform), "batch_norm")
 
 
 @pytest.mark.slow
@@ -158,18 +168,21 @@ def test_conjugate_gradients_refuse_a_shard_map_that_tracks_axes():
 
 
 @pytest.mark.usefixtures("float64")
-def test_a_task_step_inside_shard_map_moves_as_on_the_whole_batch():
+def test_a_task_step_inside_shard_map_or_vmap_moves_as_on_the_whole_batch():
     _, optimizer, _, theta, _ = make_problem("batch_norm", "clip")
     batch = jax.tree.map(lambda leaf: leaf[0], make_batches()[0].inner)
-    results = []
-    for axis_name in (None, AXIS):
+
+    def make_step(axis_name=None):
         model = functionalize(lambda rngs: MODELS["batch_norm"](rngs), axis_name=axis_name)
         task_loss = adalfl_jax.task_losses.softmax_cross_entropy
-        step = adalfl_jax.make_task_step(model.apply, task_loss, optimizer, axis_name=axis_name)
-        if axis_name is not None:
-            step = jax.shard_map(step, mesh=make_mesh(), in_specs=(P(), P(AXIS)), out_specs=P())
-        results.append(jax.jit(step)(theta, batch))
-    assert_close(*results, 1e-12)
+        return adalfl_jax.make_task_step(model.apply, task_loss, optimizer, axis_name=axis_name)
+
+    expected = jax.jit(make_step())(theta, batch)
+    divided = jax.shard_map(make_step(AXIS), mesh=make_mesh(), in_specs=(P(), P(AXIS)), out_specs=P())
+    assert_close(jax.jit(divided)(theta, batch), expected, 1e-12)
+    mapped = jax.vmap(make_step(AXIS), in_axes=(None, 0), out_axes=None, axis_name=AXIS)
+    parts = jax.tree.map(lambda leaf: leaf[:, None], batch)
+    assert_close(jax.jit(mapped)(theta, parts), expected, 1e-12)
 
 
 def test_random_numbers_differ_from_device_to_device_though_the_key_does_not():
