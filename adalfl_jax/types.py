@@ -75,9 +75,7 @@ class BilevelMetrics(NamedTuple):
     """Scalars measured by one bilevel step."""
 
     inner_loss: jax.Array  # [] M_phi at theta_t on the inner batch; the mean of the K values in a K-step unroll
-    outer_loss: (
-        jax.Array
-    )  # [] task loss at theta_{t+1} on the outer batch; else (see the options) at theta_t, inner batch
+    outer_loss: jax.Array  # [] task loss at theta_{t+1}, outer batch; or (see the options) at theta_t, inner batch
     hypergradient_norm: jax.Array  # [] Euclidean norm of d outer_loss / d phi; 0 where a step leaves phi alone
 
 
