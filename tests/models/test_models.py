@@ -17,6 +17,7 @@ from flax import nnx
 from jax.flatten_util import ravel_pytree
 
 import adalfl_jax
+from adalfl_jax.hypergradient.problem import equations
 from adalfl_jax.models import MODELS, count_params, functionalize, make_model, model_options
 from adalfl_jax.task_losses import softmax_cross_entropy
 from tests.problems import Convolutional
@@ -58,15 +59,6 @@ def random_variables(model, seed=0, dtype=np.float32):
 
 def random_images(shape, batch_size=4, seed=1):
     return np.random.default_rng(seed).normal(size=(batch_size, *shape)).astype(np.float32)
-
-
-def equations(jaxpr):
-    """Every equation of a jaxpr and of the jaxprs inside it."""
-    for equation in jaxpr.eqns:
-        yield equation
-        for parameter in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")):
-            if hasattr(parameter, "eqns"):
-                yield from equations(parameter)
 
 
 def assert_close(actual, expected, tolerance):
