@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from adalfl_jax.types import Batch
 
 
+# A loop of Python would compile `lax.map` anew at every call. Inline, as part of a larger program it is what it was.
+@functools.partial(jax.jit, static_argnames=("num_steps", "num_examples", "batch_size"), inline=True)
 def epoch_indices(
     rng_key: jax.Array, first_step: jax.Array | int, *, num_steps: int, num_examples: int, batch_size: int
 ) -> jax.Array:

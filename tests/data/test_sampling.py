@@ -37,6 +37,13 @@ def test_a_step_has_the_same_batch_however_the_steps_are_cut():
                 np.testing.assert_array_equal(draw(first, count), whole[first : first + count])
 
 
+def test_a_loop_of_ones_own_draws_by_one_compiled_program():
+    before = epoch_indices._cache_size()
+    for first_step in (0, 1, 30):
+        epoch_indices(KEY, first_step, num_steps=1, num_examples=11, batch_size=2)
+    assert epoch_indices._cache_size() == before + 1
+
+
 def test_seeds_see_different_orders_under_vmap():
     keys = jax.random.split(KEY, 3)
     draw = jax.vmap(lambda key: epoch_indices(key, 0, num_steps=2, num_examples=50, batch_size=10))
