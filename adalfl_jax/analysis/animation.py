@@ -9,13 +9,12 @@ import numpy as np
 from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.figure import Figure
 
-from adalfl_jax.analysis.figures import STYLE, prediction_label, saved_loss_shapes
+from adalfl_jax.analysis.figures import COLORS, STYLE, prediction_label, saved_loss_shapes
 from adalfl_jax.analysis.record import RunRecord
 
 FRAMES_PER_SECOND = 8
 STILL_FRAMES = 12  # of the last shape, before it starts again
 TRACES = 6  # earlier shapes that fade behind the present one
-COLOR = "#be185d"
 
 
 def animate_loss_shapes(path: Path, record: RunRecord) -> bool:
@@ -38,7 +37,7 @@ def animate_loss_shapes(path: Path, record: RunRecord) -> bool:
         for target, axes in enumerate(panels):
             axes.set(title=f"target {target}", xlabel=label, xlim=predictions[[0, -1]])
         panels[0].set(ylabel="$\\ell_\\phi$ less its mean", ylim=_limits(shapes.values))
-        lines = [[axes.plot([], [], color=COLOR)[0] for _ in range(TRACES + 1)] for axes in panels]
+        lines = [[axes.plot([], [], color=COLORS["adalfl"])[0] for _ in range(TRACES + 1)] for axes in panels]
         title = figure.suptitle("", fontsize=11, x=0.01, ha="left", weight="bold")
 
         def draw(frame: int) -> None:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from adalfl_jax.analysis.record import RunRecord, Series
 
-_COLORS = {
+COLORS = {  # of methods, in all pictures
     "task_loss": "#6b7280",
     "tuned_task_loss": "#b45309",
     "joint_loss": "#4d7c0f",
@@ -142,7 +142,7 @@ def gradient_scale(record: RunRecord) -> Figure | None:
         _set_log_scale(axes, measured)
     for method, info in record.summary["methods"].items():
         if method not in rates and info["learning_rate"] is not None:
-            left.axhline(info["learning_rate"], color=_COLORS[method], linestyle="--", label=info["title"])
+            left.axhline(info["learning_rate"], color=COLORS[method], linestyle="--", label=info["title"])
     left.set(title="Implicit learning rate", xlabel="training step", ylabel=_RATE)
     right.set(title="Scale of the gradient", xlabel="training step", ylabel=r"$|\nabla M|\,/\,|\nabla L|$")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
@@ -156,7 +156,7 @@ def _series_by_method(record: RunRecord, name: str) -> Mapping[str, Series]:
 
 def _draw_band(axes: Axes, record: RunRecord, method: str, series: Series) -> None:
     mean = series.values.mean(axis=0)
-    color = _COLORS[method]
+    color = COLORS[method]
     axes.plot(series.steps, mean, color=color, label=record.summary["methods"][method]["title"], linewidth=1.8)
     if len(series.values) > 1:
         std = series.values.std(axis=0, ddof=1)

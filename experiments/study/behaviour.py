@@ -17,7 +17,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from adalfl_jax.analysis.figures import STYLE, prediction_label
+from adalfl_jax.analysis.figures import COLORS, STYLE, prediction_label
 from adalfl_jax.analysis.measures import flat_share, implied_smoothing
 from adalfl_jax.analysis.record import RunRecord
 from adalfl_jax.data import load_spec
@@ -28,10 +28,10 @@ from experiments.page import Table
 from experiments.study import clean_labels
 from experiments.study.arms import Comparison
 from experiments.study.runs import RUNS
-from experiments.study.tables import HIGHLIGHT, Part
+from experiments.study.tables import Part
 
 HAND_MADE = ("constant", "linear", "cosine")  # arms of clean_labels
-LEARNED = {"ml3": "#0e7490", "adalfl": HIGHLIGHT}
+LEARNED = ("ml3", "adalfl")
 QUANTITIES = {
     "implicit_learning_rate": "implicit learning rate",
     "gradient_cosine": "cosine to the task gradient",
@@ -160,7 +160,7 @@ def _draw_quantity(axes: Axes, numbers: Mapping[str, Any], quantity: str) -> Non
     for arm, found in numbers["behaviour"].items():
         if quantity in found["quantities"]:
             values = np.array(found["quantities"][quantity])  # [S, T]
-            mean, color = values.mean(axis=0), LEARNED[arm]
+            mean, color = values.mean(axis=0), COLORS[arm]
             axes.plot(found["steps"], mean, color=color, label=numbers["arms"][arm]["title"])
             axes.fill_between(
                 found["steps"], values.min(axis=0), values.max(axis=0), color=color, alpha=0.15, linewidth=0

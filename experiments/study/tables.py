@@ -11,13 +11,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
-from adalfl_jax.analysis.figures import STYLE
+from adalfl_jax.analysis.figures import COLORS, STYLE
 from experiments import page
 from experiments.page import Table
 from experiments.study.arms import Comparison, field_words
 
 PERCENT = ("error_rate", "top_5_error_rate")
-HIGHLIGHT = "#be185d"  # of what a figure is about
+HIGHLIGHT = COLORS["adalfl"]  # of what a figure is about
 
 
 class Part(NamedTuple):

@@ -14,11 +14,11 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from adalfl_jax.analysis.figures import STYLE
+from adalfl_jax.analysis.figures import COLORS, STYLE
 from experiments import page
 from experiments.page import Row, Table
 from experiments.study.arms import Arm, Comparison, Overrides, Source, grid
-from experiments.study.tables import HIGHLIGHT, PERCENT, Part, either
+from experiments.study.tables import PERCENT, Part, either
 
 TASK_LOSS = "constant"  # the arm
 MODES: dict[str, tuple[str, Overrides]] = {
@@ -155,7 +155,7 @@ def _figure(titles: Mapping[str, str], targets: list[dict[str, Any]]) -> Figure:
             for name in (name for name in titles if "test" in numbers["arms"].get(name, {})):
                 values = scale * np.array(numbers["arms"][name]["test"]["per_seed"])
                 is_own = name.startswith("own_")
-                color = HIGHLIGHT if is_own else "#6b7280" if name in ("task_loss", TASK_LOSS) else "#0e7490"
+                color = COLORS["adalfl" if is_own else "task_loss" if name in ("task_loss", TASK_LOSS) else "ml3"]
                 axes.plot(values, np.full(len(values), heights[name]), ".", color=color, alpha=0.35, markersize=4)
                 axes.plot(values.mean(), heights[name], "D", color=color, markersize=5)
             axes.set_title(numbers["title"].partition(" (")[0].replace(", ", ",\n"), fontsize=9)

@@ -181,4 +181,4 @@ def test_without_a_loss_network_there_is_no_animation(tmp_path):
 
 
 def test_every_method_has_a_colour():
-    assert figures._COLORS.keys() == METHODS.keys()  # or the run of one without would fail at its end
+    assert figures.COLORS.keys() == METHODS.keys()  # or the run of one without would fail at its end
