@@ -164,6 +164,7 @@ WRONG_LABELS = ("noisy_labels", r"MNIST, MLP 784-256-10, 40 % wrong labels(?=\*\
 MOVED_LABELS = ("noisy_labels", r"MNIST, MLP 784-256-10, 40 % of labels moved to the next class(?=\*\*)")
 WITHOUT = ("noisy_labels", r"MNIST, MLP 784-256-10, clean labels(?=\*\*)")
 CLEAN_LABELS = ("clean_labels", "MNIST, logistic regression")
+CLEAN_MLP = ("clean_labels", "MNIST, MLP 784-1000-1000-10")
 MANY_SEEDS = ("recipe", "digits, MLP: settings, 100 seeds")
 ERROR = "test error rate, %"
 RESULT_GOALS = [
@@ -177,6 +178,8 @@ RESULT_GOALS = [
     (*MANY_SEEDS, "sum over classes, eta 3e-4", "worst"),
     (*CLEAN_LABELS, "AdaLFL", ERROR),
     *((*CLEAN_LABELS, row, column) for row in ("task loss, tuned", "ML3") for column in (ERROR, "p")),
+    *((*CLEAN_MLP, "AdaLFL, tuned", column) for column in (ERROR, "worst")),
+    *((*CLEAN_MLP, "ML3", column) for column in (ERROR, "p", "worst")),
 ]
 
 

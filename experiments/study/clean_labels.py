@@ -40,7 +40,8 @@ def _arms(rates: tuple[float, ...]) -> tuple[Arm, ...]:
         ),
         Arm("ml3", "ML3", {"method": "ml3"}),
         Arm("adalfl_paper", "AdaLFL, the paper's η", {"method": "adalfl", "outer.learning_rate": 1e-5}),
-        Arm("adalfl", "AdaLFL", {"method": "adalfl"}, grid(outer__learning_rate=OUTER_RATES)),
+        Arm("adalfl_default", "AdaLFL, the default η", {"method": "adalfl", "outer.learning_rate": 3e-4}),
+        Arm("adalfl", "AdaLFL, tuned", {"method": "adalfl"}, grid(outer__learning_rate=OUTER_RATES)),
         Arm("adalfl_fitted", "AdaLFL from the task loss", fitted, grid(outer__learning_rate=OUTER_RATES)),
     )
 

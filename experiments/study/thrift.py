@@ -13,7 +13,11 @@ ARMS = (
 )
 PROBLEMS = {
     "mnist_logistic": ("MNIST, logistic regression", "mnist_logistic", {}),
-    "mnist_mlp": ("MNIST, MLP 784-256-10", "mnist_mlp", {"model.hidden_sizes": (256,)}),
+    "mnist_mlp": (
+        "MNIST, MLP 784-256-10",
+        "mnist_mlp",
+        {"model.hidden_sizes": (256,), "outer.learning_rate": 1e-5},  # the paper's
+    ),
 }
 
 
