@@ -4,7 +4,7 @@
     .venv/bin/python -m experiments.compare --config=configs/fashion_mnist_lenet5.py --workdir=runs/fashion_mnist_lenet5
 
 About two hours on two CPU cores, an estimate: the images are as large and as many as those of mnist_lenet5, whose
-docstring has the arithmetic. It was not run here yet, and the paper has no figure for this pair.
+docstring has the arithmetic. It was not run here yet, and no figure of the paper for this pair is at hand.
 """
 
 from configs import mnist_lenet5
