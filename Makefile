@@ -67,9 +67,9 @@ results-quick: setup  ## Make a reduced form of most studies on digits: that the
 	$(STUDY) --study=clean_labels --comparison=mnist_mlp --quick
 	$(STUDY) --study=behaviour --comparison=behaviour_mnist_mlp --quick
 	$(STUDY) --study=noisy_labels --comparison=mnist_mlp_80 --arm=decayed --arm=fine_tuned --arm=generalized --arm=reweighting --quick
-	$(STUDY) --study=thrift --comparison=thrift_mnist_mlp --quick
+	$(STUDY) --study=thrift --comparison=thrift_mnist_mlp --arm=quarter --quick
 	$(STUDY) --study=transfer --comparison=transfer_mnist_mlp --quick
-	$(STUDY) --study=past_the_paper --comparison=past_digits_mlp --arm=shape_linear --arm=floor --quick
+	$(STUDY) --study=past_the_paper --comparison=past_digits_mlp --arm=shape_linear --quick
 
 clean:  ## Remove the environment and caches; runs/ stays.
 	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache *.egg-info
