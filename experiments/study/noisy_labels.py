@@ -145,16 +145,9 @@ ARMS = (
 )
 
 HEADLINES = ("mnist_mlp_40", "mnist_mlp_pair_40")  # comparisons with all arms
-KEY_ARMS = (
-    "decayed",
-    "fine_tuned",
-    "generalized",
-    "symmetric_decayed",
-    "symmetric_fine_tuned",
-    "meta_weight_net",
-    "reweighting",
-)  # rivals everywhere else, of every kind
-LENET5_ARMS, LENET5_NOISE = KEY_ARMS[:5], ("clean", "40", "80", "pair_40")
+LENET5_ARMS = ("decayed", "fine_tuned", "generalized", "symmetric_decayed", "symmetric_fine_tuned")
+KEY_ARMS = (*LENET5_ARMS, "meta_weight_net", "reweighting")  # rivals everywhere else: one or two of every kind
+LENET5_NOISE = ("clean", "40", "80", "pair_40")
 # Learned losses, each beside a rival that trains on the loss it starts from.
 TUNED_ALIKE = (("adalfl_cross_entropy", "fine_tuned"), ("adalfl_symmetric", "symmetric_decayed"))
 
