@@ -1,5 +1,6 @@
 """Settings of every test: shapes must match without silent broadcasting, and float64 is one fixture away."""
 
+import importlib.metadata
 import os
 import shutil
 import tempfile
@@ -7,9 +8,12 @@ import tempfile
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["TTY_COMPATIBLE"] = "0"  # what programs print goes to pipes here, whatever FORCE_COLOR says
 # Compiling takes most of the time, and a third of it without most optimisations and XLA's newer way of writing fused
-# loops; a fifth less of that with each program compiled in one piece. Results differ in rounding alone.
+# loops, which jaxlib 0.10 can do without; a fifth less of that with each program compiled in one piece. Results differ
+# in rounding alone.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1")
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_parallel_codegen_split_count=1")
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit the folder
     # Tests compile many programs twice. They share those of one session, read none of the user's and leave none behind.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="adalfl_jax_tests_")

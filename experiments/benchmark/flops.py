@@ -28,7 +28,8 @@ def _count(jaxpr: core.ClosedJaxpr) -> float:
 
 def _count_once(jaxpr: core.ClosedJaxpr) -> float:
     shapes = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in jaxpr.jaxpr.invars]
-    costs = jax.jit(core.jaxpr_as_fun(jaxpr)).lower(*shapes).cost_analysis()
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):  # XLA counts nothing for a GPU
+        costs = jax.jit(core.jaxpr_as_fun(jaxpr)).lower(*shapes).cost_analysis()
     return costs.get("flops", 0.0) if costs else 0.0
 
 

@@ -198,11 +198,14 @@ def _make(comparison: Comparison, comparisons: list[Comparison], command: str) -
 
 
 def _machine_of(numbers: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
-    """This machine, with the versions that the runs of a comparison were trained with: some may be from before."""
+    """This machine, with the device and the versions that the runs of a comparison had: some may be from before."""
     runs = [workdir / RUNS / arm["run"] for arm in numbers["arms"].values() if "test" in arm]
     environments = [read_summary(run)["environment"] for run in runs]
-    versions = {name: either(each[name] for each in environments) for name in ("python", *PACKAGES) if environments}
-    return describe_machine(PACKAGES) | versions
+    told = {name: either(each[name] for each in environments) for name in ("device", "python", *PACKAGES) if runs}
+    machine = describe_machine(PACKAGES) | told
+    if machine.get("device") == "cpu":  # the processor that is named already
+        del machine["device"]
+    return machine
 
 
 def _seeds_of(comparison: Comparison) -> tuple[range, range]:

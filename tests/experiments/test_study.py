@@ -163,15 +163,19 @@ def test_a_part_of_several_comparisons_says_of_each_how_it_was_made():
     assert "over seeds 100 to 109 or 100 to 104. " in part.table.notes[0]
 
 
-def test_versions_are_those_that_runs_were_trained_with(tmp_path):
+@pytest.mark.parametrize(
+    ("devices", "told"), [(("cpu", "cpu"), None), (("cpu", "H100"), "cpu or H100"), (("H100", "H100"), "H100")]
+)
+def test_device_and_versions_are_those_that_runs_were_trained_with(tmp_path, devices, told):
     arms = {run: {"run": run, "test": {}} for run in ("before", "now")} | {"hopeless": {"run": "lost", "diverged": ""}}
     summary = dict.fromkeys(("dataset", "metric", "num_steps", "seeds", "methods"))
-    for run, version in (("before", "0.10.2"), ("now", "0.11.0")):
-        environment = dict.fromkeys(("python", *program.PACKAGES), "1") | {"jax": version}
+    for run, version, device in zip(("before", "now"), ("0.10.2", "0.11.0"), devices, strict=True):
+        environment = dict.fromkeys(("python", *program.PACKAGES), "1") | {"jax": version, "device": device}
         page.write_numbers(tmp_path / "runs" / run / "summary.json", {**summary, "environment": environment})
     machine = program._machine_of({"arms": arms}, tmp_path)
     assert (machine["jax"], machine["flax"]) == ("0.10.2 or 0.11.0", "1")
-    assert list(machine) == list(describe_machine(program.PACKAGES))
+    assert machine.get("device") == told
+    assert [name for name in machine if name != "device"] == list(describe_machine(program.PACKAGES))
 
 
 def test_behaviour_is_read_from_the_runs_of_a_comparison(numbers, workdir):
