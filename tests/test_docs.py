@@ -113,7 +113,9 @@ def test_the_default_config_documents_every_field():
     assert undocumented == []
 
 
-PERFORMANCE, RESULTS = ((ROOT / "docs" / name).read_text() for name in ("performance.md", "results.md"))
+PERFORMANCE, ON_A_GPU, RESULTS = (
+    (ROOT / "docs" / f"{name}.md").read_text() for name in ("performance", "performance_gpu", "results")
+)
 
 
 def figure(section, title, row, column, page=PERFORMANCE):
@@ -165,7 +167,10 @@ MOVED_LABELS = ("noisy_labels", r"MNIST, MLP 784-256-10, 40 % of labels moved to
 WITHOUT = ("noisy_labels", r"MNIST, MLP 784-256-10, clean labels(?=\*\*)")
 CLEAN_LABELS = ("clean_labels", "MNIST, logistic regression")
 CLEAN_MLP = ("clean_labels", "MNIST, MLP 784-1000-1000-10")
-MANY_SEEDS = ("recipe", "digits, MLP: settings, 100 seeds")
+MOST_WRONG = ("noisy_labels", r"MNIST, MLP 784-256-10, 80 % wrong labels(?=\*\*)")
+MANY_SEEDS = [
+    ("recipe", f"{problem}: settings, 100 seeds") for problem in ("digits, MLP", "MNIST, logistic regression")
+]
 ERROR = "test error rate, %"
 RESULT_GOALS = [
     *((*WRONG_LABELS, row, ERROR) for row in ("AdaLFL, untuned", "AdaLFL from the symmetric one, decayed")),
@@ -175,8 +180,8 @@ RESULT_GOALS = [
     (*MOVED_LABELS, "cross-entropy, then the clean set", "p"),
     *((*WITHOUT, row, ERROR) for row in ("AdaLFL, untuned", "cross-entropy, decayed")),
     (*WITHOUT, "cross-entropy, decayed", "p"),
-    (*MANY_SEEDS, "sum over classes, eta 3e-4", "worst"),
-    (*CLEAN_LABELS, "AdaLFL", ERROR),
+    *((*labels, "sum over classes, eta 3e-4", "worst") for labels in MANY_SEEDS),
+    (*CLEAN_LABELS, "AdaLFL, tuned", ERROR),
     *((*CLEAN_LABELS, row, column) for row in ("task loss, tuned", "ML3") for column in (ERROR, "p")),
     *((*CLEAN_MLP, "AdaLFL, tuned", column) for column in (ERROR, "worst")),
     *((*CLEAN_MLP, "ML3", column) for column in (ERROR, "p", "worst")),
@@ -205,12 +210,29 @@ def test_what_was_reached_of_the_results_is_what_the_tables_have(where):
 def test_the_readme_has_the_errors_with_wrong_labels(arm):
     (row,) = re.findall(rf"^\| {arm} \|(.*)\|$", (ROOT / "README.md").read_text(), re.MULTILINE)
     shown = [cell.strip(" *") for cell in row.split("|")]
-    assert shown == [figure(*labels, arm, ERROR, page=RESULTS) for labels in (WRONG_LABELS, MOVED_LABELS)]
+    assert shown == [
+        figure(*labels, arm, ERROR, page=RESULTS) for labels in (WITHOUT, WRONG_LABELS, MOST_WRONG, MOVED_LABELS)
+    ]
 
 
 @pytest.mark.parametrize("model", ["Logistic", "MLP", "LeNet-5", "ResNet-18"])
 def test_the_readme_has_the_times_of_pytorch_with_higher(model):
     assert f"{figure('peers', model, 'PyTorch, higher', OURS)} times" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("model", ["Logistic", "MLP", "LeNet-5"])
+def test_the_readme_has_the_times_of_pytorch_with_higher_on_a_gpu(model):
+    (sentence,) = re.findall(r"On an \[H100\].*?\.\n\n", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert figure("peers", model, "PyTorch, higher", OURS, page=ON_A_GPU) in sentence
+
+
+@pytest.mark.parametrize("model", ["Logistic", "MLP", "LeNet-5"])
+def test_the_page_of_a_gpu_sums_its_tables_up(model):
+    text = ON_A_GPU.partition("<!--")[0]
+    assert f" {figure('peers', model, 'JAX, forward', OWN, page=ON_A_GPU)} for " in text
+    for program in ("task loss", "higher"):
+        ratios = [figure("peers", each, f"PyTorch, {program}", OURS, page=ON_A_GPU) for each in ("Logistic", "LeNet-5")]
+        assert f"{ratios[1]} to {ratios[0]} times" in text
 
 
 def test_the_readme_says_where_pytorch_is_faster():

@@ -203,7 +203,7 @@ def _machine_of(numbers: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
     environments = [read_summary(run)["environment"] for run in runs]
     told = {name: either(each[name] for each in environments) for name in ("device", "python", *PACKAGES) if runs}
     machine = describe_machine(PACKAGES) | told
-    if machine.get("device") == "cpu":  # the processor that is named already
+    if machine.get("device") == "cpu":  # is named by its processor
         del machine["device"]
     return machine
 
@@ -244,7 +244,10 @@ def _section(part: Part, known: dict[str, Any], pictures: Mapping[str, str]) -> 
     made = [known[name] for name in part.comparisons]
     commands = "\n".join(dict.fromkeys(numbers["command"] for numbers in made))
     facts = dict.fromkeys(name for numbers in made for name in numbers["machine"])
-    machine = {name: either(numbers["machine"].get(name, "unknown") for numbers in made) for name in facts}
+    absent = {"device": "cpu"}  # is named by its processor
+    machine = {
+        name: either(numbers["machine"].get(name, absent.get(name, "unknown")) for numbers in made) for name in facts
+    }
     return page.render_section(commands, machine, [part.table] if part.table else [], pictures)
 
 

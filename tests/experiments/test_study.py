@@ -149,10 +149,10 @@ def test_a_matrix_says_where_a_loss_from_elsewhere_differs():
 
 
 def test_a_part_of_several_comparisons_says_of_each_how_it_was_made():
-    machines = [{"processor": "A", "jax": "0.10"}, {"processor": "B", "jax": "0.10"}]
+    machines = [{"processor": "A", "jax": "0.10"}, {"processor": "B", "device": "H100", "jax": "0.10"}]
     known = {name: {"command": name, "machine": machine} for name, machine in zip("ab", machines, strict=True)}
     text = program._section(Part("both", "Both", ("a", "b"), Figure()), known, {})
-    assert text == "```sh\na\nb\n```\n\nprocessor A or B, jax 0.10."
+    assert text == "```sh\na\nb\n```\n\nprocessor A or B, jax 0.10, device cpu or H100."
 
     chosen = [item for item in transfer.comparisons() if item.name in ("transfer_digits_mlp", "transfer_mnist_mlp")]
     empty = {"title": "", "metric": "error_rate", "arms": {}, "pairs": []}
