@@ -185,6 +185,7 @@ RESULT_GOALS = [
     *((*CLEAN_LABELS, row, column) for row in ("task loss, tuned", "ML3") for column in (ERROR, "p")),
     *((*CLEAN_MLP, "AdaLFL, tuned", column) for column in (ERROR, "worst")),
     *((*CLEAN_MLP, "ML3", column) for column in (ERROR, "p", "worst")),
+    (*CLEAN_MLP, "task loss, tuned", ERROR),
 ]
 
 
