@@ -28,6 +28,7 @@ from experiments.launch import parse_flags
 from experiments.trials import Curves, Point, Trial, compare_trials, publish_trials
 
 NAME = "policy_gradient"
+PACKAGES = ("adalfl_jax", "jax", "jaxlib", "optax", "gymnax")
 NUM_EPISODES, NUM_STEPS, DISCOUNT = 16, 200, 0.99  # of an iteration; the longest episode
 RATES, ETAS = (1.0, 3.0, 10.0), (1e-4, 1e-3, 1e-2)
 NETWORK = adalfl_jax.LossNetwork(hidden_sizes=(40, 40), predictions="raw")
@@ -207,9 +208,10 @@ def main(argv: list[str]) -> None:
             seeds=range(100, 100 + _SEEDS.value),
             largest_is_best=True,
             settings={"num_iterations": _ITERATIONS.value},
+            packages=PACKAGES,
             memory=memory,
         ),
-        packages=("adalfl_jax", "jax", "optax", "gymnax"),
+        packages=PACKAGES,
         title=f"CartPole, {_ITERATIONS.value} updates of {NUM_EPISODES} episodes",
         measure="mean return through training",
         xlabel="update",

@@ -26,6 +26,10 @@ FORGETFUL = joblib.Memory(None)
 WORST = 1e30  # what JSON can hold
 
 
+class TrialDivergedError(Exception):
+    """A trial went well on the seeds it was tuned with, and does not on the others."""
+
+
 class Curves(NamedTuple):
     """What a trial measured, seed by seed."""
 
@@ -73,7 +77,7 @@ def publish_trials(
     with told_in_a_line(ValueError):  # before what takes time, not after
         page.require_section(name)
         workdir.mkdir(parents=True, exist_ok=True)
-    with told_in_a_line():
+    with told_in_a_line(TrialDivergedError):
         machine = describe_machine(packages)
         found = {"command": command, "machine": machine, **compare(joblib.Memory(workdir / name, verbose=0))}
         numbers = page.write_numbers(page.path_of_numbers(name, workdir), found)
@@ -95,6 +99,7 @@ def compare_trials(
     seeds: range,
     largest_is_best: bool,
     settings: Mapping[str, Any] | None = None,
+    packages: tuple[str, ...] = ("adalfl_jax", "jax", "jaxlib", "optax"),
     memory: joblib.Memory = FORGETFUL,
 ) -> dict[str, Any]:
     """Runs the point of each grid that is best on the tuning seeds on the others.
@@ -106,13 +111,17 @@ def compare_trials(
       seeds: which trials are judged on.
       largest_is_best: whether it is, of the values that trials are tuned by.
       settings: what curves depend on beside trial, point, seeds, the program's own text and versions.
+      packages: whose versions curves depend on.
       memory: where curves are kept, so that a program that was stopped goes on where it was.
 
     Returns:
       all numbers, as JSON has them.
+
+    Raises:
+      TrialDivergedError: a trial whose scores are not finite, at the point that was chosen.
     """
     kept: Any = memory.cache(_curves, ignore=["trial"])
-    versions = {package: importlib.metadata.version(package) for package in ("adalfl_jax", "jax", "jaxlib")}
+    versions = {package: importlib.metadata.version(package) for package in packages}
     found: dict[str, Any] = {}
     for name, trial in trials.items():
         program = inspect.getsource(inspect.getmodule(trial.run) or trial.run)
@@ -127,6 +136,13 @@ def compare_trials(
         reached = [_mean_valid(run(point, tuning_seeds), largest_is_best) for point in trial.grid]
         best = trial.grid[int(np.argmax(reached) if largest_is_best else np.argmin(reached))]
         curves = run(best, seeds)
+        lost = [seed for seed, score in zip(seeds, curves.scores, strict=True) if not np.isfinite(score)]
+        if lost:
+            raise TrialDivergedError(
+                f"{trial.title}: {page.show_point(best, [])} was best with seeds {tuning_seeds[0]} to "
+                f"{tuning_seeds[-1]}, and diverges with {', '.join(map(str, lost))}; tune with more seeds, or leave "
+                "such points out of the grid; what has been computed is kept"
+            )
         found[name] = {
             "title": trial.title,
             "chosen": dict(best),

@@ -83,6 +83,7 @@ def curves_figure(numbers: dict[str, Any]) -> Figure:
                 curves[name][1:],
                 label=arms[name]["title"],
                 color=HIGHLIGHT if is_reference else colors(index % 20),
+                linestyle="-" if index < 20 else "--",  # there are twenty colours
                 linewidth=2.4 if is_reference else 1.2,
                 zorder=3 if is_reference else 2,
             )

@@ -8,7 +8,15 @@ import pytest
 from absl.testing import flagsaver
 
 from experiments import launch, page
-from experiments.trials import Curves, Trial, compare_trials, draw_trials, publish_trials, trials_table
+from experiments.trials import (
+    Curves,
+    Trial,
+    TrialDivergedError,
+    compare_trials,
+    draw_trials,
+    publish_trials,
+    trials_table,
+)
 from tests.training.tiny import ROOT
 
 
@@ -43,6 +51,18 @@ def test_where_less_is_better_the_smallest_is_taken():
     )
     assert found["trials"]["one"]["chosen"] == {"rate": 1.0}
     assert found["differences"] == {}
+
+
+def test_a_trial_that_diverges_on_the_seeds_it_is_judged_on_is_told():
+    def run(point, seeds):
+        scores = np.array([np.nan if seed == 101 else 1.0 for seed in seeds])
+        return Curves(scores, scores, scores[:, None])
+
+    trials = {"one": Trial("one way", run, ({"rate": 1.0}, {"rate": 2.0}))}
+    with pytest.raises(
+        TrialDivergedError, match=r"^one way: rate 1 was best with seeds 0 to 1, and diverges with 101; "
+    ):
+        compare_trials(trials, "one", tuning_seeds=range(2), seeds=range(100, 103), largest_is_best=True)
 
 
 @pytest.mark.filterwarnings("ignore:Persisting input arguments took")  # joblib on a disk that is busy
