@@ -10,6 +10,7 @@ counted.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -68,8 +69,9 @@ def measure(setup: Setup, spec: data.Spec, method: str) -> dict[str, float]:
     state, keys = jax.eval_shape(lambda: _start(setup, method))
     phase: Any = make_training_phase(setup, method)
     rate, step = config.inner.learning_rate, _sources(config, train, num_steps=1)
+    alone: Any = make_training_phase(dataclasses.replace(setup, mesh=None), method)
     with jax.default_device(jax.local_devices(backend="cpu")[0]):  # XLA counts nothing for a GPU
-        one_step = phase.advance_block.lower(state, step, rate)
+        one_step = alone.advance_block.lower(state, step, rate)
     if spec.num_train and not is_streamed(config, spec):
         splits, waiting = (train, outer), 0
         chunk = phase.advance.lower(state, keys, splits, rate, 0, num_steps=config.eval_every)

@@ -113,6 +113,11 @@ def test_the_flops_of_a_step_are_those_of_a_small_model_too(no_compilation):
     assert flops == pytest.approx(4 * 784 * 10 * BATCH_SIZE, rel=0.15)  # beside the products: bytes are normalised
 
 
+def test_a_mesh_does_not_change_the_flops_of_a_step(no_compilation):
+    alone, divided = (measured("digits_mlp", "adalfl", {"mesh.data": parts})["flops"] for parts in (1, 2))
+    assert alone == divided
+
+
 def test_data_that_are_streamed_are_no_arguments():
     setup, spec = setup_of("mnist_mlp", {"num_seeds": 1, "dataset.streaming": "always", "outer.split": "valid"})
     assert describe.measure(setup, spec, "task_loss")["arguments"] < spec.num_bytes / 20  # some batches, and the state
