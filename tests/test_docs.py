@@ -216,6 +216,13 @@ def test_the_readme_has_the_errors_with_wrong_labels(arm):
     ]
 
 
+@pytest.mark.parametrize("arm", ["AdaLFL, untuned", "cross-entropy, then the clean set"])
+def test_the_guide_says_what_a_hundred_clean_labels_are_worth(arm):
+    text = (ROOT / "docs" / "noisy_labels.md").read_text()
+    for table in (WRONG_LABELS, ("noisy_labels", r"MNIST, MLP 784-256-10, 40 % wrong labels, 100 clean ones")):
+        assert figure(*table, arm, ERROR, page=RESULTS) in text
+
+
 @pytest.mark.parametrize("model", ["Logistic", "MLP", "LeNet-5", "ResNet-18"])
 def test_the_readme_has_the_times_of_pytorch_with_higher(model):
     assert f"{figure('peers', model, 'PyTorch, higher', OURS)} times" in (ROOT / "README.md").read_text()
