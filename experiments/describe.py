@@ -35,6 +35,7 @@ from adalfl_jax.training.setup import Setup, check_batch_size, examples_for_a_ba
 from adalfl_jax.training.start import pin_start
 from adalfl_jax.training.state import RunState
 from adalfl_jax.types import Batch
+from experiments.benchmark.flops import on_a_cpu
 from experiments.launch import CONFIG, parse_flags, told_in_a_line
 
 MEGABYTE = 1e6
@@ -70,7 +71,7 @@ def measure(setup: Setup, spec: data.Spec, method: str) -> dict[str, float]:
     phase: Any = make_training_phase(setup, method)
     rate, step = config.inner.learning_rate, _sources(config, train, num_steps=1)
     alone: Any = make_training_phase(dataclasses.replace(setup, mesh=None), method)
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):  # XLA counts nothing for a GPU
+    with on_a_cpu():
         one_step = alone.advance_block.lower(state, step, rate)
     if spec.num_train and not is_streamed(config, spec):
         splits, waiting = (train, outer), 0

@@ -1,15 +1,9 @@
-"""What figures were measured on."""
+"""Whether a machine is idle enough to be measured on."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
-import pathlib
-import platform
 import time
-from typing import Any
 
-import jax
 import psutil
 
 PATIENCE = 300.0  # seconds
@@ -18,34 +12,6 @@ WINDOW = 3.0  # seconds
 
 class BusyMachineError(Exception):
     """Other programs run on the machine."""
-
-
-def describe_machine(packages: tuple[str, ...]) -> dict[str, Any]:
-    """The processor, the device JAX computes on, threads and versions; what is not installed has no version."""
-    device = jax.devices()[0]
-    facts: dict[str, Any] = {"processor": processor_name(), "cores": num_cores(), "system": platform.system()}
-    if device.platform != "cpu":
-        facts["device"] = device.device_kind
-    facts["python"] = platform.python_version()
-    for package in packages:
-        try:
-            facts[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return facts
-
-
-def num_cores() -> int:
-    """Cores this process may use; XLA takes a thread for each."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def processor_name() -> str:
-    """As the system calls it; Linux keeps the name in a file."""
-    info = pathlib.Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def busy_cores() -> float:

@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 
 from adalfl_jax.analysis.figures import STYLE
 from adalfl_jax.analysis.statistics import adjust_p_values, describe, paired_difference
+from adalfl_jax.training.machine import describe_machine
 from experiments import page
 from experiments.launch import command_line, studies_folder, told_in_a_line
-from experiments.machine import describe_machine
 from experiments.page import Row, Table
 
 Point = Mapping[str, float]

@@ -8,12 +8,14 @@ import tempfile
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["TTY_COMPATIBLE"] = "0"  # what programs print goes to pipes here, whatever FORCE_COLOR says
 # Compiling takes most of the time, and a third of it without most optimisations and XLA's newer way of writing fused
-# loops, which jaxlib 0.10 can do without; a fifth less of that with each program compiled in one piece. Results differ
-# in rounding alone.
+# loops (jaxlib 0.10 still has the older one); a fifth less of that with each program compiled in one piece. Results
+# differ in rounding alone.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_parallel_codegen_split_count=1")
-if importlib.metadata.version("jaxlib").startswith("0.10."):
-    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_cpu_parallel_codegen_split_count=1"
+    + " --xla_cpu_use_fusion_emitters=false" * importlib.metadata.version("jaxlib").startswith("0.10."),
+)
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit the folder
     # Tests compile many programs twice. They share those of one session, read none of the user's and leave none behind.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="adalfl_jax_tests_")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from adalfl_jax.training import workdir as layout
 from adalfl_jax.training.checkpoint import save_state
 from adalfl_jax.training.config import METHODS
 from adalfl_jax.training.hosts import is_first
+from adalfl_jax.training.machine import describe_machine
 from adalfl_jax.training.results import DivergenceError, MethodResult
 from adalfl_jax.training.setup import Setup
 from adalfl_jax.training.state import RunState
@@ -119,7 +118,6 @@ def _summarize(setup: Setup, results: Sequence[MethodResult]) -> dict[str, Any]:
         for name in methods
         if name != reference
     ]
-    packages = ("adalfl_jax", "jax", "jaxlib", "flax", "optax", "numpy")
     return {
         "dataset": config.dataset.name,
         "data": setup.dataset.content,
@@ -128,11 +126,7 @@ def _summarize(setup: Setup, results: Sequence[MethodResult]) -> dict[str, Any]:
         "seeds": list(config.seeds),
         "methods": methods,
         "comparisons": comparisons,
-        "environment": {
-            "python": platform.python_version(),
-            "device": jax.devices()[0].device_kind,
-            **{name: importlib.metadata.version(name) for name in packages},
-        },
+        "environment": describe_machine(("adalfl_jax", "jax", "jaxlib", "flax", "optax", "numpy")),
     }
 
 

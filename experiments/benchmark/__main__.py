@@ -30,12 +30,13 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from adalfl_jax.training import TrainConfig
+from adalfl_jax.training.machine import describe_machine
 from experiments import page
 from experiments.benchmark import checkpoints, estimators, parts, peers, scaling, thrift, training_program
 from experiments.benchmark.problems import PROBLEMS
 from experiments.benchmark.timing import Ratio
 from experiments.launch import CONFIG, command_line, parse_flags, told_in_a_line
-from experiments.machine import BusyMachineError, busy_cores, describe_machine, wait_until_idle
+from experiments.machine import BusyMachineError, busy_cores, wait_until_idle
 from experiments.page import Row, Table
 
 OF_PROBLEMS = {

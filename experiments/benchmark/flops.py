@@ -6,11 +6,29 @@ that of a `while_loop`, whose length is not known, once.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 from jax.extend import core
+
+from adalfl_jax.training import ConfigError
+
+
+def on_a_cpu() -> contextlib.AbstractContextManager:
+    """Programs are lowered for a CPU inside: XLA counts the operations of those, and none of a GPU's.
+
+    Raises:
+      ConfigError: JAX is not to use the CPU.
+    """
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError as error:
+        raise ConfigError(
+            f"operations are counted for a CPU, and JAX has none ({error}); leave JAX_PLATFORMS unset, or name cpu "
+            "in it, as in JAX_PLATFORMS=cuda,cpu"
+        ) from error
 
 
 def count_flops(function: Callable, *arguments: Any) -> float:
@@ -28,7 +46,7 @@ def _count(jaxpr: core.ClosedJaxpr) -> float:
 
 def _count_once(jaxpr: core.ClosedJaxpr) -> float:
     shapes = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in jaxpr.jaxpr.invars]
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):  # XLA counts nothing for a GPU
+    with on_a_cpu():
         costs = jax.jit(core.jaxpr_as_fun(jaxpr)).lower(*shapes).cost_analysis()
     return costs.get("flops", 0.0) if costs else 0.0
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from adalfl_jax.training.machine import num_cores
 from adalfl_jax.types import BilevelBatch
 from experiments.benchmark.problems import (
     PROBLEMS,
@@ -25,7 +26,6 @@ from experiments.benchmark.problems import (
     title,
 )
 from experiments.benchmark.timing import Times, median, ratio, time_in_turn
-from experiments.machine import num_cores
 from experiments.page import Row, Table
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "higher", "torchopt")

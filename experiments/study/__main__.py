@@ -33,11 +33,11 @@ from rich.console import Console
 
 from adalfl_jax.registry import lookup
 from adalfl_jax.training import TrainConfig, WorkdirError
+from adalfl_jax.training.machine import describe_machine
 from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.workdir import read_summary
 from experiments import page
 from experiments.launch import command_line, parse_flags, studies_folder, told_in_a_line
-from experiments.machine import describe_machine
 from experiments.study import (
     ablation,
     behaviour,
@@ -198,14 +198,19 @@ def _make(comparison: Comparison, comparisons: list[Comparison], command: str) -
 
 
 def _machine_of(numbers: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
-    """This machine, with the device and the versions that the runs of a comparison had: some may be from before."""
+    """What the runs of a comparison were trained on, which may be from before, or from elsewhere."""
     runs = [workdir / RUNS / arm["run"] for arm in numbers["arms"].values() if "test" in arm]
-    environments = [read_summary(run)["environment"] for run in runs]
-    told = {name: either(each[name] for each in environments) for name in ("device", "python", *PACKAGES) if runs}
-    machine = describe_machine(PACKAGES) | told
-    if machine.get("device") == "cpu":  # is named by its processor
-        del machine["device"]
-    return machine
+    here = describe_machine(PACKAGES)
+    machines = [read_summary(run)["environment"] for run in runs] or [here]
+    return _joined([{name: found[name] for name in (*here, "device") if name in found} for found in machines])
+
+
+def _joined(machines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What several machines were; one that names no device is a CPU."""
+    absent = {"device": "cpu"}
+    names = dict.fromkeys(name for machine in machines for name in machine)
+    joined = {name: either(machine.get(name, absent.get(name, "unknown")) for machine in machines) for name in names}
+    return {name: value for name, value in joined.items() if absent.get(name) != value}
 
 
 def _seeds_of(comparison: Comparison) -> tuple[range, range]:
@@ -243,11 +248,7 @@ def _write_page(target: Path, known: dict[str, Any]) -> None:
 def _section(part: Part, known: dict[str, Any], pictures: Mapping[str, str]) -> str:
     made = [known[name] for name in part.comparisons]
     commands = "\n".join(dict.fromkeys(numbers["command"] for numbers in made))
-    facts = dict.fromkeys(name for numbers in made for name in numbers["machine"])
-    absent = {"device": "cpu"}  # is named by its processor
-    machine = {
-        name: either(numbers["machine"].get(name, absent.get(name, "unknown")) for numbers in made) for name in facts
-    }
+    machine = _joined([numbers["machine"] for numbers in made])
     return page.render_section(commands, machine, [part.table] if part.table else [], pictures)
 
 

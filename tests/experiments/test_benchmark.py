@@ -12,10 +12,12 @@ import pytest
 from absl.testing import flagsaver
 
 from adalfl_jax.hypergradient import ESTIMATORS
+from adalfl_jax.training import ConfigError
+from adalfl_jax.training.machine import describe_machine
 from experiments import launch, machine, page
 from experiments.benchmark import __main__ as program
 from experiments.benchmark import checkpoints, estimators, parts, problems, scaling, thrift, timing, training_program
-from experiments.benchmark.flops import count_flops
+from experiments.benchmark.flops import count_flops, on_a_cpu
 from tests.training.tiny import ROOT, tiny_config
 
 # ml_collections loads a configuration in a way that Python means to drop
@@ -108,6 +110,15 @@ def test_the_body_of_a_loop_counts_as_often_as_it_runs():
             count_flops(unrolled, matrix, rows), rel=0.02
         )
         assert count_flops(looped, matrix, rows) == pytest.approx(num_rows * 3 * 2 * 50 * 50, rel=0.03)
+
+
+def test_without_a_cpu_to_count_for_it_is_told_how_to_get_one(monkeypatch):
+    def missing(*, backend):
+        raise RuntimeError(f"Unknown backend {backend}")
+
+    monkeypatch.setattr(jax, "local_devices", missing)
+    with pytest.raises(ConfigError, match=r"JAX has none \(Unknown backend cpu\); .* JAX_PLATFORMS=cuda,cpu"):
+        on_a_cpu()
 
 
 @pytest.mark.slow
@@ -255,7 +266,7 @@ def test_a_page_without_the_section_is_refused(text, name, count):
 
 
 def test_the_machine_is_described():
-    facts = machine.describe_machine(("jax", "no-such-package"))
+    facts = describe_machine(("jax", "no-such-package"))
     assert facts["jax"] == jax.__version__
     assert "no-such-package" not in facts
     assert facts["cores"] >= 1

@@ -11,10 +11,10 @@ from absl.testing import flagsaver
 from matplotlib.figure import Figure
 
 from adalfl_jax.training import ConfigError
+from adalfl_jax.training.machine import describe_machine
 from adalfl_jax.training.setup import examples_for_a_batch, make_setup
 from adalfl_jax.training.start import read_learned_losses
 from experiments import launch, page
-from experiments.machine import describe_machine
 from experiments.study import __main__ as program
 from experiments.study import behaviour, clean_labels, noisy_labels, runs, transfer
 from experiments.study.arms import Arm, Comparison, Source, grid, make_config, make_source_config
@@ -169,13 +169,15 @@ def test_a_part_of_several_comparisons_says_of_each_how_it_was_made():
 def test_device_and_versions_are_those_that_runs_were_trained_with(tmp_path, devices, told):
     arms = {run: {"run": run, "test": {}} for run in ("before", "now")} | {"hopeless": {"run": "lost", "diverged": ""}}
     summary = dict.fromkeys(("dataset", "metric", "num_steps", "seeds", "methods"))
+    here = {name: str(fact) for name, fact in describe_machine(program.PACKAGES).items()}
     for run, version, device in zip(("before", "now"), ("0.10.2", "0.11.0"), devices, strict=True):
-        environment = dict.fromkeys(("python", *program.PACKAGES), "1") | {"jax": version, "device": device}
+        elsewhere = {"processor": f"that of {run}", "jax": version, "numpy": "2"}
+        environment = here | elsewhere | ({} if device == "cpu" else {"device": device})
         page.write_numbers(tmp_path / "runs" / run / "summary.json", {**summary, "environment": environment})
     machine = program._machine_of({"arms": arms}, tmp_path)
-    assert (machine["jax"], machine["flax"]) == ("0.10.2 or 0.11.0", "1")
-    assert machine.get("device") == told
-    assert [name for name in machine if name != "device"] == list(describe_machine(program.PACKAGES))
+    there = {"processor": "that of before or that of now", "jax": "0.10.2 or 0.11.0"}
+    assert machine == here | there | ({"device": told} if told else {})
+    assert program._machine_of({"arms": {}}, tmp_path) == here
 
 
 def test_behaviour_is_read_from_the_runs_of_a_comparison(numbers, workdir):
