@@ -35,8 +35,8 @@ from experiments import page
 from experiments.benchmark import checkpoints, estimators, parts, peers, scaling, thrift, training_program
 from experiments.benchmark.problems import PROBLEMS
 from experiments.benchmark.timing import Ratio
+from experiments.idle import BusyMachineError, busy_cores, wait_until_idle
 from experiments.launch import CONFIG, command_line, parse_flags, told_in_a_line
-from experiments.machine import BusyMachineError, busy_cores, wait_until_idle
 from experiments.page import Row, Table
 
 OF_PROBLEMS = {

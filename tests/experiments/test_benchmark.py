@@ -14,7 +14,7 @@ from absl.testing import flagsaver
 from adalfl_jax.hypergradient import ESTIMATORS
 from adalfl_jax.training import ConfigError
 from adalfl_jax.training.machine import describe_machine
-from experiments import launch, machine, page
+from experiments import idle, launch, page
 from experiments.benchmark import __main__ as program
 from experiments.benchmark import checkpoints, estimators, parts, problems, scaling, thrift, timing, training_program
 from experiments.benchmark.flops import count_flops, on_a_cpu
@@ -271,7 +271,7 @@ def test_the_machine_is_described():
     assert "no-such-package" not in facts
     assert facts["cores"] >= 1
     assert facts["processor"]
-    assert 0 <= machine.busy_cores() <= psutil.cpu_count()  # the whole machine, which may have more than this process
+    assert 0 <= idle.busy_cores() <= psutil.cpu_count()  # the whole machine, which may have more than this process
 
 
 @pytest.fixture
