@@ -185,7 +185,6 @@ def main(argv: list[str]) -> None:
             settings={"num_steps": _STEPS.value},
             memory=memory,
         ),
-        packages=("adalfl_jax", "jax", "jaxlib", "optax"),
         title=f"digits, MLP 64-{HIDDEN_SIZE}-10, the activation learned",
         measure="test error rate, %",
         scale=100,

@@ -24,11 +24,12 @@ from absl import app, flags
 import adalfl_jax
 from adalfl_jax.models import Model, make_model
 from adalfl_jax.types import Batch, BilevelBatch, PyTree, Theta
+from experiments import trials
 from experiments.launch import parse_flags
 from experiments.trials import Curves, Point, Trial, compare_trials, publish_trials
 
 NAME = "policy_gradient"
-PACKAGES = ("adalfl_jax", "jax", "jaxlib", "optax", "gymnax")
+PACKAGES = (*trials.PACKAGES, "gymnax")
 NUM_EPISODES, NUM_STEPS, DISCOUNT = 16, 200, 0.99  # of an iteration; the longest episode
 RATES, ETAS = (1.0, 3.0, 10.0), (1e-4, 1e-3, 1e-2)
 NETWORK = adalfl_jax.LossNetwork(hidden_sizes=(40, 40), predictions="raw")

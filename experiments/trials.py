@@ -23,6 +23,7 @@ from experiments.page import Row, Table
 
 Point = Mapping[str, float]
 FORGETFUL = joblib.Memory(None)
+PACKAGES = ("adalfl_jax", "jax", "jaxlib", "optax")  # that every trial depends on
 WORST = 1e30  # what JSON can hold
 
 
@@ -51,7 +52,7 @@ def publish_trials(
     name: str,
     compare: Callable[[joblib.Memory], dict[str, Any]],
     *,
-    packages: tuple[str, ...],
+    packages: tuple[str, ...] = PACKAGES,
     title: str,
     measure: str,
     scale: float = 1.0,
@@ -99,7 +100,7 @@ def compare_trials(
     seeds: range,
     largest_is_best: bool,
     settings: Mapping[str, Any] | None = None,
-    packages: tuple[str, ...] = ("adalfl_jax", "jax", "jaxlib", "optax"),
+    packages: tuple[str, ...] = PACKAGES,
     memory: joblib.Memory = FORGETFUL,
 ) -> dict[str, Any]:
     """Runs the point of each grid that is best on the tuning seeds on the others.
