@@ -3,7 +3,7 @@
     .venv/bin/python -m experiments.joint_search --write=docs/results.md
 
 `make_bilevel_step` gives phi to the learned loss alone, and an architecture is in both forward passes. What it takes is
-an estimator, which is where a forward pass meets phi: `through_architecture` below is the exact one-step gradient with
+an estimator, which is where a forward pass meets phi: `through_architecture` here is the exact one-step gradient with
 the model bound to phi in the inner and the outer pass. The step, phi and its optimiser are the library's. The model is
 an MLP of one hidden layer on digits, whose activation is a mixture with softmax weights.
 """

@@ -4,9 +4,10 @@ r"""Trains a configuration at every point of a grid, each in a folder of its own
     --vary=inner.learning_rate=0.01,0.1 --vary=outer.learning_rate=1e-4,3e-4 --executor=slurm \
     --resource=timeout_min=240 --resource=gpus_per_node=1 --resource=slurm_partition=gpu
 
-`submitit` (the extra [sweep]) starts the runs, as one job array on SLURM. Finished runs are not repeated. Others resume
-by themselves after a time limit or a preemption, and after anything else when you give the same command again. The
-program ends with a table, which `sweep.json` and `sweep.csv` in the workdir also have.
+`submitit` (the extra [sweep]) starts the runs, as one job array on SLURM. Finished runs are not repeated, and one that
+a process works on is left to it. Others resume by themselves after a time limit or a preemption, and after anything
+else when you give the same command again. The program ends with a table, which `sweep.json` and `sweep.csv` in the
+workdir also have.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from adalfl_jax.training import ConfigError, TrainConfig
 from adalfl_jax.training.fields import field_paths
 from adalfl_jax.training.sections import DatasetConfig
 from adalfl_jax.training.start import pin_start
-from adalfl_jax.training.workdir import finished_summary, require_own, write_json, writing
+from adalfl_jax.training.workdir import finished_summary, is_worked_on, require_own, write_json, writing
 from experiments.launch import CONFIG, WORKDIR, parse_flags, told_in_a_line
 from experiments.page import Row, Table, render_table
 
@@ -119,9 +120,8 @@ def main(argv: list[str]) -> None:
         root = Path(WORKDIR.value or "").expanduser().resolve()
         require_own(root, TABLE)
         points = make_points(root)
-        unfinished = [point for point in points if _summary_of(point) is None]
-        if _SUBMIT.value and unfinished:
-            _run(unfinished, root)
+        if _SUBMIT.value and (idle := [point for point in points if _summary_of(point) is None and not _is_run(point)]):
+            _run(idle, root)
         trained_on: dict[DatasetConfig, tuple[str, str]] = {}
         rows = [row for point in points for row in _rows_of(point, trained_on)]
         print(render_table(results_table(rows, list(points[0].overrides))))
@@ -231,6 +231,11 @@ def _summary_of(point: Point) -> dict[str, Any] | None:
     return finished_summary(point.workdir, point.config, _PROGRAM.value)
 
 
+def _is_run(point: Point) -> bool:
+    """Whether a process works on it, started by this command before or by another."""
+    return point.workdir.is_dir() and is_worked_on(point.workdir)
+
+
 def _rows_of(point: Point, trained_on: dict[DatasetConfig, tuple[str, str]]) -> list[Row]:
     """What a run has reached, a row for each of its methods; one without numbers where it is not finished.
 
@@ -241,7 +246,8 @@ def _rows_of(point: Point, trained_on: dict[DatasetConfig, tuple[str, str]]) -> 
     row: Row = {"run": point.workdir.name, **point.overrides}
     if (summary := _summary_of(point)) is None:
         printed = point.log.read_text().splitlines() if point.log.exists() else []
-        return [row | {"state": f"unfinished: {printed[-1]}" if printed else "not begun"}]
+        state = "running" if _is_run(point) else "unfinished" if printed else "not begun"
+        return [row | {"state": ": ".join([state, *printed[-1:]])}]
     state = "finished"
     if digest := summary.get("data"):  # older ones do not say
         first, expected = trained_on.setdefault(point.config.dataset, (point.workdir.name, digest))

@@ -88,6 +88,13 @@ def _run(
     for method in methods:
         fits = config.outer.split == "valid" or method not in FOR_CLEAN_SETS
         require("outer.split", config.outer.split, fits, f'"valid" for the method {method!r}, which needs a clean set')
+    if offline_dir is not None:
+        require(
+            "checkpoint.keep",
+            config.checkpoint.keep,
+            config.checkpoint.keep > 0,
+            "at least 1 to share an offline phase",
+        )
     connect(config.hosts)
     require_wandb(config)
     config = pin_start(config)

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ WANDB_ID = "wandb_run.json"
 CHECKPOINTS = "checkpoints"  # of an unfinished run; all results are made of them again
 LAYOUT = 1  # of the checkpoints, to be raised whenever they change
 _LAYOUT_FILE = "layout.json"
+_GLANCE = 0.2  # seconds; `is_worked_on` takes the lock for a moment, in which a run must be able to start
 _RESULTS = (METRICS, TENSORBOARD, SHAPES, LEARNED_LOSS, STATES, SUMMARY, FIGURES, REPORT)
 
 
@@ -86,15 +88,20 @@ def hold_workdir(path: str | os.PathLike[str], *, on_wait: Callable[[], None] | 
 def _lock(workdir: Path, folder: int, on_wait: Callable[[], None] | None) -> None:
     import fcntl  # not on every system
 
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        if on_wait is None:
-            raise WorkdirError(f"another process works on {workdir}; let it end, or choose a new folder") from error
-        on_wait()
-        fcntl.flock(folder, fcntl.LOCK_EX)
-    except OSError:  # not on every file system
-        return
+    deadline = time.monotonic() + _GLANCE
+    while True:
+        try:
+            return fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() < deadline:
+                time.sleep(_GLANCE / 20)
+            elif on_wait is None:
+                raise WorkdirError(f"another process works on {workdir}; let it end, or choose a new folder") from error
+            else:
+                on_wait()
+                return fcntl.flock(folder, fcntl.LOCK_EX)
+        except OSError:  # not on every file system
+            return None
 
 
 def open_workdir(path: str | os.PathLike[str], config: TrainConfig, command: str) -> Path:

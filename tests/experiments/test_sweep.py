@@ -14,6 +14,7 @@ from absl.testing import flagsaver
 from ml_collections.config_flags import get_config_filename
 
 from adalfl_jax.training import TrainConfig
+from adalfl_jax.training.workdir import hold_workdir
 from experiments import launch, sweep
 from tests.training.tiny import ROOT, SETTINGS, snapshot
 
@@ -188,6 +189,18 @@ def test_a_sweep_runs_what_is_not_finished_and_ends_in_a_table(run, tmp_path, mo
         table = list(csv.DictReader(file))
     assert [row["inner.learning_rate"] for row in table] == ["0.01", "1e30"]
     assert float(table[0]["valid_mean"]) == rows[0]["valid_mean"]
+
+
+def test_a_run_that_a_process_works_on_is_left_to_it(run, started, tmp_path):
+    vary, busy = "--vary=num_steps=4,8", tmp_path / "sweep" / "num_steps=4"
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "sweep.json").write_text("[]")
+    with hold_workdir(busy):
+        out, _ = run(vary)
+    assert [point.workdir.name for point in started] == ["num_steps=8"]
+    assert (out.count("| running "), out.count("| not begun ")) == (1, 1)
+    run(vary)
+    assert [point.workdir.name for point in started[1:]] == ["num_steps=4", "num_steps=8"]
 
 
 def test_runs_on_other_data_than_the_first_are_marked(run, monkeypatch):

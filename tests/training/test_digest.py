@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from adalfl_jax import save_learned_loss
-from adalfl_jax.training import run, train
+from adalfl_jax.training import ConfigError, run, train
 from adalfl_jax.training.digest import digest_of, digest_of_offline_phase
 from adalfl_jax.training.phases import Phase, init_phi, make_offline_phase, make_seed_keys, splits_of
 from adalfl_jax.training.setup import make_setup
@@ -107,3 +107,10 @@ def test_a_shared_offline_phase_is_trained_once_and_gives_the_same_runs(tmp_path
     assert [settings["offline_dir"] for settings in agreed] == [False, True, True]  # which processes must agree on
     assert_same_run(tmp_path / "adalfl", tmp_path / "alone")
     assert summary["methods"]["adalfl"]["seconds"]["offline"] == ml3["methods"]["ml3"]["seconds"]["offline"]
+
+
+def test_an_offline_phase_that_is_not_kept_cannot_be_shared(tmp_path):
+    config = tiny_config({"checkpoint.keep": 0}, method="ml3")
+    with pytest.raises(ConfigError, match=r"checkpoint\.keep must be at least 1 to share an offline phase; got 0"):
+        train(config, tmp_path / "run", offline_dir=tmp_path / "offline")
+    assert not list(tmp_path.iterdir())

@@ -1,9 +1,12 @@
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from adalfl_jax.training import WorkdirError
+from adalfl_jax.training import WorkdirError, workdir
 from adalfl_jax.training.workdir import finished_summary, hold_workdir, open_workdir, remove_checkpoints, write_json
 from tests.training.tiny import snapshot, tiny_config
 
@@ -213,6 +216,24 @@ def test_two_processes_do_not_work_on_one_folder(tmp_path):
             pass
     with hold_workdir(tmp_path / "run"):
         open_workdir(tmp_path / "run", tiny_config(), "train")
+
+
+def test_a_run_starts_while_a_report_looks_whether_it_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(workdir, "_GLANCE", 60.0)
+    begun = threading.Event()
+
+    def start() -> None:
+        begun.set()
+        with hold_workdir(tmp_path):
+            pass
+
+    with ThreadPoolExecutor() as pool:
+        with hold_workdir(tmp_path):  # as `is_worked_on` does
+            run = pool.submit(start)
+            assert begun.wait(timeout=60)
+            time.sleep(0.01)
+            assert not run.done()
+        run.result(timeout=60)
 
 
 def test_a_folder_that_cannot_be_held_is_told(tmp_path):
