@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from experiments.study.arms import Arm, Comparison
+from experiments.study.recipe import DEFAULTS, PROBLEMS
 
 ACTIVATIONS = ("relu", "leaky_relu", "elu", "tanh", "sigmoid", "softplus", "gelu", "silu")
-PROBLEMS = {"digits_mlp": "digits, MLP", "mnist_logistic": "MNIST, logistic regression"}
+ABLATED = ("digits_mlp", "mnist_logistic")  # of PROBLEMS
 
 
 def _arm(title: str, **learned_loss: Any) -> Arm:
@@ -30,10 +31,11 @@ ARMS = (
 
 
 def comparisons() -> list[Comparison]:
-    """One for each problem."""
-    return [
-        Comparison(
-            f"ablation_{name}", f"{title}: forms of the loss network", name, {"method": "adalfl"}, ARMS, "default"
-        )
-        for name, title in PROBLEMS.items()
-    ]
+    """One for each problem, at the default settings."""
+    return [_comparison(name) for name in ABLATED]
+
+
+def _comparison(name: str) -> Comparison:
+    title, config, overrides = PROBLEMS[name]
+    text = f"{title}: forms of the loss network"
+    return Comparison(f"ablation_{name}", text, config, {**DEFAULTS, **overrides}, ARMS, "default")

@@ -13,29 +13,30 @@ PROBLEMS: dict[str, tuple[str, str, Overrides]] = {
 }
 
 
+DEFAULTS = fields(method="adalfl", learned_loss__reduction="sum", outer__learning_rate=3e-4)
+
+
 def _arm(name: str, title: str, **settings: Any) -> Arm:
     return Arm(name, title, fields(**settings))
 
 
-SUM = {"learned_loss__reduction": "sum", "outer__learning_rate": 3e-4}
 ARMS = (
-    _arm("sum", "sum over classes, eta 3e-4", **SUM),
-    _arm("sum_slow", "sum, eta 1e-5", learned_loss__reduction="sum", outer__learning_rate=1e-5),
-    _arm("sum_fast", "sum, eta 1e-3", learned_loss__reduction="sum", outer__learning_rate=1e-3),
-    _arm("mean", "mean over classes, eta 3e-4", learned_loss__reduction="mean", outer__learning_rate=3e-4),
+    _arm("sum", "sum over classes, eta 3e-4"),
+    _arm("sum_slow", "sum, eta 1e-5", outer__learning_rate=1e-5),
+    _arm("sum_fast", "sum, eta 1e-3", outer__learning_rate=1e-3),
+    _arm("mean", "mean over classes, eta 3e-4", learned_loss__reduction="mean"),
     _arm("paper", "the paper's: mean, eta 1e-5", learned_loss__reduction="mean", outer__learning_rate=1e-5),
-    _arm("softplus", "the authors' softplus at the end", **SUM, learned_loss__output_activation="softplus"),
-    _arm("fitted", "sum, from the task loss", **SUM, learned_loss__start="task_loss"),
+    _arm("softplus", "the authors' softplus at the end", learned_loss__output_activation="softplus"),
+    _arm("fitted", "sum, from the task loss", learned_loss__start="task_loss"),
     _arm(
         "fitted_alone",
         "sum, from the task loss, no offline phase",
-        **SUM,
         learned_loss__start="task_loss",
         offline__num_steps=0,
     ),
-    _arm("unprepared", "sum, no offline phase", **SUM, offline__num_steps=0),
-    _arm("longer", "sum, offline phase of 10,000 steps", **SUM, offline__num_steps=10000),
-    _arm("unrolled", "sum, offline phase through 5 steps", **SUM, offline__num_inner_steps=5),
+    _arm("unprepared", "sum, no offline phase", offline__num_steps=0),
+    _arm("longer", "sum, offline phase of 10,000 steps", offline__num_steps=10000),
+    _arm("unrolled", "sum, offline phase through 5 steps", offline__num_inner_steps=5),
 )
 
 
@@ -46,7 +47,7 @@ MANY_SEEDS = ("digits_mlp", "mnist_logistic")  # of PROBLEMS
 def comparisons() -> list[Comparison]:
     """One of all settings for each problem, and of the defaults with many seeds beside the paper's."""
     settings = {
-        name: Comparison(f"recipe_{name}", f"{title}: settings", config, {"method": "adalfl", **overrides}, ARMS, "sum")
+        name: Comparison(f"recipe_{name}", f"{title}: settings", config, {**DEFAULTS, **overrides}, ARMS, "sum")
         for name, (title, config, overrides) in PROBLEMS.items()
     }
     return [*settings.values(), *(_of_many_seeds(settings[name]) for name in MANY_SEEDS)]
