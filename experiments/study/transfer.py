@@ -56,7 +56,7 @@ PROBLEMS = {
         "fashion_mnist_mlp",
         {"model.hidden_sizes": (256,), "num_steps": 5000, "eval_every": 250},
     ),
-    "digits_mlp": Problem("digits", "MLP", "digits_mlp"),
+    "digits_mlp": Problem("digits", "MLP", "digits_mlp", {"model.hidden_sizes": (128,)}),
 }
 
 
