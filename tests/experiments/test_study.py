@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import subprocess
 
 import jax
 import numpy as np
@@ -363,6 +364,22 @@ def test_the_commands_of_the_documents_name_what_there_is():
         known = {comparison.name: comparison for comparison in program.STUDIES[study].comparisons()}
         for name in comparisons or known:
             known[name].select(arms)
+
+
+def test_every_table_is_made_anew_by_the_command_above_it(tmp_path):
+    """`make results` here has a Python that writes down what it is given."""
+    told, python = tmp_path / "told", tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\necho "$*" >> {told}\n')
+    python.chmod(0o755)
+    (tmp_path / "venv" / "installed").touch()
+    command = ["make", "results", f"VENV={tmp_path / 'venv'}"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)  # noqa: S603, the command is ours
+    _, *given = told.read_text().splitlines()  # the first installs a package
+    kept = [json.loads(path.read_text()) for path in DOCS.glob("results/*.json")]
+    made = [part for study in kept for part in ([study] if "command" in study else study.values())]
+    assert {part["command"].removeprefix(".venv/bin/python ") for part in made} <= set(given)
+    assert len(set(given)) == len(given) > 20
 
 
 @pytest.mark.parametrize("study", sorted(program.STUDIES.keys() & {path.stem for path in DOCS.glob("results/*.json")}))
