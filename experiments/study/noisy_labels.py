@@ -141,6 +141,14 @@ ARMS = (
         {"method": "adalfl", **LINEAR},
         grid(inner__learning_rate=(0.01, 0.03, 0.1), outer__learning_rate=(3e-4, 1e-3, 3e-3)),
     ),
+    Arm(
+        "shape",
+        "AdaLFL, shape alone, decayed",
+        {"method": "adalfl", "learned_loss.floor": 1.0, "learned_loss.ceiling": 1.0, **LINEAR},
+        _rates(0.1, 0.3, 1.0),
+    ),
+    Arm("floor", "AdaLFL with a floor", {"method": "adalfl"}, grid(learned_loss__floor=(3.0, 10.0, 30.0))),
+    Arm("ceiling", "AdaLFL with a ceiling", {"method": "adalfl"}, grid(learned_loss__ceiling=(3.0, 10.0, 30.0))),
     Arm("adalfl", "AdaLFL, untuned", {"method": "adalfl"}),
 )
 
