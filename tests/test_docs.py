@@ -100,6 +100,13 @@ def test_links_to_files_lead_somewhere(page):
     assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
+@pytest.mark.parametrize("folder", ["adalfl_jax", "adalfl_jax/data", "adalfl_jax/training", "experiments"])
+def test_the_house_has_every_module(folder):
+    (house,) = re.findall(r"^## The house\n(.*?)^## ", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL | re.MULTILINE)
+    modules = [path.stem for path in (ROOT / folder).glob("[a-z]*.py")]
+    assert [name for name in modules if not re.search(rf"\b{name}\b", house)] == []
+
+
 def test_the_default_config_documents_every_field():
     lines = (ROOT / "configs" / "default.py").read_text().splitlines()
     undocumented = [
