@@ -1,4 +1,4 @@
-"""What the numbers of one chunk say: their means, whether all are finite, whether phi still has a gradient."""
+"""What the numbers of one chunk say: their means, whether all are finite, whether theta and phi still move."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from adalfl_jax.training.sharding import to_host
 from adalfl_jax.training.state import RunState, without_carry
 
 OF_UPDATES = ("outer_loss", "hypergradient_norm", "phi_update_ratio")  # measured where phi is updated
+
+AT_REST = 1e-6  # times the gradient of the task loss
 
 _is_finite = jax.jit(jax.vmap(all_finite))  # of each seed, so that a state stays on its devices
 
@@ -42,6 +44,11 @@ def seeds_without_gradient(metrics: dict[str, np.ndarray], first_step: int, oute
     if SKIPPED in metrics:
         is_zero &= metrics[SKIPPED][:, is_due] == 0
     return np.flatnonzero(is_zero.all(axis=1)).tolist()
+
+
+def seeds_at_rest(measured: dict[str, np.ndarray]) -> list[int]:
+    """The positions of seeds whose learned loss moves theta by less than a millionth of what the task loss would."""
+    return np.flatnonzero(measured["gradient_scale"] < AT_REST).tolist() if "gradient_scale" in measured else []
 
 
 def _updates(metrics: dict[str, np.ndarray], first_step: int, outer_every: int) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 from adalfl_jax.analysis.figures import LossShapes
 from adalfl_jax.training import workdir as layout
 from adalfl_jax.training.checkpoint import StageCheckpoints
-from adalfl_jax.training.chunk import chunk_means, require_finite, seeds_without_gradient
+from adalfl_jax.training.chunk import chunk_means, require_finite, seeds_at_rest, seeds_without_gradient
 from adalfl_jax.training.config import METHODS
 from adalfl_jax.training.evaluation import Evaluation
 from adalfl_jax.training.hosts import is_first, largest
@@ -71,7 +71,7 @@ class StageRunner:
         self._setup, self._keys, self._evaluation = setup, keys, evaluation
         self._workdir, self._preemption = workdir, preemption
         self._schedule = learning_rate_schedule(setup.config)
-        self._alarmed: set[str] = set()  # stages whose meta-gradient was zero
+        self._alarmed: set[str] = set()  # stages in which a gradient was found to be gone
 
     def advance(self, stage: Stage) -> History:
         """Takes a stage to its end.
@@ -138,7 +138,7 @@ class StageRunner:
         measured = self._measure(stage, state, done)
         self._require_finite(stage, history, metrics, measured, state)
         outer_every = config.outer.every if stage.phase == "training" else 1
-        self._watch_gradient(stage, metrics, first_step, outer_every)
+        self._watch_gradients(stage, metrics, measured, first_step, outer_every)
         means = {f"train/{name}": value for name, value in chunk_means(metrics, first_step, outer_every).items()}
         if config.on_nonfinite == "back_off" and stage.backed_off is not None:
             means["train/back_offs"] = np.full(config.num_seeds, history.num_back_offs)
@@ -155,19 +155,31 @@ class StageRunner:
         assert stage.backed_off is not None
         return stage.backed_off(history.num_back_offs)
 
-    def _watch_gradient(self, stage: Stage, metrics: Scalars, first_step: int, outer_every: int) -> None:
+    def _watch_gradients(
+        self, stage: Stage, metrics: Scalars, measured: Scalars, first_step: int, outer_every: int
+    ) -> None:
+        """Warns, once a stage, of seeds on which a learned loss has no gradient any more."""
         if stage.name in self._alarmed:
             return
+        last_step = first_step + next(iter(metrics.values())).shape[1]
         if positions := seeds_without_gradient(metrics, first_step, outer_every):
-            self._alarmed.add(stage.name)
-            last_step = first_step + metrics["hypergradient_norm"].shape[1]
-            seeds = ", ".join(str(self._setup.config.seeds[position]) for position in positions)
-            warnings.warn(
-                f"{stage.method}: the meta-gradient was exactly zero at every update of {stage.phase} steps "
-                f"{first_step + 1} to {last_step} (seeds {seeds}), so phi is not learned; the learned "
-                "loss may be flat. This is told once",
-                stacklevel=2,
-            )
+            found = f"the meta-gradient was exactly zero at every update of {stage.phase} steps {first_step + 1} to"
+            text = f"{found} {last_step} (seeds {self._named(positions)}), so phi is not learned"
+        elif positions := seeds_at_rest(measured):
+            found = f"after step {last_step} the gradient of the learned loss is below a millionth of the task loss's"
+            text = f"{found} (seeds {self._named(positions)}), so theta is not trained"
+        else:
+            return
+        self._alarmed.add(stage.name)
+        warnings.warn(
+            f"{stage.method}: {text}. The loss is flat, or its steps are so long that the outputs are saturated: try "
+            'learned_loss.predictions="log_probabilities", a bound as learned_loss.ceiling, or another seed. This is '
+            "told once",
+            stacklevel=2,
+        )
+
+    def _named(self, positions: list[int]) -> str:
+        return ", ".join(str(self._setup.config.seeds[position]) for position in positions)
 
     def _measure(self, stage: Stage, state: RunState, step: int) -> Scalars:
         rate = stage.learning_rate * float(np.asarray(self._schedule(step)))

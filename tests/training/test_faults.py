@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adalfl_jax import data
+from adalfl_jax import data, save_learned_loss
 from adalfl_jax.training import DivergenceError, run, stage, train
-from adalfl_jax.training.chunk import chunk_means, require_finite, seeds_without_gradient
+from adalfl_jax.training.chunk import chunk_means, require_finite, seeds_at_rest, seeds_without_gradient
 from adalfl_jax.training.faults import all_finite, phi_metrics, skip_nonfinite
 from adalfl_jax.training.phases import (
     init_phi,
@@ -169,6 +169,22 @@ def test_a_state_that_is_not_finite_is_named_with_its_seed_and_what_a_step_remem
         require_finite({}, {}, state, last_finite=good, **about)
     assert (caught.value.metric, caught.value.seed) == ("theta", 8)
     assert caught.value.state.phi.carry == ()
+
+
+def test_seeds_at_rest_are_those_that_the_learned_loss_does_not_move():
+    assert seeds_at_rest({"gradient_scale": np.array([0.0, 0.1, 1e-9, 48.0])}) == [0, 2]
+    assert seeds_at_rest({"valid/error_rate": np.zeros(2)}) == []  # of a task loss
+
+
+def test_a_frozen_loss_that_saturates_the_outputs_is_told_once(tmp_path):
+    loss = tiny_config().learned_loss.network()
+    phi = loss.init(jax.random.key(0))
+    phi["layer_1"]["kernel"] *= 1e6  # one step leaves nothing but probabilities of zero and one
+    save_learned_loss(tmp_path / "far.safetensors", loss, phi)
+    overrides = {"learned_loss.start": str(tmp_path / "far.safetensors"), "offline.num_steps": 0}
+    with pytest.warns(UserWarning, match="after step 5 the gradient of the learned loss is below a millionth") as told:
+        train(tiny_config(overrides, method="ml3", eval_every=5), tmp_path / "run")
+    assert len([warning for warning in told if "is told once" in str(warning.message)]) == 1
 
 
 def test_update_ratio_is_that_of_the_norms():
