@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from experiments.study.arms import Arm, Comparison, grid
 
-RATES = grid(inner__learning_rate=(0.1, 0.3, 1.0))
+RATES = grid(inner__learning_rate=(0.1, 0.3, 1.0, 3.0))
 LINEAR = {"inner.schedule": "linear"}
 ARMS = (
     Arm("constant", "task loss, tuned", {"method": "task_loss"}, RATES),
