@@ -51,7 +51,7 @@ STUDY := $(BIN)/python -m experiments.study
 
 results: setup  ## Make every table of docs/results.md anew, by the command above it: one to two days on two cores; goes on where it was stopped.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[rl]"
-	sed -n 's|^\.venv/bin/\(python -m experiments\..* --write=docs/results\.md\)$$|$(BIN)/\1|p' docs/results.md | awk '!seen[$$0]++' | sh -ex
+	sed -n 's|^\.venv/bin/\(python -m experiments\..* --write=docs/results\.md\)$$|$(BIN)/\1|p' docs/results.md | awk '!seen[$$0]++ { print $$0 " </dev/null" }' | sh -ex
 
 results-quick: setup  ## Make a reduced form of most studies on digits: that they work, not what comes out.
 	$(STUDY) --study=clean_labels --comparison=mnist_mlp --quick

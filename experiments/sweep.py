@@ -120,8 +120,9 @@ def main(argv: list[str]) -> None:
         root = Path(WORKDIR.value or "").expanduser().resolve()
         require_own(root, TABLE)
         points = make_points(root)
-        if _SUBMIT.value and (idle := [point for point in points if _summary_of(point) is None and not _is_run(point)]):
-            _run(idle, root)
+        to_start = [point for point in points if not _is_running(point) and _summary_of(point) is None]
+        if _SUBMIT.value and to_start:
+            _run(to_start, root)
         trained_on: dict[DatasetConfig, tuple[str, str]] = {}
         rows = [row for point in points for row in _rows_of(point, trained_on)]
         print(render_table(results_table(rows, list(points[0].overrides))))
@@ -231,7 +232,7 @@ def _summary_of(point: Point) -> dict[str, Any] | None:
     return finished_summary(point.workdir, point.config, _PROGRAM.value)
 
 
-def _is_run(point: Point) -> bool:
+def _is_running(point: Point) -> bool:
     """Whether a process works on it, started by this command before or by another."""
     return point.workdir.is_dir() and is_worked_on(point.workdir)
 
@@ -244,9 +245,10 @@ def _rows_of(point: Point, trained_on: dict[DatasetConfig, tuple[str, str]]) -> 
       trained_on: the first finished run on a dataset, with the digest of its data; a run on a new one is added.
     """
     row: Row = {"run": point.workdir.name, **point.overrides}
+    is_running = _is_running(point)  # first: it may just be ending
     if (summary := _summary_of(point)) is None:
         printed = point.log.read_text().splitlines() if point.log.exists() else []
-        state = "running" if _is_run(point) else "unfinished" if printed else "not begun"
+        state = "running" if is_running else "unfinished" if printed else "not begun"
         return [row | {"state": ": ".join([state, *printed[-1:]])}]
     state = "finished"
     if digest := summary.get("data"):  # older ones do not say

@@ -24,7 +24,7 @@ class GradientComparison(NamedTuple):
       "Implicit learning rate tuning" in arXiv 2301.13247.
     """
 
-    gradient_scale: jax.Array  # [] |grad M| / |grad L|
+    gradient_scale: jax.Array  # [] |grad M| / |grad L|; 1 where both vanish
     gradient_cosine: jax.Array  # [] cosine of the angle between them, in [-1, 1]
     implicit_learning_rate: jax.Array  # [] alpha <grad M, grad L> / |grad L|^2: the task-loss rate M stands for
 
@@ -41,9 +41,9 @@ def compare_gradients(
 ) -> GradientComparison:
     """Compares the gradients of `loss_fn` and `task_loss_fn` with respect to theta, the model in eval mode.
 
-    Where a gradient vanishes the ratios are 0 rather than nan. Both losses are means over examples. With a
-    `batch_size`, which must divide the number of examples, the gradients are those means over batches of that many,
-    taken one after the other: the same values in less memory.
+    Where a gradient vanishes the ratios are 0 rather than nan, but for the scale where both do, which is 1. Both losses
+    are means over examples. With a `batch_size`, which must divide the number of examples, the gradients are those
+    means over batches of that many, taken one after the other: the same values in less memory.
     """
     num_batches = len(batch.inputs) // (batch_size or len(batch.inputs))
     batches = jax.tree.map(lambda array: array.reshape(num_batches, -1, *array.shape[1:]), batch)
@@ -63,7 +63,7 @@ def compare_gradients(
     product = optax.tree.vdot(learned, task)
     learned_norm, task_norm = jnp.asarray(optax.tree.norm(learned)), jnp.asarray(optax.tree.norm(task))
     return GradientComparison(
-        gradient_scale=_ratio(learned_norm, task_norm),
+        gradient_scale=jnp.where(jnp.maximum(learned_norm, task_norm) > 0, _ratio(learned_norm, task_norm), 1.0),
         gradient_cosine=_ratio(product, learned_norm * task_norm),
         implicit_learning_rate=learning_rate * _ratio(product, task_norm**2),
     )

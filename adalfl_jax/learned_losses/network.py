@@ -49,8 +49,8 @@ class LossNetwork:
         then becomes flat and stays so.
       use_bias: whether layers have biases; the authors' have none.
       reduction: over the C outputs of an example, "sum" (the authors' code) or "mean" (the paper's 1/C). They
-        differ by the factor C in the learning rate of theta. With a small outer rate, as the paper's, some draws of
-        phi fail under the mean.
+        differ by the factor C in the learning rate of theta. In logistic regression on MNIST some draws of phi
+        fail under the mean with the paper's outer rate.
       predictions: what the network sees of the outputs: "probabilities" (softmax, or the sigmoid of a single
         output), "log_probabilities", or "raw" (a regression's values, or logits).
       use_progress: whether l_phi has the share of training that is done as a third input. Its weights start at zero, so

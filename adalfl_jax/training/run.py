@@ -88,18 +88,14 @@ def _run(
     for method in methods:
         fits = config.outer.split == "valid" or method not in FOR_CLEAN_SETS
         require("outer.split", config.outer.split, fits, f'"valid" for the method {method!r}, which needs a clean set')
-    if offline_dir is not None:
-        require(
-            "checkpoint.keep",
-            config.checkpoint.keep,
-            config.checkpoint.keep > 0,
-            "at least 1 to share an offline phase",
-        )
     connect(config.hosts)
     require_wandb(config)
     config = pin_start(config)
     setup = make_setup(config)
-    shares_offline = offline_dir is not None
+    learns_offline = config.offline.num_steps > 0 and any(method in LEARNING for method in methods)
+    shares_offline = offline_dir is not None and learns_offline
+    keep = config.checkpoint.keep
+    require("checkpoint.keep", keep, keep > 0 or not shares_offline, "at least 1 to share an offline phase")
     require_same(
         config.to_dict()
         | {"hosts": None, "command": command, "data": setup.dataset.content, "offline_dir": shares_offline}
@@ -117,7 +113,7 @@ def _run(
     with contextlib.ExitStack() as held:
         folder = Path(on_first(lambda: _open(held, workdir, config, command)))
         shared = None
-        if offline_dir is not None and config.offline.num_steps:
+        if offline_dir is not None and shares_offline:
             shared = Path(offline_dir).expanduser().resolve() / digest_of_offline_phase(config)
         try:
             return _run_methods(setup, methods, folder, shared, with_report=command == "compare")

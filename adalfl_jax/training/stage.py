@@ -71,7 +71,7 @@ class StageRunner:
         self._setup, self._keys, self._evaluation = setup, keys, evaluation
         self._workdir, self._preemption = workdir, preemption
         self._schedule = learning_rate_schedule(setup.config)
-        self._alarmed: set[str] = set()  # stages in which a gradient was found to be gone
+        self._alarmed: set[tuple[str, str]] = set()  # stages, and what was told of them
 
     def advance(self, stage: Stage) -> History:
         """Takes a stage to its end.
@@ -158,28 +158,28 @@ class StageRunner:
     def _watch_gradients(
         self, stage: Stage, metrics: Scalars, measured: Scalars, first_step: int, outer_every: int
     ) -> None:
-        """Warns, once a stage, of seeds on which a learned loss has no gradient any more."""
-        if stage.name in self._alarmed:
-            return
+        """Warns of seeds on which phi or theta has no gradient any more."""
         last_step = first_step + next(iter(metrics.values())).shape[1]
-        if positions := seeds_without_gradient(metrics, first_step, outer_every):
-            found = f"the meta-gradient was exactly zero at every update of {stage.phase} steps {first_step + 1} to"
-            text = f"{found} {last_step} (seeds {self._named(positions)}), so phi is not learned"
-        elif positions := seeds_at_rest(measured):
-            found = f"after step {last_step} the gradient of the learned loss is below a millionth of the task loss's"
-            text = f"{found} (seeds {self._named(positions)}), so theta is not trained"
-        else:
-            return
-        self._alarmed.add(stage.name)
-        warnings.warn(
-            f"{stage.method}: {text}. The loss is flat, or its steps are so long that the outputs are saturated: try "
-            'learned_loss.predictions="log_probabilities", a bound as learned_loss.ceiling, or another seed. This is '
-            "told once",
-            stacklevel=2,
+        steps = f"{stage.phase} steps {first_step + 1} to {last_step}"
+        self._alarm(
+            stage,
+            seeds_without_gradient(metrics, first_step, outer_every),
+            f"the meta-gradient was exactly zero at every update of {steps}",
+            "phi is not learned; the learned loss may be flat",
+        )
+        self._alarm(
+            stage,
+            seeds_at_rest(measured),
+            f"after step {last_step} the gradient of the learned loss is below a millionth of the task loss's",
+            "theta is not trained; the loss may be flat, or its first steps so long that the outputs are saturated",
         )
 
-    def _named(self, positions: list[int]) -> str:
-        return ", ".join(str(self._setup.config.seeds[position]) for position in positions)
+    def _alarm(self, stage: Stage, positions: list[int], found: str, so: str) -> None:
+        """Warns of something found on some seeds, once a stage."""
+        if positions and (stage.name, so) not in self._alarmed:
+            self._alarmed.add((stage.name, so))
+            seeds = ", ".join(str(self._setup.config.seeds[position]) for position in positions)
+            warnings.warn(f"{stage.method}: {found} (seeds {seeds}), so {so}. This is told once", stacklevel=2)
 
     def _measure(self, stage: Stage, state: RunState, step: int) -> Scalars:
         rate = stage.learning_rate * float(np.asarray(self._schedule(step)))

@@ -30,12 +30,16 @@ WANDB_ID = "wandb_run.json"
 CHECKPOINTS = "checkpoints"  # of an unfinished run; all results are made of them again
 LAYOUT = 1  # of the checkpoints, to be raised whenever they change
 _LAYOUT_FILE = "layout.json"
-_GLANCE = 0.2  # seconds; `is_worked_on` takes the lock for a moment, in which a run must be able to start
+_GLANCE, _POLL = 0.2, 0.01  # seconds; `is_worked_on` takes the lock for a moment, in which a run must be able to start
 _RESULTS = (METRICS, TENSORBOARD, SHAPES, LEARNED_LOSS, STATES, SUMMARY, FIGURES, REPORT)
 
 
 class WorkdirError(OSError):
     """A folder that cannot take this run; the text says why and what to do."""
+
+
+class BusyError(WorkdirError):
+    """A folder that another process works on."""
 
 
 @contextlib.contextmanager
@@ -71,7 +75,8 @@ def hold_workdir(path: str | os.PathLike[str], *, on_wait: Callable[[], None] | 
       on_wait: called where another process works on it, which is then waited for; None does not wait.
 
     Raises:
-      WorkdirError: another process works on it, or it cannot be made.
+      BusyError: another process works on it.
+      WorkdirError: it cannot be made.
     """
     workdir = Path(path).expanduser().resolve()
     with writing(workdir):
@@ -94,9 +99,9 @@ def _lock(workdir: Path, folder: int, on_wait: Callable[[], None] | None) -> Non
             return fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             if time.monotonic() < deadline:
-                time.sleep(_GLANCE / 20)
+                time.sleep(_POLL)
             elif on_wait is None:
-                raise WorkdirError(f"another process works on {workdir}; let it end, or choose a new folder") from error
+                raise BusyError(f"another process works on {workdir}; let it end, or choose a new folder") from error
             else:
                 on_wait()
                 return fcntl.flock(folder, fcntl.LOCK_EX)
@@ -170,11 +175,15 @@ def remove_checkpoints(path: str | os.PathLike[str]) -> None:
 
 
 def is_worked_on(path: str | os.PathLike[str]) -> bool:
-    """Whether a process holds the folder; False where the system cannot tell."""
+    """Whether a process holds the folder; False where the system cannot tell, as across nodes without shared locks.
+
+    Raises:
+      WorkdirError: the folder cannot be looked at.
+    """
     try:
         with hold_workdir(path):
             return False
-    except WorkdirError:
+    except BusyError:
         return True
 
 

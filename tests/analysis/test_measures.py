@@ -68,14 +68,14 @@ def test_gradients_at_an_angle_are_measured_as_numpy_does():
 
 
 @pytest.mark.parametrize("zero", ["learned", "task", "both"])
-def test_zero_gradient_gives_zeros(zero):
+def test_zero_gradient_gives_zeros_and_of_two_the_scale_is_one(zero):
     def flat(targets, outputs):
         return 0.0 * outputs.sum()
 
     comparison = compared(
         flat if zero in ("learned", "both") else squared_error, flat if zero in ("task", "both") else squared_error
     )
-    assert [float(value) for value in comparison] == [0.0, 0.0, 0.0]
+    assert [float(value) for value in comparison] == [1.0 if zero == "both" else 0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(

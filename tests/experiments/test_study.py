@@ -383,6 +383,15 @@ def test_every_table_is_made_anew_by_the_command_above_it(tmp_path):
 
 
 @pytest.mark.parametrize("study", sorted(program.STUDIES.keys() & {path.stem for path in DOCS.glob("results/*.json")}))
+def test_the_command_above_a_table_makes_the_arms_that_it_has(study):
+    known = {comparison.name: comparison for comparison in program.STUDIES[study].comparisons()}
+    for name, numbers in json.loads((DOCS / "results" / f"{study}.json").read_text()).items():
+        given = re.findall(r"--arm=(\S+)", numbers["command"])
+        arms = known[name].select(given).arms if given else known[name].arms
+        assert {arm.name for arm in arms} == numbers["arms"].keys()
+
+
+@pytest.mark.parametrize("study", sorted(program.STUDIES.keys() & {path.stem for path in DOCS.glob("results/*.json")}))
 def test_the_page_has_the_numbers_that_lie_beside_it(study, tmp_path, program_flags):
     target = tmp_path / "results.md"
     target.write_text((DOCS / "results.md").read_text())

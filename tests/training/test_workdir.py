@@ -219,20 +219,18 @@ def test_two_processes_do_not_work_on_one_folder(tmp_path):
 
 
 def test_a_run_starts_while_a_report_looks_whether_it_does(tmp_path, monkeypatch):
+    refused, sleep = threading.Event(), time.sleep
     monkeypatch.setattr(workdir, "_GLANCE", 60.0)
-    begun = threading.Event()
+    monkeypatch.setattr(time, "sleep", lambda seconds: (refused.set(), sleep(seconds)))
 
     def start() -> None:
-        begun.set()
         with hold_workdir(tmp_path):
             pass
 
     with ThreadPoolExecutor() as pool:
         with hold_workdir(tmp_path):  # as `is_worked_on` does
             run = pool.submit(start)
-            assert begun.wait(timeout=60)
-            time.sleep(0.01)
-            assert not run.done()
+            assert refused.wait(timeout=60)
         run.result(timeout=60)
 
 
