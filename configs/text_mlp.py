@@ -3,8 +3,8 @@
     .venv/bin/python -m experiments.compare --config=configs/text_mlp.py --workdir=runs/text_mlp
 
 The text is that of Python's own help, about 373,000 characters. It takes about an hour on two CPU cores, an estimate.
-At the defaults ML3 and AdaLFL fail here, by outputs that are saturated after a few steps; docs/results.md says why, and
-what the task loss reaches with its rate tuned and decayed.
+Expect ML3 and AdaLFL to fail at the defaults, by outputs that are saturated after a few steps; docs/results.md says
+why, and what the task loss reaches with its rate tuned and decayed.
 """
 
 from configs import default
