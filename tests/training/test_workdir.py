@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from adalfl_jax.training import WorkdirError, workdir
-from adalfl_jax.training.workdir import finished_summary, hold_workdir, open_workdir, remove_checkpoints, write_json
+from adalfl_jax.training.workdir import (
+    finished_summary,
+    hold_workdir,
+    is_worked_on,
+    open_workdir,
+    remove_checkpoints,
+    write_json,
+)
 from tests.training.tiny import snapshot, tiny_config
 
 SUMMARY = {"dataset": "digits", "metric": "error_rate", "num_steps": 20, "seeds": [0, 1], "methods": {}}
@@ -238,3 +245,5 @@ def test_a_folder_that_cannot_be_held_is_told(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(WorkdirError, match="cannot write to workdir"), hold_workdir(tmp_path / "file"):
         pass
+    with pytest.raises(WorkdirError, match="cannot write to workdir"):  # rather than that a process works on it
+        is_worked_on(tmp_path / "file")
