@@ -42,7 +42,8 @@ def get_config() -> ConfigDict:
     config.dataset.imbalance = 1.0
     # Share of the training split's labels that are wrong, in [0, 1); those of the other splits stay right.
     config.dataset.label_noise = 0.0
-    # What they become: "symmetric" (any other class, each as likely) or "pair" (class c + 1; the last, class 0).
+    # What they become: "symmetric" (any other class, each as likely) or "pair" (class c + 1; the last, class 0); or
+    # "removed" (the examples are left out: how far knowing which labels are wrong would lead).
     config.dataset.noise_kind = "symmetric"
     # "never" keeps all examples on the device, "always" on the host, from where batches are streamed; "auto" streams
     # what would fill more than a quarter of the device.

@@ -69,7 +69,8 @@ def load(
       imbalance: examples of the largest class for one of the smallest in the training split, 1 or more; 1 leaves the
         classes as they are, and above it they fall exponentially from the first to the last.
       label_noise: share of the training split's labels that are wrong, in [0, 1).
-      noise_kind: "symmetric", any other class is as likely, or "pair", class c becomes c + 1 and the last the first.
+      noise_kind: "symmetric", any other class is as likely, "pair", class c becomes c + 1 and the last the first, or
+        "removed", the examples whose labels would be wrong are left out.
       streaming: "never" puts the examples on the device, "always" leaves them on the host, and "auto" does that where
         they would fill more than a quarter of the device.
 

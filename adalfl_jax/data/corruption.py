@@ -13,7 +13,7 @@ import numpy as np
 from adalfl_jax.data.errors import DatasetError
 from adalfl_jax.registry import require_known
 
-NOISE_KINDS = ("symmetric", "pair")
+NOISE_KINDS = ("symmetric", "pair", "removed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Corruption:
 
     Attributes:
       label_noise: share of the labels that are wrong, in [0, 1).
-      noise_kind: "symmetric", any other class is as likely, or "pair", class c becomes c + 1 and the last the first.
+      noise_kind: "symmetric", any other class is as likely, "pair", class c becomes c + 1 and the last the first, or
+        "removed", the examples whose labels are wrong with the other kinds are left out.
       imbalance: examples of the largest class for one of the smallest, 1 or more; 1 leaves the classes as they are.
 
     Raises:
@@ -66,16 +67,32 @@ class Corruption:
           The rows that are left, and the labels `[N]`, some of them wrong at these rows.
 
         Raises:
-          DatasetError: a class that has no example, or would have none left.
+          DatasetError: an imbalance that leaves a class without an example, or no example that is left.
         """
         if self.imbalance > 1:
             rows = rows[long_tailed_rows(where, labels[rows], num_classes, imbalance=self.imbalance, seed=seed)]
-        if self.label_noise > 0:
+        if self.label_noise > 0 and self.noise_kind == "removed":
+            rows = np.delete(rows, _wrong_rows(len(rows), self.label_noise, seed))
+            if len(rows) == 0:
+                raise DatasetError(f"{where}: a label_noise of {self.label_noise} leaves no example; make it smaller")
+        elif self.label_noise > 0:
             labels = labels.copy()
             labels[rows] = wrong_labels(
                 labels[rows], num_classes, share=self.label_noise, kind=self.noise_kind, seed=seed
             )
         return rows, labels
+
+    def estimate_size(self, num_examples: int, num_classes: int) -> int:
+        """Examples that are left of a training split, if its classes are equally large.
+
+        Raises:
+          DatasetError: a class would have none left.
+        """
+        if self.imbalance > 1:
+            sizes = np.full(num_classes, num_examples / num_classes)
+            num_examples = int(long_tailed_sizes("the dataset", sizes, self.imbalance).sum())
+        removed = round(self.label_noise * num_examples) if self.noise_kind == "removed" else 0
+        return num_examples - removed
 
 
 def wrong_labels(labels: np.ndarray, num_classes: int, *, share: float, kind: str, seed: int) -> np.ndarray:
@@ -87,19 +104,24 @@ def wrong_labels(labels: np.ndarray, num_classes: int, *, share: float, kind: st
       labels: `[N]`, from 0 to C - 1.
       num_classes: C, at least 2.
       share: in [0, 1].
-      kind: one of `NOISE_KINDS`.
+      kind: "symmetric" or "pair".
       seed: of the draws.
 
     References:
       "symmetric" and "pair" noise: Han et al., "Co-teaching", arXiv 1804.06872.
     """
-    wrong = _order(seed, "wrong labels", len(labels))[: round(share * len(labels))]
+    wrong = _wrong_rows(len(labels), share, seed)
     offsets = np.ones(len(labels), labels.dtype)
     if kind == "symmetric":
         offsets += (_draw(seed, "offsets", len(labels)) % (num_classes - 1)).astype(labels.dtype)
     corrupted = labels.copy()
     corrupted[wrong] = (labels[wrong] + offsets[wrong]) % num_classes
     return corrupted
+
+
+def _wrong_rows(num_labels: int, share: float, seed: int) -> np.ndarray:
+    """Numbers of the rows whose labels are wrong, in no order."""
+    return _order(seed, "wrong labels", num_labels)[: round(share * num_labels)]
 
 
 def long_tailed_rows(where: str, labels: np.ndarray, num_classes: int, *, imbalance: float, seed: int) -> np.ndarray:

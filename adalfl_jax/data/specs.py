@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adalfl_jax.data.corruption import Corruption, long_tailed_sizes
+from adalfl_jax.data.corruption import Corruption
 from adalfl_jax.data.errors import DatasetError
 from adalfl_jax.data.examples import Examples, is_image
 from adalfl_jax.data.splits import TEST_FRACTION, Dataset
@@ -124,9 +124,8 @@ def abstract_splits(
         raise DatasetError(f"no split of {valid_examples} can be cut off {num_left} examples")
     if corruption is not None:
         corruption.check("the dataset", spec.num_outputs if spec.is_classification else None)
-        if spec.num_train and corruption.imbalance > 1:
-            classes = np.full(spec.num_outputs, num_train / spec.num_outputs)
-            num_train = int(long_tailed_sizes("the dataset", classes, corruption.imbalance).sum())
+        if spec.num_train:
+            num_train = corruption.estimate_size(num_train, spec.num_outputs)
 
     def split(size: int) -> Batch:
         dtype = jnp.uint8 if spec.is_of_bytes else jnp.float32

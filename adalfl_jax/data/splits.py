@@ -105,7 +105,8 @@ def make_dataset(
       imbalance: examples of the largest class for one of the smallest in the training split, 1 or more; 1 leaves the
         classes as they are, and above it they fall exponentially from the first to the last.
       label_noise: share of the training split's labels that are wrong, in [0, 1); of those that `imbalance` left.
-      noise_kind: "symmetric", any other class is as likely, or "pair", class c becomes c + 1 and the last the first.
+      noise_kind: "symmetric", any other class is as likely, "pair", class c becomes c + 1 and the last the first, or
+        "removed", the examples whose labels would be wrong are left out.
       on_device: whether to move the arrays to the device; if not they stay NumPy's.
 
     Raises:

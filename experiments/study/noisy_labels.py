@@ -69,6 +69,12 @@ ARMS = (
     Arm("early_stopped", "cross-entropy, early-stopped", _fixed(), _rates(0.003, 0.01, 0.03, 0.1, 0.3), True),
     Arm("fine_tuned", "cross-entropy, then the clean set", _fixed(method="fine_tuned"), _rates(0.03, 0.1, 0.3, 1.0)),
     Arm("joint", "cross-entropy, with the clean set", _fixed(method="joint_loss"), _rates(0.003, 0.01, 0.03, 0.1)),
+    Arm(
+        "right_alone",
+        "cross-entropy on the right labels alone, decayed",  # which nobody has: a bound
+        {**_fixed(), **LINEAR, "dataset.noise_kind": "removed"},
+        _rates(0.01, 0.03, 0.1, 0.3),
+    ),
     Arm("smoothed", "label smoothing", _fixed("smoothed_cross_entropy"), _rates(0.01, 0.03, 0.1)),
     Arm("generalized", "generalised cross-entropy", _fixed(GENERALIZED), _rates(0.01, 0.03, 0.1, 0.3, 1.0, 3.0)),
     Arm("symmetric", "symmetric cross-entropy", _fixed(SYMMETRIC), _rates(0.01, 0.03, 0.1, 0.3)),

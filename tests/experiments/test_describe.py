@@ -196,6 +196,8 @@ def test_a_corrupted_training_split_is_described(run, no_measure):
     out, ended = run(*(f"--config.dataset.{flag}" for flag in flags), config="digits_mlp")
     assert ended is None
     assert "dataset     digits: about 546 training examples of 8x8x1" in out
+    out, _ = run(*(f"--config.dataset.{flag}" for flag in (*flags, "noise_kind=removed")), config="digits_mlp")
+    assert "dataset     digits: about 328 training examples of 8x8x1" in out
     _, ended = run("--config.dataset.label_noise=0.4", config="diabetes_mlp")
     assert ended.startswith("DatasetError: the dataset is a regression")
 
