@@ -172,6 +172,7 @@ class _Run:
         self.writers = writers
         self.keys: SeedKeys = make_seed_keys(setup.config.seeds, setup.mesh)
         self.evaluation = Evaluation(setup)
+        self.preemption = preemption
         self.stages = StageRunner(setup, self.keys, self.evaluation, workdir, preemption)
         self._offline: tuple[RunState, float] | None = None
         self._programs: dict[StepFactory, Phase] = {}
@@ -229,12 +230,30 @@ class _Run:
                 self.offline_checkpoints,
             )
             with contextlib.ExitStack() as held:
-                if (shared := self.offline_checkpoints) is not None:
-                    told = f"another process works on {shared}; this one waits for it"
-                    on_first(lambda: held.enter_context(layout.hold_workdir(shared, on_wait=lambda: tell(told))))
+                if self.offline_checkpoints is not None:
+                    self._hold(self.offline_checkpoints, held)
                 history = self.stages.advance(stage)
             self._offline = history.state, history.seconds
         return self._offline
+
+    def _hold(self, shared: Path, held: contextlib.ExitStack) -> None:
+        """Keeps other runs off a shared offline phase; one that another run trains is waited for, or for a signal."""
+
+        def hold() -> bool:
+            has_told = False
+            while not self.preemption.signal:
+                try:
+                    held.enter_context(layout.hold_workdir(shared))
+                    return True
+                except layout.BusyError:  # after a moment
+                    if not has_told:
+                        tell(f"another process works on {shared}; this one waits for it")
+                    has_told = True
+            return False
+
+        if not on_first(hold):
+            number = signal.Signals(largest(self.preemption.signal or 0))
+            raise PreemptionError(number, f"the run was waiting for {shared}; start it again to go on")
 
     def _training(self, method: str, phi, learning_rate: float, observe: Observer) -> MethodResult:
         config = self.setup.config

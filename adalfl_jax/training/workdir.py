@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +65,10 @@ def writing(workdir: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def hold_workdir(path: str | os.PathLike[str], *, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+def hold_workdir(path: str | os.PathLike[str]) -> Iterator[None]:
     """Keeps other processes off the folder, which is made where it does not exist; a killed one lets go of it.
 
     Systems and file systems without locks keep nobody off.
-
-    Args:
-      path: of the folder.
-      on_wait: called where another process works on it, which is then waited for; None does not wait.
 
     Raises:
       BusyError: another process works on it.
@@ -84,13 +80,13 @@ def hold_workdir(path: str | os.PathLike[str], *, on_wait: Callable[[], None] | 
         folder = os.open(workdir, os.O_RDONLY)
     try:
         with contextlib.suppress(ImportError):
-            _lock(workdir, folder, on_wait)
+            _lock(workdir, folder)
         yield
     finally:
         os.close(folder)
 
 
-def _lock(workdir: Path, folder: int, on_wait: Callable[[], None] | None) -> None:
+def _lock(workdir: Path, folder: int) -> None:
     import fcntl  # not on every system
 
     deadline = time.monotonic() + _GLANCE
@@ -98,13 +94,9 @@ def _lock(workdir: Path, folder: int, on_wait: Callable[[], None] | None) -> Non
         try:
             return fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            if time.monotonic() < deadline:
-                time.sleep(_POLL)
-            elif on_wait is None:
+            if time.monotonic() > deadline:
                 raise BusyError(f"another process works on {workdir}; let it end, or choose a new folder") from error
-            else:
-                on_wait()
-                return fcntl.flock(folder, fcntl.LOCK_EX)
+            time.sleep(_POLL)
         except OSError:  # not on every file system
             return None
 
