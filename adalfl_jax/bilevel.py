@@ -20,6 +20,7 @@ from adalfl_jax.hypergradient import (
     num_inner_steps,
 )
 from adalfl_jax.hypergradient.problem import bind_learned_loss, first_examples, split
+from adalfl_jax.learned_losses import at_progress
 from adalfl_jax.types import (
     ApplyFn,
     Batch,
@@ -69,16 +70,14 @@ def make_bilevel_step(
     batch. The step is pure: put it under `jax.jit`, `jax.lax.scan`, `jax.vmap` or a sharding as it is.
 
     Labels must be from 0 to C - 1. Others raise outside of a trace alone: under `jax.jit` there is no value to raise
-    on. There `softmax_cross_entropy` is NaN, or counts negative ones from the last class; losses that make labels
-    one-hot, as `LossNetwork` and the smoothed, generalised and sigmoid cross-entropies, count them to no class and stay
-    finite. So check labels before you train, as `adalfl_jax.data` does.
+    on, and the losses of this package are NaN there.
 
     Args:
       apply_fn: the base model, `(params, model_state, inputs, *, train, rng_key) -> (outputs [B, C], model_state)`.
         It is called with `train=True` on both batches. The inner pass updates `model_state`; the outer pass
         normalises by its own batch and what it would record is dropped.
-      learned_loss_fn: M_phi, `(phi_params, targets, outputs) -> scalar`. If it has a keyword-only argument `params` it
-        reads theta and receives it there; if it has one `progress` it receives `batch.progress`.
+      learned_loss_fn: M_phi, `(phi_params, targets, outputs) -> scalar`. If it declares a keyword argument `params` it
+        reads theta and receives it there; if it declares `progress` it receives `batch.progress`.
       task_loss_fn: L, `(targets, outputs) -> scalar`.
       inner_optimizer: any optax transformation that needs gradient, state and parameters alone (a line search needs
         more); the paper's is `optax.sgd`.
@@ -223,13 +222,13 @@ def make_task_step(
 
     Args:
       apply_fn: the base model, as in `make_bilevel_step`.
-      loss_fn: `(targets, outputs) -> scalar`.
+      loss_fn: `(targets, outputs) -> scalar`; one that reads how far training is declares `progress`.
       optimizer: any optax transformation.
       axis_name: of the devices of `jax.pmap` or `jax.shard_map`, as in `make_bilevel_step`.
 
     Returns:
-      `task_step(theta, batch, rng_key=None) -> (theta, metrics)`, where `batch` is `(inputs, targets)`; inputs are what
-      `apply_fn` takes, an array or a pytree.
+      `task_step(theta, batch, rng_key=None, progress=None) -> (theta, metrics)`, where `batch` is `(inputs, targets)`;
+      inputs are what `apply_fn` takes, an array or a pytree, and progress is t / T, `[]` in [0, 1].
 
     Raises:
       ValueError: what is no function or optimiser; by the returned step, a theta of another optimiser, a batch that is
@@ -241,13 +240,17 @@ def make_task_step(
     loss_fn = returning_scalar("loss_fn", loss_fn)
 
     def task_step(
-        theta: Theta, batch: Batch | tuple[jax.Array, jax.Array], rng_key: jax.Array | None = None
+        theta: Theta,
+        batch: Batch | tuple[jax.Array, jax.Array],
+        rng_key: jax.Array | None = None,
+        progress: jax.Array | float | None = None,
     ) -> tuple[Theta, TaskMetrics]:
         require_theta(theta, "optimizer", optimizer)
         require_batch("batch", batch)
+        loss_now = at_progress(loss_fn, progress)
 
         def loss(targets: jax.Array, outputs: jax.Array, _) -> jax.Array:
-            return loss_fn(targets, outputs)
+            return loss_now(targets, outputs)
 
         theta, value, _ = descend(own_apply_fn, loss, optimizer, theta, batch, rng_key, axis_name)
         return theta, TaskMetrics(value)

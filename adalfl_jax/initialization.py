@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from adalfl_jax.bilevel import BilevelStep
@@ -66,6 +67,9 @@ def initialize_offline(offline_step: OfflineStep, phi: Phi, batches: BilevelBatc
     Returns:
       phi after S_init steps, and the metrics of each step, `[S_init]`.
 
+    Raises:
+      ValueError: arrays of `batches`, its keys among them, that do not share their leading axis.
+
     Example:
       >>> import jax, optax, adalfl_jax
       >>> from adalfl_jax import data, models
@@ -85,4 +89,10 @@ def initialize_offline(offline_step: OfflineStep, phi: Phi, batches: BilevelBatc
       >>> metrics.outer_loss.shape
       (5,)
     """
+    leading = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batches)}
+    if len(leading) != 1 or () in leading:
+        raise ValueError(
+            "every array of batches, rng_key too, has the same leading axis S_init; got "
+            f"{jax.tree.map(jnp.shape, batches)}"
+        )
     return jax.lax.scan(offline_step, phi, batches)

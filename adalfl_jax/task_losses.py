@@ -36,7 +36,7 @@ def is_labels(targets: jax.Array, outputs: jax.Array) -> bool:
 
 
 def _check_range(labels: jax.Array, outputs: jax.Array) -> None:
-    """Labels out of range have no value to raise on under a trace; outside of one they are refused."""
+    """Refuses labels out of range. Under a trace they have no value to raise on; there losses of them are nan."""
     num_classes = max(2, outputs.shape[1])
     if isinstance(labels, Tracer) or not labels.size:
         return
@@ -48,13 +48,24 @@ def _check_range(labels: jax.Array, outputs: jax.Array) -> None:
         )
 
 
+def _has_class(labels: jax.Array, outputs: jax.Array) -> jax.Array:
+    """Whether there is a class for each label, `[B]`; what there is none for is not trained on without a word."""
+    labels = jnp.asarray(labels, jnp.int32)  # of fewer bits they might not be compared with C
+    return (labels >= 0) & (labels < max(2, outputs.shape[1]))
+
+
 def to_dense(targets: jax.Array, outputs: jax.Array) -> jax.Array:
-    """Targets as `[B, C]` in the outputs' type: labels become one-hot, or 0 and 1 for a single output."""
+    """Targets as `[B, C]` in the outputs' type: labels become one-hot, or 0 and 1 for a single output.
+
+    A label out of range raises ValueError or, under `jax.jit` where it cannot, becomes nan.
+    """
     if not is_labels(targets, outputs):
         return targets.astype(outputs.dtype)
     if outputs.shape[1] == 1:
-        return targets[:, None].astype(outputs.dtype)
-    return jax.nn.one_hot(targets, outputs.shape[1], dtype=outputs.dtype)
+        dense = targets[:, None].astype(outputs.dtype)
+    else:
+        dense = jax.nn.one_hot(targets, outputs.shape[1], dtype=outputs.dtype)
+    return jnp.where(_has_class(targets, outputs)[:, None], dense, jnp.nan)
 
 
 def softmax_cross_entropy(targets: jax.Array, outputs: jax.Array) -> jax.Array:
@@ -66,7 +77,8 @@ def example_cross_entropy(targets: jax.Array, outputs: jax.Array) -> jax.Array:
     """`softmax_cross_entropy` of each example, `[B]`, in nats."""
     _require_classes(outputs)
     if is_labels(targets, outputs):
-        return optax.softmax_cross_entropy_with_integer_labels(outputs, targets)
+        losses = optax.softmax_cross_entropy_with_integer_labels(outputs, targets)
+        return losses * jnp.where(_has_class(targets, outputs), 1, jnp.nan).astype(losses.dtype)  # and its gradient
     return optax.softmax_cross_entropy(outputs, targets.astype(outputs.dtype))
 
 
@@ -168,7 +180,7 @@ def error_rate(targets: jax.Array, outputs: jax.Array) -> jax.Array:
 
 
 def top_k_error_rate(targets: jax.Array, outputs: jax.Array, *, k: int = 5) -> jax.Array:
-    """Share of examples whose target class is not among the `k` largest outputs, in [0, 1].
+    """Share of examples whose target class is not among the `k` largest outputs, in [0, 1]; nan if an output is.
 
     Raises:
       ValueError: `k` is not between 1 and C.
@@ -177,10 +189,12 @@ def top_k_error_rate(targets: jax.Array, outputs: jax.Array, *, k: int = 5) -> j
     if not 1 <= k <= num_outputs:
         raise ValueError(f"top-k error needs 1 <= k <= C; got k = {k} and outputs [B, C] = {outputs.shape}")
     if num_outputs == 1:
-        return ((outputs > 0) != (to_dense(targets, outputs) > 0.5)).mean()
-    labels = targets if is_labels(targets, outputs) else targets.argmax(axis=-1)
-    _, largest = jax.lax.top_k(outputs, k)  # [B, k]
-    return (largest != labels[:, None]).all(axis=-1).mean()
+        is_wrong = ((outputs > 0) != (to_dense(targets, outputs) > 0.5))[:, 0]
+    else:
+        labels = targets if is_labels(targets, outputs) else targets.argmax(axis=-1)
+        _, largest = jax.lax.top_k(outputs, k)  # [B, k]
+        is_wrong = (largest != labels[:, None]).all(axis=-1)
+    return jnp.where(jnp.isnan(outputs).any(axis=-1), jnp.nan, is_wrong).mean()  # of nan nothing is the largest
 
 
 def _dense(targets: jax.Array, outputs: jax.Array) -> jax.Array:

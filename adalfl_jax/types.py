@@ -108,7 +108,7 @@ class LossFn(Protocol):
 class LearnedLossFn(Protocol):
     """M_phi: a scalar from phi, targets `[B]` or `[B, C]` and outputs `[B, C]`.
 
-    A loss that reads theta itself, a learned regulariser say, declares a keyword-only argument `params` and receives
+    A loss that reads theta itself, a learned regulariser say, declares a keyword argument `params` and receives
     the parameters of the base model there. The one-step estimators cannot differentiate it, all others can. A loss that
     reads how far training is declares `progress` in the same way and receives `batch.progress`.
     """

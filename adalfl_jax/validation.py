@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence, Sized
-from numbers import Real
+from collections.abc import Callable, Sequence
+from numbers import Number, Real
 from typing import Any
 
 import jax
@@ -105,7 +105,7 @@ def returning_state(apply_fn: ApplyFn) -> ApplyFn:
 def returning_scalar(name: str, loss_fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """The loss, which raises ValueError where it does not return one number."""
 
-    @functools.wraps(loss_fn)  # with the keyword-only arguments that the loss declares
+    @functools.wraps(loss_fn)  # with the keyword arguments that the loss declares
     def loss(*arguments: Any, **keywords: Any) -> jax.Array:
         value = loss_fn(*arguments, **keywords)
         if jax.tree.map(jnp.shape, value) != ():
@@ -120,18 +120,14 @@ def returning_scalar(name: str, loss_fn: Callable[..., jax.Array]) -> Callable[.
 def require_theta(theta: Theta, optimizer_name: str, optimizer: optax.GradientTransformation) -> None:
     """Raises ValueError for what is no Theta, parameters that have no gradients, the state of another optimiser."""
     _require_kind("theta", theta, Theta)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(theta.params):
-        if not jnp.issubdtype(dtype := jax.typeof(leaf).dtype, jnp.inexact):
-            raise ValueError(
-                f"theta.params{jax.tree_util.keystr(path)} is {dtype}, which has no gradient; make it floats, or "
-                "move it to theta.model_state"
-            )
+    _require_floats("theta.params", theta.params, ", or move it to theta.model_state")
     _require_opt_state("theta", theta, optimizer_name, optimizer)
 
 
 def require_phi(phi: Phi, outer_optimizer: optax.GradientTransformation) -> None:
-    """Raises ValueError for what is no Phi, or has the state of another optimiser."""
+    """Raises ValueError for what is no Phi, parameters that have no gradients, the state of another optimiser."""
     _require_kind("phi", phi, Phi)
+    _require_floats("phi.params", phi.params)
     _require_opt_state("phi", phi, "outer_optimizer", outer_optimizer)
 
 
@@ -149,7 +145,7 @@ def require_bilevel_batch(batch: BilevelBatch, parts: Sequence[str]) -> None:
 
 def require_batch(name: str, batch: Batch | tuple[jax.Array, jax.Array]) -> None:
     """Raises ValueError for what is not two things, inputs and targets."""
-    if not (isinstance(batch, Sized) and len(batch) == 2):
+    if not (isinstance(batch, tuple | list) and len(batch) == 2):
         raise _no_batch(name, batch)
 
 
@@ -165,6 +161,16 @@ def require_key(name: str, rng_key: jax.Array) -> None:
 def _require_kind(name: str, given: Any, kind: type) -> None:
     if not isinstance(given, kind):
         raise ValueError(f"{name} must be an adalfl_jax.{kind.__name__}; got a {type(given).__name__}")
+
+
+def _require_floats(name: str, params: PyTree, remedy: str = "") -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        is_number = isinstance(leaf, Number) or hasattr(leaf, "dtype")
+        kind = jnp.result_type(leaf) if is_number else type(leaf).__name__
+        if not (is_number and jnp.issubdtype(kind, jnp.inexact)):
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} is {kind}, which has no gradient; make it floats{remedy}"
+            )
 
 
 def _require_opt_state(

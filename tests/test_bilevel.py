@@ -205,8 +205,12 @@ def test_forward_refuses_a_loss_that_reads_theta():
     def reads_theta(phi_params, targets, outputs, *, params):
         return phi_params * optax.tree.norm(params)
 
-    with pytest.raises(ValueError, match=r"reads it.*unrolled"):
-        adalfl_jax.make_bilevel_step(model.apply, reads_theta, softmax_cross_entropy, inner, inner)
+    def reads_theta_by_default(phi_params, targets, outputs, params=None):
+        return reads_theta(phi_params, targets, outputs, params=params)
+
+    for loss_fn in (reads_theta, reads_theta_by_default):
+        with pytest.raises(ValueError, match=r"reads it.*unrolled"):
+            adalfl_jax.make_bilevel_step(model.apply, loss_fn, softmax_cross_entropy, inner, inner)
 
 
 def test_a_loss_may_call_its_own_parameters_params():

@@ -56,6 +56,13 @@ def test_the_offline_phase_needs_a_key():
             step(phi, batch._replace(rng_key=given))
 
 
+def test_batches_of_the_offline_phase_share_their_leading_axis():
+    step, phi, batches, _ = make_offline()
+    for key in (jax.random.key(0), jax.random.split(jax.random.key(0), 3)):
+        with pytest.raises(ValueError, match=r"every array of batches, rng_key too, has the same leading axis S_init"):
+            adalfl_jax.initialize_offline(step, phi, batches._replace(rng_key=key))
+
+
 def test_the_offline_phase_lowers_the_loss_one_step_after_a_fresh_start():
     """Trained on one distribution of batches and judged on models it has never seen."""
     model = make_model("plain")

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 from adalfl_jax import task_losses
 from adalfl_jax.task_losses import METRICS, TASK_LOSSES
@@ -166,7 +167,7 @@ def test_gradients_are_finite_at_extreme_outputs(name):
 def test_gradients_equal_finite_differences(name):
     outputs = jnp.array([[0.3, -1.2, 2.0], [0.1, 0.4, -0.5]])
     targets = jnp.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
-    jax.test_util.check_grads(lambda outputs: TASK_LOSSES[name](targets, outputs), (outputs,), order=1, rtol=1e-6)
+    check_grads(lambda outputs: TASK_LOSSES[name](targets, outputs), (outputs,), order=1, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", [*TASK_LOSSES, *METRICS])
@@ -182,6 +183,27 @@ def test_targets_that_do_not_fit_are_named_with_both_shapes(name, targets):
 def test_labels_out_of_range_are_refused_outside_of_a_trace(labels):
     with pytest.raises(ValueError, match=r"labels must be from 0 to 2 for .* = \(4, 3\); got labels from"):
         task_losses.softmax_cross_entropy(jnp.array(labels), jnp.array(LOGITS))
+
+
+@pytest.mark.parametrize("label", [3, -1])
+@pytest.mark.parametrize("dtype", [np.int32, np.int8])
+@pytest.mark.parametrize("name", ["softmax_cross_entropy", "sigmoid_cross_entropy", *ROBUST])
+def test_labels_out_of_range_make_a_loss_nan_inside_a_trace(name, dtype, label):
+    differentiate = jax.jit(jax.value_and_grad(TASK_LOSSES[name], argnums=1))
+    loss, gradient = differentiate(jnp.array([0, label, 1, 1], dtype), LOGITS)
+    assert jnp.isnan(loss)
+    assert jnp.isnan(gradient[1]).all()
+    assert jnp.isfinite(jnp.concatenate([gradient[:1], gradient[2:]])).all()
+
+
+def test_labels_of_few_bits_may_have_more_classes_than_they_can_count():
+    assert jnp.isfinite(jax.jit(task_losses.softmax_cross_entropy)(jnp.array([0, 255], jnp.uint8), jnp.zeros((2, 300))))
+
+
+@pytest.mark.parametrize("num_outputs", [1, 3])
+def test_the_error_rate_of_what_is_no_number_is_none(num_outputs):
+    outputs = jnp.zeros((4, num_outputs)).at[2, 0].set(jnp.nan)
+    assert jnp.isnan(task_losses.error_rate(jnp.zeros(4, int), outputs))
 
 
 @pytest.mark.parametrize("name", ["softmax_cross_entropy", *ROBUST])

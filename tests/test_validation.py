@@ -157,6 +157,16 @@ def test_parameters_without_gradients_are_named(dtype):
     ):
         with pytest.raises(ValueError, match=rf"theta.params\['n'\] is {dtype}, which has no gradient"):
             step(*state)
+    phi_params = {"w": jnp.ones(()), "n": leaf}
+    with pytest.raises(ValueError, match=rf"phi.params\['n'\] is {dtype}, which has no gradient; make it floats$"):
+        make_step()(make_state()[0], adalfl_jax.Phi.create(phi_params, OUTER), BATCH)
+
+
+def test_names_in_place_of_parameters_are_named():
+    """As `Theta.create(*variables, ...)` makes of a dictionary of Flax."""
+    theta = adalfl_jax.Theta.create(*{"params": jnp.ones((5, 3)), "batch_stats": {}}, INNER)
+    with pytest.raises(ValueError, match=r"theta.params is str, which has no gradient"):
+        make_step()(theta, make_state()[1], BATCH)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +179,7 @@ def test_parameters_without_gradients_are_named(dtype):
             r"theta.opt_state is not that of the step's optimizer.*Theta.create\(..., optimizer\)",
         ),
         (make_state()[0], INPUTS, r"^batch must be two arrays.*got a ArrayImpl$"),
+        (make_state()[0], {"image": INPUTS, "label": TARGETS}, r"^batch must be two arrays.*got a dict$"),
         (make_state()[0], BATCH, r"^batch must be two arrays.*got a BilevelBatch of tuple, tuple, NoneType"),
     ],
 )
@@ -196,6 +207,8 @@ def test_inputs_of_a_step_on_a_fixed_loss_may_be_a_pytree():
 def test_phi_of_a_loss_network_is_none_of_a_weight_network():
     with pytest.raises(ValueError, match=r"phi is not of WeightNetwork\(hidden_size=100\)"):
         adalfl_jax.WeightNetwork().apply(LOSS.init(jax.random.key(0)), TARGETS, jnp.ones((8, 3)))
+    with pytest.raises(ValueError, match=r"phi is not of ScaledTaskLoss"):
+        adalfl_jax.ScaledTaskLoss().apply(LOSS.init(jax.random.key(0)), TARGETS, jnp.ones((8, 3)))
 
 
 def test_a_model_that_returns_outputs_alone_is_told_of_its_state():

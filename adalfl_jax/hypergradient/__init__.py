@@ -53,6 +53,12 @@ ESTIMATORS: dict[str, Estimator] = {
 
 ONE_STEP = tuple(name for name, estimator in ESTIMATORS.items() if estimator in JACOBIAN_PRODUCTS)
 ONE_INNER_STEP = (*ONE_STEP, "truncated")  # take no leading axis K
+DIFFERENCES = (
+    "finite_difference",
+    "central_difference",
+    "evolution_strategies",
+    "persistent_evolution_strategies",
+)  # take no model that computes in 16 bits
 REMEMBERING = ("truncated", "persistent_evolution_strategies")  # see every step of one theta
 
 
@@ -94,6 +100,7 @@ def estimator_name(estimator: Estimator) -> str:
 
 
 __all__ = [
+    "DIFFERENCES",
     "ESTIMATORS",
     "JACOBIAN_PRODUCTS",
     "ONE_INNER_STEP",

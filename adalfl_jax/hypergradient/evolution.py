@@ -13,6 +13,7 @@ from adalfl_jax.hypergradient.problem import (
     BilevelProblem,
     Hypergradient,
     outer_objective,
+    require_32_bits,
     require_carry,
 )
 from adalfl_jax.hypergradient.unrolled import run_inner_steps
@@ -36,7 +37,8 @@ class EvolutionStrategies:
       sigma: the standard deviation of each parameter's displacement.
 
     Raises:
-      ValueError: a setting out of its range; when called, a batch without `rng_key`.
+      ValueError: a setting out of its range; when called, a batch without `rng_key`, or numbers of 16 bits among the
+        parameters or inside the model, in whose rounding differences of losses would drown.
 
     References:
       Salimans et al., "Evolution Strategies as a Scalable Alternative to Reinforcement Learning", arXiv 1703.03864.
@@ -53,6 +55,7 @@ class EvolutionStrategies:
     ) -> Hypergradient:
         """The estimate, with the signature of every estimator."""
         keys = _Keys.of(batch, "evolution_strategies")
+        _require_32_bits("evolution_strategies", problem, theta, batch, keys)
         noise = _draw(keys.noise, phi_params, self.num_pairs)
 
         def outer_loss(displacement: PyTree) -> jax.Array:
@@ -90,7 +93,8 @@ class PersistentEvolutionStrategies:
       horizon: steps between restarts; 1 makes it `EvolutionStrategies`.
 
     Raises:
-      ValueError: a setting out of its range; when called, a batch without `rng_key`.
+      ValueError: a setting out of its range; when called, a batch without `rng_key`, or numbers of 16 bits among the
+        parameters or inside the model, in whose rounding differences of losses would drown.
 
     References:
       Vicol, Metz and Sohl-Dickstein, "Unbiased Gradient Estimation in Unrolled Computation Graphs with Persistent
@@ -110,6 +114,7 @@ class PersistentEvolutionStrategies:
     ) -> Hypergradient:
         """The estimate, with the signature of every estimator."""
         keys = _Keys.of(batch, "persistent_evolution_strategies")
+        _require_32_bits("persistent_evolution_strategies", problem, theta, batch, keys)
         particles = self._started(theta, phi_params, carry)
         noise = _draw(keys.noise, phi_params, self.num_pairs)
 
@@ -150,6 +155,13 @@ class _Keys(NamedTuple):
         # Inner and outer keys are those of all other estimators, so that theta goes the same way.
         inner_key, outer_key = jax.random.split(batch.rng_key)
         return cls(inner_key, outer_key, jax.random.fold_in(batch.rng_key, 2))
+
+
+def _require_32_bits(name: str, problem: BilevelProblem, theta: Theta, batch: BilevelBatch, keys: _Keys) -> None:
+    def outputs(params: PyTree) -> jax.Array:
+        return problem.apply_fn(params, theta.model_state, batch.outer[0], train=True, rng_key=keys.outer)[0]
+
+    require_32_bits(name, outputs, problem.own(theta.params))
 
 
 def _run(

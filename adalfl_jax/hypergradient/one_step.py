@@ -18,17 +18,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.core import ShapedArray
 
 from adalfl_jax.hypergradient.problem import (
     AnyBatch,
     BilevelProblem,
     Estimator,
     Hypergradient,
-    equations,
     first_examples,
     no_forward_mode,
     outer_gradient,
+    require_32_bits,
     require_forward_mode,
     require_one_step,
     split,
@@ -182,11 +181,13 @@ def update_theta(
     problem: BilevelProblem, theta: Theta, model_state: PyTree, gradient: PyTree
 ) -> tuple[Theta, Callable[[PyTree], tuple[PyTree]]]:
     """theta after the inner optimiser's step along a gradient, and dL/dtheta' -> w."""
-    updates, to_direction, opt_state = jax.vjp(
-        lambda gradient: differentiable_update(problem.inner_optimizer, gradient, theta.opt_state, theta.params),
-        gradient,
-        has_aux=True,
-    )
+
+    def update(gradient: PyTree) -> tuple[PyTree, optax.OptState]:
+        updates, opt_state = differentiable_update(problem.inner_optimizer, gradient, theta.opt_state, theta.params)
+        # An optimiser may compute in wider types than the parameters', which theta takes no more of than they hold.
+        return optax.tree.cast_like(updates, theta.params), opt_state
+
+    updates, to_direction, opt_state = jax.vjp(update, gradient, has_aux=True)
     return Theta(optax.apply_updates(theta.params, updates), model_state, opt_state), to_direction
 
 
@@ -234,18 +235,7 @@ def require_product(
     if estimator is recompute:
         require_forward_mode(_name(estimator), outputs, params)
         return
-    program = jax.make_jaxpr(outputs)(params).jaxpr
-    variables = (*program.invars, *(var for equation in equations(program) for var in equation.outvars))
-    types = (var.aval.dtype for var in variables if isinstance(var.aval, ShapedArray))
-    coarse = next(
-        (dtype for dtype in types if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32), None
-    )
-    if coarse is not None:
-        raise ValueError(
-            f"hypergradient={_name(estimator)!r} takes differences of the model's outputs, which drown in the rounding "
-            f"of 16 bits; got {coarse} among the parameters or in the model. Compute in float32, or build the step "
-            'with hypergradient="forward"'
-        )
+    require_32_bits(_name(estimator), outputs, params)
 
 
 def _name(estimator: Estimator) -> str:

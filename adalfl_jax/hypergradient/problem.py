@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import optax
+from jax.core import ShapedArray
 from jax.extend import core
 
 from adalfl_jax import learned_losses
@@ -75,6 +77,22 @@ def no_forward_mode(name: str) -> NotImplementedError:
         f"hypergradient={name!r} needs forward-mode derivatives of the model, and JAX cannot derive them here, as of a "
         'jax.custom_vjp inside; build the step with hypergradient="unrolled"'
     )
+
+
+def require_32_bits(name: str, outputs: Callable[[PyTree], jax.Array], params: PyTree) -> None:
+    """Raises ValueError for a model that computes in 16 bits, of an estimator that takes differences."""
+    program = jax.make_jaxpr(outputs)(params).jaxpr
+    variables = (*program.invars, *(var for equation in equations(program) for var in equation.outvars))
+    types = (var.aval.dtype for var in variables if isinstance(var.aval, ShapedArray))
+    coarse = next(
+        (dtype for dtype in types if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32), None
+    )
+    if coarse is not None:
+        raise ValueError(
+            f"hypergradient={name!r} takes differences of what the model makes, and they drown in the rounding of 16 "
+            f"bits; got {coarse} among the parameters or in the model. Compute in float32, or build the step with "
+            'hypergradient="forward"'
+        )
 
 
 def equations(program: core.Jaxpr) -> Iterator[core.JaxprEqn]:
@@ -201,7 +219,7 @@ def require_carry(name: str, carry: PyTree, like: PyTree) -> None:
 
 
 def reads_params(learned_loss_fn: LearnedLossFn) -> bool:
-    """Whether a learned loss declares the keyword-only argument `params`, by which it reads theta directly."""
+    """Whether a learned loss declares the keyword argument `params`, by which it reads theta directly."""
     return learned_losses.declares(learned_loss_fn, "params")
 
 

@@ -1,31 +1,43 @@
-"""What a learned loss may ask for beside phi, targets and outputs: keyword-only arguments that it declares."""
+"""What a learned loss is called with: phi, targets, outputs, and keyword arguments that it declares."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 
-from adalfl_jax.types import LearnedLossFn
+from adalfl_jax.types import LearnedLoss
+
+Loss = TypeVar("Loss", bound=Callable[..., Any])
 
 
-def declares(learned_loss_fn: LearnedLossFn, name: str) -> bool:
-    """Whether a learned loss declares a keyword-only argument of this name."""
+def require_family(loss: LearnedLoss) -> None:
+    """Raises ValueError for what has no `init` and `apply`."""
+    if not (hasattr(loss, "init") and hasattr(loss, "apply")):
+        raise ValueError(f"loss must be a learned loss with init and apply; got {loss!r}")
+
+
+def declares(loss_fn: Callable[..., Any], name: str) -> bool:
+    """Whether a loss declares an argument of this name that is keyword-only or has a default."""
     try:
-        parameter = inspect.signature(learned_loss_fn).parameters.get(name)
+        parameter = inspect.signature(loss_fn).parameters.get(name)
     except (TypeError, ValueError):  # a callable without an inspectable signature cannot ask for it
         return False
-    return parameter is not None and parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    if parameter is None or parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
+        return False
+    return parameter.kind is inspect.Parameter.KEYWORD_ONLY or parameter.default is not inspect.Parameter.empty
 
 
-def at_progress(learned_loss_fn: LearnedLossFn, progress: jax.Array | float | None) -> LearnedLossFn:
-    """The learned loss at a point of training; one that declares no `progress` as it is.
+def at_progress(loss_fn: Loss, progress: jax.Array | float | None) -> Loss:
+    """A loss at a point of training; one that declares no `progress` as it is.
 
     Args:
-      learned_loss_fn: M_phi.
+      loss_fn: M_phi, or a fixed loss.
       progress: t / T, `[]` in [0, 1]; None where it is not known.
     """
-    if progress is None or not declares(learned_loss_fn, "progress"):
-        return learned_loss_fn
-    return functools.partial(learned_loss_fn, progress=progress)  # pyright: ignore[reportCallIssue]
+    if progress is None or not declares(loss_fn, "progress"):
+        return loss_fn
+    return functools.partial(loss_fn, progress=progress)  # pyright: ignore[reportReturnType]

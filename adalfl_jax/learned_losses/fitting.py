@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adalfl_jax.learned_losses.arguments import at_progress
+from adalfl_jax.learned_losses.arguments import at_progress, require_family
 from adalfl_jax.types import LearnedLoss, LossFn, PyTree
 
 SCALES = (0.1, 5.0)  # of the outputs it is fitted on, from those of a fresh model to those of a confident one
@@ -47,7 +47,11 @@ def fit_to_task_loss(
 
     Returns:
       phi.
+
+    Raises:
+      ValueError: no learned loss.
     """
+    require_family(loss)
     apply = at_progress(loss.apply, 0.0)  # where weights of progress are zero at the start, they stay so
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
 

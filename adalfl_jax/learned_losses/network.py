@@ -52,7 +52,7 @@ class LossNetwork:
         differ by the factor C in the learning rate of theta. In logistic regression on MNIST some draws of phi
         fail under the mean with the paper's outer rate.
       predictions: what the network sees of the outputs: "probabilities" (softmax, or the sigmoid of a single
-        output), "log_probabilities", or "raw" (a regression's values, or logits).
+        output), "log_probabilities", or "raw": logits, or a regression's values, for which the others are no good.
       use_progress: whether l_phi has the share of training that is done as a third input. Its weights start at zero, so
         that a fresh loss does not depend on it.
 
@@ -154,7 +154,10 @@ class LossNetwork:
         inputs = [targets, predictions]
         if self.use_progress:
             if progress is None:
-                raise ValueError("use_progress needs the share of training that is done: give `progress`; got None")
+                raise ValueError(
+                    "use_progress needs the share of training that is done: give `progress`, to a bilevel step as "
+                    "BilevelBatch.progress; got None"
+                )
             try:
                 inputs.append(jnp.full_like(predictions, progress))
             except ValueError as error:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from adalfl_jax.learned_losses.arguments import at_progress
+from adalfl_jax.learned_losses.arguments import at_progress, declares, require_family
 from adalfl_jax.registry import lookup
 from adalfl_jax.settings import require_number
 from adalfl_jax.task_losses import TASK_LOSSES
@@ -41,7 +41,7 @@ class RescaledLoss:
     Where M_phi is flat there is no direction, and c is 1.
 
     Attributes:
-      loss: M, any family.
+      loss: M, any family that reads theta through the outputs alone.
       task_loss: L, a key of `TASK_LOSSES`; taken on the targets M gets.
       floor: a, 0 for none.
       ceiling: b, None for none.
@@ -66,8 +66,9 @@ class RescaledLoss:
     ceiling: float | None = None
 
     def __post_init__(self) -> None:
-        if not (hasattr(self.loss, "init") and hasattr(self.loss, "apply")):
-            raise ValueError(f"loss must be a learned loss with init and apply; got {self.loss!r}")
+        require_family(self.loss)
+        if declares(self.loss.apply, "params"):
+            raise ValueError(f"loss must not read theta (keyword argument `params`) to be rescaled; got {self.loss!r}")
         lookup("task loss", TASK_LOSSES, self.task_loss)
         require_number("floor", self.floor, least=0)
         if self.ceiling is not None:

@@ -7,6 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from adalfl_jax.learned_losses.network import require_params
 from adalfl_jax.registry import lookup
 from adalfl_jax.task_losses import TASK_LOSSES
 from adalfl_jax.types import PyTree
@@ -39,6 +40,11 @@ class ScaledTaskLoss:
         return {"log_scale": jnp.zeros(())}
 
     def apply(self, phi_params: PyTree, targets: jax.Array, outputs: jax.Array) -> jax.Array:
-        """exp(phi) L, a scalar, of targets `[B]` or `[B, C]` and outputs `[B, C]`."""
+        """exp(phi) L, a scalar, of targets `[B]` or `[B, C]` and outputs `[B, C]`.
+
+        Raises:
+          ValueError: targets that do not fit the outputs, or phi of another loss.
+        """
+        require_params(self, ScaledTaskLoss.init, phi_params)
         task_loss = TASK_LOSSES[self.task_loss](targets, outputs)
         return jnp.exp(phi_params["log_scale"]).astype(task_loss.dtype) * task_loss

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from adalfl_jax.models.all_cnn import AllCNNC as AllCNNC
 from adalfl_jax.models.classic import MLP as MLP
@@ -64,7 +65,8 @@ def make_model(
         "resnet", `remat` of every model that has blocks.
 
     Raises:
-      ValueError: an unknown model, initialization or option, or inputs the model cannot take.
+      ValueError: an unknown model, initialization or option, or inputs the model cannot take; by its `apply`, inputs
+        that are no floats, as the bytes of images before `Dataset.normalize`.
     """
     module = lookup("model", MODELS, name)
     if not isinstance(input_shape, Iterable):
@@ -76,11 +78,23 @@ def make_model(
     for option in options:
         if option not in known:
             raise ValueError(f"model {name!r} has no option {option!r}; it has {', '.join(known) or 'none'}")
-    model = functionalize(
+    made = functionalize(
         lambda rngs: module(input_shape, num_outputs, rngs=rngs, **options),
         compute_dtype=compute_dtype,
         axis_name=axis_name,
     )
+
+    def apply(
+        params: PyTree, model_state: PyTree, inputs: jax.Array, /, *, train: bool, rng_key: jax.Array | None
+    ) -> tuple[jax.Array, PyTree]:
+        if not jnp.issubdtype(inputs.dtype, jnp.floating):
+            raise ValueError(
+                f"model {name!r} takes floats of mean 0 and deviation 1; got inputs {inputs.shape} of {inputs.dtype}. "
+                "Give it `dataset.normalize(inputs)`"
+            )
+        return made.apply(params, model_state, inputs, train=train, rng_key=rng_key)
+
+    model = Model(made.init, apply)
     if initialization == "he_glorot":
         return model
 

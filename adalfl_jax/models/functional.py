@@ -27,8 +27,8 @@ def functionalize(
     """Makes a `Model` of any `flax.nnx` module, dropout and batch norm included.
 
     `params` holds the module's `nnx.Param`s and `model_state` its other variables, batch statistics say, as nested
-    dictionaries of arrays. `apply` sets train or eval mode by `train`, and every random stream of the module (dropout)
-    is derived from `rng_key`, so equal keys give equal outputs.
+    dictionaries of arrays; what it sows (`nnx.Intermediate`) is dropped. `apply` sets train or eval mode by `train`,
+    and every random stream of the module (dropout) is derived from `rng_key`, so equal keys give equal outputs.
 
     Args:
       make_module: builds the module from an `nnx.Rngs`, for example `lambda rngs: MLP((64,), 10, rngs=rngs)`.
@@ -39,10 +39,12 @@ def functionalize(
         the one `make_bilevel_step` is given. Under `jax.jit` they are those of the whole batch anyway.
 
     Returns:
-      The `Model`. Its `apply` raises ValueError when a module that draws random numbers in train mode gets no key.
+      The `Model`. Its `apply` raises ValueError when a module that draws random numbers in train mode gets no key, or
+      makes other variables when it is called.
 
     Raises:
-      ValueError: an unknown `compute_dtype`, or a module with an array of JAX that is no `nnx.Variable`.
+      ValueError: an unknown `compute_dtype`, a module in place of a function, or one with an array of JAX that is no
+        `nnx.Variable`.
 
     Example:
       >>> import jax
@@ -54,6 +56,11 @@ def functionalize(
       (8, 3)
     """
     cast_down, cast_up = lookup("compute_dtype", _CASTS, compute_dtype)
+    if isinstance(make_module, nnx.Module):
+        raise ValueError(
+            "functionalize takes a function that makes the module, `lambda rngs: MLP(..., rngs=rngs)`; got the module "
+            f"{type(make_module).__name__} itself"
+        )
     structure = nnx.eval_shape(lambda: make_module(nnx.Rngs(0)))
     for _, module in nnx.iter_modules(structure):
         if axis_name is not None and isinstance(module, nnx.BatchNorm):
@@ -84,8 +91,15 @@ def functionalize(
         model_state = jax.tree.map(jnp.asarray, model_state)  # flax writes into a numpy array, which is the caller's
         module: Any = nnx.merge(graphdefs[train], cast_down(params), streams, model_state)
         outputs = cast_up(module(cast_down(inputs)))
-        *_, model_state = nnx.split(module, nnx.Param, nnx.RngState, ...)
-        return outputs, nnx.to_pure_dict(model_state)  # pyright: ignore[reportArgumentType]
+        nnx.pop(module, nnx.Intermediate)  # what it sowed on the way
+        *_, new_state = nnx.split(module, nnx.Param, nnx.RngState, ...)
+        new_state = nnx.to_pure_dict(new_state)  # pyright: ignore[reportArgumentType]
+        if jax.tree.structure(new_state) != jax.tree.structure(model_state):
+            raise ValueError(
+                "a module makes its variables when it is made, so that model_state stays what it is; this one has "
+                f"{jax.tree.map(jnp.shape, model_state)} before a call and {jax.tree.map(jnp.shape, new_state)} after"
+            )
+        return outputs, new_state
 
     return Model(init, apply)
 

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from adalfl_jax.hypergradient import ESTIMATORS, ONE_STEP, REMEMBERING
+from adalfl_jax.hypergradient import DIFFERENCES, ESTIMATORS, ONE_STEP, REMEMBERING
 from adalfl_jax.registry import lookup, require_known
 from adalfl_jax.task_losses import METRICS, TASK_LOSSES
 from adalfl_jax.training.fields import build, jsonable, require
@@ -126,7 +126,7 @@ class TrainConfig:
                 name not in REMEMBERING,
                 "one that remembers nothing with outer.every above 1",
             )
-        if name in ("finite_difference", "central_difference"):
+        if name in DIFFERENCES:
             is_coarse = self.model.compute_dtype == "bfloat16"
             require("hypergradient", name, not is_coarse, '"forward" with model.compute_dtype "bfloat16"')
 

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import optax
 
 from adalfl_jax.bilevel import BilevelStep, make_bilevel_step, make_task_step
-from adalfl_jax.learned_losses import at_progress
 from adalfl_jax.reweighting import make_reweighting_step
 from adalfl_jax.task_losses import TASK_LOSSES
 from adalfl_jax.training.faults import phi_metrics
@@ -63,10 +62,8 @@ def _fixed_step(setup: Setup, inner_optimizer: optax.GradientTransformation) -> 
     """Moves theta on the loss of the baseline or, where there is a phi, on M_phi as it is."""
 
     def step(state: RunState, batch: BilevelBatch):
-        loss_fn = _fixed_loss(setup, state.phi, batch.progress)
-        theta, metrics = make_task_step(setup.model.apply, loss_fn, inner_optimizer)(
-            state.theta, batch.inner, batch.rng_key
-        )
+        task_step = make_task_step(setup.model.apply, _fixed_loss(setup, state.phi), inner_optimizer)
+        theta, metrics = task_step(state.theta, batch.inner, batch.rng_key, batch.progress)
         return RunState(theta, state.phi), {"inner_loss": metrics.loss}
 
     return step
@@ -133,8 +130,8 @@ STEPS: dict[str, StepFactory] = {
 }  # method -> what makes its step; those of one factory share a program
 
 
-def _fixed_loss(setup: Setup, phi: Phi | None = None, progress: jax.Array | float | None = None) -> LossFn:
+def _fixed_loss(setup: Setup, phi: Phi | None = None) -> LossFn:
     if phi is not None:
-        return functools.partial(at_progress(setup.learned_loss.apply, progress), phi.params)
+        return functools.partial(setup.learned_loss.apply, phi.params)
     name = setup.config.baseline.loss
     return TASK_LOSSES[name] if name else setup.task_loss_fn

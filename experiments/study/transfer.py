@@ -96,10 +96,11 @@ def parts(comparisons: Sequence[Comparison], known: Mapping[str, Any]) -> list[P
     """The matrix of what was learned where and brought where."""
     targets = [comparison for comparison in comparisons if comparison.name in known]
     arms = {arm.name: arm for comparison in targets for arm in comparison.arms}
-    rows = ["task_loss", TASK_LOSS, *(f"{whose}_{mode}" for mode in MODES for whose in ("own", *PROBLEMS))]
-    titles = {name: arms[name].title for name in rows if name in arms}
     names = tuple(comparison.name for comparison in targets)
     numbers = [known[name] for name in names]
+    trained = {name for target in numbers for name in target["arms"]}
+    rows = ["task_loss", TASK_LOSS, *(f"{whose}_{mode}" for mode in MODES for whose in ("own", *PROBLEMS))]
+    titles = {name: arms[name].title for name in rows if name in trained}
     title = "Losses learned elsewhere"
     quick = "_quick" if names and names[0].endswith("_quick") else ""
     return [Part(f"transfer{quick}", title, names, _figure(titles, numbers), _table(title, titles, numbers))]

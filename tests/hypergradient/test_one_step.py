@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import adalfl_jax
-from adalfl_jax.hypergradient import one_step
+from adalfl_jax.hypergradient import DIFFERENCES, one_step
 from adalfl_jax.models import functionalize
 from adalfl_jax.task_losses import softmax_cross_entropy
 from tests.hypergradient.reference import estimate
@@ -66,7 +67,7 @@ def test_where_nothing_moves_the_gradient_is_zero(name):
     assert not ravel_pytree(result.gradient)[0].any()
 
 
-@pytest.mark.parametrize("name", ["finite_difference", "central_difference"])
+@pytest.mark.parametrize("name", DIFFERENCES)
 @pytest.mark.parametrize("where", ["inside", "outputs", "parameters"])
 def test_numbers_of_16_bits_are_refused(name, where):
     _, optimizer, loss, theta, phi_params = make_problem()
@@ -82,10 +83,38 @@ def test_numbers_of_16_bits_are_refused(name, where):
     if where == "parameters":
         dtype = jnp.float16
         theta = theta._replace(params=jax.tree.map(lambda leaf: leaf.astype(dtype), theta.params))
-    batch = make_batch(jax.random.key(1))._replace(rng_key=None)
+    batch = make_batch(jax.random.key(1))
     problem = adalfl_jax.hypergradient.BilevelProblem(apply_fn, loss.apply, softmax_cross_entropy, optimizer)
     with pytest.raises(ValueError, match=rf"'{name}' takes differences.*got {dtype.__name__} among.*\"forward\""):
         adalfl_jax.make_estimator(name)(problem, theta, phi_params, batch)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [optax.sgd(0.3, momentum=0.9, accumulator_dtype=jnp.float32), optax.adam(0.03, eps=0.1, mu_dtype=jnp.float32)],
+    ids=["momentum", "adam"],
+)
+@pytest.mark.parametrize("options", [{}, {"pipelined": True}], ids=["forward", "pipelined"])
+def test_an_optimiser_may_compute_in_wider_types_than_the_parameters(optimizer, options):
+    """Those of bfloat16, whose updates are float32; the gradient is that of `unrolled`."""
+    model, _, loss, theta, phi_params = make_problem()
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), theta.params)
+    theta, outer = adalfl_jax.Theta.create(params, theta.model_state, optimizer), optax.sgd(1.0)
+    phi, batch = adalfl_jax.Phi.create(phi_params, outer), make_batch(jax.random.key(1))
+    batch = batch._replace(outer=batch.inner)
+    stepped = []
+    for settings in ({"hypergradient": "unrolled"}, options):
+        step = jax.jit(
+            adalfl_jax.make_bilevel_step(model.apply, loss.apply, softmax_cross_entropy, optimizer, outer, **settings)
+        )
+        after, updated, _ = step(theta, phi, batch)
+        if settings.get("pipelined"):
+            stepped.append(step(after, updated, batch)[1].params)
+            continue
+        chex.assert_trees_all_equal_dtypes(after.params, params)
+        stepped.append(updated.params)
+    exact, found = (ravel_pytree(optax.tree.sub(params, phi_params))[0] for params in stepped)
+    np.testing.assert_allclose(found, exact, atol=0.1 * jnp.linalg.norm(exact))
 
 
 def test_a_parameter_of_float16_is_named():

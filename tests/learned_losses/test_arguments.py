@@ -63,7 +63,7 @@ def test_a_fresh_loss_does_not_depend_on_progress():
 
 
 def test_progress_is_one_number_where_it_is_used_and_ignored_elsewhere():
-    with pytest.raises(ValueError, match=r"use_progress needs .* give `progress`; got None"):
+    with pytest.raises(ValueError, match=r"use_progress needs .* give `progress`.*; got None"):
         LOSS.apply(LOSS.init(jax.random.key(0)), TARGETS, OUTPUTS)
     with pytest.raises(ValueError, match=r"progress must be one number, .*; got float32\[2\]"):
         LOSS.apply(LOSS.init(jax.random.key(0)), TARGETS, OUTPUTS, progress=jnp.zeros(2))
@@ -82,6 +82,27 @@ def test_a_frozen_or_rescaled_one_passes_progress_on():
     assert abs(values[0] - values[1]) > 1e-3
     scaled = adalfl_jax.RescaledLoss(adalfl_jax.ScaledTaskLoss())  # which reads no progress
     scaled.apply(scaled.init(jax.random.key(0)), TARGETS, OUTPUTS, progress=0.5)
+
+
+def test_a_task_step_takes_the_progress_of_its_loss():
+    (apply_fn, *_, optimizer), theta, phi, (batch, _) = make_parts(2, optax.sgd(0.1))
+    frozen = adalfl_jax.FrozenLoss(LOSS, phi.params)
+    step = adalfl_jax.make_task_step(apply_fn, frozen, optimizer)
+    with pytest.raises(ValueError, match="use_progress needs"):
+        step(theta, batch.inner)
+    found = step(theta, batch.inner, progress=0.7)
+    fixed = adalfl_jax.make_task_step(apply_fn, functools.partial(frozen, progress=0.7), optimizer)
+    chex.assert_trees_all_equal(found, fixed(theta, batch.inner))
+
+
+def test_an_argument_with_a_default_is_declared_too():
+    def with_default(phi_params, targets, outputs, progress=0.0):
+        return (1 + progress) * softmax_cross_entropy(targets, outputs)
+
+    (apply_fn, _, task_loss, optimizer), theta, phi, (_, batch) = make_parts(2, outer := optax.sgd(0.1))
+    step = adalfl_jax.make_bilevel_step(apply_fn, with_default, task_loss, optimizer, outer)
+    losses = [step(theta, phi, batch._replace(progress=progress))[2].inner_loss for progress in (None, 1.0)]
+    np.testing.assert_allclose(losses[1], 2 * losses[0], rtol=1e-6)
 
 
 @pytest.mark.usefixtures("float64")

@@ -35,6 +35,12 @@ def test_a_fitted_loss_has_the_gradients_of_the_task_loss(task_loss, predictions
     assert jnp.linalg.norm(found - expected) < 0.5 * jnp.linalg.norm(before - expected)
 
 
+def test_what_is_no_learned_loss_is_named():
+    apply = LossNetwork().apply
+    with pytest.raises(ValueError, match=r"loss must be a learned loss with init and apply; got <bound method"):
+        fit_to_task_loss(apply, {}, softmax_cross_entropy, jax.random.key(0), num_outputs=3)  # pyright: ignore[reportArgumentType]
+
+
 @pytest.mark.parametrize(("num_outputs", "labels"), [(1, [0, 1]), (3, [0, 1, 2])])
 def test_every_class_is_drawn_and_a_single_output_has_two(num_outputs, labels):
     targets, _ = draw_targets_and_outputs(jax.random.key(0), 64, num_outputs, is_classification=True)

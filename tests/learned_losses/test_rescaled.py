@@ -140,6 +140,14 @@ def test_a_flat_loss_stays_flat_and_has_finite_derivatives():
     chex.assert_tree_all_finite(pullback(OUTPUTS))
 
 
+class Regularizer:
+    def init(self, rng_key):
+        return jnp.zeros(())
+
+    def apply(self, phi_params, targets, outputs, *, params):
+        return jnp.exp(phi_params) * optax.tree.norm(params)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -149,6 +157,7 @@ def test_a_flat_loss_stays_flat_and_has_finite_derivatives():
         ({"floor": 2.0, "ceiling": 1.0}, r"ceiling must be no less than floor, 2.0; got 1.0"),
         ({"ceiling": 0.0}, r"ceiling must be a number above 0; got 0.0"),
         ({"loss": NETWORK.apply}, r"loss must be a learned loss with init and apply; got <bound method"),
+        ({"loss": Regularizer()}, r"loss must not read theta \(keyword argument `params`\) to be rescaled; got <"),
         ({"task_loss": "hubert"}, r"unknown task loss 'hubert'; did you mean 'huber'"),
     ],
 )

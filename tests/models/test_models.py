@@ -469,6 +469,45 @@ class Scaled(nnx.Module):
         return inputs * scale[None, :]
 
 
+class Talkative(nnx.Module):
+    """Sows what it is given and, if it is asked to, makes a variable on the way."""
+
+    def __init__(self, remembers):
+        self.count, self.remembers = nnx.Variable(jnp.zeros(())), remembers
+
+    def __call__(self, inputs):
+        self.sow(nnx.Intermediate, "seen", inputs)
+        self.count[...] += 1
+        if self.remembers:
+            self.last = nnx.Variable(inputs)
+        return inputs
+
+
+@pytest.mark.filterwarnings("ignore:Using 'Module.sow")
+def test_what_a_module_sows_is_dropped_and_a_state_that_grows_is_refused():
+    model = functionalize(lambda rngs: Talkative(remembers=False))
+    start = model.init(jax.random.key(0))
+    _, model_state = jax.jit(lambda *start: model.apply(*start, jnp.ones((2, 3)), train=True, rng_key=None))(*start)
+    chex.assert_trees_all_equal(model_state, {"count": jnp.ones(())})
+    model = functionalize(lambda rngs: Talkative(remembers=True))
+    with pytest.raises(
+        ValueError, match=r"makes its variables when it is made.*\{'count': \(\)\} before .*'last': \(2, 3\)"
+    ):
+        model.apply(*model.init(jax.random.key(0)), jnp.ones((2, 3)), train=True, rng_key=None)
+
+
+def test_a_module_in_place_of_a_function_is_named():
+    with pytest.raises(ValueError, match=r"takes a function that makes the module.*got the module Linear itself"):
+        functionalize(nnx.Linear(4, 3, rngs=nnx.Rngs(0)))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32"])
+def test_bytes_are_told_to_be_normalised(dtype):
+    model = make_model("mlp", (4,), 3, hidden_sizes=(5,))
+    with pytest.raises(ValueError, match=rf"got inputs \(2, 4\) of {dtype}. Give it `dataset.normalize\(inputs\)`"):
+        model.apply(*model.init(jax.random.key(0)), jnp.ones((2, 4), dtype), train=True, rng_key=None)
+
+
 def test_a_module_keeps_arrays_in_variables_or_in_numpy():
     for scale in (lambda: nnx.Variable(jnp.arange(3.0)), lambda: np.arange(3, dtype=np.float32)):
         model = functionalize(lambda rngs, scale=scale: Scaled(scale))
