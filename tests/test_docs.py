@@ -182,6 +182,7 @@ def test_the_page_says_how_far_two_measurements_of_one_step_differ(title, row):
 
 
 WRONG_LABELS = ("noisy_labels", r"MNIST, MLP 784-256-10, 40 % wrong labels(?=\*\*)")
+FORMS = ("noisy_labels", "MNIST, MLP 784-256-10, 40 % wrong labels: forms of AdaLFL")
 MOVED_LABELS = ("noisy_labels", r"MNIST, MLP 784-256-10, 40 % of labels moved to the next class(?=\*\*)")
 WITHOUT = ("noisy_labels", r"MNIST, MLP 784-256-10, clean labels(?=\*\*)")
 CLEAN_LABELS = ("clean_labels", "MNIST, logistic regression")
@@ -194,6 +195,7 @@ ERROR = "test error rate, %"
 RESULT_GOALS = [
     *((*WRONG_LABELS, row, ERROR) for row in ("AdaLFL, untuned", "AdaLFL from the symmetric one, decayed")),
     *((*WRONG_LABELS, "symmetric cross-entropy, decayed", column) for column in (ERROR, "p")),
+    (*FORMS, "cross-entropy on the right labels alone, decayed", ERROR),
     *((*MOVED_LABELS, row, ERROR) for row in ("AdaLFL, untuned", "AdaLFL from the cross-entropy, decayed")),
     (*MOVED_LABELS, "cross-entropy, then the clean set", ERROR),
     (*MOVED_LABELS, "cross-entropy, then the clean set", "p"),

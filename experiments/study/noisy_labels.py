@@ -23,8 +23,8 @@ NOISE: dict[str, Overrides] = {
     "60": {"dataset.label_noise": 0.6},
     "80": {"dataset.label_noise": 0.8},
     "pair_40": {"dataset.label_noise": 0.4, "dataset.noise_kind": "pair"},
-    "imbalance_100": {"dataset.imbalance": 100.0},
 }
+RARE_CLASSES: dict[str, Overrides] = {"imbalance_100": {"dataset.imbalance": 100.0}}
 SHOWN = {
     "clean": "clean labels",
     "pair_40": "40 % of labels moved to the next class",
@@ -178,9 +178,10 @@ def comparisons() -> list[Comparison]:
     made = []
     for problem, (title, overrides) in PROBLEMS.items():
         is_lenet5 = overrides["model.name"] == "lenet5"
-        for noise in LENET5_NOISE if is_lenet5 else NOISE:
+        corrupted = NOISE | RARE_CLASSES
+        for noise in LENET5_NOISE if is_lenet5 else corrupted:
             shown = SHOWN.get(noise, f"{noise} % wrong labels")
-            made.append(_comparison(f"{problem}_{noise}", f"{title}, {shown}", {**overrides, **NOISE[noise]}))
+            made.append(_comparison(f"{problem}_{noise}", f"{title}, {shown}", {**overrides, **corrupted[noise]}))
         if is_lenet5:
             continue
         name, shown, wrong = f"{problem}_40", f"{title}, 40 % wrong labels", {**overrides, **NOISE["40"]}

@@ -141,12 +141,14 @@ def test_a_matrix_says_where_a_loss_from_elsewhere_differs():
         test("own_frozen", "constant", 0.01),
     ]
     kept = {"title": "digits", "metric": "error_rate", "seeds": [1, 2], "arms": arms, "pairs": tests}
-    selected = comparison.select(["constant", "own_frozen", "mnist_mlp_frozen"])  # of a study that has more by now
+    chosen = ["constant", "own_frozen", "mnist_mlp_frozen", "fashion_mnist_mlp_frozen"]  # other arms than were trained
+    selected = comparison.select(chosen)
     (part,) = transfer.parts([selected], {comparison.name: kept})
     assert part.table is not None
     text = page.render_table(part.table)
     assert re.search(r"\| MNIST, MLP, as it is +\| 2\.00 ± 1\.00 \(= own, < task\)", text)
     assert re.search(r"\| its own, as it is +\| 4\.00 ± 1\.00 \(> task\)", text)
+    assert len(part.table.rows) == 3
 
 
 def test_a_part_of_several_comparisons_says_of_each_how_it_was_made():
