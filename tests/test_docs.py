@@ -193,7 +193,8 @@ MANY_SEEDS = [
 ]
 ERROR = "test error rate, %"
 RESULT_GOALS = [
-    *((*WRONG_LABELS, row, ERROR) for row in ("AdaLFL, untuned", "AdaLFL from the symmetric one, decayed")),
+    (*WRONG_LABELS, "AdaLFL, untuned", ERROR),
+    (*FORMS, "AdaLFL from the symmetric one, decayed", ERROR),
     *((*WRONG_LABELS, "symmetric cross-entropy, decayed", column) for column in (ERROR, "p")),
     (*FORMS, "cross-entropy on the right labels alone, decayed", ERROR),
     *((*MOVED_LABELS, row, ERROR) for row in ("AdaLFL, untuned", "AdaLFL from the cross-entropy, decayed")),
