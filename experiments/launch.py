@@ -20,6 +20,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from adalfl_jax.data import DatasetError
 from adalfl_jax.registry import require_known
@@ -182,7 +183,8 @@ def _processor() -> str:
 
 def _print_summary(summary: dict[str, Any], workdir: str) -> None:
     first, last = summary["seeds"][0], summary["seeds"][-1]
-    table = Table(title=f"{summary['dataset']}, {summary['num_steps']} steps, seeds {first} to {last}")
+    title = f"{summary['dataset']}, {summary['num_steps']} steps, seeds {first} to {last}"
+    table = Table(title=Text(title))  # names in brackets are no markup
     table.add_column("method")
     table.add_column(f"test {summary['metric']}", justify="right")
     table.add_column("learning rate", justify="right")
@@ -192,4 +194,4 @@ def _print_summary(summary: dict[str, Any], workdir: str) -> None:
         table.add_row(info["title"], f"{test['mean']:.4f}{spread}", f"{info['learning_rate']:g}")
     console = Console()
     console.print(table)
-    console.print(f"Everything is in {workdir}", soft_wrap=True)
+    console.print(f"Everything is in {workdir}", soft_wrap=True, markup=False)

@@ -93,7 +93,8 @@ def load_start(config: TrainConfig) -> PyTree:
         params = _of_seeds(config, path, found)
     elif path.exists():
         try:
-            frozen = load_learned_loss(path)
+            with jax.ensure_compile_time_eval():  # also where a run is traced alone, to describe it
+                frozen = load_learned_loss(path)
         except (OSError, ValueError) as error:
             raise ConfigError(f"config.learned_loss.start: {error}") from error
         _check_loss(config, frozen.loss)

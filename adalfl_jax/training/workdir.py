@@ -276,5 +276,5 @@ def _versions() -> dict[str, str]:
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
-    else:
+    elif path.exists() or path.is_symlink():  # `unlink` of what is not there fails on a disk that is only read
         path.unlink(missing_ok=True)

@@ -96,8 +96,8 @@ def curves_figure(numbers: dict[str, Any]) -> Figure:
 
 
 def either(values: Iterable[Any]) -> str:
-    """What the runs or comparisons of one table say of themselves; mostly all the same."""
-    return " or ".join(dict.fromkeys(map(str, values)))
+    """What the runs or comparisons of one table say of themselves; mostly all the same, and some joined before."""
+    return " or ".join(dict.fromkeys(part for value in values for part in str(value).split(" or ")))
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
+import adalfl_jax
 from adalfl_jax import data
 from adalfl_jax.data import streaming
 from adalfl_jax.training.phases import init_phi, init_theta, make_seed_keys
@@ -240,6 +241,14 @@ def test_the_number_of_examples_need_not_be_known(run, tmp_path, monkeypatch, no
     assert "kmnist: not prepared, examples of 28x28x1, 10 outputs\n" in out
     assert [row[0] for row in cells(out)] == ["loss", "task loss", "AdaLFL"]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_may_start_from_a_saved_loss(tmp_path, no_compilation):
+    loss = adalfl_jax.LossNetwork(hidden_sizes=(3,))
+    saved = tmp_path / "loss.safetensors"
+    adalfl_jax.save_learned_loss(saved, loss, loss.init(jax.random.key(0)))
+    starts = {"learned_loss.start": str(saved), "learned_loss.hidden_sizes": (3,), "num_seeds": 2}
+    assert measured("mnist_mlp", "adalfl", starts)["flops"] > 0
 
 
 @pytest.fixture

@@ -35,13 +35,14 @@ def assert_refused(done, text):
 
 
 def test_train_prints_the_table(tmp_path):
-    done = launch("train", tmp_path / "run", overrides={"method": "task_loss"})
+    workdir = tmp_path / "a[lr=0.1][/b]"  # no markup
+    done = launch("train", workdir, overrides={"method": "task_loss"})
     assert done.returncode == 0, done.stderr
     assert "digits, 20 steps, seeds 0 to 1" in done.stdout
     assert "task loss" in done.stdout
-    assert f"Everything is in {tmp_path / 'run'}" in done.stdout
+    assert f"Everything is in {workdir}" in done.stdout
     assert "task loss  20/20" in done.stderr  # progress leaves standard output to the table
-    assert (tmp_path / "run" / "summary.json").is_file()
+    assert (workdir / "summary.json").is_file()
 
 
 @pytest.mark.slow

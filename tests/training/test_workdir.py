@@ -1,3 +1,4 @@
+import errno
 import json
 import threading
 import time
@@ -202,6 +203,16 @@ def test_another_version_of_jax_is_told_once(finished):
     with pytest.warns(UserWarning, match=r"jax: '0\.1' -> "):
         open_workdir(finished, tiny_config(), "train")
     open_workdir(finished, tiny_config(), "train")
+
+
+def test_nothing_is_written_where_nothing_is_to_be_removed(tmp_path, monkeypatch):
+    """As on a disk that is only read, from where a finished run is read back."""
+
+    def refuse(path, missing_ok=False):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    remove_checkpoints(tmp_path)
 
 
 def test_a_file_where_checkpoints_go_is_told(tmp_path):
