@@ -25,6 +25,7 @@ from adalfl_jax.data.specs import random_dataset as random_dataset
 from adalfl_jax.data.splits import VALID_FRACTION
 from adalfl_jax.data.splits import Dataset as Dataset
 from adalfl_jax.data.splits import make_dataset as make_dataset
+from adalfl_jax.data.splits import representative_rows as representative_rows
 from adalfl_jax.data.streaming import exceeds_device
 from adalfl_jax.data.tables import load_california, load_crime
 from adalfl_jax.data.text import load_topics
@@ -64,7 +65,8 @@ def load(
       data_dir: where datasets are prepared and downloads kept; `$TFDS_DATA_DIR` or `~/tensorflow_datasets` if None.
       cache_dir: where decoded images and tables are kept; beside the data if None.
       image_size: height and width that images of TensorFlow Datasets are scaled and cropped to; 0 for as they are.
-      valid_fraction: share of the training examples that become the validation split.
+      valid_fraction: share of the training examples that become the validation split; where the data bring one, the
+        default.
       valid_examples: number of them; 0 goes by `valid_fraction`.
       imbalance: examples of the largest class for one of the smallest in the training split, 1 or more; 1 leaves the
         classes as they are, and above it they fall exponentially from the first to the last.

@@ -12,7 +12,7 @@ import numpy as np
 from adalfl_jax.data.corruption import Corruption
 from adalfl_jax.data.errors import DatasetError
 from adalfl_jax.data.examples import Examples, is_image
-from adalfl_jax.data.splits import TEST_FRACTION, Dataset
+from adalfl_jax.data.splits import TEST_FRACTION, Dataset, valid_size
 from adalfl_jax.types import Batch
 
 
@@ -115,8 +115,10 @@ def abstract_splits(
     With an imbalance the size of the training split is an estimate, which takes the classes for equally large.
 
     Raises:
-      DatasetError: a validation split as large as the training split, or corruption that the data cannot have.
+      DatasetError: a validation split as large as the training split, a size for one that the data bring, or corruption
+        that the data cannot have.
     """
+    valid_size("the dataset", valid_fraction, valid_examples, is_given=spec.num_valid > 0)
     num_left = spec.num_train - (0 if spec.num_test else math.ceil(TEST_FRACTION * spec.num_train))
     num_cut = 0 if spec.num_valid else min(valid_examples, spec.num_train) or math.ceil(valid_fraction * num_left)
     num_valid, num_train = spec.num_valid or num_cut, num_left - num_cut

@@ -100,7 +100,7 @@ def make_dataset(
     Args:
       name: for error texts.
       examples: the raw arrays.
-      valid_fraction: in (0, 1).
+      valid_fraction: in (0, 1); with a validation split among the examples, the default.
       valid_examples: number of examples of the validation split; 0 goes by `valid_fraction`.
       imbalance: examples of the largest class for one of the smallest in the training split, 1 or more; 1 leaves the
         classes as they are, and above it they fall exponentially from the first to the last.
@@ -111,13 +111,14 @@ def make_dataset(
 
     Raises:
       DatasetError: different numbers of inputs and targets, labels out of range, values that are not finite, splits too
-        small to be stratified, settings out of range, corruption of a regression or that leaves a class empty.
+        small to be stratified, settings out of range or without effect, corruption of a regression or that leaves a
+        class empty.
     """
     where, num_classes = f"dataset {name!r}", examples.num_classes
     corruption = Corruption(label_noise, noise_kind, imbalance)
     corruption.check(where, num_classes)
-    valid_size = _valid_size(where, valid_fraction, valid_examples)
-    inputs, targets, (train, valid, test) = _arrange(where, examples, valid_size)
+    size = valid_size(where, valid_fraction, valid_examples, is_given=examples.valid is not None)
+    inputs, targets, (train, valid, test) = _arrange(where, examples, size)
     arrays = {"inputs": inputs, "targets": targets, "train": train, "valid": valid, "test": test}
     content = digest_of_arrays(arrays)[:12]  # before rounding that libraries may change
     if num_classes is not None:
@@ -145,17 +146,22 @@ def make_dataset(
     )
 
 
-def _valid_size(where: str, fraction: float, num_examples: int) -> float | int:
-    """The size of the validation split: a share, or a whole number of examples."""
+def valid_size(where: str, fraction: float, num_examples: int, *, is_given: bool) -> float | int | None:
+    """The size of the validation split: a share, a whole number of examples, or None where there is one already."""
     if not (isinstance(fraction, Real) and 0 < fraction < 1):
         raise DatasetError(f"{where}: valid_fraction must be a number between 0 and 1; got {fraction!r}")
     if not (num_examples == 0 or is_count(num_examples)):
         raise DatasetError(f"{where}: valid_examples must be a number of examples, or 0 for none; got {num_examples!r}")
-    return num_examples or fraction
+    if is_given and (num_examples or fraction != VALID_FRACTION):
+        raise DatasetError(
+            f"{where} brings a validation split of its own, whose size valid_fraction={fraction} and "
+            f"valid_examples={num_examples} cannot change; leave them at {VALID_FRACTION} and 0"
+        )
+    return None if is_given else num_examples or fraction
 
 
 def _arrange(
-    where: str, examples: Examples, valid_size: float | int
+    where: str, examples: Examples, valid_size: float | int | None
 ) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Inputs and targets of all examples, checked, and the row numbers of the train, valid and test split."""
     inputs, targets = _clean(where, examples.inputs, examples.targets, examples)
@@ -164,7 +170,7 @@ def _arrange(
         where,
         targets,
         stratify=stratify,
-        valid=None if examples.valid else valid_size,
+        valid=valid_size,
         test=None if examples.test else TEST_FRACTION,
     )
     arrays: list[tuple[np.ndarray, np.ndarray]] = [(inputs, targets)]
@@ -232,6 +238,23 @@ def split_indices(
     rest, test_rows = (rest, none) if test is None else _cut(where, targets, rest, stratify, test)
     rest, valid_rows = (rest, none) if valid is None else _cut(where, targets, rest, stratify, valid)
     return rest, valid_rows, test_rows
+
+
+def representative_rows(targets: jax.Array | np.ndarray, count: int) -> np.ndarray:
+    """Row numbers `[count]` of examples that stand for all: the same every time, each class by its share of the labels.
+
+    They do not go by the order of the examples, which may be sorted by class, or alternate between classes.
+
+    Args:
+      targets: labels `[N]` integers, or numbers `[N, C]`.
+      count: of rows, in 0, ..., N.
+    """
+    targets = np.asarray(targets)
+    rows = np.random.default_rng(SPLIT_SEED).permutation(len(targets))
+    if np.issubdtype(targets.dtype, np.integer):
+        rows = rows[np.argsort(targets[rows], kind="stable")]
+    evenly = np.arange(count) * len(rows) // max(count, 1)
+    return np.sort(rows[evenly])
 
 
 def _cut(

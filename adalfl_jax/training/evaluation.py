@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from adalfl_jax.analysis.measures import compare_gradients, flat_share_of_outputs, make_loss_shape
+from adalfl_jax.data import representative_rows
 from adalfl_jax.learned_losses import LossNetwork, RescaledLoss, at_progress
 from adalfl_jax.training.setup import Setup
 from adalfl_jax.training.sharding import divide_batch, over_seeds, place_rows, replicate, replicated
@@ -28,7 +29,8 @@ class Evaluation:
         self._held_out = {"valid": dataset.valid, "test": dataset.test}
         batch_size = setup.config.batch_size
         probe_size = max(min(PROBE_SIZE, len(dataset.train.inputs)) // batch_size, 1) * batch_size
-        inputs, targets = (jnp.asarray(array[:probe_size]) for array in dataset.train)
+        rows = representative_rows(dataset.train.targets, probe_size)
+        inputs, targets = (jnp.asarray(array[rows]) for array in dataset.train)
         self._probe = replicate(setup.mesh, Batch(dataset.normalize(inputs), targets))
         whole = replicated(setup.mesh)
         outputs = over_seeds(setup.mesh, functools.partial(predict, setup), in_axes=(0, None))

@@ -79,9 +79,8 @@ def _set_outer_examples_apart(config: TrainConfig, dataset: Dataset) -> tuple[Da
         return dataset, None
     if (fraction := config.outer.split_fraction) == 1:
         return dataset, dataset.valid
-    # Evenly through the split, since a split of a user's own may be sorted by class.
-    positions = np.floor(np.arange(len(dataset.valid.inputs) + 1) * fraction)
-    is_outer = np.diff(positions) > 0
+    is_outer = np.zeros(len(dataset.valid.inputs), bool)
+    is_outer[data.representative_rows(dataset.valid.targets, int(fraction * len(is_outer)))] = True
     outer, held_out = (Batch(*(array[rows] for array in dataset.valid)) for rows in (is_outer, ~is_outer))
     if not len(outer.inputs) or not len(held_out.inputs):
         raise ConfigError(

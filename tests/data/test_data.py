@@ -10,7 +10,7 @@ import sklearn.datasets
 
 from adalfl_jax import data
 from adalfl_jax.data import Examples
-from adalfl_jax.data.splits import split_indices, standardize
+from adalfl_jax.data.splits import representative_rows, split_indices, standardize
 
 
 @pytest.mark.parametrize(("name", "sizes"), [("digits", (1293, 144, 360)), ("diabetes", (317, 36, 89))])
@@ -152,3 +152,25 @@ def test_a_dataset_is_known_by_its_examples_and_their_splits_and_not_by_what_is_
     assert len({content(), *others}) == 5
     assert content() == content(INPUTS.copy(), on_device=False, label_noise=0.2)
     assert len(content()) == 12
+
+
+@pytest.mark.parametrize("order", ["in turn", "sorted", "shuffled"])
+@pytest.mark.parametrize("count", [40, 73, 200])
+def test_representative_rows_hold_each_class_by_its_share_however_the_examples_are_ordered(order, count):
+    labels = np.arange(400) % 10
+    if order != "in turn":
+        labels = np.sort(labels) if order == "sorted" else np.random.default_rng(3).permutation(labels)
+    rows = representative_rows(labels, count)
+    assert len(np.unique(rows)) == count
+    counts = np.bincount(labels[rows], minlength=10)
+    assert np.abs(counts - count / 10).max() < 1
+    assert np.array_equal(rows, representative_rows(jnp.asarray(labels), count))  # the same every time
+
+
+def test_representative_rows_are_from_all_over_numbers():
+    rows = representative_rows(np.linspace(0.0, 1.0, 500)[:, None], 100)
+    assert len(np.unique(rows)) == 100
+    assert np.ptp(np.histogram(rows, bins=5, range=(0, 500))[0]) <= 12
+    assert len(set(np.diff(rows))) > 3  # not every fifth
+    assert representative_rows(np.arange(3), 0).size == 0
+    assert representative_rows(np.arange(3), 3).tolist() == [0, 1, 2]

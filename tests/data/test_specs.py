@@ -133,6 +133,8 @@ def test_bytes_are_those_of_the_inputs_of_all_splits(kind, tmp_path):
 @pytest.mark.parametrize("kind", SOURCES)
 def test_abstract_splits_have_the_shapes_and_types_of_those_that_are_loaded(kind, valid_fraction, tmp_path):
     name = write_source(kind, tmp_path)
+    if data.load_spec(name, data_dir=tmp_path).num_valid:
+        valid_fraction = 0.1  # a split of the data's own is of no other size
     dataset = data.load(name, data_dir=tmp_path, valid_fraction=valid_fraction)
     train, valid = abstract_splits(data.load_spec(name, data_dir=tmp_path), valid_fraction)
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in (*train, *valid))
@@ -154,6 +156,19 @@ def test_abstract_splits_have_as_many_validation_examples_as_are_asked_for():
     assert sizes == [len(dataset.train.inputs), len(dataset.valid.inputs)]
     with pytest.raises(DatasetError, match="no split of 1500 can be cut off 1437 examples"):
         abstract_splits(SPECS["digits"], 0.1, 1500)
+
+
+def test_a_size_for_a_validation_split_that_the_data_bring_is_refused(tmp_path):
+    name = write_source("a table with a validation split", tmp_path)
+    spec = data.load_spec(name)
+    for sizes in ({"valid_fraction": 0.2}, {"valid_examples": 8}):
+        message = (
+            "brings a validation split of its own, whose size valid_fraction=0.[12] and valid_examples=[08] cannot"
+        )
+        with pytest.raises(DatasetError, match=f"{message} change; leave them at 0.1 and 0"):
+            data.load(name, **sizes)
+        with pytest.raises(DatasetError, match=message):
+            abstract_splits(spec, **({"valid_fraction": 0.1} | sizes))
 
 
 def test_the_size_of_an_imbalanced_split_is_known_about():

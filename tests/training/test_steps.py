@@ -1,6 +1,6 @@
 """The steps of methods that train on a loss nobody learns, each against what it is by definition."""
 
-import itertools
+import dataclasses
 
 import chex
 import jax
@@ -9,12 +9,13 @@ import optax
 import pytest
 
 import adalfl_jax
-from adalfl_jax import BilevelBatch, Theta
+from adalfl_jax import BilevelBatch, Theta, data
 from adalfl_jax.bilevel import make_task_step
 from adalfl_jax.data import take
 from adalfl_jax.task_losses import TASK_LOSSES, softmax_cross_entropy
 from adalfl_jax.training import ConfigError, TrainConfig, compare, train
 from adalfl_jax.training.config import FOR_CLEAN_SETS, METHODS
+from adalfl_jax.training.evaluation import Evaluation
 from adalfl_jax.training.phases import splits_of
 from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.state import RunState
@@ -52,13 +53,15 @@ def task_step(setup, loss_fn, theta, batch):
 @pytest.mark.parametrize("fraction", [0.5, 0.7])
 def test_what_is_held_out_of_the_outer_split_alone_is_validated_on(setup, fraction):
     held_out = make_setup(tiny_config({"outer.split": "valid", "outer.split_fraction": fraction}))
-    outer, valid = (split.inputs.tolist() for split in (held_out.outer_examples, held_out.dataset.valid))
+    outer_split = held_out.outer_examples
+    outer, valid = (split.inputs.tolist() for split in (outer_split, held_out.dataset.valid))
     assert len(outer) == int(fraction * 144)
     whole = setup.dataset.valid.inputs.tolist()
     assert sorted(outer + valid) == sorted(whole)
     assert setup.outer_examples is setup.dataset.valid  # nothing is held out by default
-    places = [whole.index(row) for row in outer]
-    assert max(b - a for a, b in itertools.pairwise(places)) <= 2  # from all over the split
+    labels = (outer_split.targets, setup.dataset.valid.targets)
+    shares = [jnp.bincount(targets, length=10) / len(targets) for targets in labels]
+    assert jnp.abs(shares[0] - shares[1]).max() < 1 / len(outer)  # of all classes
     assert splits_of(held_out)[1] is held_out.outer_examples
 
 
@@ -156,3 +159,13 @@ def test_a_method_that_needs_a_clean_set_is_refused_without(method, tmp_path):
 def test_a_baseline_of_another_kind_of_targets_is_refused():
     with pytest.raises(ConfigError, match=r"config\.baseline\.loss must be one of softmax_cross_entropy, "):
         make_setup(tiny_config({"baseline.loss": "squared_error"}))
+
+
+def test_a_learned_loss_is_measured_on_all_classes_of_a_sorted_training_split():
+    dataset = data.load("digits")
+    order = jnp.argsort(dataset.train.targets)
+    by_class = dataclasses.replace(dataset, train=jax.tree.map(lambda array: array[order], dataset.train))
+    probe = Evaluation(make_setup(tiny_config(), by_class))._probe
+    counts = jnp.bincount(probe.targets, length=10)
+    assert counts.sum() >= 480
+    assert (counts >= counts.sum() // 12).all()
