@@ -36,8 +36,20 @@ def paired_difference(first: Sequence[float], second: Sequence[float], confidenc
     return result
 
 
+def signed_rank_test(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
+    """Wilcoxon's signed-rank test of `second - first` over seeds, which one lost seed does not decide.
+
+    Returns:
+      The two-sided `p_value`, None where there are fewer than two seeds or no difference; at least 2^(1 - seeds).
+    """
+    differences = np.asarray(second, float) - np.asarray(first, float)
+    if len(differences) < 2 or not differences.any():
+        return {"p_value": None}
+    return {"p_value": float(scipy.stats.wilcoxon(differences).pvalue)}
+
+
 def adjust_p_values(tests: Sequence[dict[str, Any]]) -> None:
-    """Gives tests, as from `paired_difference`, an `adjusted_p_value` for their number (Benjamini and Hochberg).
+    """Gives tests, as from the functions above, an `adjusted_p_value` for their number (Benjamini and Hochberg).
 
     Those that are not defined have none and are not counted.
     """

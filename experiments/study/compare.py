@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from adalfl_jax.analysis.record import RunRecord
-from adalfl_jax.analysis.statistics import adjust_p_values, describe, paired_difference
+from adalfl_jax.analysis.statistics import adjust_p_values, describe, paired_difference, signed_rank_test
 from adalfl_jax.training.digest import digest_of
 from experiments.study.arms import Arm, Comparison, Overrides, field_words, make_config, make_source_config
 from experiments.study.runs import Diverged, Outcome, flat_share_of, outcome_of, run, started
@@ -26,8 +26,8 @@ def compare_arms(
       `arms`: by name the metric on the test and the validation split per seed, the point of the grid that was taken and
       what the others reached, the curve of the test metric, steps and seconds to the target, and how flat the learned
       loss is at the end; `differences`: paired tests of the reference less every other arm, with p-values adjusted for
-      their number; `pairs`: the same of the further pairs of arms, adjusted for theirs; `target`: the metric the first
-      arm ends at, None if it diverges.
+      their number; `pairs`: the same of the further pairs of arms, adjusted for theirs, with a `signed_rank` test of
+      each; `target`: the metric the first arm ends at, None if it diverges.
     """
     outcomes: dict[str, Outcome] = {}
     arms: dict[str, Any] = {}
@@ -124,7 +124,9 @@ def _pairs(outcomes: dict[str, Outcome], pairs: tuple[tuple[str, str], ...]) -> 
         if arm in outcomes and against in outcomes
     ]
     adjust_p_values(tests)
-    return tests
+    ranks = [signed_rank_test(*(outcomes[test[name]].test.tolist() for name in ("against", "arm"))) for test in tests]
+    adjust_p_values(ranks)
+    return [test | {"signed_rank": rank} for test, rank in zip(tests, ranks, strict=True)]
 
 
 def _test(arm: Outcome, against: Outcome) -> dict[str, Any]:

@@ -128,7 +128,12 @@ def _pairs(numbers: dict[str, Any], scale: float) -> list[str]:
     titles = {name: arm["title"] for name, arm in numbers["arms"].items()}
     tests = [
         f"{titles[pair['arm']]} less {titles[pair['against']]}, {page.show_difference(pair, scale)}, "
-        f"p = {page.show_number(pair.get('adjusted_p_value'), '.1g')}"
+        f"p = {page.show_number(pair.get('adjusted_p_value'), '.1g')}{_by_ranks(pair)}"
         for pair in numbers["pairs"]
     ]
     return [f"Further differences, adjusted for their own number: {'; '.join(tests)}."] if tests else []
+
+
+def _by_ranks(pair: dict[str, Any]) -> str:
+    p_value = pair.get("signed_rank", {}).get("adjusted_p_value")  # older numbers have none
+    return "" if p_value is None else f" ({page.show_number(p_value, '.1g')} by ranks)"

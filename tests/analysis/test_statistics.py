@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from adalfl_jax.analysis.statistics import adjust_p_values, describe, paired_difference
+from adalfl_jax.analysis.statistics import adjust_p_values, describe, paired_difference, signed_rank_test
 
 
 def test_describe_gives_mean_and_sample_deviation():
@@ -52,6 +52,23 @@ def test_the_effect_size_is_the_mean_difference_in_its_standard_deviations():
     first, second = [0.0, 0.0, 0.0, 0.0], [1.0, 2.0, 3.0, 4.0]
     assert paired_difference(first, second)["effect_size"] == pytest.approx(2.5 / np.std(second, ddof=1))
     assert paired_difference(first, [1.0] * 4)["effect_size"] is None
+
+
+def test_one_lost_seed_does_not_decide_a_test_by_ranks():
+    first = np.linspace(2.0, 3.0, 10)
+    second = first - np.linspace(0.1, 0.2, 10)
+    assert signed_rank_test(first, second)["p_value"] == pytest.approx(
+        2 / 2**10
+    )  # all of one sign: 2 of 2^10 as far off
+    lost = np.where(np.arange(10) == 9, 90.0, first)
+    assert paired_difference(lost, second)["p_value"] > 0.3
+    assert signed_rank_test(lost, second)["p_value"] == pytest.approx(2 / 2**10)
+    assert signed_rank_test(second, lost)["p_value"] == signed_rank_test(lost, second)["p_value"]
+
+
+@pytest.mark.parametrize(("first", "second"), [([1.0], [2.0]), ([1.0, 2.0], [1.0, 2.0])])
+def test_where_there_is_nothing_to_rank_there_is_no_test(first, second):
+    assert signed_rank_test(first, second) == {"p_value": None}
 
 
 def test_p_values_are_adjusted_by_benjamini_and_hochberg():

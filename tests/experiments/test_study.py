@@ -109,7 +109,11 @@ def test_pairs_are_tested_beside_the_reference(numbers):
     means = [numbers["arms"][name]["test"]["mean"] for name in ("elsewhere", "untuned")]
     assert pair["mean_difference"] == pytest.approx(means[0] - means[1])
     assert pair["adjusted_p_value"] == pair["p_value"]
+    assert pair["signed_rank"]["adjusted_p_value"] == pair["signed_rank"]["p_value"]
     note = comparison_table(numbers, "error_rate").notes[-1]
+    assert re.search(r", p = 0\.\d+ \(0\.\d+ by ranks\)\.$", note)
+    older = [{name: value for name, value in pair.items() if name != "signed_rank"}]
+    assert "by ranks" not in comparison_table({**numbers, "pairs": older}, "error_rate").notes[-1]
     assert f"learned elsewhere less {numbers['arms']['untuned']['title']}, {100 * (means[0] - means[1]):+.2f} (" in note
 
 
