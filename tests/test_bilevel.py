@@ -97,7 +97,7 @@ def test_the_step_is_compiled_once():
 def test_golden_trajectory():
     """A change of these numbers is a change of the method; regenerate with `python -m tests.test_bilevel`."""
     # The model starts from draws in single precision, and their last bits depend on how they are compiled.
-    chex.assert_trees_all_close(golden_trajectory(), json.loads(GOLDEN.read_text()), rtol=1e-7)
+    chex.assert_trees_all_close(golden_trajectory(), json.loads(GOLDEN.read_text()), rtol=1e-6)
 
 
 def golden_trajectory():

@@ -45,7 +45,8 @@ def signed_rank_test(first: Sequence[float], second: Sequence[float]) -> dict[st
     differences = np.asarray(second, float) - np.asarray(first, float)
     if len(differences) < 2 or not differences.any():
         return {"p_value": None}
-    return {"p_value": float(scipy.stats.wilcoxon(differences).pvalue)}
+    test: Any = scipy.stats.wilcoxon(differences)
+    return {"p_value": float(test.pvalue)}
 
 
 def adjust_p_values(tests: Sequence[dict[str, Any]]) -> None:

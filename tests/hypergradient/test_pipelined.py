@@ -56,7 +56,8 @@ def test_it_makes_the_same_updates_one_step_later(estimator, model_name, optimiz
     for this, following in itertools.pairwise(parts):
         *expected, plain_metrics = plain(*expected, this._replace(outer=following.inner))
         outer_losses.append(plain_metrics.outer_loss)
-    chex.assert_trees_all_close(later.params, expected[1].params, rtol=1e-11)
+    rtol = 1e-8 if "difference" in estimator else 1e-11  # the last bits depend on how a program is compiled
+    chex.assert_trees_all_close(later.params, expected[1].params, rtol=rtol)
     chex.assert_trees_all_close(metrics.outer_loss[1:], jnp.stack(outer_losses), rtol=1e-12)
 
 

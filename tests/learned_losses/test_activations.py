@@ -80,6 +80,7 @@ def test_a_meta_gradient_takes_one_exponential_and_one_logarithm_a_hidden_layer(
 
         return jax.value_and_grad(slope, has_aux=True)(phi)
 
-    program = jax.jit(everything).lower(phi, outputs, outputs).compile().as_text()
+    with jax.default_device(jax.devices("cpu")[0]):  # a GPU's compiler computes again what is cheap for it
+        program = jax.jit(everything).lower(phi, outputs, outputs).compile().as_text()
     found = re.findall(r"\b(exponential|exponential-minus-one|log|log-plus-one|logistic|tanh)\(", program)
     assert sorted(found) == 2 * ["exponential"] + 2 * ["log-plus-one"]
