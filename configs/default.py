@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
     config.dataset.cache_dir = ""
     # Height and width that images of TensorFlow Datasets are scaled and cropped to; 0 leaves them as they are.
     config.dataset.image_size = 0
-    # Share of the training examples that become the validation split.
+    # Share of the training examples that become the validation split, where the data bring none.
     config.dataset.valid_fraction = 0.1
     # Number of those examples; 0 goes by the share. With `outer.split` "valid" it is the size of the clean set.
     config.dataset.valid_examples = 0

@@ -205,8 +205,9 @@ RESULT_GOALS = [
     *((*labels, "sum over classes, eta 3e-4", "worst") for labels in MANY_SEEDS),
     (*CLEAN_LABELS, "AdaLFL, tuned", ERROR),
     *((*CLEAN_LABELS, row, column) for row in ("task loss, tuned", "ML3") for column in (ERROR, "p")),
-    *((*CLEAN_MLP, "AdaLFL, tuned", column) for column in (ERROR, "worst")),
-    *((*CLEAN_MLP, "ML3", column) for column in (ERROR, "p", "worst")),
+    *((*CLEAN_MLP, "AdaLFL from the task loss", column) for column in (ERROR, "worst")),
+    (*CLEAN_MLP, "AdaLFL, the default η", ERROR),
+    (*CLEAN_MLP, "ML3", "worst"),
     (*CLEAN_MLP, "task loss, tuned", ERROR),
 ]
 
@@ -215,6 +216,20 @@ RESULT_GOALS = [
 def test_what_was_reached_of_the_results_is_what_the_tables_have(where):
     (goals,) = re.findall(r"^## What was aimed at\n(.*?)^## ", RESULTS, re.DOTALL | re.MULTILINE)
     assert re.search(rf"(?<![\d.]){re.escape(figure(*where, page=RESULTS))}(?![\d])", goals)
+
+
+@pytest.mark.parametrize(("against", "p_value"), [("task loss, tuned", "p = {}"), ("ML3", "by ranks, p = {}")])
+def test_the_pairs_of_the_mlp_on_clean_labels_are_those_of_its_table(against, p_value):
+    (goals,) = re.findall(r"^## What was aimed at\n(.*?)^## ", RESULTS, re.DOTALL | re.MULTILINE)
+    (section,) = re.findall(r"<!-- part: mnist_mlp -->(.*?)<!-- part", RESULTS, re.DOTALL)
+    pair = re.search(rf"AdaLFL from the task loss less {against}, [^;]*?, p = ([\d.]+) \(([\d.]+) by ranks\)", section)
+    assert pair is not None
+    assert p_value.format(pair[2] if "ranks" in p_value else pair[1]) in goals
+
+
+@pytest.mark.parametrize("arm", ["AdaLFL from the task loss", "task loss, tuned"])
+def test_the_readme_has_the_errors_on_clean_labels(arm):
+    assert f"{figure(*CLEAN_MLP, arm, ERROR, page=RESULTS)} %" in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

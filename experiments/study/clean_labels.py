@@ -22,12 +22,13 @@ SETTINGS: dict[str, Overrides] = {
 }
 OUTER_RATES = (1e-5, 1e-4, 3e-4)  # eta of AdaLFL: the paper's, and larger ones
 
-# Those of AdaLFL with nothing tuned, and from the task loss, beside the two that have to be beaten.
+# Those of AdaLFL with nothing tuned, and from the task loss, beside what has to be beaten; and a scale alone.
 PAIRS = (
     ("adalfl_default", "constant"),
     ("adalfl_default", "ml3"),
     ("adalfl_fitted", "constant"),
     ("adalfl_fitted", "ml3"),
+    ("adalfl_fitted", "learned_rate"),
 )
 
 
