@@ -107,18 +107,21 @@ def _end(message: str) -> None:
 
 
 def parse_flags(arguments: list[str], *, unused: str = "") -> list[str]:
-    """absl's parser, with errors of a line: for a `--config.FIELD` that is none, a file that fails, a stray word.
+    """absl's parser, with errors of a line: for a `--config.FIELD` that is none or a tuple twice, a file that fails, a
+    stray word.
 
     Args:
       arguments: the command line.
       unused: one of `SHARED` that a program has no use for, which is then refused.
     """
+    given = []
     for argument in arguments[1:]:
         if not argument.startswith("-"):
             continue  # the value of the flag before it, a file config.json, say
         name = argument.lstrip("-").partition("=")[0]
         if unused and name.partition(".")[0] == unused:
             sys.exit(f"--{name} has no effect on this program; leave it out")
+        given.append(name)
         if name.startswith("config."):
             try:
                 require_known("field of the configuration", field_paths(TrainConfig), name.removeprefix("config."))
@@ -137,6 +140,10 @@ def parse_flags(arguments: list[str], *, unused: str = "") -> list[str]:
             f"ConfigError: the configuration cannot be loaded: {type(error).__name__}: {reason}; it must be a file "
             "with a get_config() that returns a ConfigDict, as in configs/"
         )
+    for name in given:
+        is_tuple = name.startswith("config.") and isinstance(flags.FLAGS[name], flags.MultiFlag)  # which adds them up
+        if is_tuple and given.count(name) > 1:
+            sys.exit(f"ConfigError: --{name} must be given once; it came {given.count(name)} times, leave one")
     if len(remaining) > 1:
         sys.exit(f"unexpected arguments {remaining[1:]}; flags look like --NAME=VALUE")
     keep_compiled_programs(_COMPILATION_CACHE.value)

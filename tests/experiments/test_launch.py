@@ -11,8 +11,11 @@ from absl.testing import flagsaver
 
 from adalfl_jax.training import PreemptionError, WorkdirError
 from adalfl_jax.training.workdir import open_workdir
-from experiments.launch import WORKDIR, keep_compiled_programs, parse_flags, told_in_a_line
+from experiments.launch import CONFIG, WORKDIR, keep_compiled_programs, parse_flags, told_in_a_line
 from tests.training.tiny import DIABETES, ROOT, SETTINGS, snapshot, tiny_config
+
+# ml_collections loads a configuration in a way that Python means to drop
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 
 def launch(program, workdir, *, config="digits_mlp", overrides=(), variables=()):
@@ -145,6 +148,36 @@ def test_the_value_of_a_flag_may_look_like_a_field():
     with flagsaver.flagsaver():
         assert parse_flags(["program", "--workdir", "config.run"]) == ["program"]
         assert WORKDIR.value == "config.run"
+
+
+# The configuration
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    """The configuration that a command line makes."""
+
+    def parsed(*arguments, config=f"{ROOT}/configs/digits_mlp.py"):
+        argv = ["program", f"--config={config}", *arguments]
+        monkeypatch.setattr(sys, "argv", argv)  # where the fields of a configuration are looked for
+        with flagsaver.flagsaver():
+            parse_flags(argv)
+            return CONFIG.value
+
+    return parsed
+
+
+def test_a_tuple_that_is_given_twice_is_refused_and_not_added_up(parse):
+    assert parse("--config.model.hidden_sizes=(8, 8)").model.hidden_sizes == (8, 8)
+    with pytest.raises(SystemExit) as ended:
+        parse("--config.model.hidden_sizes=(8,)", "--config.model.hidden_sizes", "(16,)")
+    assert ended.value.code == (
+        "ConfigError: --config.model.hidden_sizes must be given once; it came 2 times, leave one"
+    )
+
+
+def test_of_a_number_that_is_given_twice_the_last_holds(parse):
+    assert parse("--config.num_steps=3", "--config.num_steps=5").num_steps == 5
 
 
 # Compiled programs
