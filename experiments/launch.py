@@ -44,6 +44,10 @@ _COMPILATION_CACHE = flags.DEFINE_string(
     "Folder that keeps compiled programs for later runs, or '' for none. By default $JAX_COMPILATION_CACHE_DIR or else "
     "adalfl_jax in $XDG_CACHE_HOME (~/.cache).",
 )
+_NOT_LOADED = (
+    "ConfigError: the configuration cannot be loaded: {}; it must be a file with a get_config() that returns a "
+    "ConfigDict, as in configs/"
+)
 SHARED = ("config", "workdir", "write", "compilation_cache")  # flags of several programs; --write is that of `page`
 
 
@@ -131,15 +135,15 @@ def parse_flags(arguments: list[str], *, unused: str = "") -> list[str]:
         if name != unused and name in flags.FLAGS:
             flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
     try:
-        remaining = app.parse_flags_with_usage(arguments)
+        remaining = flags.FLAGS(arguments)
         if CONFIG.value is not None:
             CONFIG.value.lock()  # what stands for a file that is not there fails at any use
+    except flags.Error as error:
+        *before, last = str(error).splitlines()
+        sys.exit(_NOT_LOADED.format(last) if before else f"{last} (--help shows the flags)")  # before: a traceback
     except Exception as error:  # whatever a user's configuration file raises while it is loaded
         reason = str(error).rpartition("\n")[2].strip() if isinstance(error, OSError) else error  # the file comes last
-        sys.exit(
-            f"ConfigError: the configuration cannot be loaded: {type(error).__name__}: {reason}; it must be a file "
-            "with a get_config() that returns a ConfigDict, as in configs/"
-        )
+        sys.exit(_NOT_LOADED.format(f"{type(error).__name__}: {reason}"))
     for name in given:
         is_tuple = name.startswith("config.") and isinstance(flags.FLAGS[name], flags.MultiFlag)  # which adds them up
         if is_tuple and given.count(name) > 1:

@@ -180,6 +180,28 @@ def test_of_a_number_that_is_given_twice_the_last_holds(parse):
     assert parse("--config.num_steps=3", "--config.num_steps=5").num_steps == 5
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def get_config(): pass", "TypeError: get_config() takes 0 positional arguments but 1 was given"),
+        ("def get_config(name): raise ValueError(f'no size {name}')", "ValueError: no size large"),
+        ("def get_config(name): raise KeyError(name)", "KeyError: 'large'"),
+        (None, "OSError: [Errno 2] No such file or directory: "),
+    ],
+    ids=["no_argument", "value", "key", "no_file"],
+)
+def test_a_file_that_fails_at_what_it_is_given_is_told_in_a_line(text, said, parse, tmp_path):
+    file = tmp_path / "mine.py"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(SystemExit) as ended:
+        parse(config=f"{file}:large")
+    told = str(ended.value.code)
+    assert told.startswith(f"ConfigError: the configuration cannot be loaded: {said}")
+    assert told.endswith("; it must be a file with a get_config() that returns a ConfigDict, as in configs/")
+    assert "\n" not in told
+
+
 # Compiled programs
 
 CACHE_SETTINGS = (
