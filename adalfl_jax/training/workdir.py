@@ -158,7 +158,15 @@ def read_summary(workdir: Path) -> dict[str, Any]:
     Raises:
       WorkdirError: its file cannot be read, or holds something else.
     """
-    return read_json(workdir / SUMMARY, "dataset", "metric", "num_steps", "seeds", "methods")
+    summary = read_json(workdir / SUMMARY, "dataset", "metric", "num_steps", "seeds", "methods")
+    with reading(workdir / SUMMARY):
+        for method, info in summary["methods"].items():
+            is_whole = info.keys() >= {"title", "learning_rate", "test", "valid", "seconds"}
+            if not (is_whole and all(info[name].keys() >= {"per_seed", "mean", "std"} for name in ("test", "valid"))):
+                raise ValueError(
+                    f"{method} must have title, learning_rate, seconds, and per_seed, mean and std of test and valid"
+                )
+    return summary
 
 
 def remove_checkpoints(path: str | os.PathLike[str]) -> None:
@@ -199,11 +207,17 @@ def read_records(path: Path, lines: Iterable[str]) -> list[dict[str, Any]]:
       WorkdirError: one of them is none.
     """
     with reading(path):
-        records = [json.loads(line) for line in lines]
-        for record in records:
-            if not isinstance(record, dict) or not record.keys() >= {"method", "phase", "seed", "step"}:
-                raise ValueError(f"each line must be an object with method, phase, seed and step; got {record}")
-        return records
+        return [_read_record(number, line) for number, line in enumerate(lines, 1)]
+
+
+def _read_record(number: int, line: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError:
+        record = None
+    if isinstance(record, dict) and record.keys() >= {"method", "phase", "seed", "step"}:
+        return record
+    raise ValueError(f"line {number} must be an object with method, phase, seed and step; got {line.strip()[:80]!r}")
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:

@@ -40,6 +40,7 @@ SUMMARY = {"dataset": "digits", "metric": "error_rate", "num_steps": 20, "seeds"
         ("config.json", "[]"),
         ("config.json", '{"command": "train"'),
         ("summary.json", "{}"),
+        ("summary.json", json.dumps(SUMMARY | {"methods": {"adalfl": {"title": "AdaLFL"}}})),
         ("metrics.jsonl", '{"a": 1}\n'),
         ("metrics.jsonl", "3\n"),
         ("loss_shapes.npz", "PK\x03\x04"),

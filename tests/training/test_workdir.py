@@ -13,6 +13,7 @@ from adalfl_jax.training.workdir import (
     hold_workdir,
     is_worked_on,
     open_workdir,
+    read_records,
     remove_checkpoints,
     write_json,
 )
@@ -112,6 +113,31 @@ def test_damaged_summary_is_refused(finished, text):
     (finished / "summary.json").write_text(text)
     with pytest.raises(WorkdirError, match=r"summary\.json cannot be read \(.*\); bring it back"):
         finished_summary(finished, tiny_config(), "train")
+
+
+RESULT = {"per_seed": [0.1, 0.3], "mean": 0.2, "std": 0.1}
+METHOD = {"title": "AdaLFL", "learning_rate": 0.1, "test": RESULT, "valid": RESULT, "seconds": {}}
+
+
+@pytest.mark.parametrize("entry", [{}, *({"test": test} for test in (None, {}, {"mean": 0.2}))], ids=str)
+def test_a_summary_whose_methods_lack_results_is_refused(finished, entry):
+    rest = {name: value for name, value in METHOD.items() if name != "test"}
+    write_json(finished / "summary.json", SUMMARY | {"methods": {"adalfl": METHOD, "ml3": rest | entry}})
+    with pytest.raises(WorkdirError, match=r"summary\.json cannot be read \(.*\); bring it back"):
+        finished_summary(finished, tiny_config(), "train")
+    write_json(finished / "summary.json", SUMMARY | {"methods": {"adalfl": METHOD}})
+    assert finished_summary(finished, tiny_config(), "train") == SUMMARY | {"methods": {"adalfl": METHOD}}
+
+
+@pytest.mark.parametrize("line", ['{"method": "adalfl", "pha', "", "3", '{"step": 1}'])
+def test_of_damaged_records_the_line_is_told(line, tmp_path):
+    whole = json.dumps({"method": "adalfl", "phase": "training", "seed": 0, "step": 1})
+    with pytest.raises(WorkdirError) as caught:
+        read_records(tmp_path / "metrics.jsonl", [whole, whole, line + "\n", whole])
+    assert str(caught.value) == (
+        f"{tmp_path}/metrics.jsonl cannot be read (line 3 must be an object with method, phase, seed and step; got "
+        f"{line!r}); bring it back, or choose a new folder"
+    )
 
 
 @pytest.mark.parametrize("name", ["config.json", "summary.json", "checkpoints/layout.json"])
