@@ -7,7 +7,7 @@ r"""Trains a configuration at every point of a grid, each in a folder of its own
 `submitit` (the extra [sweep]) starts the runs, as one job array on SLURM. Finished runs are not repeated, and one that
 a process works on is left to it. Others resume by themselves after a time limit or a preemption, and after anything
 else when you give the same command again. The program ends with a table, which `sweep.json` and `sweep.csv` in the
-workdir also have.
+workdir also have, and with status 1 if a run failed. Ctrl-C and SIGTERM let local runs save and end.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,8 +34,9 @@ from ml_collections import config_flags
 from adalfl_jax import data
 from adalfl_jax.analysis.record import flatten
 from adalfl_jax.registry import require_known
-from adalfl_jax.training import ConfigError, TrainConfig
+from adalfl_jax.training import ConfigError, PreemptionError, TrainConfig
 from adalfl_jax.training.fields import field_paths
+from adalfl_jax.training.preemption import SIGNALS, Preemption
 from adalfl_jax.training.sections import DatasetConfig
 from adalfl_jax.training.start import pin_start
 from adalfl_jax.training.workdir import finished_summary, is_worked_on, require_own, write_json, writing
@@ -43,6 +45,10 @@ from experiments.page import Row, Table, render_table
 
 TABLE = "sweep.json"  # by which a folder is known as a sweep's
 MAX_TIMEOUTS = 1000  # after so many time limits a run is not requeued
+FAILED = "failed: "  # how the last line of a log begins where the run failed
+INTERRUPTED = {code for number in SIGNALS for code in (128 + number, -number)}  # how trainings end that go on
+CUT_SHORT = ("CANCELLED", "NODE_FAIL", "PREEMPTED", "TIMEOUT")  # states of SLURM in which a run has not failed
+POLL = 0.1  # seconds
 
 _VARY = flags.DEFINE_multi_string(
     "vary",
@@ -85,30 +91,54 @@ class TrainingJob:
     def __init__(self, command: list[str], log: Path):
         self.command, self.log = command, log
         self._pid: int | None = None
+        self._is_ending = False
 
     def __call__(self) -> None:
-        """Runs the command to its end.
+        """Runs the command to its end, or to where a signal ended it and it goes on.
 
         Raises:
           RuntimeError: it failed; with the last line that it printed.
         """
+        is_local = os.environ.get("SUBMITIT_EXECUTOR") == "local"
+        if is_local:  # SLURM itself signals all processes of a job
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+                    signal.signal(number, self._end)
         # SLURM may send its warning to all processes of a job. It would end the training, which so inherits it blocked.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
-        with self.log.open("a") as log, subprocess.Popen(self.command, stdout=log, stderr=log) as process:  # noqa: S603
+        group = 0 if is_local else -1  # its own, or the signals of a terminal or of `timeout` would come beside ours
+        with (
+            self.log.open("a") as log,
+            subprocess.Popen(self.command, stdout=log, stderr=log, process_group=group) as process,  # noqa: S603
+        ):
             self._pid = process.pid
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             code = process.wait()
-        if code:
+        if code and code not in INTERRUPTED:
             lines = self.log.read_text().splitlines()
-            raise RuntimeError(lines[-1] if lines else f"it ended with {code}")
+            last = lines[-1] if lines else f"it ended with {code}"
+            self.tell_failure(last)
+            raise RuntimeError(last)
+
+    def tell_failure(self, reason: str) -> None:
+        """Ends the log with a line that marks the run as failed."""
+        with self.log.open("a") as log:
+            log.write(f"{FAILED}{reason}\n")
+
+    def _end(self, *_) -> None:
+        """Tells the training to save and end; once, since a second signal ends it at once."""
+        if self._pid is not None and not self._is_ending:
+            self._is_ending = True
+            with contextlib.suppress(ProcessLookupError):  # it may just have ended
+                os.kill(self._pid, signal.SIGTERM)
 
     def checkpoint(self) -> Any:
         """Lets the training save and end, and tells submitit what to run in its place; called within a signal."""
         from submitit.helpers import DelayedSubmission
 
         if self._pid is not None:
-            with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it may just have ended
-                os.kill(self._pid, signal.SIGTERM)
+            self._end()
+            with contextlib.suppress(ChildProcessError):
                 os.waitpid(self._pid, 0)  # not `Popen.wait`, whose lock the interrupted call may hold
         return DelayedSubmission(TrainingJob(self.command, self.log))
 
@@ -128,6 +158,8 @@ def main(argv: list[str]) -> None:
         print(render_table(results_table(rows, list(points[0].overrides))))
         if _SUBMIT.value:
             _write(rows, root)
+        if num_failed := sum(row["state"].startswith(FAILED) for row in rows):
+            sys.exit(f"{num_failed} of {len(points)} runs failed; the same command starts them again")
 
 
 def make_points(root: Path) -> list[Point]:
@@ -189,15 +221,47 @@ def _run(points: list[Point], root: Path) -> None:
             write_json(root / TABLE, [])  # first: without it the folder is not known as a sweep's
     executor = _make_executor(root / "submitit")
     points[0].log.parent.mkdir(exist_ok=True)
+    trainings = [TrainingJob(_command_of(point), point.log) for point in points]
+    with Preemption() if _EXECUTOR.value == "local" else contextlib.nullcontext() as preemption:
+        jobs = _submit(executor, trainings)
+        print(f"{len(jobs)} runs are started; each writes to a file in {points[0].log.parent}", file=sys.stderr)
+        if preemption is not None:
+            _wait_here(jobs, preemption)
+    for training, job in zip(trainings, jobs, strict=True):
+        try:
+            error = job.exception()
+        except Exception as raised:  # of submitit, for a job that was cancelled, say
+            error = raised
+        if error is None or job.state.startswith(CUT_SHORT) or _last_line(training.log).startswith(FAILED):
+            continue
+        training.tell_failure(f"its job broke off; see {job.paths.stderr}")
+
+
+def _submit(executor: Any, trainings: Sequence[TrainingJob]) -> list[Any]:
+    """Hands runs to submitit, whose local processes inherit SIGINT blocked: a terminal's Ctrl-C is for this one."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         with executor.batch():
-            jobs = [executor.submit(TrainingJob(_command_of(point), point.log)) for point in points]
+            return [executor.submit(training) for training in trainings]
     except RuntimeError as error:  # of SLURM, for a partition it does not have, say
         raise ConfigError(f"--executor={_EXECUTOR.value} takes no jobs: {error}") from error
-    print(f"{len(jobs)} runs are started; each writes to a file in {points[0].log.parent}", file=sys.stderr)
-    for job in jobs:
-        with contextlib.suppress(Exception):  # of submitit, for a job that was cancelled, say
-            job.exception()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _wait_here(jobs: Sequence[Any], preemption: Preemption) -> None:
+    """Waits for processes of this machine, and at a signal for what they save.
+
+    Raises:
+      PreemptionError: a signal came.
+    """
+    while running := [job for job in jobs if not job.done()]:
+        if preemption.signal is not None:
+            for job in running:  # again and again, since one that only begins does not pass it on yet
+                os.kill(int(job.job_id), signal.SIGTERM)
+        time.sleep(POLL)
+    if preemption.signal is not None:
+        raise PreemptionError(preemption.signal, "the runs have saved and ended; the same command goes on from there")
 
 
 def _make_executor(folder: Path) -> Any:
@@ -247,9 +311,10 @@ def _rows_of(point: Point, trained_on: dict[DatasetConfig, tuple[str, str]]) -> 
     row: Row = {"run": point.workdir.name, **point.overrides}
     is_running = _is_running(point)  # first: it may just be ending
     if (summary := _summary_of(point)) is None:
-        printed = point.log.read_text().splitlines() if point.log.exists() else []
-        state = "running" if is_running else "unfinished" if printed else "not begun"
-        return [row | {"state": ": ".join([state, *printed[-1:]])}]
+        last = _last_line(point.log)
+        state = "running" if is_running else "unfinished" if last else "not begun"
+        has_failed = last.startswith(FAILED) and not is_running
+        return [row | {"state": last if has_failed else f"{state}: {last}".removesuffix(": ")}]
     state = "finished"
     if digest := summary.get("data"):  # older ones do not say
         first, expected = trained_on.setdefault(point.config.dataset, (point.workdir.name, digest))
@@ -263,6 +328,12 @@ def _rows_of(point: Point, trained_on: dict[DatasetConfig, tuple[str, str]]) -> 
         row | {"state": state, "method": method, "metric": summary["metric"], "learning_rate": rates[method]} | found
         for method, found in numbers.items()
     ]
+
+
+def _last_line(log: Path) -> str:
+    """What was printed last, "" where nothing was."""
+    printed = log.read_text().splitlines() if log.exists() else []
+    return printed[-1] if printed else ""
 
 
 def results_table(rows: list[Row], fields: list[str]) -> Table:

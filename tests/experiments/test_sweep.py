@@ -4,8 +4,11 @@ import contextlib
 import csv
 import itertools
 import json
+import os
 import pickle
+import select
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -165,7 +168,7 @@ def test_a_sweep_runs_what_is_not_finished_and_ends_in_a_table(run, tmp_path, mo
 
     def diverge(points, root):
         again.extend(points)
-        points[0].log.write_text("a line\nDivergenceError: task_loss diverged\n")
+        points[0].log.write_text("a line\nfailed: DivergenceError: task_loss diverged\n")
 
     again, vary = [], "--vary=inner.learning_rate=0.01,1e30"
     monkeypatch.setattr(sweep, "_run", diverge)
@@ -174,7 +177,7 @@ def test_a_sweep_runs_what_is_not_finished_and_ends_in_a_table(run, tmp_path, mo
     good, bad = out.splitlines()[-2:]
     assert good.startswith("| 0.01 ")
     assert "| finished " in good
-    assert "| unfinished: DivergenceError: task_loss diverged |" in bad
+    assert "| failed: DivergenceError: task_loss diverged |" in bad
     assert run(vary, "--nosubmit", settings=settings)[0] == out
     assert len(again) == 1
     kept = snapshot(root)
@@ -189,6 +192,39 @@ def test_a_sweep_runs_what_is_not_finished_and_ends_in_a_table(run, tmp_path, mo
         table = list(csv.DictReader(file))
     assert [row["inner.learning_rate"] for row in table] == ["0.01", "1e30"]
     assert float(table[0]["valid_mean"]) == rows[0]["valid_mean"]
+
+
+ENDS = {
+    "2": "import sys; print(1); sys.exit('DivergenceError: it diverged')",
+    "4": "import sys; print('SIGTERM: ended after step 3, saved'); sys.exit(143)",
+    "8": "import os, signal; print('step 3', flush=True); os.kill(os.getpid(), signal.SIGTERM)",
+    "16": "import os, signal; print('step 3', flush=True); os.kill(os.getpid(), signal.SIGKILL)",
+}
+
+
+@pytest.mark.parametrize("executor", ["local", "debug"])
+def test_a_run_that_fails_is_told_apart_from_one_that_was_interrupted(executor, run, monkeypatch):
+    def command_of(point):
+        return [sys.executable, "-c", ENDS[point.overrides["num_steps"]]]
+
+    monkeypatch.setattr(sweep, "_command_of", command_of)
+    vary = f"--vary=num_steps={','.join(ENDS)}"
+    out, ended = run(vary, f"--executor={executor}")
+    assert ended == "2 of 4 runs failed; the same command starts them again"
+    assert [line.split("|")[-2].strip() for line in out.splitlines()[-4:]] == [
+        "failed: DivergenceError: it diverged",
+        "unfinished: SIGTERM: ended after step 3, saved",
+        "unfinished: step 3",
+        "failed: step 3",
+    ]
+    assert run(vary, "--nosubmit") == (out, ended)
+
+
+def test_a_job_that_breaks_off_before_it_trains_has_failed(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(sweep.TrainingJob, "__call__", lambda self: 1 / 0)
+    out, ended = run("--vary=num_steps=4")
+    assert ended == "1 of 1 runs failed; the same command starts them again"
+    assert f"| failed: its job broke off; see {tmp_path / 'sweep' / 'submitit'}" in out
 
 
 def test_a_run_that_a_process_works_on_is_left_to_it(run, started, tmp_path):
@@ -222,6 +258,66 @@ def test_a_run_that_fails_tells_its_last_words(tmp_path):
     program = "import sys; print('before'); sys.exit('ConfigError: it cannot be')"
     with pytest.raises(RuntimeError, match=r"^ConfigError: it cannot be$"):
         sweep.TrainingJob([sys.executable, "-c", program], tmp_path / "log")()
+
+
+# Signals
+
+SWEEP = """
+import functools, sys
+from absl import app
+from experiments import launch, sweep
+sweep.TrainingJob.__module__ = "__main__"
+sweep._command_of = lambda point: [sys.executable, "-c", {training!r}]
+app.run(sweep.main, flags_parser=launch.parse_flags)
+"""
+ENDLESS = """
+import os, signal, sys
+def end(*_):
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends it at once
+    signal.sigtimedwait([signal.SIGUSR1], 0.5)
+    sys.exit(print("saved") or 143)
+signal.signal(signal.SIGTERM, end)
+with open({fifo!r}, "w") as fifo:
+    fifo.write(f"{{os.getpid():9}}")
+while True:
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "send"),
+    [
+        (signal.SIGINT, os.killpg),  # as a terminal does
+        (signal.SIGTERM, os.kill),
+        pytest.param(signal.SIGINT, os.kill, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, os.killpg, marks=pytest.mark.slow),  # as `timeout` does
+    ],
+    ids=["interrupt_group", "terminate", "interrupt", "terminate_group"],
+)
+def test_a_signal_lets_local_runs_save_and_end(number, send, tmp_path):
+    fifo, root = str(tmp_path / "fifo"), tmp_path / "sweep"
+    os.mkfifo(fifo)
+    program = SWEEP.format(training=ENDLESS.format(fifo=fifo))
+    config = f"--config={ROOT / 'configs' / 'digits_mlp.py'}"
+    command = [sys.executable, "-c", program, config, f"--workdir={root}", "--vary=num_steps=4,8"]
+    begun = os.open(fifo, os.O_RDWR)  # so that it need not wait for a writer
+    with subprocess.Popen(  # noqa: S603, the command is ours
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        pids = []
+        while len(pids) < 2 and select.select([begun], [], [], 300)[0]:
+            pids.append(int(os.read(begun, 9)))
+        send(process.pid, number)
+        out, said = process.communicate()
+    os.close(begun)
+    assert process.returncode == 128 + number
+    assert out == ""
+    assert said.endswith(f"{number.name}: the runs have saved and ended; the same command goes on from there\n")
+    assert "Traceback" not in said
+    assert [log.read_text() for log in sorted((root / "logs").iterdir())] == ["saved\n"] * 2
+    for look, pid in ((os.killpg, process.pid), *((os.kill, pid) for pid in pids)):
+        with pytest.raises(ProcessLookupError):
+            look(pid, 0)
 
 
 # A time limit
