@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -48,6 +49,9 @@ def make_pipelined_step(
       estimator: a key of `JACOBIAN_PRODUCTS`.
       update_phi: `(phi, gradient, carry) -> phi`, by the outer optimiser.
     """
+    # What a pullback keeps is not the same without a trace as in one, and a carry is handed from the one to the other.
+    linearize_theta = jax.jit(functools.partial(linearize, problem), inline=True)
+    move_theta = jax.jit(functools.partial(update_theta, problem), inline=True)
 
     def pipelined_step(theta: Theta, phi: Phi, batch: BilevelBatch) -> tuple[Theta, Phi, BilevelMetrics]:
         progress = None if batch.progress is None else jnp.asarray(batch.progress, float)  # never weakly typed
@@ -55,7 +59,7 @@ def make_pipelined_step(
         rng_key, _ = split(batch.rng_key)
         _require_batch(batch.inner)
         require_product(estimator, problem, theta, batch.inner, rng_key)
-        point, model_state = linearize(problem, theta, batch.inner, rng_key)
+        point, model_state = linearize_theta(theta, batch.inner, rng_key)
         targets = batch.inner[1]
         if point.outputs.ndim != 2:
             raise ValueError(
@@ -68,7 +72,7 @@ def make_pipelined_step(
         def finish(phi: Phi) -> tuple[LastStep, Theta, jax.Array]:
             inner_loss, gradient, _ = loss_gradient_of(now, phi.params, targets, point.outputs)
             gradient, inner_loss = problem.mean((point.pullback(gradient)[0], inner_loss))
-            theta_next, to_direction = update_theta(problem, theta, model_state, gradient)
+            theta_next, to_direction = move_theta(theta, model_state, gradient)
             return LastStep(_kept(estimator, point), targets, progress, to_direction), theta_next, inner_loss
 
         norm = jnp.zeros_like(outer_loss)

@@ -82,6 +82,18 @@ def test_a_loop_equals_a_scan_and_vmapped_seeds_equal_single_ones():
     assert jnp.abs(vmapped[1].params["layer_0"]["kernel"][1] - scanned[1].params["layer_0"]["kernel"]).max() > 0.05
 
 
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("estimator", ["forward", "recompute"])
+def test_steps_with_and_without_jit_take_turns(estimator):
+    problem, *start = functions("batch_norm")
+    step = adalfl_jax.make_bilevel_step(*problem, hypergradient=estimator, pipelined=True)
+    jitted, state, expected = jax.jit(step), start, start
+    for part, turn in zip(batches(4), (step, jitted, step, step), strict=True):
+        *state, _ = turn(*state, part)
+        *expected, _ = jitted(*expected, part)
+    chex.assert_trees_all_close(jax.tree.leaves(state), jax.tree.leaves(expected), rtol=1e-11)
+
+
 def test_a_step_keeps_the_types_of_what_it_was_primed_with():
     """A progress of Python's is weakly typed, and a carry that becomes so is compiled for twice."""
     (model, _, task_loss, inner, outer), theta, _ = functions()
