@@ -9,16 +9,19 @@ import numpy as np
 from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.figure import Figure
 
-from adalfl_jax.analysis.figures import COLORS, STYLE, prediction_label, saved_loss_shapes
+from adalfl_jax.analysis.figures import COLORS, STYLE, LossShapes, prediction_label, saved_loss_shapes
 from adalfl_jax.analysis.record import RunRecord
 
 FRAMES_PER_SECOND = 8
+MAX_FRAMES = 100  # evaluations that are shown, of however many
 STILL_FRAMES = 12  # of the last shape, before it starts again
 TRACES = 6  # earlier shapes that fade behind the present one
 
 
 def animate_loss_shapes(path: Path, record: RunRecord) -> bool:
-    """Draws l_phi of the saved seed at every evaluation, for target 0 and 1, as a GIF that repeats.
+    """Draws l_phi of the saved seed, for target 0 and 1, as a GIF that repeats.
+
+    Of more than `MAX_FRAMES` evaluations it shows so many, evenly from the first to the last.
 
     Args:
       path: of the GIF.
@@ -29,6 +32,7 @@ def animate_loss_shapes(path: Path, record: RunRecord) -> bool:
     """
     if (shapes := saved_loss_shapes(record)) is None:
         return False
+    shapes = _thinned(shapes)
     frames = [*range(len(shapes.steps)), *[len(shapes.steps) - 1] * STILL_FRAMES]
     predictions, label = record.shapes["predictions"], prediction_label(record.config["learned_loss"]["predictions"])
     with matplotlib.rc_context(STYLE):
@@ -53,6 +57,12 @@ def animate_loss_shapes(path: Path, record: RunRecord) -> bool:
         animation = FuncAnimation(figure, draw, frames=frames)  # pyright: ignore[reportArgumentType]
         animation.save(str(path), writer=PillowWriter(fps=FRAMES_PER_SECOND))
     return True
+
+
+def _thinned(shapes: LossShapes) -> LossShapes:
+    num_shapes = len(shapes.steps)
+    kept = np.linspace(0, num_shapes - 1, min(num_shapes, MAX_FRAMES)).round().astype(int)
+    return LossShapes(shapes.steps[kept], shapes.values[kept])
 
 
 def _limits(values: np.ndarray) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from PIL import Image, ImageSequence
 
 from adalfl_jax.analysis import animation, figures
@@ -164,7 +165,7 @@ def test_implicit_learning_rate_of_any_sign_is_drawn(rate, steps, tmp_path):
     assert "gradient_scale" in write_figures(tmp_path / "figures", record)
 
 
-def test_the_animation_has_a_frame_for_every_evaluation_and_rests_on_the_last(tmp_path):
+def test_the_animation_has_a_frame_for_each_of_few_evaluations_and_rests_on_the_last(tmp_path):
     path = tmp_path / "loss.gif"
     assert animation.animate_loss_shapes(path, make_record())
     with Image.open(path) as image:
@@ -173,6 +174,15 @@ def test_the_animation_has_a_frame_for_every_evaluation_and_rests_on_the_last(tm
         assert image.info["duration"] >= 1000 / animation.FRAMES_PER_SECOND - 10
     assert len(frames) >= 3  # equal frames at the end are merged by Pillow
     assert not np.array_equal(frames[0], frames[1])
+
+
+def test_of_many_evaluations_the_animation_shows_some_from_the_first_to_the_last(tmp_path, monkeypatch):
+    titles, set_text = [], Text.set_text
+    monkeypatch.setattr(Text, "set_text", lambda self, text: (titles.append(text), set_text(self, text)))
+    monkeypatch.setattr(animation, "MAX_FRAMES", 4)
+    animation.animate_loss_shapes(tmp_path / "loss.gif", make_record(steps=range(0, 100, 10)))
+    shown = dict.fromkeys(title for title in titles if str(title).startswith("The loss"))
+    assert list(shown) == [f"The loss at step {step}" for step in (0, 30, 60, 90)]
 
 
 def test_without_a_loss_network_there_is_no_animation(tmp_path):
