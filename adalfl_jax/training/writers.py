@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.summary import image, scalar
 
 from adalfl_jax.training import workdir as layout
 from adalfl_jax.training.config import TrainConfig
 from adalfl_jax.training.weights_and_biases import WandbRun
+
+FLUSH_SECONDS = 10.0  # of TensorBoard's files, for one who watches
 
 
 class MetricWriters:
@@ -23,7 +29,8 @@ class MetricWriters:
         self._wandb = self._open.enter_context(WandbRun(workdir, config)) if config.wandb_project else None
         self._lines = self._open.enter_context((workdir / layout.METRICS).open("w"))
         self._tensorboard = workdir / layout.TENSORBOARD
-        self._events: dict[str, SummaryWriter] = {}
+        self._events: dict[str, EventsWriter] = {}
+        self._next_flush = 0.0
 
     def write(
         self, method: str, phase: str, step: int, seeds: tuple[int, ...], scalars: Mapping[str, np.ndarray]
@@ -33,25 +40,30 @@ class MetricWriters:
             values = {name: float(value[index]) for name, value in scalars.items()}
             record = {"method": method, "phase": phase, "seed": seed, "step": step, **values}
             self._lines.write(json.dumps(record, allow_nan=False) + "\n")
-            events = self._events_of(method, seed)
             for name, value in values.items():
-                events.add_scalar(f"{phase}/{name}", value, step)
+                self._write_event(method, seed, step, scalar(f"{phase}/{name}", value))
         self._lines.flush()
+        if (now := time.monotonic()) > self._next_flush:
+            self._next_flush = now + FLUSH_SECONDS
+            for events in self._events.values():
+                events.flush()
         if self._wandb is not None:
             self._wandb.write(method, phase, step, scalars)
 
     def write_picture(self, method: str, phase: str, step: int, seed: int, picture: np.ndarray) -> None:
         """Writes pixels, `[H, W, 3]` bytes: the learned loss of a seed after `step` steps of a phase."""
-        self._events_of(method, seed).add_image(f"{phase}/learned_loss", picture, step, dataformats="HWC")
+        self._write_event(method, seed, step, image(f"{phase}/learned_loss", picture, dataformats="HWC"))
         if self._wandb is not None:
             self._wandb.write_picture(method, phase, step, picture)
 
-    def _events_of(self, method: str, seed: int) -> SummaryWriter:
-        run = f"{method}/seed_{seed}"
-        if run not in self._events:
-            self._events[run] = SummaryWriter(str(self._tensorboard / run), flush_secs=10)
+    def _write_event(self, method: str, seed: int, step: int, summary: Any) -> None:
+        """Writes for TensorBoard, in this thread: a `SummaryWriter` has its own, which ends on a full disk untold."""
+        if (run := f"{method}/seed_{seed}") not in self._events:
+            folder = self._tensorboard / run
+            folder.mkdir(parents=True, exist_ok=True)
+            self._events[run] = EventsWriter(str(folder / "events"))
             self._open.callback(self._events[run].close)
-        return self._events[run]
+        self._events[run].write_event(Event(step=step, wall_time=time.time(), summary=summary))
 
     def __enter__(self) -> MetricWriters:
         return self
