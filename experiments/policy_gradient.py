@@ -212,7 +212,6 @@ def main(argv: list[str]) -> None:
             packages=PACKAGES,
             memory=memory,
         ),
-        packages=PACKAGES,
         title=f"CartPole, {_ITERATIONS.value} updates of {NUM_EPISODES} episodes",
         measure="mean return through training",
         xlabel="update",

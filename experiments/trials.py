@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import inspect
 import sys
@@ -14,12 +15,14 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+import adalfl_jax
 from adalfl_jax.analysis.figures import STYLE
 from adalfl_jax.analysis.statistics import adjust_p_values, describe, paired_difference
 from adalfl_jax.training.machine import describe_machine
 from experiments import page
 from experiments.launch import command_line, studies_folder, told_in_a_line
 from experiments.page import Row, Table
+from experiments.study.tables import either
 
 Point = Mapping[str, float]
 FORGETFUL = joblib.Memory(None)
@@ -52,7 +55,6 @@ def publish_trials(
     name: str,
     compare: Callable[[joblib.Memory], dict[str, Any]],
     *,
-    packages: tuple[str, ...] = PACKAGES,
     title: str,
     measure: str,
     scale: float = 1.0,
@@ -65,7 +67,6 @@ def publish_trials(
     Args:
       name: of the program, of its files and of its section.
       compare: `compare_trials` of the program's trials, with the memory it is given.
-      packages: whose versions are told.
       title: of the table and of the picture.
       measure: what the scores are, a heading.
       scale: of the scores in the table.
@@ -79,13 +80,12 @@ def publish_trials(
         page.require_section(name)
         workdir.mkdir(parents=True, exist_ok=True)
     with told_in_a_line(TrialDivergedError):
-        machine = describe_machine(packages)
-        found = {"command": command, "machine": machine, **compare(joblib.Memory(workdir / name, verbose=0))}
+        found = {"command": command, **compare(joblib.Memory(workdir / name, verbose=0))}
         numbers = page.write_numbers(page.path_of_numbers(name, workdir), found)
         page.publish(
             name,
             command,
-            machine,
+            numbers["machine"],
             trials_table(numbers, title, measure, scale),
             lambda path: draw_trials(numbers, path, title=title, xlabel=xlabel, ylabel=ylabel, every=every),
             workdir,
@@ -111,7 +111,8 @@ def compare_trials(
       tuning_seeds: which a point is chosen by.
       seeds: which trials are judged on.
       largest_is_best: whether it is, of the values that trials are tuned by.
-      settings: what curves depend on beside trial, point, seeds, the program's own text and versions.
+      settings: what curves depend on beside trial, point, seeds, the program's own text, that of the library and
+        versions.
       packages: whose versions curves depend on.
       memory: where curves are kept, so that a program that was stopped goes on where it was.
 
@@ -123,16 +124,20 @@ def compare_trials(
     """
     kept: Any = memory.cache(_curves, ignore=["trial"])
     versions = {package: importlib.metadata.version(package) for package in packages}
+    library = digest_of_sources(Path(adalfl_jax.__file__).parent)
+    machines: list[Mapping[str, Any]] = []
     found: dict[str, Any] = {}
     for name, trial in trials.items():
         program = inspect.getsource(inspect.getmodule(trial.run) or trial.run)
 
         def run(
-            point: Point, seeds: range, trial: Trial = trial, key: Any = (name, program, settings, versions)
+            point: Point, seeds: range, trial: Trial = trial, key: Any = (name, program, library, settings, versions)
         ) -> Curves:
             told = (trial.title, page.show_point(point, []), f"seeds {seeds[0]} to {seeds[-1]}")
             print(", ".join(filter(None, told)), file=sys.stderr)
-            return kept(trial, key, dict(point), list(seeds))
+            curves, machine = kept(trial, key, dict(point), list(seeds), packages)
+            machines.append(machine)
+            return curves
 
         reached = [_mean_valid(run(point, tuning_seeds), largest_is_best) for point in trial.grid]
         best = trial.grid[int(np.argmax(reached) if largest_is_best else np.argmin(reached))]
@@ -158,6 +163,7 @@ def compare_trials(
     tests = {name: paired_difference(scores[name], scores[reference]) for name in found if name != reference}
     adjust_p_values([*tests.values()])
     return {
+        "machine": _joined(machines),
         "reference": reference,
         "seeds": list(seeds),
         "tuning_seeds": list(tuning_seeds),
@@ -166,10 +172,26 @@ def compare_trials(
     }
 
 
-def _curves(trial: Trial, key: Any, point: Point, seeds: list[int]) -> Curves:
-    """What a trial measured; `key` tells it from those of other programs and settings."""
+def digest_of_sources(folder: Path) -> str:
+    """Hexadecimal digits that any change of a module below a folder changes."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(f"{path.relative_to(folder)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _curves(
+    trial: Trial, key: Any, point: Point, seeds: list[int], packages: tuple[str, ...]
+) -> tuple[Curves, dict[str, Any]]:
+    """What a trial measured, and on what; `key` tells it from those of other programs and settings."""
     del key
-    return trial.run(point, seeds)
+    return trial.run(point, seeds), describe_machine(packages)
+
+
+def _joined(machines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What several machines were; one that names no device is a CPU."""
+    names = dict.fromkeys(name for machine in machines for name in machine)
+    return {name: either(machine.get(name, "cpu") for machine in machines) for name in names}
 
 
 def _mean_valid(curves: Curves, largest_is_best: bool) -> float:

@@ -13,6 +13,7 @@ from experiments.trials import (
     Trial,
     TrialDivergedError,
     compare_trials,
+    digest_of_sources,
     draw_trials,
     publish_trials,
     trials_table,
@@ -100,6 +101,44 @@ def test_trials_that_were_stopped_repeat_nothing_and_a_changed_setting_repeats_a
     assert ran[3:] == ran[:3]
 
 
+@pytest.mark.filterwarnings("ignore:Persisting input arguments took")
+def test_kept_curves_are_told_with_their_machine_and_not_taken_for_those_of_other_code(tmp_path, monkeypatch):
+    ran = []
+
+    def run(point, seeds):
+        ran.append(point)
+        return Curves(np.ones(len(seeds)), np.ones(len(seeds)), np.ones((len(seeds), 2)))
+
+    def compare_on(machine, seeds, library="a"):
+        monkeypatch.setattr("experiments.trials.describe_machine", lambda packages: machine)
+        monkeypatch.setattr("experiments.trials.digest_of_sources", lambda folder: library)
+        found = compare_trials(
+            {"one": Trial("one", run, ({},))},
+            "one",
+            tuning_seeds=range(2),
+            seeds=seeds,
+            largest_is_best=True,
+            memory=joblib.Memory(tmp_path, verbose=0),
+        )
+        return found["machine"]
+
+    here, there = {"processor": "A", "cores": 2}, {"processor": "A", "cores": 8, "device": "H100"}
+    assert compare_on(here, range(5, 7)) == {"processor": "A", "cores": "2"}
+    assert compare_on(there, range(5, 7)) == {"processor": "A", "cores": "2"}
+    assert compare_on(there, range(5, 8)) == {"processor": "A", "cores": "2 or 8", "device": "cpu or H100"}
+    assert len(ran) == 3
+    compare_on(there, range(5, 8), library="b")
+    assert len(ran) == 5
+
+
+def test_a_digest_of_sources_knows_each_module_by_name_and_content(tmp_path):
+    digests = set()
+    for name, text in (("a.py", "1"), ("a.py", "2"), ("b.py", "2"), ("c.txt", "3")):
+        (tmp_path / name).write_text(text)
+        digests.add(digest_of_sources(tmp_path))
+    assert len(digests) == 3
+
+
 def test_numbers_become_a_table_and_a_picture(numbers, tmp_path):
     text = page.render_table(trials_table(numbers, "Title", "score"))
     assert "| better | rate 2 " in text
@@ -136,6 +175,4 @@ def test_a_page_without_the_section_is_told_before_anything_runs(content, messag
     with flagsaver.flagsaver():
         launch.parse_flags(["tried", f"--workdir={tmp_path}", "--compilation_cache=", f"--write={target}"])
         with pytest.raises(SystemExit, match=message):
-            publish_trials(
-                "tried", lambda memory: pytest.fail("ran"), packages=(), title="", measure="", xlabel="", ylabel=""
-            )
+            publish_trials("tried", lambda memory: pytest.fail("ran"), title="", measure="", xlabel="", ylabel="")
