@@ -52,12 +52,10 @@ def fit_to_task_loss(
       ValueError: no learned loss.
     """
     require_family(loss)
-    apply = at_progress(loss.apply, 0.0)  # where weights of progress are zero at the start, they stay so
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
 
     def mismatch(phi_params: PyTree, targets: jax.Array, outputs: jax.Array) -> jax.Array:
-        learned = jax.grad(lambda f: apply(phi_params, targets, f))(outputs)
-        wanted = jax.grad(lambda f: task_loss_fn(targets, f))(outputs)
+        learned, wanted = _gradients(loss, phi_params, task_loss_fn, targets, outputs)
         return batch_size * jnp.sum((learned - wanted) ** 2)
 
     def step(state: tuple[PyTree, optax.OptState], rng_key: jax.Array):
@@ -72,6 +70,22 @@ def fit_to_task_loss(
     state = (phi_params, optimizer.init(phi_params))
     (phi_params, _), _ = jax.lax.scan(step, state, jax.random.split(rng_key, num_steps))
     return phi_params
+
+
+def relative_mismatch(
+    loss: LearnedLoss, phi_params: PyTree, task_loss_fn: LossFn, targets: jax.Array, outputs: jax.Array
+) -> jax.Array:
+    """The length of what M_phi's gradient by the outputs lacks of the task loss's, in lengths of that; `[]`."""
+    learned, wanted = _gradients(loss, phi_params, task_loss_fn, targets, outputs)
+    return jnp.linalg.norm(learned - wanted) / jnp.linalg.norm(wanted)
+
+
+def _gradients(
+    loss: LearnedLoss, phi_params: PyTree, task_loss_fn: LossFn, targets: jax.Array, outputs: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    apply = at_progress(loss.apply, 0.0)  # where weights of progress are zero at the start, they stay so
+    learned = jax.grad(lambda f: apply(phi_params, targets, f))(outputs)
+    return learned, jax.grad(lambda f: task_loss_fn(targets, f))(outputs)
 
 
 def draw_targets_and_outputs(

@@ -31,6 +31,7 @@ from adalfl_jax.training.phases import (
     make_offline_phase,
     make_seed_keys,
     make_training_phase,
+    warn_of_poor_fit,
 )
 from adalfl_jax.training.preemption import Preemption, PreemptionError
 from adalfl_jax.training.progress import tell
@@ -217,12 +218,13 @@ class _Run:
 
     def _offline_phase(self) -> tuple[RunState, float]:
         if self._offline is None:
-            config = self.setup.config
+            config, phi = self.setup.config, init_phi(self.setup, self.keys)
+            warn_of_poor_fit(self.setup, phi)
             stage = Stage(
                 "offline",
                 "offline",
                 make_offline_phase(self.setup),
-                RunState(None, init_phi(self.setup, self.keys)),
+                RunState(None, phi),
                 config.offline.num_steps,
                 config.inner.learning_rate,
                 self._writer("offline", "offline"),

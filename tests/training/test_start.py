@@ -13,10 +13,10 @@ import adalfl_jax
 from adalfl_jax.task_losses import TASK_LOSSES
 from adalfl_jax.training import ConfigError, WorkdirError, train
 from adalfl_jax.training.checkpoint import state_structure
-from adalfl_jax.training.phases import FITTING, init_phi, make_seed_keys
+from adalfl_jax.training.phases import FITTING, init_phi, make_seed_keys, warn_of_poor_fit
 from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.start import pin_start, read_learned_losses
-from tests.training.tiny import final_state, tiny_config
+from tests.training.tiny import DIABETES, final_state, tiny_config
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -61,6 +61,15 @@ def test_a_start_at_a_loss_has_its_gradients(start):
     learned = jax.grad(lambda f: setup.learned_loss.apply(params, targets, f))(outputs)
     wanted = jax.grad(lambda f: loss(targets, f))(outputs)
     assert np.linalg.norm(learned - wanted) < 0.4 * np.linalg.norm(wanted)
+
+
+def test_a_start_far_from_the_loss_it_was_fitted_to_is_told(tmp_path):
+    """Of a regression, whose outputs went through a sigmoid; and not where they did not."""
+    start = {**BRIEF, **DIABETES, "learned_loss.start": "task_loss"}
+    with pytest.warns(UserWarning, match=r"fitted to 'task_loss' lacks \d+% of its gradient, at most 55% .*\"raw\""):
+        train(tiny_config(start | {"learned_loss.predictions": "probabilities"}, num_seeds=1), tmp_path / "run")
+    setup = make_setup(tiny_config(start | {"learned_loss.hidden_sizes": (40, 40)}, num_seeds=1))
+    warn_of_poor_fit(setup, init_phi(setup, make_seed_keys((0,))))
 
 
 def test_every_seed_starts_from_its_own_loss_of_a_finished_run(source):
