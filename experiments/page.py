@@ -7,7 +7,7 @@ made piece by piece has a line `<!-- part: NAME -->` before each; a part that is
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -53,6 +53,19 @@ def render_section(
     facts = ", ".join(f"{name} {value}" for name, value in machine.items())
     shown = [f"![{title}]({file})" for title, file in pictures.items()]
     return "\n\n".join([f"```sh\n{command}\n```", f"{facts}.", *map(render_table, tables), *shown])
+
+
+def either(values: Iterable[Any]) -> str:
+    """What the runs or comparisons of one table say of themselves; mostly all the same, and some joined before."""
+    return " or ".join(dict.fromkeys(part for value in values for part in str(value).split(" or ")))
+
+
+def join_machines(machines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What several machines were; one that names no device is a CPU."""
+    absent = {"device": "cpu"}
+    names = dict.fromkeys(name for machine in machines for name in machine)
+    joined = {name: either(machine.get(name, absent.get(name, "unknown")) for machine in machines) for name in names}
+    return {name: value for name, value in joined.items() if absent.get(name) != value}
 
 
 def show_mean(described: Row, scale: float = 1.0) -> str:

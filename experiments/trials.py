@@ -22,7 +22,6 @@ from adalfl_jax.training.machine import describe_machine
 from experiments import page
 from experiments.launch import command_line, studies_folder, told_in_a_line
 from experiments.page import Row, Table
-from experiments.study.tables import either
 
 Point = Mapping[str, float]
 FORGETFUL = joblib.Memory(None)
@@ -163,7 +162,7 @@ def compare_trials(
     tests = {name: paired_difference(scores[name], scores[reference]) for name in found if name != reference}
     adjust_p_values([*tests.values()])
     return {
-        "machine": _joined(machines),
+        "machine": page.join_machines(machines),
         "reference": reference,
         "seeds": list(seeds),
         "tuning_seeds": list(tuning_seeds),
@@ -186,12 +185,6 @@ def _curves(
     """What a trial measured, and on what; `key` tells it from those of other programs and settings."""
     del key
     return trial.run(point, seeds), describe_machine(packages)
-
-
-def _joined(machines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """What several machines were; one that names no device is a CPU."""
-    names = dict.fromkeys(name for machine in machines for name in machine)
-    return {name: either(machine.get(name, "cpu") for machine in machines) for name in names}
 
 
 def _mean_valid(curves: Curves, largest_is_best: bool) -> float:

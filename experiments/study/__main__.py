@@ -52,7 +52,7 @@ from experiments.study import (
 from experiments.study.arms import Arm, Comparison, Overrides, make_config, make_source_config
 from experiments.study.compare import compare_arms
 from experiments.study.runs import RUNS
-from experiments.study.tables import Part, comparison_parts, either, save_figure
+from experiments.study.tables import Part, comparison_parts, save_figure
 
 
 class Study(NamedTuple):
@@ -202,15 +202,9 @@ def _machine_of(numbers: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
     runs = [workdir / RUNS / arm["run"] for arm in numbers["arms"].values() if "test" in arm]
     here = describe_machine(PACKAGES)
     machines = [read_summary(run)["environment"] for run in runs] or [here]
-    return _joined([{name: found[name] for name in (*here, "device") if name in found} for found in machines])
-
-
-def _joined(machines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What several machines were; one that names no device is a CPU."""
-    absent = {"device": "cpu"}
-    names = dict.fromkeys(name for machine in machines for name in machine)
-    joined = {name: either(machine.get(name, absent.get(name, "unknown")) for machine in machines) for name in names}
-    return {name: value for name, value in joined.items() if absent.get(name) != value}
+    return page.join_machines(
+        [{name: found[name] for name in (*here, "device") if name in found} for found in machines]
+    )
 
 
 def _seeds_of(comparison: Comparison) -> tuple[range, range]:
@@ -248,7 +242,7 @@ def _write_page(target: Path, known: dict[str, Any]) -> None:
 def _section(part: Part, known: dict[str, Any], pictures: Mapping[str, str]) -> str:
     made = [known[name] for name in part.comparisons]
     commands = "\n".join(dict.fromkeys(numbers["command"] for numbers in made))
-    machine = _joined([numbers["machine"] for numbers in made])
+    machine = page.join_machines([numbers["machine"] for numbers in made])
     return page.render_section(commands, machine, [part.table] if part.table else [], pictures)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,11 +93,6 @@ def curves_figure(numbers: dict[str, Any]) -> Figure:
         axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
         figure.legend(loc="outside right center", fontsize=8)
     return figure
-
-
-def either(values: Iterable[Any]) -> str:
-    """What the runs or comparisons of one table say of themselves; mostly all the same, and some joined before."""
-    return " or ".join(dict.fromkeys(part for value in values for part in str(value).split(" or ")))
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -18,7 +18,7 @@ from adalfl_jax.analysis.figures import COLORS, STYLE
 from experiments import page
 from experiments.page import Row, Table
 from experiments.study.arms import Arm, Comparison, Overrides, Source, grid
-from experiments.study.tables import PERCENT, Part, either
+from experiments.study.tables import PERCENT, Part
 
 TASK_LOSS = "constant"  # the arm
 MODES: dict[str, tuple[str, Overrides]] = {
@@ -114,7 +114,7 @@ def _table(title: str, titles: Mapping[str, str], targets: list[dict[str, Any]])
 
     columns = {"the loss of": lambda row: row["title"]}
     columns |= {f"on {numbers['title']}": column(numbers) for numbers in targets}
-    seeds = either(f"{numbers['seeds'][0]} to {numbers['seeds'][-1]}" for numbers in targets)
+    seeds = page.either(f"{numbers['seeds'][0]} to {numbers['seeds'][-1]}" for numbers in targets)
     note = (
         f"Mean and standard deviation of the test error rate, %, over seeds {seeds}. In brackets are "
         "the differences from its own loss that went the same way and from the tuned task loss: < lower, > higher, = "

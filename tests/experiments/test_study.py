@@ -21,7 +21,7 @@ from experiments.study import behaviour, clean_labels, noisy_labels, runs, trans
 from experiments.study.arms import Arm, Comparison, Source, grid, make_config, make_source_config
 from experiments.study.compare import compare_arms
 from experiments.study.shapes import shapes_figure
-from experiments.study.tables import Part, comparison_table, either
+from experiments.study.tables import Part, comparison_table
 from tests.training.tiny import ROOT, SETTINGS, snapshot
 
 TASK_LOSS = {"method": "task_loss"}
@@ -160,7 +160,7 @@ def test_a_part_of_several_comparisons_says_of_each_how_it_was_made():
     known = {name: {"command": name, "machine": machine} for name, machine in zip("ab", machines, strict=True)}
     text = program._section(Part("both", "Both", ("a", "b"), Figure()), known, {})
     assert text == "```sh\na\nb\n```\n\nprocessor A or B, jax 0.10, device cpu or H100."
-    assert either(["A", "A or B", "B"]) == "A or B"
+    assert page.either(["A", "A or B", "B"]) == "A or B"
 
     chosen = [item for item in transfer.comparisons() if item.name in ("transfer_digits_mlp", "transfer_mnist_mlp")]
     empty = {"title": "", "metric": "error_rate", "arms": {}, "pairs": []}
@@ -176,7 +176,7 @@ def test_a_part_of_several_comparisons_says_of_each_how_it_was_made():
 )
 def test_device_and_versions_are_those_that_runs_were_trained_with(tmp_path, devices, told):
     arms = {run: {"run": run, "test": {}} for run in ("before", "now")} | {"hopeless": {"run": "lost", "diverged": ""}}
-    summary = dict.fromkeys(("dataset", "metric", "num_steps", "seeds", "methods"))
+    summary = dict.fromkeys(("dataset", "metric", "num_steps", "seeds")) | {"methods": {}}
     here = {name: str(fact) for name, fact in describe_machine(program.PACKAGES).items()}
     for run, version, device in zip(("before", "now"), ("0.10.2", "0.11.0"), devices, strict=True):
         elsewhere = {"processor": f"that of {run}", "jax": version, "numpy": "2"}
