@@ -125,6 +125,12 @@ class TrainingJob:
         with self.log.open("a") as log:
             log.write(f"{FAILED}{reason}\n")
 
+    def forget_failure(self) -> None:
+        """Ends the log of a run that failed before with another line."""
+        if _last_line(self.log).startswith(FAILED):
+            with self.log.open("a") as log:
+                log.write("started again\n")
+
     def _end(self, *_) -> None:
         """Tells the training to save and end; once, since a second signal ends it at once."""
         if self._pid is not None and not self._is_ending:
@@ -222,6 +228,8 @@ def _run(points: list[Point], root: Path) -> None:
     executor = _make_executor(root / "submitit")
     points[0].log.parent.mkdir(exist_ok=True)
     trainings = [TrainingJob(_command_of(point), point.log) for point in points]
+    for training in trainings:
+        training.forget_failure()
     with Preemption() if _EXECUTOR.value == "local" else contextlib.nullcontext() as preemption:
         jobs = _submit(executor, trainings)
         print(f"{len(jobs)} runs are started; each writes to a file in {points[0].log.parent}", file=sys.stderr)

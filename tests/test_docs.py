@@ -206,6 +206,7 @@ RESULT_GOALS = [
     (*CLEAN_LABELS, "AdaLFL, tuned", ERROR),
     *((*CLEAN_LABELS, row, column) for row in ("task loss, tuned", "ML3") for column in (ERROR, "p")),
     *((*CLEAN_MLP, "AdaLFL from the task loss", column) for column in (ERROR, "worst")),
+    *((*CLEAN_MLP, "AdaLFL, tuned", column) for column in (ERROR, "worst")),
     (*CLEAN_MLP, "AdaLFL, the default η", ERROR),
     (*CLEAN_MLP, "ML3", "worst"),
     (*CLEAN_MLP, "task loss, tuned", ERROR),

@@ -161,7 +161,7 @@ def valid_size(where: str, fraction: float, num_examples: int, *, is_given: bool
 
 
 def _arrange(
-    where: str, examples: Examples, valid_size: float | int | None
+    where: str, examples: Examples, size: float | int | None
 ) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Inputs and targets of all examples, checked, and the row numbers of the train, valid and test split."""
     inputs, targets = _clean(where, examples.inputs, examples.targets, examples)
@@ -170,7 +170,7 @@ def _arrange(
         where,
         targets,
         stratify=stratify,
-        valid=valid_size,
+        valid=size,
         test=None if examples.test else TEST_FRACTION,
     )
     arrays: list[tuple[np.ndarray, np.ndarray]] = [(inputs, targets)]
@@ -243,18 +243,19 @@ def split_indices(
 def representative_rows(targets: jax.Array | np.ndarray, count: int) -> np.ndarray:
     """Row numbers `[count]` of examples that stand for all: the same every time, each class by its share of the labels.
 
-    They do not go by the order of the examples, which may be sorted by class, or alternate between classes.
+    They are shuffled, and do not go by the order of the examples, which may be sorted by class.
 
     Args:
       targets: labels `[N]` integers, or numbers `[N, C]`.
       count: of rows, in 0, ..., N.
     """
     targets = np.asarray(targets)
-    rows = np.random.default_rng(SPLIT_SEED).permutation(len(targets))
+    shuffled = np.random.default_rng(SPLIT_SEED).permutation(len(targets))
+    by_class = shuffled
     if np.issubdtype(targets.dtype, np.integer):
-        rows = rows[np.argsort(targets[rows], kind="stable")]
-    evenly = np.arange(count) * len(rows) // max(count, 1)
-    return np.sort(rows[evenly])
+        by_class = shuffled[np.argsort(targets[shuffled], kind="stable")]
+    evenly = np.arange(count) * len(targets) // max(count, 1)
+    return shuffled[np.isin(shuffled, by_class[evenly])]
 
 
 def _cut(

@@ -70,7 +70,7 @@ class StepSource(NamedTuple):
 _SEED_AXES = StepSource(inner=1, outer=1, rng_key=1, augmentation_key=1, step=None)  # pyright: ignore[reportArgumentType]
 
 FITTING = 2**31  # makes a key of a fresh phi's that is none of the few which `init` splits the same key into
-POOR_FIT = 0.55  # of the gradient; a default network lacks .3 of cross-entropy's, .4 with 100 classes, less of others'
+POOR_FIT = 0.55  # of the gradient; a default network lacks .3 of the cross-entropy's, and .4 with 100 classes
 
 Splits = tuple[Batch, Batch | None]  # of inner and of outer batches; None: of the training split too, passed once
 ChunkMetrics = dict[str, jax.Array]  # name -> [S, num_steps]
@@ -146,11 +146,11 @@ def warn_of_poor_fit(setup: Setup, phi: Phi) -> None:
         return relative_mismatch(setup.learned_loss, params, fitted_to, targets, outputs)
 
     worst = float(jax.jit(jax.vmap(one_seed))(to_host(phi.params)).max())
-    if worst > POOR_FIT and is_first():
+    if not worst <= POOR_FIT and is_first():  # or nan
         warnings.warn(
             f"config.learned_loss.start: a loss that was fitted to {setup.config.learned_loss.start!r} lacks "
             f"{worst:.0%} of its gradient, at most {POOR_FIT:.0%} is expected, so training does not begin as on that; "
-            'try other config.learned_loss.predictions ("raw" for a regression) or larger hidden_sizes',
+            'try other config.learned_loss.predictions ("raw" for a regression or a sigmoid) or larger hidden_sizes',
             stacklevel=2,
         )
 

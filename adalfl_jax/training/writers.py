@@ -18,7 +18,7 @@ from adalfl_jax.training import workdir as layout
 from adalfl_jax.training.config import TrainConfig
 from adalfl_jax.training.weights_and_biases import WandbRun
 
-FLUSH_SECONDS = 10.0  # of TensorBoard's files, for one who watches
+FLUSH_SECONDS = 2.0  # that TensorBoard's files wait at most, if anything is written then
 
 
 class MetricWriters:
@@ -30,6 +30,7 @@ class MetricWriters:
         self._lines = self._open.enter_context((workdir / layout.METRICS).open("w"))
         self._tensorboard = workdir / layout.TENSORBOARD
         self._events: dict[str, EventsWriter] = {}
+        self._unflushed: set[EventsWriter] = set()
         self._next_flush = 0.0
 
     def write(
@@ -45,25 +46,28 @@ class MetricWriters:
         self._lines.flush()
         if (now := time.monotonic()) > self._next_flush:
             self._next_flush = now + FLUSH_SECONDS
-            for events in self._events.values():
-                events.flush()
+            while self._unflushed:
+                self._unflushed.pop().flush()
         if self._wandb is not None:
             self._wandb.write(method, phase, step, scalars)
 
     def write_picture(self, method: str, phase: str, step: int, seed: int, picture: np.ndarray) -> None:
         """Writes pixels, `[H, W, 3]` bytes: the learned loss of a seed after `step` steps of a phase."""
-        self._write_event(method, seed, step, image(f"{phase}/learned_loss", picture, dataformats="HWC"))
+        self._write_event(method, seed, step, image(f"{phase}/learned_loss", picture, dataformats="HWC")).flush()
         if self._wandb is not None:
             self._wandb.write_picture(method, phase, step, picture)
 
-    def _write_event(self, method: str, seed: int, step: int, summary: Any) -> None:
+    def _write_event(self, method: str, seed: int, step: int, summary: Any) -> EventsWriter:
         """Writes for TensorBoard, in this thread: a `SummaryWriter` has its own, which ends on a full disk untold."""
         if (run := f"{method}/seed_{seed}") not in self._events:
             folder = self._tensorboard / run
             folder.mkdir(parents=True, exist_ok=True)
             self._events[run] = EventsWriter(str(folder / "events"))
             self._open.callback(self._events[run].close)
-        self._events[run].write_event(Event(step=step, wall_time=time.time(), summary=summary))
+        events = self._events[run]
+        events.write_event(Event(step=step, wall_time=time.time(), summary=summary))
+        self._unflushed.add(events)
+        return events
 
     def __enter__(self) -> MetricWriters:
         return self

@@ -64,8 +64,8 @@ def test_where_nothing_moves_the_gradient_is_zero(name):
     still = optax.set_to_zero()
     theta = theta._replace(opt_state=still.init(theta.params))
     result = estimate(name, model, loss, still, theta, phi_params, make_batch(jax.random.key(1)))
-    # A GPU may compile the two losses of one point differently.
-    np.testing.assert_allclose(ravel_pytree(result.gradient)[0], 0.0, atol=1e-8)
+    atol = 0.0 if jax.default_backend() == "cpu" else 1e-8  # a GPU may compile the losses of one point differently
+    np.testing.assert_allclose(ravel_pytree(result.gradient)[0], 0.0, atol=atol)
 
 
 @pytest.mark.parametrize("name", DIFFERENCES)
