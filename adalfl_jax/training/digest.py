@@ -16,7 +16,7 @@ _NOT_OFFLINE_OUTER = ("learning_rate", "every", "inner_fraction", "outer_fractio
 
 
 def digest_of(config: TrainConfig) -> str:
-    """Twelve hexadecimal digits that the release and any field but those of `WITHOUT_EFFECT` change.
+    """Twelve hexadecimal digits that the release, `LAYOUT` and any field but those of `WITHOUT_EFFECT` change.
 
     Of learned losses to start from they know the content, and not the path; of data the settings alone.
 
@@ -35,7 +35,7 @@ def digest_of_offline_phase(config: TrainConfig) -> str:
         del settings["outer"][field]
     if config.inner.schedule == "constant":
         del settings["num_steps"]
-    return _digest({"layout": LAYOUT, **settings})
+    return _digest(settings)
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
@@ -48,5 +48,5 @@ def _settings(config: TrainConfig) -> dict[str, Any]:
 
 
 def _digest(settings: dict[str, Any]) -> str:
-    text = json.dumps({"version": adalfl_jax.__version__, **settings}, sort_keys=True)
+    text = json.dumps({"version": adalfl_jax.__version__, "layout": LAYOUT, **settings}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
