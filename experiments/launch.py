@@ -131,6 +131,8 @@ def parse_flags(arguments: list[str], *, unused: str = "") -> list[str]:
                 require_known("field of the configuration", field_paths(TrainConfig), name.removeprefix("config."))
             except ValueError as error:
                 sys.exit(f"ConfigError: {error}")
+    if any(name.startswith("config.") for name in given) and not {"config", "flagfile"} & {*given}:
+        sys.exit("ConfigError: --config=FILE must be given beside fields of it; configs/ has files")
     for name in SHARED:  # or `--help` would show the flags of the program's own file alone
         if name != unused and name in flags.FLAGS:
             flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])

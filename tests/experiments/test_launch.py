@@ -176,6 +176,11 @@ def test_a_tuple_that_is_given_twice_is_refused_and_not_added_up(parse):
     )
 
 
+def test_a_field_without_a_configuration_is_told_what_is_missing():
+    with pytest.raises(SystemExit, match="ConfigError: --config=FILE must be given beside fields of it"):
+        parse_flags(["program", "--workdir=runs/a", "--config.num_steps=3"])
+
+
 def test_of_a_number_that_is_given_twice_the_last_holds(parse):
     assert parse("--config.num_steps=3", "--config.num_steps=5").num_steps == 5
 
