@@ -115,8 +115,7 @@ class TrainingJob:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             code = process.wait()
         if code and code not in INTERRUPTED:
-            lines = self.log.read_text().splitlines()
-            last = lines[-1] if lines else f"it ended with {code}"
+            last = _last_line(self.log) or f"it ended with {code}"
             self.tell_failure(last)
             raise RuntimeError(last)
 

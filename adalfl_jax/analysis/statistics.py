@@ -27,7 +27,7 @@ def paired_difference(first: Sequence[float], second: Sequence[float], confidenc
     differences = np.asarray(second, float) - np.asarray(first, float)
     result: dict[str, Any] = {"mean_difference": float(differences.mean())}
     result |= {"interval": None, "p_value": None, "effect_size": None}
-    rounding = 1e-6 * np.abs([first, second]).max()  # metrics are means in float32
+    rounding = _rounding(first, second)
     if len(differences) > 1 and np.ptp(differences) > rounding:
         test = scipy.stats.ttest_rel(second, first)
         interval = test.confidence_interval(confidence)
@@ -43,11 +43,16 @@ def signed_rank_test(first: Sequence[float], second: Sequence[float]) -> dict[st
       The two-sided `p_value`, None where there are fewer than two seeds or no difference; at least 2^(1 - seeds).
     """
     differences = np.asarray(second, float) - np.asarray(first, float)
-    rounding = 1e-6 * np.abs([first, second]).max()  # metrics are means in float32
+    rounding = _rounding(first, second)
     if len(differences) < 2 or np.abs(differences).max() <= rounding:
         return {"p_value": None}
     test: Any = scipy.stats.wilcoxon(np.round(differences / rounding))  # equal ones tie
     return {"p_value": float(test.pvalue)}
+
+
+def _rounding(first: Sequence[float], second: Sequence[float]) -> float:
+    """What may be rounding in a difference of metrics, which are means in float32."""
+    return 1e-6 * float(np.abs([first, second]).max())
 
 
 def adjust_p_values(tests: Sequence[dict[str, Any]]) -> None:

@@ -118,7 +118,7 @@ def abstract_splits(
       DatasetError: a validation split as large as the training split, a size for one that the data bring, or corruption
         that the data cannot have.
     """
-    valid_size("the dataset", valid_fraction, valid_examples, is_given=spec.num_valid > 0)
+    valid_size("the dataset", valid_fraction, valid_examples, is_given=spec.num_valid > 0)  # for its errors
     num_left = spec.num_train - (0 if spec.num_test else math.ceil(TEST_FRACTION * spec.num_train))
     num_cut = 0 if spec.num_valid else min(valid_examples, spec.num_train) or math.ceil(valid_fraction * num_left)
     num_valid, num_train = spec.num_valid or num_cut, num_left - num_cut

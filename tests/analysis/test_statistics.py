@@ -66,6 +66,12 @@ def test_one_lost_seed_does_not_decide_a_test_by_ranks():
     assert signed_rank_test(second, lost)["p_value"] == signed_rank_test(lost, second)["p_value"]
 
 
+def test_differences_equal_but_for_rounding_share_a_rank():
+    first, second = np.zeros(4), np.array([0.3, -0.3, 0.1, 0.2])
+    blurred = second * np.array([1, 1 + 1e-8, 1, 1])
+    assert signed_rank_test(first, blurred) == signed_rank_test(first, second)
+
+
 @pytest.mark.parametrize(("first", "second"), [([1.0], [2.0]), ([1.0, 2.0], [1.0, 2.0])])
 def test_where_there_is_nothing_to_rank_there_is_no_test(first, second):
     assert signed_rank_test(first, second) == {"p_value": None}

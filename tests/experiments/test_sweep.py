@@ -220,6 +220,16 @@ def test_a_run_that_fails_is_told_apart_from_one_that_was_interrupted(executor, 
     assert run(vary, "--nosubmit") == (out, ended)
 
 
+def test_a_run_that_failed_and_was_then_interrupted_has_not_failed(run, monkeypatch):
+    ends = ["2", "4"]
+    program = {"2": ENDS["2"], "4": "import sys; sys.exit(143)"}
+    monkeypatch.setattr(sweep, "_command_of", lambda point: [sys.executable, "-c", program[ends.pop(0)]])
+    assert run("--vary=num_steps=4")[1] == "1 of 1 runs failed; the same command starts them again"
+    out, ended = run("--vary=num_steps=4")
+    assert ended is None
+    assert "| unfinished: started again |" in out
+
+
 def test_a_job_that_breaks_off_before_it_trains_has_failed(run, monkeypatch, tmp_path):
     monkeypatch.setattr(sweep.TrainingJob, "__call__", lambda self: 1 / 0)
     out, ended = run("--vary=num_steps=4")

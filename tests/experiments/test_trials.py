@@ -136,7 +136,9 @@ def test_a_digest_of_sources_knows_each_module_by_name_and_content(tmp_path):
     for name, text in (("a.py", "1"), ("a.py", "2"), ("b.py", "2"), ("c.txt", "3")):
         (tmp_path / name).write_text(text)
         digests.add(digest_of_sources(tmp_path))
-    assert len(digests) == 3
+    (tmp_path / "b.py").rename(tmp_path / "d.py")
+    digests.add(digest_of_sources(tmp_path))
+    assert len(digests) == 4
 
 
 def test_numbers_become_a_table_and_a_picture(numbers, tmp_path):

@@ -21,6 +21,15 @@ def files_of_at_most(num_bytes):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
+def test_a_picture_can_be_watched_before_the_run_is_over(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (100, 100, 3), np.uint8)
+    with MetricWriters(tmp_path, tiny_config()) as writers:
+        writers.write("adalfl", "training", 1, (0,), {"loss": np.zeros(1)})
+        writers.write_picture("adalfl", "training", 1, 0, picture)
+        (file,) = (tmp_path / "tensorboard" / "adalfl" / "seed_0").iterdir()
+        assert file.stat().st_size > picture.size // 2
+
+
 def test_events_that_cannot_be_written_raise_where_they_are(tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (100, 100, 3), np.uint8)  # PNG does not make it smaller
     with MetricWriters(tmp_path, tiny_config()) as writers:
