@@ -48,10 +48,11 @@ benchmark: setup  ## Measure the cost of a step and of several seeds (two minute
 	$(BIN)/python -m experiments.benchmark --suite=step --suite=seeds --config=configs/digits_mlp.py --steps=20 --rounds=5
 
 STUDY := $(BIN)/python -m experiments.study
+JOBS ?= 2
 
 results: setup  ## Make every table of docs/results.md anew, by the command above it: one to two days on two cores; goes on where it was stopped.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[rl]"
-	sed -n 's|^\.venv/bin/\(python -m experiments\..* --write=docs/results\.md\)$$|$(BIN)/\1|p' docs/results.md | awk '!seen[$$0]++ { print $$0 " </dev/null" }' | sh -ex
+	sed -n 's|^\.venv/bin/\(python -m experiments\..* --write=docs/results\.md\)$$|$(BIN)/\1|p' docs/results.md | sed '/experiments\.study/s/$$/ --jobs=$(JOBS)/' | awk '!seen[$$0]++ { print $$0 " </dev/null" }' | sh -ex
 
 results-quick: setup  ## Make a reduced form of most studies on digits: that they work, not what comes out.
 	$(STUDY) --study=clean_labels --comparison=mnist_mlp --quick

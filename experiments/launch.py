@@ -71,8 +71,12 @@ def studies_folder() -> Path:
 
 
 def command_line(program: str) -> str:
-    """The command that this program, a module of `experiments`, was started by, as the documents write it."""
-    return shlex.join([".venv/bin/python", "-m", f"experiments.{program}", *sys.argv[1:]])
+    """The command that this program, a module of `experiments`, was started by, as the documents write it.
+
+    `--jobs` is left out: it changes no number.
+    """
+    arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--jobs=")]
+    return shlex.join([".venv/bin/python", "-m", f"experiments.{program}", *arguments])
 
 
 @contextlib.contextmanager

@@ -101,18 +101,13 @@ def _run(
         config.to_dict()
         | {"hosts": None, "command": command, "data": setup.dataset.content, "offline_dir": shares_offline}
     )
-    if (summary := on_first(lambda: layout.finished_summary(workdir, config, command))) is not None:
-        if (data := summary.get("data", setup.dataset.content)) != setup.dataset.content:  # older ones do not say
-            raise layout.WorkdirError(
-                f"{workdir} holds this run, finished, on other data than config.dataset names now ({data} -> "
-                f"{setup.dataset.content}); bring those back, or choose a new folder"
-            )
-        tell(f"{workdir} holds this run, finished; its summary is read back.")
-        if is_first() and not layout.is_worked_on(workdir):
-            layout.remove_checkpoints(workdir)  # where the run was killed just before it did
-        return summary
     with contextlib.ExitStack() as held:
-        folder = Path(on_first(lambda: _open(held, workdir, config, command)))
+        if (summary := _read_finished(setup, workdir, command)) is not None:
+            return summary
+        on_first(lambda: held.enter_context(layout.hold_workdir(workdir)))
+        if (summary := _read_finished(setup, workdir, command)) is not None:  # by who held it till now
+            return summary
+        folder = Path(on_first(lambda: str(layout.open_workdir(workdir, config, command))))
         shared = None
         if offline_dir is not None and shares_offline:
             shared = Path(offline_dir).expanduser().resolve() / digest_of_offline_phase(config)
@@ -126,9 +121,20 @@ def _run(
             ) from error
 
 
-def _open(held: contextlib.ExitStack, workdir: str | os.PathLike[str], config: TrainConfig, command: str) -> str:
-    held.enter_context(layout.hold_workdir(workdir))
-    return str(layout.open_workdir(workdir, config, command))
+def _read_finished(setup: Setup, workdir: str | os.PathLike[str], command: str) -> dict[str, Any] | None:
+    """The summary of this run where the folder holds it finished, or None."""
+    summary = on_first(lambda: layout.finished_summary(workdir, setup.config, command))
+    if summary is None:
+        return None
+    if (data := summary.get("data", setup.dataset.content)) != setup.dataset.content:  # older ones do not say
+        raise layout.WorkdirError(
+            f"{workdir} holds this run, finished, on other data than config.dataset names now ({data} -> "
+            f"{setup.dataset.content}); bring those back, or choose a new folder"
+        )
+    tell(f"{workdir} holds this run, finished; its summary is read back.")
+    if is_first() and not layout.is_worked_on(workdir):
+        layout.remove_checkpoints(workdir)  # where the run was killed just before it did
+    return summary
 
 
 def _run_methods(

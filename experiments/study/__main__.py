@@ -14,6 +14,9 @@ Studies:
   thrift          what a cheaper meta-gradient costs in accuracy
   transfer        a loss learned on other data or for another model, as it is and learned further
 
+With `--jobs=N` as many processes share the runs and the cores, or a GPU. The same command on another machine, on the
+same folder, shares them too, where its file system has locks.
+
 Runs are kept in `--workdir` (runs/studies) under a digest of their configuration: a study that was stopped goes on
 where it was, and a changed setting is another run. Changed code is not, within one version of the package: remove
 `runs` and `offline` there to train anew. `STUDY.json` there has all numbers; with `--write` it is in the folder
@@ -24,6 +27,8 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,13 +40,14 @@ from adalfl_jax.registry import lookup
 from adalfl_jax.training import TrainConfig, WorkdirError
 from adalfl_jax.training.machine import describe_machine
 from adalfl_jax.training.setup import make_setup
-from adalfl_jax.training.workdir import read_summary
+from adalfl_jax.training.workdir import BusyError, read_summary
 from experiments import page
 from experiments.launch import command_line, parse_flags, studies_folder, told_in_a_line
 from experiments.study import (
     ablation,
     behaviour,
     clean_labels,
+    jobs,
     noisy_labels,
     past_the_paper,
     recipe,
@@ -50,7 +56,7 @@ from experiments.study import (
     transfer,
 )
 from experiments.study.arms import Arm, Comparison, Overrides, make_config, make_source_config
-from experiments.study.compare import compare_arms
+from experiments.study.compare import compare_arms, do_free
 from experiments.study.runs import RUNS
 from experiments.study.tables import Part, comparison_parts, save_figure
 
@@ -82,6 +88,7 @@ QUICK: Overrides = {
     "eval_every": 50,
     "offline.num_steps": 300,
 }
+POLL = 2  # seconds between looks at what other processes have left
 PACKAGES = ("adalfl_jax", "jax", "jaxlib", "flax", "optax")
 
 _STUDY = flags.DEFINE_enum("study", None, list(STUDIES), "Which study.")
@@ -98,21 +105,58 @@ _TUNING_SEEDS = flags.DEFINE_integer(
     "num_tuning_seeds", 2, "Seeds that grids are searched with; --quick takes 1.", lower_bound=1, upper_bound=FIRST_SEED
 )
 _QUICK = flags.DEFINE_bool("quick", False, "A reduced form on digits, in minutes: it shows that all works, no more.")
+_JOBS = flags.DEFINE_integer(
+    "jobs", 1, "Processes that share the runs; mostly a core each is fastest, where memory allows.", lower_bound=1
+)
+_HELPER = flags.DEFINE_integer(
+    "helper", 0, "Set by --jobs: which of the further processes this is, that train and make no tables.", lower_bound=0
+)
 
 
 def main(argv: list[str]) -> None:
-    """Makes the comparisons one by one, and writes the numbers after each."""
+    """Makes the comparisons, and writes the numbers after each."""
     del argv
     with told_in_a_line(ValueError):  # before hours of training, not after
         _check_flags()
+        if _JOBS.value > 1:
+            if not _HELPER.value:
+                jobs.require_locks(studies_folder())
+            jobs.take_share(_HELPER.value, _JOBS.value)
         _read_numbers()
         comparisons = [_reduced(comparison) if _QUICK.value else comparison for comparison in _chosen()]
         for comparison in comparisons:
             _check(comparison)
     with told_in_a_line():
-        command = command_line("study")
-        for comparison in comparisons:
-            _make(comparison, comparisons, command)
+        if _HELPER.value:
+            jobs.end_with_parent()
+            _make_all(comparisons)
+            return
+        with jobs.helpers(sys.argv[1:], _JOBS.value, studies_folder()):
+            _make_all(comparisons)
+
+
+def _make_all(comparisons: list[Comparison]) -> None:
+    """Makes one comparison after another; one that waits for other processes is passed over until they are done."""
+    waiting, told = {comparison.name for comparison in comparisons}, set[str]()
+
+    def say(text: str) -> None:
+        if text not in told:  # at an earlier pass
+            told.add(text)
+            Console(stderr=True).print(text, markup=False)
+
+    def make(comparison: Comparison) -> None:
+        tuning_seeds, seeds = _seeds_of(comparison)
+        numbers = compare_arms(comparison, studies_folder(), tuning_seeds=tuning_seeds, seeds=seeds, say=say)
+        if not _HELPER.value:
+            _publish(comparison, comparisons, numbers)
+        waiting.remove(comparison.name)
+
+    while waiting:
+        try:
+            do_free(make, [comparison for comparison in comparisons if comparison.name in waiting])
+        except BusyError:
+            say("Other processes train the runs that are left; this one waits for them.")
+            time.sleep(POLL)
 
 
 def _check_flags() -> None:
@@ -174,16 +218,9 @@ def _check(comparison: Comparison) -> None:
         make_setup(make_config(comparison, first, first.grid[0], seeds, for_tuning=for_tuning))
 
 
-def _make(comparison: Comparison, comparisons: list[Comparison], command: str) -> None:
-    workdir, console = studies_folder(), Console(stderr=True)
-    tuning_seeds, seeds = _seeds_of(comparison)
-    numbers = compare_arms(
-        comparison,
-        workdir,
-        tuning_seeds=tuning_seeds,
-        seeds=seeds,
-        say=lambda text: console.print(text, markup=False),
-    )
+def _publish(comparison: Comparison, comparisons: list[Comparison], numbers: dict[str, Any]) -> None:
+    """Writes the numbers of a comparison, prints its tables and, where `--write` says, puts them into a page."""
+    workdir, command = studies_folder(), command_line("study")
     metric = make_config(comparison, comparison.arms[0], {}, range(1)).metric
     numbers = {"command": command, "machine": _machine_of(numbers, workdir), "metric": metric, **numbers}
     numbers |= STUDIES[_STUDY.value or ""].measure(numbers, workdir)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from adalfl_jax.analysis.record import RunRecord
 from adalfl_jax.analysis.statistics import adjust_p_values, describe, paired_difference, signed_rank_test
 from adalfl_jax.training.digest import digest_of
+from adalfl_jax.training.workdir import BusyError
 from experiments.study.arms import Arm, Comparison, Overrides, field_words, make_config, make_source_config
 from experiments.study.runs import Diverged, Outcome, flat_share_of, outcome_of, run, started
 
 Say = Callable[[str], None]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def compare_arms(
@@ -28,22 +31,17 @@ def compare_arms(
       loss is at the end; `differences`: paired tests of the reference less every other arm, with p-values adjusted for
       their number; `pairs`: the same of the further pairs of arms, adjusted for theirs, with a `signed_rank` test of
       each; `target`: the metric the first arm ends at, None if it diverges.
+
+    Raises:
+      BusyError: as `do_free`.
     """
-    outcomes: dict[str, Outcome] = {}
-    arms: dict[str, Any] = {}
-    for arm in comparison.arms:
-        point, tuning = _tune(comparison, arm, workdir, tuning_seeds, say)
-        arms[arm.name] = {"title": arm.title, "chosen": None if point is None else dict(point), "tuning": tuning}
-        if point is None:
-            arms[arm.name]["diverged"] = "at every point of the grid"
-            continue
-        say(f"{comparison.title}: {arm.title}{_words(point)}, {len(seeds)} seeds")
-        found, arms[arm.name]["run"] = _train(comparison, arm, point, seeds, workdir)
-        if isinstance(found, Diverged):
-            arms[arm.name]["diverged"] = found.reason
-            continue
-        outcomes[arm.name] = outcome_of(found, early_stopping=arm.early_stopping)
-        arms[arm.name]["flat_share"] = flat_share_of(found)
+
+    def settle(arm: Arm) -> tuple[dict[str, Any], Outcome | None]:
+        return _settle(comparison, arm, workdir, tuning_seeds, seeds, say)
+
+    settled = dict(zip((arm.name for arm in comparison.arms), do_free(settle, comparison.arms), strict=True))
+    arms = {name: numbers for name, (numbers, _) in settled.items()}
+    outcomes = {name: outcome for name, (_, outcome) in settled.items() if outcome is not None}
     first = outcomes.get(comparison.arms[0].name)
     target = None if first is None else float(first.test.mean())
     for name, outcome in outcomes.items():
@@ -60,6 +58,39 @@ def compare_arms(
         "differences": _differences(outcomes, comparison.reference),
         "pairs": _pairs(outcomes, comparison.pairs),
     }
+
+
+def do_free(do: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """Does something with every item, passing over those that need a run which another process trains.
+
+    Raises:
+      BusyError: some were passed over; the same call does them later, and finds the runs of the others finished.
+    """
+    results, busy = [], None
+    for item in items:
+        try:
+            results.append(do(item))
+        except BusyError as error:
+            busy = error
+    if busy is not None:
+        raise busy
+    return results
+
+
+def _settle(
+    comparison: Comparison, arm: Arm, workdir: Path, tuning_seeds: range, seeds: range, say: Say
+) -> tuple[dict[str, Any], Outcome | None]:
+    """Tunes and trains an arm; returns the numbers it has for itself, and what it reached unless it diverged."""
+    point, tuning = _tune(comparison, arm, workdir, tuning_seeds, say)
+    numbers: dict[str, Any] = {"title": arm.title, "chosen": None if point is None else dict(point), "tuning": tuning}
+    if point is None:
+        return numbers | {"diverged": "at every point of the grid"}, None
+    say(f"{comparison.title}: {arm.title}{_words(point)}, {len(seeds)} seeds")
+    found, digest = _train(comparison, arm, point, seeds, workdir)
+    numbers["run"] = digest
+    if isinstance(found, Diverged):
+        return numbers | {"diverged": found.reason}, None
+    return numbers | {"flat_share": flat_share_of(found)}, outcome_of(found, early_stopping=arm.early_stopping)
 
 
 def _train(
@@ -81,14 +112,16 @@ def _tune(
     """The best point of an arm's grid by the mean validation metric, and that of all; None if all diverge."""
     if len(arm.grid) == 1:
         return arm.grid[0], []
-    tried = []
-    for point in arm.grid:
+
+    def attempt(point: Overrides) -> dict[str, Any]:
         say(f"{comparison.title}: tuning {arm.title}{_words(point)}")
         found, _ = _train(comparison, arm, point, seeds, workdir, for_tuning=True)
         valid = None
         if not isinstance(found, Diverged):
             valid = float(outcome_of(found, early_stopping=arm.early_stopping).valid.mean())
-        tried.append({"point": dict(point), "valid": valid})
+        return {"point": dict(point), "valid": valid}
+
+    tried = do_free(attempt, arm.grid)
     finite = [entry for entry in tried if entry["valid"] is not None]
     return min(finite, key=lambda entry: entry["valid"])["point"] if finite else None, tried
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 from pathlib import Path
@@ -32,8 +33,13 @@ def folder_of(config: TrainConfig, workdir: Path) -> Path:
     return workdir / RUNS / digest_of(config)
 
 
+@functools.cache
 def run(config: TrainConfig, workdir: Path) -> RunRecord | Diverged:
-    """The record of a run; it is trained if the study does not have it."""
+    """The record of a run; it is trained if the study does not have it.
+
+    Raises:
+      BusyError: another process trains it.
+    """
     folder = folder_of(config, workdir)
     failure = folder.with_suffix(".diverged.json")
     if failure.exists():

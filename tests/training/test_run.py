@@ -296,6 +296,19 @@ def test_finished_run_is_not_repeated(training):
     assert snapshot(folder) == before
 
 
+def test_a_run_that_another_process_has_just_finished_is_not_repeated(training, monkeypatch):
+    config, folder, summary = training
+    before, look, answers = (
+        snapshot(folder),
+        run.layout.finished_summary,
+        iter([None]),
+    )  # not finished at the first look
+    monkeypatch.setattr(run.layout, "finished_summary", lambda *given: next(answers, look(*given)))
+    assert train(config, folder) == summary
+    assert snapshot(folder) == before
+    assert not [*answers]
+
+
 def test_workdir_with_another_run_is_refused_and_left_alone(training):
     _, folder, _ = training
     before = snapshot(folder)

@@ -1,0 +1,138 @@
+"""Studies that several processes train: each run by one of them, with the numbers that one process makes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from adalfl_jax.training.workdir import BusyError, WorkdirError, hold_workdir
+from experiments.study import jobs, runs
+from experiments.study.arms import Arm, Comparison, grid, make_config
+from experiments.study.compare import compare_arms, do_free
+from tests.training.tiny import ROOT, SETTINGS
+
+ARM = Arm("task_loss", "task loss", {"method": "task_loss"}, grid(inner__learning_rate=(0.01, 0.1, 1.0)))
+COMPARISON = Comparison(
+    "tiny", "Tiny", "default", SETTINGS, (ARM, ARM._replace(name="untuned", grid=ARM.grid[:1])), "untuned"
+)
+STUDY = ("--study=clean_labels", "--comparison=diabetes_mlp", "--arm=constant", "--quick")
+
+
+def compared(workdir):
+    return compare_arms(COMPARISON, workdir, tuning_seeds=range(1), seeds=range(5, 7), say=lambda text: None)
+
+
+def test_a_run_that_another_process_trains_is_passed_over_and_read_later(tmp_path):
+    runs.run.cache_clear()
+    configs = [make_config(COMPARISON, ARM, point, range(1), for_tuning=True) for point in ARM.grid]
+    with hold_workdir(runs.folder_of(configs[0], tmp_path)), pytest.raises(BusyError, match="another process works on"):
+        compared(tmp_path)
+    summaries = [(runs.folder_of(config, tmp_path) / "summary.json").exists() for config in configs]
+    assert summaries == [False, True, True]
+    assert (
+        len([*(tmp_path / "runs").glob("*/summary.json")]) == 3
+    )  # untuned, too, and not the arm that is not tuned yet
+    shared = compared(tmp_path)
+    runs.run.cache_clear()
+    alone = compared(tmp_path / "alone")
+    for numbers in (shared, alone):
+        for arm in numbers["arms"].values():
+            del arm["seconds"], arm["seconds_to_target"]
+    assert shared == alone
+
+
+def test_what_is_free_is_done_before_it_is_told_that_something_is_not():
+    done = []
+
+    def do(item):
+        if item == "busy":
+            raise BusyError(item)
+        done.append(item)
+        return item.upper()
+
+    with pytest.raises(BusyError):
+        do_free(do, ["a", "busy", "b"])
+    assert done == ["a", "b"]
+    assert do_free(do, ["a", "b"]) == ["A", "B"]
+
+
+@pytest.mark.parametrize(
+    ("num_cores", "num_jobs", "shares"),
+    [(4, 2, [[0, 1], [2, 3]]), (5, 2, [[0, 1], [2, 3, 4]]), (2, 3, [None, None, None])],
+)
+def test_processes_share_the_cores(num_cores, num_jobs, shares, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(num_cores)), raising=False)
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "")  # brought back at the end
+    for position, expected in enumerate(shares):
+        taken = {}
+        monkeypatch.setattr(os, "sched_setaffinity", taken.__setitem__, raising=False)
+        jobs.take_share(position, num_jobs)
+        assert taken == ({} if expected is None else {0: expected})
+
+
+def test_no_memory_of_a_gpu_is_taken_in_advance_unless_the_user_says_so(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(), raising=False)
+    for given, kept in ((None, "false"), ("true", "true")):
+        monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", given or "")
+        if given is None:
+            monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE")
+        jobs.take_share(0, 2)
+        assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == kept
+
+
+def test_without_locks_there_are_no_jobs(tmp_path, monkeypatch):
+    jobs.require_locks(tmp_path)
+    monkeypatch.setattr(jobs, "is_worked_on", lambda folder: False)
+    with pytest.raises(WorkdirError, match=r"--jobs needs a file system with locks, which .* is not on; leave it out"):
+        jobs.require_locks(tmp_path)
+
+
+def test_a_helper_that_fails_is_told_with_its_log(tmp_path):
+    log = tmp_path / "jobs" / "1.log"
+    with pytest.warns(UserWarning, match=rf"a helper failed.*{log} says why"), jobs.helpers(["--stduy"], 2, tmp_path):
+        pass
+    assert "Unknown command line flag 'stduy'" in log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity"), reason="cores cannot be chosen here, and rounding follows them"
+)
+def test_two_processes_make_the_numbers_of_one(tmp_path):
+    command, curves, cores = [sys.executable, "-m", "experiments.study", *STUDY], {}, os.sched_getaffinity(0)
+    for name, given, allowed in (("alone", [], {min(cores)}), ("shared", ["--jobs=2"], cores)):
+        os.sched_setaffinity(0, allowed)  # a process inherits it
+        try:
+            workdir = f"--workdir={tmp_path / name}"
+            subprocess.run([*command, workdir, *given], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+        finally:
+            os.sched_setaffinity(0, cores)
+        (numbers,) = json.loads((tmp_path / name / "clean_labels.json").read_text()).values()
+        curves[name] = {arm: found["curve"] for arm, found in numbers["arms"].items()}
+    assert curves["shared"] == curves["alone"]
+    assert "2 seeds" in (tmp_path / "shared" / "jobs" / "1.log").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_helpers_end_however_their_parent_does(number, tmp_path):
+    arguments = [*STUDY, f"--workdir={tmp_path}", "--jobs=3"]
+    command = [sys.executable, "-m", "experiments.study", *arguments]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:  # noqa: S603
+        logs = [tmp_path / "jobs" / f"{position}.log" for position in (1, 2)]
+        while not all(log.exists() and "seeds" in log.read_text() for log in logs):
+            time.sleep(0.1)
+        process.send_signal(number)
+    deadline = time.monotonic() + 60
+    while is_anyone_at(tmp_path):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def is_anyone_at(workdir):
+    found = subprocess.run(["pgrep", "-f", str(workdir)], capture_output=True, check=False)  # noqa: S603, S607
+    return bool(found.stdout)
