@@ -39,6 +39,7 @@ class Table(NamedTuple):
 def render_table(table: Table) -> str:
     """A Markdown table whose columns also line up as plain text."""
     cells = [list(table.columns), *([cell(row) for cell in table.columns.values()] for row in table.rows)]
+    cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in cells]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in cells]
     lines.insert(1, "|-" + "-|-".join("-" * width for width in widths) + "-|")

@@ -18,6 +18,12 @@ def test_a_part_is_made_anew_and_the_others_stay():
     assert page.replace_parts(second, "thrift", {}) == second
 
 
+def test_a_cell_is_one_line_and_ends_no_cell():
+    table = page.Table("Errors", {"run": lambda row: row["run"], "state": lambda row: row["state"]}, [])
+    (*_, last) = page.render_table(table._replace(rows=[{"run": "a|b", "state": "failed:\n no  room"}])).splitlines()
+    assert last == r"| a\|b | failed: no room |"
+
+
 def test_what_is_no_part_is_not_lost():
     with pytest.raises(ValueError, match=r"section 'clean' begins with something that is no part .* 'old'"):
         page.replace_parts(PAGE, "clean", {"mlp": "new"})
