@@ -31,7 +31,11 @@ SHOWN = {
     "imbalance_100": "classes imbalanced 1:100",
 }
 MLP: Overrides = {"model.name": "mlp", "model.hidden_sizes": (256,), "model.initialization": "pytorch"}
-LENET5: Overrides = {"model.name": "lenet5", "num_steps": 2000}  # a step takes seven times as long as the MLP's
+LENET5: Overrides = {  # a step takes seven times as long as the MLP's
+    "model.name": "lenet5",
+    "model.initialization": "pytorch",
+    "num_steps": 2000,
+}
 PROBLEMS: dict[str, tuple[str, Overrides]] = {
     "mnist_mlp": ("MNIST, MLP 784-256-10", {"dataset.name": "mnist", **MLP}),
     "fashion_mnist_mlp": ("Fashion-MNIST, MLP 784-256-10", {"dataset.name": "fashion_mnist", **MLP}),
