@@ -21,7 +21,9 @@ def require_family(loss: LearnedLoss) -> None:
 
 
 def declares(loss_fn: Callable[..., Any], name: str) -> bool:
-    """Whether a loss declares an argument of this name that is keyword-only or has a default."""
+    """Whether a loss declares an argument of this name that is keyword-only or has a default, and has not bound it."""
+    if _is_bound(loss_fn, name):
+        return False
     try:
         parameter = inspect.signature(loss_fn).parameters.get(name)
     except (TypeError, ValueError):  # a callable without an inspectable signature cannot ask for it
@@ -29,6 +31,22 @@ def declares(loss_fn: Callable[..., Any], name: str) -> bool:
     if parameter is None or parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
         return False
     return parameter.kind is inspect.Parameter.KEYWORD_ONLY or parameter.default is not inspect.Parameter.empty
+
+
+class _AtProgress(functools.partial):
+    """A loss with a progress that is not the user's: another may take its place, as that of a past step does."""
+
+
+def _is_bound(loss_fn: Callable[..., Any] | None, name: str) -> bool:
+    """Whether a `functools.partial`, this loss or one inside it, has given the argument a value."""
+    while loss_fn is not None:
+        if isinstance(loss_fn, functools.partial):
+            if name in loss_fn.keywords and not (isinstance(loss_fn, _AtProgress) and name == "progress"):
+                return True
+            loss_fn = loss_fn.func
+        else:
+            loss_fn = getattr(loss_fn, "__wrapped__", None)
+    return False
 
 
 def at_progress(loss_fn: Loss, progress: jax.Array | float | None) -> Loss:
@@ -40,4 +58,4 @@ def at_progress(loss_fn: Loss, progress: jax.Array | float | None) -> Loss:
     """
     if progress is None or not declares(loss_fn, "progress"):
         return loss_fn
-    return functools.partial(loss_fn, progress=progress)  # pyright: ignore[reportReturnType]
+    return _AtProgress(loss_fn, progress=progress)  # pyright: ignore[reportReturnType]

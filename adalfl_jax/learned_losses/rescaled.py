@@ -90,11 +90,13 @@ class RescaledLoss:
     ) -> jax.Array:
         """c M_phi, a scalar, of targets `[B]` or `[B, C]`, outputs `[B, C]` and, where M reads it, progress `[]`."""
         loss_fn = functools.partial(at_progress(self.loss.apply, progress), phi_params, targets)
-        return self._factor(loss_fn, targets, jax.lax.stop_gradient(outputs)) * loss_fn(outputs)
+        loss = loss_fn(outputs)
+        return self._factor(loss_fn, targets, jax.lax.stop_gradient(outputs)).astype(loss.dtype) * loss
 
     def _factor(self, loss_fn: Callable[[jax.Array], jax.Array], targets: jax.Array, outputs: jax.Array) -> jax.Array:
+        wide = jnp.promote_types(outputs.dtype, jnp.float32)  # squares of float16 are soon zero
         squares, task_squares = (
-            jnp.sum(jax.grad(fn)(outputs) ** 2)
+            jnp.sum(jax.grad(fn)(outputs).astype(wide) ** 2)
             for fn in (loss_fn, lambda outputs: TASK_LOSSES[self.task_loss](targets, outputs))
         )
         has_direction = squares > 0

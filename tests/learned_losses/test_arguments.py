@@ -12,6 +12,7 @@ import pytest
 
 import adalfl_jax
 from adalfl_jax.hypergradient.problem import BilevelProblem, inner_step, outer_objective
+from adalfl_jax.learned_losses.arguments import at_progress, declares
 from adalfl_jax.task_losses import softmax_cross_entropy
 from adalfl_jax.training import train
 from adalfl_jax.training.evaluation import Evaluation
@@ -60,6 +61,39 @@ def test_a_fresh_loss_does_not_depend_on_progress():
     for progress in (0.0, 1.0):
         found = LOSS.apply(LOSS.init(jax.random.key(0)), TARGETS, OUTPUTS, progress=progress)
         np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_what_the_user_has_bound_is_not_asked_for_nor_replaced():
+    seen = []
+
+    def loss_fn(phi_params, targets, outputs, *, progress=None, params=None):
+        seen.append((progress, params))
+        return phi_params * outputs.mean()
+
+    bound = functools.wraps(loss_fn)(functools.partial(functools.partial(loss_fn, progress=0.5), params=1.0))
+    for name, before, after in (("progress", loss_fn, bound), ("params", loss_fn, bound)):
+        assert declares(before, name)
+        assert not declares(after, name)
+    at_progress(bound, 0.75)(1.0, TARGETS, OUTPUTS)
+    model, inner, _, theta, _ = make_problem()
+    outer = optax.sgd(0.1)
+    step = adalfl_jax.make_bilevel_step(
+        model.apply, bound, softmax_cross_entropy, inner, outer
+    )  # no `params` to refuse
+    step(theta, adalfl_jax.Phi.create(jnp.ones(()), outer), make_batch(jax.random.key(0))._replace(progress=0.75))
+    assert {*seen} == {(0.5, 1.0)}
+
+
+@pytest.mark.parametrize("hypergradient", ["forward", "truncated"])
+def test_progress_may_begin_as_a_whole_number(hypergradient):
+    outer = optax.adam(1e-2)
+    parts, theta, phi, batches = make_parts(2, outer)
+    step = adalfl_jax.make_bilevel_step(*parts, outer, hypergradient=hypergradient)
+    found = []
+    for start in (0, 0.0):
+        after = step(theta, phi, batches[0]._replace(progress=start))
+        found.append(step(*after[:2], batches[1]._replace(progress=0.5))[0].params)
+    chex.assert_trees_all_equal(*found)
 
 
 def test_progress_is_one_number_where_it_is_used_and_ignored_elsewhere():

@@ -45,6 +45,16 @@ def test_its_gradient_has_the_direction_of_m_and_a_length_within_the_bounds():
     np.testing.assert_allclose(cosines, 1.0, rtol=1e-6)
 
 
+def test_bounds_hold_for_outputs_of_few_bits():
+    """Squares of gradients that are small in float16 are zero there."""
+    phi_params, targets = NETWORK.init(jax.random.key(0)), jnp.arange(100)
+    outputs = jax.random.normal(jax.random.key(1), (100, 100)).astype(jnp.float16)
+    own = gradient(adalfl_jax.RescaledLoss(NETWORK, floor=1.0, ceiling=1.0), phi_params, targets, outputs)
+    task = jax.grad(lambda outputs: softmax_cross_entropy(targets, outputs))(outputs)
+    assert own.dtype == jnp.float16
+    assert jnp.linalg.norm(own.astype(float)) / jnp.linalg.norm(task.astype(float)) == pytest.approx(1, rel=0.03)
+
+
 def test_bounds_that_do_not_hold_change_nothing_at_all():
     phi_params = NETWORK.init(jax.random.key(0))
     loose = adalfl_jax.RescaledLoss(NETWORK, floor=1e-3, ceiling=1e3)
