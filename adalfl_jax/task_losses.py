@@ -64,7 +64,7 @@ def to_dense(targets: jax.Array, outputs: jax.Array) -> jax.Array:
     if outputs.shape[1] == 1:
         dense = targets[:, None].astype(outputs.dtype)
     else:
-        dense = jax.nn.one_hot(targets, outputs.shape[1], dtype=outputs.dtype)
+        dense = jax.nn.one_hot(jnp.asarray(targets, jnp.int32), outputs.shape[1], dtype=outputs.dtype)
     return jnp.where(_has_class(targets, outputs)[:, None], dense, jnp.nan)
 
 

@@ -196,8 +196,12 @@ def test_labels_out_of_range_make_a_loss_nan_inside_a_trace(name, dtype, label):
     assert jnp.isfinite(jnp.concatenate([gradient[:1], gradient[2:]])).all()
 
 
-def test_labels_of_few_bits_may_have_more_classes_than_they_can_count():
-    assert jnp.isfinite(jax.jit(task_losses.softmax_cross_entropy)(jnp.array([0, 255], jnp.uint8), jnp.zeros((2, 300))))
+@pytest.mark.parametrize("name", ["softmax_cross_entropy", "sigmoid_cross_entropy", *ROBUST])
+def test_labels_of_few_bits_may_have_more_classes_than_they_can_count(name):
+    outputs = jax.random.normal(jax.random.key(0), (2, 300))
+    few, many = (jax.jit(TASK_LOSSES[name])(jnp.array([3, 255], dtype), outputs) for dtype in (jnp.uint8, jnp.int32))
+    assert jnp.isfinite(few)
+    assert few == many
 
 
 @pytest.mark.parametrize("num_outputs", [1, 3])
