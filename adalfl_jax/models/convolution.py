@@ -40,6 +40,7 @@ class Geometry:
     kernel_size: tuple[int, int]  # h, w
     strides: tuple[int, int]
     padding: tuple[tuple[int, int], tuple[int, int]]
+    precision: str | None = None  # of products: that of `jax.default_matmul_precision` where the model is traced
 
     @property
     def output_size(self) -> tuple[int, int]:
@@ -87,7 +88,8 @@ def convolve(
             raise ValueError(f'padding must be "VALID", "SAME" or pairs of numbers; got {padding!r}')
         padding = jax.lax.padtype_to_pads(size, window, strides, padding)
     down, across = padding
-    geometry = Geometry(size, window, (strides[0], strides[1]), (tuple(down), tuple(across)))  # pyright: ignore[reportArgumentType]
+    precision = jax.config.values["jax_default_matmul_precision"]
+    geometry = Geometry(size, window, (strides[0], strides[1]), (tuple(down), tuple(across)), precision)  # pyright: ignore[reportArgumentType]
     if min(geometry.output_size) < 1:
         raise ValueError(
             f"a kernel of {window} is larger than images of {size} with the padding {geometry.padding}: no output is "
@@ -206,6 +208,16 @@ def _fast_to_kernel(inputs: jax.Array, outputs: jax.Array, geometry: Geometry) -
     return form(inputs, outputs, geometry)
 
 
+def _in_its_precision(form: Operation) -> Operation:
+    """The form in the precision that the geometry names: it is lowered when the context of the trace is gone."""
+
+    def operation(left: jax.Array, right: jax.Array, geometry: Geometry) -> jax.Array:
+        with jax.default_matmul_precision(geometry.precision):  # pyright: ignore[reportArgumentType]
+            return form(left, right, geometry)
+
+    return operation
+
+
 def _define(name: str, native: Operation, product: Operation, fast: Operation) -> Primitive:
     """A primitive of two arrays: `fast` on a CPU, `native` elsewhere.
 
@@ -213,6 +225,7 @@ def _define(name: str, native: Operation, product: Operation, fast: Operation) -
     their patches are 9 times their inputs for a 3x3 kernel, and XLA's grouped convolution is slower still.
     """
     primitive = Primitive(name)
+    native, product, fast = map(_in_its_precision, (native, product, fast))
 
     @functools.partial(jax.jit, static_argnames="geometry")
     def run(left: jax.Array, right: jax.Array, geometry: Geometry) -> Any:

@@ -28,7 +28,8 @@ def functionalize(
 
     `params` holds the module's `nnx.Param`s and `model_state` its other variables, batch statistics say, as nested
     dictionaries of arrays; what it sows (`nnx.Intermediate`) is dropped. `apply` sets train or eval mode by `train`,
-    and every random stream of the module (dropout) is derived from `rng_key`, so equal keys give equal outputs.
+    and every random stream of the module (dropout) is derived from `rng_key`, so equal keys give equal outputs. Without
+    a key, as in eval mode, a module that draws nevertheless draws the same at every call.
 
     Args:
       make_module: builds the module from an `nnx.Rngs`, for example `lambda rngs: MLP((64,), 10, rngs=rngs)`.
@@ -120,12 +121,13 @@ COMPUTE_DTYPES = tuple(_CASTS)
 
 def _seed_streams(streams: PyTree, rng_key: jax.Array | None) -> PyTree:
     """Fills the abstract state of random streams: keys folded from `rng_key` one by one, counters at zero."""
-    rng_key = jax.random.key(0) if rng_key is None else rng_key  # in eval mode nothing is drawn
+    rng_key = jax.random.key(0) if rng_key is None else rng_key  # for eval mode, where mostly nothing is drawn
     leaves, treedef = jax.tree.flatten(streams)
-    filled = [
-        jax.random.fold_in(rng_key, index)
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        else jnp.zeros(leaf.shape, leaf.dtype)
-        for index, leaf in enumerate(leaves)
-    ]
-    return jax.tree.unflatten(treedef, filled)
+
+    def fill(index: int, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jnp.zeros(leaf.shape, leaf.dtype)
+        key = jax.random.fold_in(rng_key, index)
+        return jax.random.split(key, leaf.shape) if leaf.shape else key  # of layers that are stacked, each its own
+
+    return jax.tree.unflatten(treedef, [fill(*each) for each in enumerate(leaves)])

@@ -59,6 +59,27 @@ def test_outputs_gradients_and_tangents_are_those_of_the_native_convolution(name
         np.testing.assert_allclose(mine, expected, rtol=1e-5, atol=1e-5 * float(jnp.abs(expected).max()))
 
 
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+@pytest.mark.parametrize("name", ["second of LeNet-5", "strided"])
+def test_products_have_the_precision_of_where_the_model_is_traced(name, platform):
+    ours, _, primals, _ = draw(name)
+
+    def within(precision, num_seeds):
+        def differentiate(inputs, kernel):
+            with jax.default_matmul_precision(precision):
+                return jax.grad(lambda *arrays: (ours(*arrays) ** 2).sum(), (0, 1))(inputs, kernel)
+
+        many = [jnp.stack([array] * num_seeds) for array in primals]
+        text = jax.jit(jax.vmap(differentiate)).trace(*many).lower(lowering_platforms=(platform,)).as_text()
+        lines = [line for line in text.splitlines() if "dot_general" in line or "stablehlo.convolution" in line]
+        return [line.count("HIGHEST") == 2 for line in lines]
+
+    for num_seeds in (1, 2):
+        assert len(within("highest", num_seeds)) >= 3
+        assert all(within("highest", num_seeds))
+        assert not any(within("default", num_seeds))
+
+
 @pytest.mark.usefixtures("float64", "strict_dtypes")
 @pytest.mark.parametrize("name", ["band with strides", "1x1"])
 def test_two_derivatives_of_a_convolution_equal_finite_differences(name):

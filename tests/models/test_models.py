@@ -263,6 +263,36 @@ def test_dropout_is_drawn_from_the_key_and_off_in_eval_mode():
         outputs(True, None)
 
 
+def test_layers_that_are_stacked_draw_dropout_of_their_own():
+    class Stacked(nnx.Module):
+        def __init__(self, rngs):
+            @nnx.split_rngs(splits=2)
+            @nnx.vmap(in_axes=(0,), out_axes=0)
+            def make(rngs):
+                return nnx.Dropout(0.5, rngs=rngs)
+
+            self.layers = make(rngs)
+
+        def __call__(self, inputs):
+            @nnx.scan(in_axes=(0, None), out_axes=0)
+            def each(layer, inputs):
+                return layer(inputs)
+
+            return each(self.layers, inputs)
+
+    model = functionalize(Stacked)
+    variables = model.init(jax.random.key(0))
+
+    def outputs(train, seed):
+        return model.apply(*variables, jnp.ones((4, 50)), train=train, rng_key=jax.random.key(seed))[0]
+
+    first, second = outputs(True, 1)
+    assert not jnp.array_equal(first, second)
+    assert jnp.array_equal(outputs(True, 1)[0], first)
+    assert not jnp.array_equal(outputs(True, 2)[0], first)
+    assert jnp.array_equal(outputs(False, 1), jnp.ones((2, 4, 50)))
+
+
 def test_a_model_of_the_zoo_with_dropout_needs_a_key_in_train_mode():
     model = make_model("allcnnc", (9, 9, 3), 3)
     variables = jax.eval_shape(model.init, jax.random.key(0))
