@@ -81,7 +81,8 @@ def make_bilevel_step(
       task_loss_fn: L, `(targets, outputs) -> scalar`.
       inner_optimizer: any optax transformation that needs gradient, state and parameters alone (a line search needs
         more); the paper's is `optax.sgd`.
-      outer_optimizer: any optax transformation; the paper's is `optax.adam`.
+      outer_optimizer: any optax transformation that needs gradient, state, parameters and the value of the loss alone,
+        as `optax.contrib.reduce_on_plateau`; the paper's is `optax.adam`.
       hypergradient: a key of `adalfl_jax.hypergradient.ESTIMATORS`, or an estimator with settings of your own from
         `adalfl_jax.make_estimator`. "forward" is exact through one inner step, "unrolled" through any number.
       meta_batch_fraction: share of the inner and of the outer batch, or of each, on which the meta-gradient is
@@ -149,8 +150,10 @@ def make_bilevel_step(
         axis_name,
     )
 
-    def update_phi(phi: Phi, gradient: PyTree, carry: PyTree) -> Phi:
-        updates, opt_state = outer_optimizer.update(gradient, phi.opt_state, phi.params)
+    outer_update = optax.with_extra_args_support(outer_optimizer).update
+
+    def update_phi(phi: Phi, gradient: PyTree, outer_loss: jax.Array, carry: PyTree) -> Phi:
+        updates, opt_state = outer_update(gradient, phi.opt_state, phi.params, value=outer_loss)
         return Phi(optax.apply_updates(phi.params, updates), opt_state, carry)
 
     def take_step(
@@ -161,7 +164,7 @@ def make_bilevel_step(
             batch = batch._replace(outer=first_examples(batch.outer, outer_fraction))
         result = estimate(problem.at_progress(batch.progress), theta, phi.params, batch, phi.carry)
         metrics = BilevelMetrics(result.inner_loss, result.outer_loss, optax.tree.norm(result.gradient))
-        return result.theta, update_phi(phi, result.gradient, result.carry), metrics
+        return result.theta, update_phi(phi, result.gradient, result.outer_loss, result.carry), metrics
 
     if pipelined:
         step, parts = make_pipelined_step(problem, estimate, update_phi), ("inner",)

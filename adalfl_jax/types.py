@@ -18,7 +18,7 @@ PyTree = Any
 class Batch(NamedTuple):
     """Examples and their targets; a plain `(inputs, targets)` tuple does as well."""
 
-    inputs: jax.Array  # [B, ...]
+    inputs: PyTree  # an array [B, ...], or a pytree of such
     targets: jax.Array  # [B] integer labels, or [B, C] one-hot, soft or real-valued
 
 
@@ -28,8 +28,8 @@ class BilevelBatch(NamedTuple):
     For a K-step unroll every array of `inner` carries a leading axis K, and `outer` does not.
     """
 
-    inner: Batch | tuple[jax.Array, jax.Array]  # the batch of the update of theta on M_phi
-    outer: Batch | tuple[jax.Array, jax.Array]  # the batch the task loss is taken on at the new theta
+    inner: Batch | tuple[PyTree, jax.Array]  # the batch of the update of theta on M_phi
+    outer: Batch | tuple[PyTree, jax.Array]  # the batch the task loss is taken on at the new theta
     rng_key: jax.Array | None = None  # for dropout and the like; None for a deterministic model
     step: jax.Array | int | None = None  # [] number of the step, from 0; read by `outer_every` alone
     progress: jax.Array | float | None = None  # [] t / T, the same for all K steps; for a learned loss that reads it
@@ -92,10 +92,10 @@ class InitFn(Protocol):
 
 
 class ApplyFn(Protocol):
-    """The base model f_theta: inputs `[B, ...]` to outputs `[B, C]` and the updated model state."""
+    """The base model f_theta: inputs `[B, ...]`, or a pytree of such, to outputs `[B, C]` and the updated state."""
 
     def __call__(
-        self, params: PyTree, model_state: PyTree, inputs: jax.Array, /, *, train: bool, rng_key: jax.Array | None
+        self, params: PyTree, model_state: PyTree, inputs: PyTree, /, *, train: bool, rng_key: jax.Array | None
     ) -> tuple[jax.Array, PyTree]: ...
 
 

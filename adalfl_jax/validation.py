@@ -137,7 +137,8 @@ def require_bilevel_batch(batch: BilevelBatch, parts: Sequence[str]) -> None:
     for part in parts:
         arrays = getattr(batch, part)
         require_batch(f"batch.{part}", arrays)
-        if not all(hasattr(array, "ndim") for array in arrays):
+        inputs, targets = map(jax.tree.leaves, arrays)
+        if not inputs or len(targets) != 1 or not all(hasattr(array, "ndim") for array in (*inputs, *targets)):
             raise _no_batch(f"batch.{part}", arrays)
     if batch.rng_key is not None:
         require_key("batch.rng_key", batch.rng_key)
@@ -187,5 +188,6 @@ def _require_opt_state(
 def _no_batch(name: str, batch: Any) -> ValueError:
     kinds = f" of {', '.join(type(item).__name__ for item in batch)}" if isinstance(batch, tuple | list) else ""
     return ValueError(
-        f"{name} must be two arrays, (inputs [B, ...], targets [B] or [B, C]); got a {type(batch).__name__}{kinds}"
+        f"{name} must be two arrays, (inputs [B, ...], targets [B] or [B, C]), or inputs a pytree of such; got a "
+        f"{type(batch).__name__}{kinds}"
     )

@@ -174,9 +174,9 @@ def get_config() -> ConfigDict:
 
     # How d L / d phi is computed; docs/meta_gradients.md compares them. Exact through one step: "forward", "recompute"
     # (least memory), "unrolled", "checkpointed", "mixed_mode" (these three through offline.num_inner_steps too). Nearly
-    # exact, and cheaper for convolutional networks: "finite_difference"; closer, at the price of "forward" or above:
-    # "central_difference". Longer horizons: "truncated". As if theta minimised M_phi: "neumann", "conjugate_gradient".
-    # Without derivatives: "evolution_strategies", "persistent_evolution_strategies".
+    # exact: "finite_difference", cheaper for convolutional networks, and for smooth models "central_difference". Longer
+    # horizons: "truncated". As if theta minimised M_phi: "neumann", "conjugate_gradient". Without derivatives:
+    # "evolution_strategies", "persistent_evolution_strategies".
     config.hypergradient = "forward"
     config.estimator = ConfigDict()
     # Steps "truncated" goes back through.

@@ -57,6 +57,64 @@ def test_scan_and_jit_equal_the_eager_loop(model):
     chex.assert_trees_all_close(eager, scan(step, theta, phi, batches), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("options", [{}, {"pipelined": True}, {"outer_every": 2}])
+def test_an_outer_optimizer_is_given_the_value_of_the_loss(options):
+    model, inner, loss, theta, phi_params = make_problem()
+    outer = optax.chain(optax.adam(1e-2), optax.contrib.reduce_on_plateau(patience=1))
+    step = jax.jit(
+        adalfl_jax.make_bilevel_step(model.apply, loss.apply, softmax_cross_entropy, inner, outer, **options)
+    )
+    batches = stacked_batches(4)._replace(step=jnp.arange(4))
+    _, phi, metrics = loop(step, theta, adalfl_jax.Phi.create(phi_params, outer), batches)
+    is_updated = metrics.hypergradient_norm > 0
+    assert is_updated.sum() == {"outer_every": 2, "pipelined": 3}.get(*options, 4) if options else is_updated.all()
+    assert phi.opt_state[1].best_value == metrics.outer_loss[is_updated].min()
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(
+    "options",
+    [{"hypergradient": name} for name in adalfl_jax.hypergradient.ESTIMATORS]
+    + [{"pipelined": True}, {"outer_every": 2}, {"meta_batch_fraction": 0.5}],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_inputs_may_be_a_pytree(options):
+    """A model of two arrays does what the model of one does that is these two side by side."""
+    model, inner, loss, theta, phi_params = make_problem()
+    outer = optax.adam(1e-2)
+
+    def of_parts(params, model_state, inputs, **keywords):
+        return model.apply(params, model_state, jnp.concatenate([inputs["left"], inputs["right"]], axis=-1), **keywords)
+
+    batches = stacked_batches(2)._replace(step=jnp.arange(2))
+    parts = batches._replace(
+        **{
+            name: ({"left": inputs[..., :2], "right": inputs[..., 2:]}, targets)
+            for name, (inputs, targets) in (("inner", batches.inner), ("outer", batches.outer))
+        }
+    )
+    results = []
+    for apply_fn, given in ((model.apply, batches), (of_parts, parts)):
+        step = adalfl_jax.make_bilevel_step(apply_fn, loss.apply, softmax_cross_entropy, inner, outer, **options)
+        *found, _ = loop(jax.jit(step), theta, adalfl_jax.Phi.create(phi_params, outer), given)
+        results.append((found[0], found[1].params))
+    chex.assert_trees_all_close(*results, rtol=1e-8, atol=1e-12)
+
+
+def test_inputs_of_which_one_does_not_fit_are_told():
+    step, theta, phi = make_step()
+    batch = make_batch(jax.random.key(0))
+    inputs, targets = batch.inner
+    for inner, message in (
+        (({"a": inputs, "b": inputs[:3]}, targets), r"share their leading axes \[B\]; got inputs \{'a': \(8, 5\), 'b'"),
+        (({"a": inputs, "b": inputs[None]}, targets), r"or have one leading axis K more"),
+        (({}, targets), r"batch.inner must be two arrays.*or inputs a pytree of such; got a tuple of dict"),
+    ):
+        outer = ({"a": inputs, "b": inputs}, targets)
+        with pytest.raises(ValueError, match=message):
+            step(theta, phi, batch._replace(inner=inner, outer=outer))
+
+
 @pytest.mark.parametrize("options", [{}, {"pipelined": True}])
 def test_a_loop_that_donates_its_state_equals_one_that_does_not(options):
     step, theta, phi = make_step("plain", "momentum", **options)

@@ -62,7 +62,7 @@ class EvolutionStrategies:
             displaced = optax.tree.add_scale(phi_params, self.sigma, displacement)
             return _run(problem, theta, displaced, batch, keys)[2]
 
-        pairs = jax.vmap(outer_loss)(_both_signs(noise)).reshape(2, -1)
+        pairs = jax.vmap(outer_loss, axis_size=2 * self.num_pairs)(_both_signs(noise)).reshape(2, -1)
         gradient = _correlate(pairs, noise, self.sigma)
         theta_next, inner_loss, loss = _run(problem, theta, phi_params, batch, keys)
         return Hypergradient(theta_next, gradient, inner_loss, loss, carry)
@@ -123,7 +123,7 @@ class PersistentEvolutionStrategies:
             theta, _, loss = _run(problem, theta, displaced, batch, keys)
             return theta, loss
 
-        thetas, losses = jax.vmap(advance)(particles.theta, _both_signs(noise))
+        thetas, losses = jax.vmap(advance, axis_size=2 * self.num_pairs)(particles.theta, _both_signs(noise))
         total = optax.tree.add(particles.displacement, noise)
         gradient = _correlate(losses.reshape(2, -1), total, self.sigma)
         theta_next, inner_loss, loss = _run(problem, theta, phi_params, batch, keys)

@@ -79,7 +79,9 @@ def finite_difference(
 
     The step moves theta by a distance h |w| = sqrt(eps) |theta|, eps being the precision of the outputs, which balances
     the error of the difference, of order h, and that of rounding, of order eps / h. In float32 the gradient is off by
-    about a thousandth. A model whose backward pass is not the derivative of its forward pass, as a straight-through
+    about a thousandth where the update is linear in the gradient, as SGD's is with or without momentum. Adam makes w
+    large where gradients are nearly zero, as of inputs that are always black, and then no h serves: the gradient may
+    be of no use. A model whose backward pass is not the derivative of its forward pass, as a straight-through
     estimator's, has another J_f w than this.
 
     Raises:
@@ -95,7 +97,8 @@ def central_difference(
     """J_f w = (f(theta + h w) - f(theta - h w)) / 2h + O(h^2): two forward passes, nothing kept.
 
     h |w| = eps^(1/3) |theta|, which balances the error of the difference with that of rounding. That is for a smooth f:
-    kinks, as of a ReLU, leave an error of order h, and the longer step crosses more of them than `finite_difference`.
+    kinks, as of a ReLU, leave an error of order h, and the longer step crosses more of them than `finite_difference`,
+    which is mostly closer there. Of Adam what is said there holds too.
 
     Raises:
       ValueError: `batch.inner` has a leading axis K, or numbers of 16 bits, too few to subtract, among the parameters
@@ -212,7 +215,10 @@ def jacobian_product(estimator: Estimator, point: Linearization, direction: PyTr
     """
     try:
         return JACOBIAN_PRODUCTS[estimator](point, direction)
-    except (TypeError, NotImplementedError) as error:  # the model itself was evaluated and differentiated before
+    except jax.errors.JaxRuntimeError:  # of the device, which may be out of memory
+        raise
+    except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
+        # All that JAX raises where it cannot transpose; the model itself was evaluated and differentiated before.
         raise no_forward_mode(_name(estimator)) from error
 
 

@@ -40,14 +40,14 @@ class PrimedCarry(NamedTuple):
 
 
 def make_pipelined_step(
-    problem: BilevelProblem, estimator: Estimator, update_phi: Callable[[Phi, PyTree, PyTree], Phi]
+    problem: BilevelProblem, estimator: Estimator, update_phi: Callable[[Phi, PyTree, jax.Array, PyTree], Phi]
 ) -> Callable[[Theta, Phi, BilevelBatch], tuple[Theta, Phi, BilevelMetrics]]:
     """Makes a step that updates phi for the step before it, then theta: 7 forward passes with `forward`, not 8.
 
     Args:
       problem: without a meta batch.
       estimator: a key of `JACOBIAN_PRODUCTS`.
-      update_phi: `(phi, gradient, carry) -> phi`, by the outer optimiser.
+      update_phi: `(phi, gradient, outer_loss, carry) -> phi`, by the outer optimiser.
     """
     # What a pullback keeps is not the same without a trace as in one, and a carry is handed from the one to the other.
     linearize_theta = jax.jit(functools.partial(linearize, problem), inline=True)
@@ -64,7 +64,7 @@ def make_pipelined_step(
         if point.outputs.ndim != 2:
             raise ValueError(
                 "a pipelined step takes one inner batch without a leading axis K, of which the model makes outputs "
-                f"[B, C]; got outputs {point.outputs.shape} of inputs {batch.inner[0].shape}"
+                f"[B, C]; got outputs {point.outputs.shape} of inputs {jax.tree.map(jnp.shape, batch.inner[0])}"
             )
         outer_loss, task_gradient = jax.value_and_grad(problem.task_loss_fn, argnums=1)(targets, point.outputs)
         outer_loss = problem.mean(outer_loss)
@@ -83,7 +83,7 @@ def make_pipelined_step(
             before = problem.at_progress(last.progress)
             *_, to_phi = loss_gradient_of(before, phi.params, last.targets, last.point.outputs)
             (gradient,) = problem.mean(to_phi(outputs_tangent))
-            updated = update_phi(phi, gradient, ())
+            updated = update_phi(phi, gradient, outer_loss, ())
             is_taken = phi.carry.is_taken
             phi = jax.tree.map(lambda new, old: jnp.where(is_taken, new, old), updated, phi._replace(carry=()))
             norm = jnp.where(is_taken, optax.tree.norm(gradient), norm)
@@ -111,9 +111,10 @@ def _kept(estimator: Estimator, point: Linearization) -> Linearization:
 
 
 def _require_batch(batch: AnyBatch) -> None:
-    inputs, targets = batch
-    if inputs.shape[:1] != targets.shape[:1] or not inputs.shape[:1] or inputs.shape[0] == 0:
+    inputs, targets = jax.tree.map(jnp.shape, tuple(batch))
+    axes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(tuple(batch))}
+    if len(axes) > 1 or axes & {(), (0,)}:
         raise ValueError(
             "a pipelined step takes one inner batch of inputs and targets with the same leading axis [B], not empty; "
-            f"got inputs {inputs.shape} and targets {targets.shape}"
+            f"got inputs {inputs} and targets {targets}"
         )

@@ -16,7 +16,7 @@ from adalfl_jax.axes import mean_over, own_copy
 from adalfl_jax.hypergradient.update import differentiable_update
 from adalfl_jax.types import ApplyFn, Batch, BilevelBatch, LearnedLossFn, LossFn, PyTree, Theta
 
-AnyBatch = Batch | tuple[jax.Array, jax.Array]
+AnyBatch = Batch | tuple[PyTree, jax.Array]
 
 
 class BilevelProblem(NamedTuple):
@@ -161,36 +161,41 @@ def outer_gradient(
 def num_inner_steps(batch: BilevelBatch) -> int | None:
     """K when `batch.inner` carries a leading axis of inner steps, None when it is one plain batch.
 
-    The inner batch is unrolled when its inputs have one axis more than the outer batch's.
+    The inner batch is unrolled when its inputs, an array or all arrays of a pytree, have one axis more than the outer
+    batch's.
 
     Raises:
       ValueError: leading axes of inputs and targets or ranks of inner and outer inputs differ, or a batch is empty.
     """
-    (inner_inputs, inner_targets), (outer_inputs, outer_targets) = batch.inner, batch.outer
-    extra_axes = inner_inputs.ndim - outer_inputs.ndim
-    if extra_axes not in (0, 1):
+    inner_inputs, outer_inputs = (jax.tree.map(jnp.shape, part[0]) for part in (batch.inner, batch.outer))
+    inner_targets, outer_targets = (jnp.shape(part[1]) for part in (batch.inner, batch.outer))
+    ranks = [[jnp.ndim(leaf) for leaf in jax.tree.leaves(part[0])] for part in (batch.inner, batch.outer)]
+    extra_axes = {inner - outer for inner, outer in zip(*ranks, strict=False)}
+    if len(ranks[0]) != len(ranks[1]) or extra_axes not in ({0}, {1}):
         raise ValueError(
             "batch.inner inputs must be shaped like batch.outer inputs, or have one leading axis K more; got "
-            f"inner {inner_inputs.shape} and outer {outer_inputs.shape}"
+            f"inner {inner_inputs} and outer {outer_inputs}"
         )
-    for name, inputs, targets, axes in (
-        ("inner", inner_inputs, inner_targets, 1 + extra_axes),
-        ("outer", outer_inputs, outer_targets, 1),
+    (num_extra,) = extra_axes
+    for name, part, shapes, targets, axes in (
+        ("inner", batch.inner, inner_inputs, inner_targets, 1 + num_extra),
+        ("outer", batch.outer, outer_inputs, outer_targets, 1),
     ):
-        if inputs.shape[:axes] != targets.shape[:axes] or inputs.ndim < axes:
+        leaves = jax.tree.leaves(part[0])
+        if any(jnp.shape(leaf)[:axes] != targets[:axes] or jnp.ndim(leaf) < axes for leaf in leaves):
             letters = "[K, B]" if axes == 2 else "[B]"
             raise ValueError(
                 f"batch.{name}: inputs and targets must share their leading axes {letters}; got inputs "
-                f"{inputs.shape} and targets {targets.shape}"
+                f"{shapes} and targets {targets}"
             )
-    if 0 in outer_targets.shape[:1] + inner_targets.shape[: 1 + extra_axes]:
-        raise ValueError(f"batches are empty; got inner {inner_inputs.shape} and outer {outer_inputs.shape}")
-    return inner_inputs.shape[0] if extra_axes else None
+    if 0 in outer_targets[:1] + inner_targets[: 1 + num_extra]:
+        raise ValueError(f"batches are empty; got inner {inner_inputs} and outer {outer_inputs}")
+    return inner_targets[0] if num_extra else None
 
 
 def first_examples(batch: AnyBatch, fraction: float) -> Batch:
     """A share of a batch, at least one example."""
-    return Batch(*(leaf[: max(1, round(fraction * len(leaf)))] for leaf in batch))
+    return Batch(*jax.tree.map(lambda leaf: leaf[: max(1, round(fraction * len(leaf)))], tuple(batch)))
 
 
 def require_one_step(name: str, batch: BilevelBatch) -> None:

@@ -125,7 +125,7 @@ def _replay(problem: BilevelProblem, window: PrimedWindow) -> tuple[Theta, Theta
 
 
 def _array(progress: jax.Array | float | None) -> jax.Array | None:
-    return None if progress is None else jnp.asarray(progress)
+    return None if progress is None else jnp.asarray(progress, float)  # never weakly typed, nor an integer
 
 
 def _select(condition: jax.Array, if_true: Theta, if_false: Theta) -> Theta:

@@ -37,6 +37,17 @@ def assert_mean(samples, expected):
     assert abs(samples.mean() - expected) < 5 * error
 
 
+@pytest.mark.parametrize("estimator", [EvolutionStrategies(2), PersistentEvolutionStrategies(2)])
+def test_a_loss_without_parameters_has_an_empty_gradient(estimator):
+    model, optimizer, _, theta, _ = make_problem()
+    problem = BilevelProblem(
+        model.apply, lambda _, *given: softmax_cross_entropy(*given), softmax_cross_entropy, optimizer
+    )
+    result = estimator(problem, theta, {}, make_batch(jax.random.key(0)))
+    assert result.gradient == {}
+    assert jnp.isfinite(result.outer_loss)
+
+
 @pytest.mark.parametrize("sigma", [0.1, 1.0])
 def test_the_gradient_is_that_of_the_smoothed_loss_biased_by_sigma_squared(sigma):
     """L = -phi^3 at the new theta, whose mean under a Gaussian has the slope -3 (phi^2 + sigma^2)."""

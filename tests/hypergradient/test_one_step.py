@@ -125,21 +125,24 @@ def test_a_parameter_of_float16_is_named():
         estimate("forward", model, loss, optimizer, theta, phi_params, make_batch(jax.random.key(1)))
 
 
-@jax.custom_vjp
-def clipped(values):
-    return values
-
-
-clipped.defvjp(lambda values: (values, None), lambda _, cotangent: (jnp.clip(cotangent, -1, 1),))
+BACKWARD_PASSES = {  # each fails elsewhere in JAX when it is transposed
+    "clipped": lambda cotangent: jnp.clip(cotangent, -1, 1),
+    "normalized": lambda cotangent: cotangent / jnp.linalg.norm(cotangent),
+    "guided": lambda cotangent: jnp.where(cotangent > 0, cotangent, 0.5 * cotangent),
+    "squared": lambda cotangent: cotangent * jnp.abs(cotangent),
+}
 
 
 @pytest.mark.parametrize("name", ["forward", "recompute"])
-def test_a_model_with_a_backward_pass_of_its_own_is_told_to_unroll(name):
+@pytest.mark.parametrize("backward", BACKWARD_PASSES)
+def test_a_model_with_a_backward_pass_of_its_own_is_told_to_unroll(name, backward):
     model, optimizer, loss, theta, phi_params = make_problem()
+    own = jax.custom_vjp(lambda values: values)
+    own.defvjp(lambda values: (values, None), lambda _, cotangent: (BACKWARD_PASSES[backward](cotangent),))
 
     def apply_fn(*arguments, **keywords):
         outputs, model_state = model.apply(*arguments, **keywords)
-        return clipped(outputs), model_state
+        return own(outputs), model_state
 
     state = (model._replace(apply=apply_fn), loss, optimizer, theta, phi_params, make_batch(jax.random.key(1)))
     with pytest.raises(NotImplementedError, match=rf"'{name}' needs forward-mode.*custom_vjp.*unrolled"):
