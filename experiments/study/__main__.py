@@ -105,9 +105,7 @@ _TUNING_SEEDS = flags.DEFINE_integer(
     "num_tuning_seeds", 2, "Seeds that grids are searched with; --quick takes 1.", lower_bound=1, upper_bound=FIRST_SEED
 )
 _QUICK = flags.DEFINE_bool("quick", False, "A reduced form on digits, in minutes: it shows that all works, no more.")
-_JOBS = flags.DEFINE_integer(
-    "jobs", 1, "Processes that share the runs; mostly a core each is fastest, where memory allows.", lower_bound=1
-)
+_JOBS = flags.DEFINE_integer("jobs", 1, "Processes that share the runs and the cores.", lower_bound=1)
 _HELPER = flags.DEFINE_integer(
     "helper", 0, "Set by --jobs: which of the further processes this is, that train and make no tables.", lower_bound=0
 )

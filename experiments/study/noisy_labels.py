@@ -177,10 +177,10 @@ ARMS = (
 
 REGULATED = ("shape", "floor", "ceiling")
 MOVED = ("fine_tuned_decayed", "reweighting_decayed")  # rivals that decay gains something where labels are moved
-HEADLINES = {
+HEADLINES = {  # comparisons with all arms but these
     "mnist_mlp_40": (BOUND, *REGULATED, *MOVED),
     "mnist_mlp_pair_40": (BOUND, *REGULATED),
-}  # all arms but these
+}
 VARIANTS = (BOUND, "symmetric_decayed", "adalfl_cross_entropy", "adalfl_symmetric", "adalfl_tuned", *REGULATED)
 LENET5_ARMS = ("decayed", "fine_tuned", "generalized", "symmetric_decayed", "symmetric_fine_tuned")
 KEY_ARMS = (*LENET5_ARMS, "meta_weight_net", "reweighting")  # rivals everywhere else: one or two of every kind

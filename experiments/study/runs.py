@@ -33,7 +33,7 @@ def folder_of(config: TrainConfig, workdir: Path) -> Path:
     return workdir / RUNS / digest_of(config)
 
 
-@functools.cache
+@functools.cache  # a study looks at its runs again whenever it has waited for other processes
 def run(config: TrainConfig, workdir: Path) -> RunRecord | Diverged:
     """The record of a run; it is trained if the study does not have it.
 
