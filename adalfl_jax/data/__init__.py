@@ -117,7 +117,7 @@ def load_spec(
         spec = SPECS[name]
         size = (image_size, image_size, spec.input_shape[-1])
         return spec._replace(input_shape=size) if image_size and spec.is_image else spec
-    if name in DATASETS or _is_file(name):
+    if name in DATASETS or is_file(name):
         examples = load_examples(name, location)
         make_dataset(name, examples, on_device=False)  # for its errors
         return Spec.of(examples)
@@ -134,7 +134,7 @@ def load_examples(name: str, location: Location) -> Examples:
                 f"targets, ...); it returned {type(examples).__name__}"
             )
         return examples
-    if _is_file(name):
+    if is_file(name):
         return load_npz(Path(name).expanduser())
     return load_images(name, location, others=DATASETS)
 
@@ -166,7 +166,8 @@ def register_dataset(name: str, load_examples: Callable[[], Examples]) -> None:
     DATASETS[name] = lambda location: load_examples()
 
 
-def _is_file(name: str) -> bool:
+def is_file(name: str) -> bool:
+    """Whether a dataset's name is the path of a user's own arrays."""
     return name.lower().endswith(".npz")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from numbers import Real
 
 import jax
@@ -42,6 +43,7 @@ class Dataset:
     deviation: tuple[float, ...] | None = None  # their standard deviation
     can_flip: bool = False  # whether the mirror image of an input has the same label
     num_tokens: int = 0  # of the vocabulary, where inputs are tokens
+    has_own_valid: bool = False  # whether the data bring their validation split, so that none was cut off the examples
     content: str = ""  # digits that any change of the raw examples, or of the splits they are in, changes
 
     def __post_init__(self) -> None:
@@ -123,6 +125,8 @@ def make_dataset(
     content = digest_of_arrays(arrays)[:12]  # before rounding that libraries may change
     if num_classes is not None:
         train, targets = corruption.apply(where, targets, train, num_classes, seed=SPLIT_SEED)
+        if not examples.num_tokens:  # a rare character may only occur in another part of a text
+            _warn_of_empty_classes(where, targets[train])
     mean = deviation = None
     if is_image(inputs):
         mean, deviation = byte_statistics(inputs[train])
@@ -142,8 +146,20 @@ def make_dataset(
         deviation=deviation,
         can_flip=examples.can_flip,
         num_tokens=examples.num_tokens,
+        has_own_valid=examples.valid is not None,
         content=content,
     )
+
+
+def _warn_of_empty_classes(where: str, labels: np.ndarray) -> None:
+    """Warns of labels below the largest that no example has; larger ones somebody has asked for."""
+    empty = np.flatnonzero(np.bincount(labels) == 0)
+    if len(empty):
+        warnings.warn(
+            f"{where}: no training example has label {', '.join(map(str, empty[:5]))}{', ...' * (len(empty) > 5)}, "
+            f"where the largest is {labels.max()}; labels are expected to count the classes from 0",
+            stacklevel=2,
+        )
 
 
 def valid_size(where: str, fraction: float, num_examples: int, *, is_given: bool) -> float | int | None:

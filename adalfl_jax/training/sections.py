@@ -180,6 +180,8 @@ class LearnedLossConfig:
         require_known("family", LEARNED_LOSS_FAMILIES, self.family)
         self.network()
         require("learned_loss.start", self.start, bool(self.start), f"one of {', '.join(STARTS)}, or a path")
+        fits = self.family == "network" or not self.use_progress
+        require("learned_loss.use_progress", self.use_progress, fits, 'False with any family but "network"')
         size = self.weight_hidden_size
         require("learned_loss.weight_hidden_size", size, size >= 1, "a whole number of at least 1")
         require("learned_loss.floor", self.floor, self.floor >= 0, "a number of at least 0")

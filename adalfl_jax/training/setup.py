@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from adalfl_jax.models import Model
 from adalfl_jax.task_losses import FOR_LABELS, METRICS, TASK_LOSSES
 from adalfl_jax.training.config import TrainConfig
 from adalfl_jax.training.fields import ConfigError, require
+from adalfl_jax.training.hosts import is_first
 from adalfl_jax.training.sharding import make_mesh, replicate
 from adalfl_jax.types import Batch, LearnedLoss, LossFn
 
@@ -77,6 +79,7 @@ def _set_outer_examples_apart(config: TrainConfig, dataset: Dataset) -> tuple[Da
     """The dataset without the validation examples that outer batches come from, where some are held out; and those."""
     if config.outer.split == "train":
         return dataset, None
+    _warn_of_unchecked_labels(config, dataset)
     if (fraction := config.outer.split_fraction) == 1:
         return dataset, dataset.valid
     is_outer = np.zeros(len(dataset.valid.inputs), bool)
@@ -87,6 +90,18 @@ def _set_outer_examples_apart(config: TrainConfig, dataset: Dataset) -> tuple[Da
             f"config.outer.split_fraction must leave examples on both sides of {len(is_outer)}; got {fraction}"
         )
     return dataclasses.replace(dataset, valid=held_out), outer
+
+
+def _warn_of_unchecked_labels(config: TrainConfig, dataset: Dataset) -> None:
+    """Warns where nobody may have checked the labels of the clean set, since it was cut off a user's own examples."""
+    is_made_here = config.dataset.label_noise > 0 and dataset.is_classification
+    if data.is_file(dataset.name) and not (dataset.has_own_valid or is_made_here) and is_first():
+        warnings.warn(
+            f'config.outer.split is "valid", and {dataset.name!r} has no valid_inputs and valid_targets, so that split '
+            "was cut off its training examples: where their labels are wrong, those of the clean set are too; put "
+            "examples whose labels were checked there",
+            stacklevel=2,
+        )
 
 
 def examples_for_a_batch(config: TrainConfig) -> int:
@@ -166,7 +181,7 @@ def _check_kinds(config: TrainConfig, dataset: Dataset) -> None:
     }
     targets = "labels"
     if not dataset.is_classification:
-        targets = f"numbers [N, {dataset.num_outputs}] (labels are integers [N])"
+        targets = f"numbers [N, {dataset.num_outputs}] (labels are integers [N]: targets.astype(int))"
     for field, (name, known) in named.items():
         fitting = [each for each in known if (each in FOR_LABELS) == dataset.is_classification]
         expected = f"one of {', '.join(fitting)} for dataset {dataset.name!r}, whose targets are {targets}"

@@ -76,6 +76,16 @@ def test_the_ending_may_be_in_capitals(tmp_path):
     assert data.load(tmp_path / "MINE.NPZ").input_shape == (4,)
 
 
+@pytest.mark.parametrize(
+    ("labels", "named"),
+    [(LABELS + 1, "has label 0, where the largest is 3"), (LABELS * 9, r"1, 2, 3, 4, 5, \.\.\., where")],
+)
+def test_labels_that_do_not_count_the_classes_from_0_are_told(file, labels, named):
+    save(file, targets=labels)
+    with pytest.warns(UserWarning, match=named):
+        data.load(file)
+
+
 def test_num_classes_may_exceed_the_largest_label(file):
     save(file, num_classes=7)
     assert data.load(str(file)).num_outputs == 7

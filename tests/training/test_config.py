@@ -288,12 +288,36 @@ def test_batch_as_large_as_its_split_is_taken():
             "task_loss must be one of squared_error, absolute_error",
         ),
         (DIABETES | {"metric": "error_rate"}, "metric must be one of mean_squared_error, mean_absolute_error for dat"),
-        (DIABETES | {"metric": "top_5_error_rate"}, "whose targets are numbers [N, 1] (labels are integers [N]); got"),
+        (
+            DIABETES | {"metric": "top_5_error_rate"},
+            "whose targets are numbers [N, 1] (labels are integers [N]: targets.astype(int)); got",
+        ),
     ],
 )
 def test_loss_or_metric_of_the_other_kind_of_targets_is_refused(overrides, text):
     with pytest.raises(ConfigError, match=re.escape(text)):
         make_setup(tiny_config(overrides))
+
+
+def test_a_clean_set_that_is_cut_off_a_users_own_examples_is_told(tmp_path):
+    inputs, targets = np.random.default_rng(0).random((60, 4), np.float32), np.arange(60) % 3
+    path, own = tmp_path / "cut.npz", tmp_path / "own.npz"
+    np.savez(path, inputs=inputs, targets=targets)
+    np.savez(own, inputs=inputs, targets=targets, valid_inputs=inputs[:9], valid_targets=targets[:9])
+    size = {"batch_size": 4, "model.name": "logistic"}
+    clean_set = size | {"outer.split": "valid"}
+    with pytest.warns(UserWarning, match="has no valid_inputs and valid_targets, so that split was cut off"):
+        make_setup(tiny_config(clean_set | {"dataset.name": str(path)}))
+    make_setup(tiny_config(clean_set | {"dataset.name": str(own)}))
+    make_setup(tiny_config(clean_set | {"dataset.name": str(path), "dataset.label_noise": 0.2}))
+    make_setup(tiny_config(size | {"dataset.name": str(path)}))
+
+
+@pytest.mark.parametrize("family", ["scaled_task_loss", "weight_network"])
+def test_progress_is_for_the_loss_network(family):
+    message = 'learned_loss.use_progress must be False with any family but "network"; got True'
+    with pytest.raises(ConfigError, match=message):
+        tiny_config({"learned_loss.family": family, "learned_loss.use_progress": True})
 
 
 @pytest.mark.parametrize("overrides", [{"augmentation.padding": 2}, {"augmentation.flip": True}])
