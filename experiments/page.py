@@ -21,10 +21,7 @@ WRITE = flags.DEFINE_string("write", None, "Markdown page that the tables are al
 Row = dict[str, Any]
 PICTURES, NUMBERS = "images/results", "results"  # beside the page
 END = "<!-- end of tables -->"
-TESTS = (
-    "Differences are paired, with 95 % intervals, each by itself; p-values, of paired t-tests, are adjusted for their "
-    "number (Benjamini and Hochberg); the effect is the mean difference in standard deviations of the differences."
-)  # a note on columns of tests
+COLUMNS = "What the columns are: docs/results.md, How to read the tables."  # on the terminal, below tables
 
 
 class Table(NamedTuple):
@@ -143,7 +140,7 @@ def publish(
     name: str, command: str, machine: Mapping[str, Any], table: Table, draw: Callable[[Path], None], workdir: Path
 ) -> None:
     """Prints a table, draws its picture into a folder of results and, where `--write` says, puts both into a page."""
-    print(render_section(command, machine, [table]))
+    print(render_section(command, machine, [table]), COLUMNS, sep="\n\n")
     draw(workdir / f"{name}.png")
     if WRITE.value:
         target = Path(WRITE.value)

@@ -198,10 +198,7 @@ def trials_table(numbers: Mapping[str, Any], title: str, measure: str, scale: fl
     reference = numbers["trials"][numbers["reference"]]["title"]
     rows = [{**row, "difference": numbers["differences"].get(name)} for name, row in numbers["trials"].items()]
     seeds, tuned = numbers["seeds"], numbers["tuning_seeds"]
-    note = (
-        f"Mean and standard deviation over seeds {seeds[0]} to {seeds[-1]}; tuned with seeds {tuned[0]} to "
-        f"{tuned[-1]}. {page.TESTS}"
-    )
+    note = f"Seeds {seeds[0]} to {seeds[-1]}; tuned with seeds {tuned[0]} to {tuned[-1]}."
     columns: dict[str, Callable[[Row], str]] = {
         "way": lambda row: row["title"],
         "tuned": lambda row: page.show_point(row["chosen"], row["tuning"]),

@@ -227,7 +227,7 @@ def _publish(comparison: Comparison, comparisons: list[Comparison], numbers: dic
         if comparison.name in part.comparisons:
             save_figure(part.figure, workdir / f"{part.name}.png")
             if part.table is not None:
-                print(_section(part, known, {}), end="\n\n")
+                print(_section(part, known, {}), page.COLUMNS, sep="\n\n", end="\n\n")
     if page.WRITE.value:
         _write_page(Path(page.WRITE.value), known)
 

@@ -104,19 +104,10 @@ def save_figure(figure: Figure, path: Path) -> None:
 def _note(numbers: dict[str, Any], name: str, scale: int, unit: str) -> str:
     seeds, tuned, target = numbers["seeds"], numbers["tuning_seeds"], numbers["target"]
     is_tuned = any(arm["tuning"] for arm in numbers["arms"].values())
-    tuning = f"Tuned on the validation split with seeds {tuned[0]} to {tuned[-1]}. " if is_tuned else ""
-    to_target = (
-        ""
-        if target is None
-        else (
-            f"Steps, and seconds for all seeds with the offline phase, are those to a mean test {name} "
-            f"of {scale * target:.2f}{unit}, where the first arm ends. "
-        )
-    )
-    return (
-        f"Mean and standard deviation over seeds {seeds[0]} to {seeds[-1]}. {tuning}{page.TESTS} {to_target}"
-        "A learned loss is flat where its slope over the predictions is below a hundredth of its steepest."
-    )
+    tuning = f"; tuned with seeds {tuned[0]} to {tuned[-1]}" if is_tuned else ""
+    reached = f"a mean test {name} of {scale * (target or 0):.2f}{unit}, where the first arm ends"
+    to_target = "" if target is None else f" Steps and seconds to {reached}."
+    return f"Seeds {seeds[0]} to {seeds[-1]}{tuning}.{to_target}"
 
 
 def _pairs(numbers: dict[str, Any], scale: float) -> list[str]:
