@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import platform
 import shlex
@@ -145,8 +146,11 @@ def parse_flags(arguments: list[str], *, unused: str = "") -> list[str]:
         if CONFIG.value is not None:
             CONFIG.value.lock()  # what stands for a file that is not there fails at any use
     except flags.Error as error:
-        *before, last = str(error).splitlines()
-        sys.exit(_NOT_LOADED.format(last) if before else f"{last} (--help shows the flags)")  # before: a traceback
+        *traceback, innermost = str(error).split("\n  File ")
+        if not traceback:
+            sys.exit(f"{error} (--help shows the flags)")
+        _, *below = innermost.splitlines()  # lines of code, and then what the file raised, which may have several
+        sys.exit(_NOT_LOADED.format(" ".join(itertools.dropwhile(lambda line: line.startswith("    "), below))))
     except Exception as error:  # whatever a user's configuration file raises while it is loaded
         reason = str(error).rpartition("\n")[2].strip() if isinstance(error, OSError) else error  # the file comes last
         sys.exit(_NOT_LOADED.format(f"{type(error).__name__}: {reason}"))

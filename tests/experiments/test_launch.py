@@ -186,14 +186,29 @@ def test_of_a_number_that_is_given_twice_the_last_holds(parse):
 
 
 @pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--config.num_steps=many"], "flag --config.num_steps=many: invalid literal for int() with base 10: 'many'"),
+        (["--qqqqqqqqqq=3"], "Unknown command line flag 'qqqqqqqqqq'"),
+        (["--workdir"], "Missing value for flag --workdir"),
+    ],
+)
+def test_a_flag_that_cannot_be_is_told_in_a_line(arguments, said, parse):
+    with pytest.raises(SystemExit) as ended:
+        parse(*arguments)
+    assert ended.value.code == f"{said} (--help shows the flags)"
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("def get_config(): pass", "TypeError: get_config() takes 0 positional arguments but 1 was given"),
         ("def get_config(name): raise ValueError(f'no size {name}')", "ValueError: no size large"),
         ("def get_config(name): raise KeyError(name)", "KeyError: 'large'"),
+        ("def get_config(name):\n  raise ValueError('no size\\n  ' + name)", "ValueError: no size   large; it"),
         (None, "OSError: [Errno 2] No such file or directory: "),
     ],
-    ids=["no_argument", "value", "key", "no_file"],
+    ids=["no_argument", "value", "key", "several_lines", "no_file"],
 )
 def test_a_file_that_fails_at_what_it_is_given_is_told_in_a_line(text, said, parse, tmp_path):
     file = tmp_path / "mine.py"
