@@ -186,7 +186,7 @@ HEADLINES = {  # comparisons with all arms but these
 VARIANTS = (BOUND, "symmetric_decayed", "adalfl_cross_entropy", "adalfl_symmetric", "adalfl_tuned", *REGULATED)
 FIXED = ("decayed", "fine_tuned", "generalized", "symmetric_decayed", "symmetric_fine_tuned")
 KEY_ARMS = (*FIXED, *DECAYED, "meta_weight_net", "reweighting")  # rivals everywhere else: one or two of every kind
-LENET5_ARMS = (*FIXED, "fine_tuned_decayed", SMALL_START)
+LENET5_ARMS = (*FIXED, "fine_tuned_decayed")
 LENET5_NOISE = ("clean", "40", "80", "pair_40")
 # Learned losses, each beside a rival that trains on the loss it starts from; the best rival beside the bound.
 PAIRS = (
@@ -223,7 +223,9 @@ def _comparison(name: str, title: str, overrides: Overrides) -> Comparison:
         return whole.select(arm.name for arm in ARMS if arm.name not in HEADLINES[name])
     if name.endswith("_variants"):
         return whole.select(VARIANTS)
-    return whole.select(LENET5_ARMS if config["model.name"] == "lenet5" else KEY_ARMS)
+    if config["model.name"] == "lenet5":
+        return whole.select((*LENET5_ARMS, SMALL_START) if name == "mnist_lenet5_40" else LENET5_ARMS)
+    return whole.select(KEY_ARMS)
 
 
 def measure(numbers: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
