@@ -13,6 +13,7 @@ from adalfl_jax.training.state import RunState, without_carry
 OF_UPDATES = ("outer_loss", "hypergradient_norm", "phi_update_ratio")  # measured where phi is updated
 
 AT_REST = 1e-6  # times the gradient of the task loss
+TOO_LONG = 100.0  # as often the task loss's length: first steps of 50 train well, of 290 and of 400 they did not
 
 _is_finite = jax.jit(jax.vmap(all_finite))  # of each seed, so that a state stays on its devices
 
@@ -49,6 +50,11 @@ def seeds_without_gradient(metrics: dict[str, np.ndarray], first_step: int, oute
 def seeds_at_rest(measured: dict[str, np.ndarray]) -> list[int]:
     """The positions of seeds whose learned loss moves theta by less than a millionth of what the task loss would."""
     return np.flatnonzero(measured["gradient_scale"] < AT_REST).tolist() if "gradient_scale" in measured else []
+
+
+def seeds_with_long_steps(measured: dict[str, np.ndarray]) -> list[int]:
+    """The positions of seeds whose learned loss moves theta over a hundred times as far as the task loss would."""
+    return np.flatnonzero(measured["gradient_scale"] > TOO_LONG).tolist() if "gradient_scale" in measured else []
 
 
 def _updates(metrics: dict[str, np.ndarray], first_step: int, outer_every: int) -> np.ndarray:

@@ -15,7 +15,13 @@ import numpy as np
 from adalfl_jax.analysis.figures import LossShapes
 from adalfl_jax.training import workdir as layout
 from adalfl_jax.training.checkpoint import StageCheckpoints
-from adalfl_jax.training.chunk import chunk_means, require_finite, seeds_at_rest, seeds_without_gradient
+from adalfl_jax.training.chunk import (
+    chunk_means,
+    require_finite,
+    seeds_at_rest,
+    seeds_with_long_steps,
+    seeds_without_gradient,
+)
 from adalfl_jax.training.config import METHODS
 from adalfl_jax.training.evaluation import Evaluation
 from adalfl_jax.training.hosts import is_first, largest
@@ -104,6 +110,13 @@ class StageRunner:
         history = History(stage.start)
         measured = self._measure(stage, stage.start, 0)
         self._require_finite(stage, history, {}, measured, stage.start)
+        self._alarm(
+            stage,
+            seeds_with_long_steps(measured),
+            "before the first step the gradient of the learned loss is over a hundred times the task loss's",
+            "theta may be thrown to where nothing trains it; try another config.model.initialization, or "
+            "config.learned_loss.start 'task_loss' with config.offline.num_steps 0",
+        )
         self._record(stage, history, stage.start, 0, measured)
         history.seconds = time.perf_counter() - start
         return history

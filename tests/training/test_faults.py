@@ -12,7 +12,13 @@ import pytest
 
 from adalfl_jax import data, save_learned_loss
 from adalfl_jax.training import DivergenceError, run, stage, train
-from adalfl_jax.training.chunk import chunk_means, require_finite, seeds_at_rest, seeds_without_gradient
+from adalfl_jax.training.chunk import (
+    chunk_means,
+    require_finite,
+    seeds_at_rest,
+    seeds_with_long_steps,
+    seeds_without_gradient,
+)
 from adalfl_jax.training.faults import all_finite, phi_metrics, skip_nonfinite
 from adalfl_jax.training.phases import (
     init_phi,
@@ -176,15 +182,24 @@ def test_seeds_at_rest_are_those_that_the_learned_loss_does_not_move():
     assert seeds_at_rest({"valid/error_rate": np.zeros(2)}) == []  # of a task loss
 
 
+def test_long_steps_are_those_of_a_hundred_times_the_task_losss():
+    assert seeds_with_long_steps({"gradient_scale": np.array([0.0, 101.0, 99.0, 290.0])}) == [1, 3]
+    assert seeds_with_long_steps({"valid/error_rate": np.full(2, 0.9)}) == []  # of a task loss
+
+
 def test_a_frozen_loss_that_saturates_the_outputs_is_told_once(tmp_path):
     loss = tiny_config().learned_loss.network()
     phi = loss.init(jax.random.key(0))
     phi["layer_1"]["kernel"] *= 1e6  # one step leaves nothing but probabilities of zero and one
     save_learned_loss(tmp_path / "far.safetensors", loss, phi)
     overrides = {"learned_loss.start": str(tmp_path / "far.safetensors"), "offline.num_steps": 0}
-    with pytest.warns(UserWarning, match="after step 5 the gradient of the learned loss is below a millionth") as told:
+    far, at_rest = (
+        "before the first step .* is over a hundred times the task",
+        "after step 5 .* is below a millionth of",
+    )
+    with pytest.warns(UserWarning, match=far), pytest.warns(UserWarning, match=at_rest) as told:
         train(tiny_config(overrides, method="ml3", eval_every=5), tmp_path / "run")
-    assert len([warning for warning in told if "is told once" in str(warning.message)]) == 1
+    assert len([warning for warning in told if "is told once" in str(warning.message)]) == 2
 
 
 def test_update_ratio_is_that_of_the_norms():
