@@ -114,8 +114,9 @@ class StageRunner:
             stage,
             seeds_with_long_steps(measured),
             "before the first step the gradient of the learned loss is over a hundred times the task loss's",
-            "theta may be thrown to where nothing trains it; try another config.model.initialization, or "
-            "config.learned_loss.start 'task_loss' with config.offline.num_steps 0",
+            "theta may be thrown to where nothing trains it; try another config.model.initialization, or a smaller "
+            "config.inner.learning_rate from this phi (config.learned_loss.start: the folder of a run of ml3, and "
+            "config.offline.num_steps 0)",
         )
         self._record(stage, history, stage.start, 0, measured)
         history.seconds = time.perf_counter() - start
