@@ -18,7 +18,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 setup: $(VENV)/installed  ## Make .venv with pinned versions of everything.
 
-quickstart: setup  ## Train on real digits in four ways and write a report (three to ten minutes).
+quickstart: setup  ## Train on real digits in four ways and write a report (five to fifteen minutes).
 	$(BIN)/python -m experiments.compare --config=configs/digits_mlp.py --workdir=$(WORKDIR)
 	@echo "Open $(WORKDIR)/report.html"
 

@@ -2,7 +2,7 @@
 
     .venv/bin/python -m experiments.compare --config=configs/digits_mlp.py --workdir=runs/digits_mlp
 
-Three to ten minutes on two CPU cores. Expect about 2.6 % test error with the task loss, 1.5 % at its tuned rate, and
+Five to fifteen minutes on two CPU cores. Expect about 2.6 % test error with the task loss, 1.5 % at its tuned rate, and
 1.1 to 1.2 % with ML3 and AdaLFL; the README has the figures of one run.
 """
 

@@ -16,6 +16,7 @@ from adalfl_jax.analysis.figures import LossShapes
 from adalfl_jax.training import workdir as layout
 from adalfl_jax.training.checkpoint import StageCheckpoints
 from adalfl_jax.training.chunk import (
+    TOO_LONG,
     chunk_means,
     require_finite,
     seeds_at_rest,
@@ -112,8 +113,8 @@ class StageRunner:
         self._require_finite(stage, history, {}, measured, stage.start)
         self._alarm(
             stage,
-            seeds_with_long_steps(measured),
-            "before the first step the gradient of the learned loss is over a hundred times the task loss's",
+            seeds_with_long_steps(measured, stage.learning_rate),
+            f"the first step is as long as one on the task loss at a rate above {TOO_LONG:g}",
             "theta may be thrown to where nothing trains it; try another config.model.initialization, or a smaller "
             "config.inner.learning_rate from this phi (config.learned_loss.start: the folder of a run of ml3, and "
             "config.offline.num_steps 0)",

@@ -105,9 +105,10 @@ def _note(numbers: dict[str, Any], name: str, scale: int, unit: str) -> str:
     seeds, tuned, target = numbers["seeds"], numbers["tuning_seeds"], numbers["target"]
     is_tuned = any(arm["tuning"] for arm in numbers["arms"].values())
     tuning = f"; tuned with seeds {tuned[0]} to {tuned[-1]}" if is_tuned else ""
-    reached = f"a mean test {name} of {scale * (target or 0):.2f}{unit}, where the first arm ends"
-    to_target = "" if target is None else f" Steps and seconds to {reached}."
-    return f"Seeds {seeds[0]} to {seeds[-1]}{tuning}.{to_target}"
+    note = f"Seeds {seeds[0]} to {seeds[-1]}{tuning}."
+    if target is not None:
+        note += f" Steps and seconds to a mean test {name} of {scale * target:.2f}{unit}, where the first arm ends."
+    return note
 
 
 def _pairs(numbers: dict[str, Any], scale: float) -> list[str]:
