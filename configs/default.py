@@ -90,6 +90,10 @@ def get_config() -> ConfigDict:
     config.inner = ConfigDict()
     # alpha.
     config.inner.learning_rate = 0.01
+    # Length of the first step on a learned loss, as a learning rate on the task loss: after the offline phase alpha is
+    # multiplied, seed by seed, so that the implicit learning rate at step 0 is this. 0 leaves alpha as it is. Near 0.3
+    # training goes well (docs/noisy_labels.md), whatever alpha and the initialisation of the model.
+    config.inner.first_step_rate = 0.0
     # In [0, 1); 0 is none.
     config.inner.momentum = 0.0
     # Nesterov's form of momentum.

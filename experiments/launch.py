@@ -212,7 +212,7 @@ def _print_summary(summary: dict[str, Any], workdir: str) -> None:
     for info in summary["methods"].values():
         test = info["test"]
         spread = "" if test["std"] is None else f" ± {test['std']:.4f}"
-        table.add_row(info["title"], f"{test['mean']:.4f}{spread}", f"{info['learning_rate']:g}")
+        table.add_row(info["title"], f"{test['mean']:.4f}{spread}", f"{info['learning_rate']:.4g}")
     console = Console()
     console.print(table)
     console.print(f"Everything is in {workdir}", soft_wrap=True, markup=False)

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 
 from adalfl_jax.training.config import LEARNING, TrainConfig
 from adalfl_jax.training.hosts import arrays_of_first, is_first, on_first
-from adalfl_jax.training.phases import init_phi, init_theta, make_seed_keys
+from adalfl_jax.training.phases import init_phi, init_rate_factor, init_theta, make_seed_keys
 from adalfl_jax.training.preemption import PreemptionError
 from adalfl_jax.training.results import DivergenceError, History
 from adalfl_jax.training.sections import CheckpointConfig, MeshConfig
@@ -34,7 +34,7 @@ _ALONE = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}
 
 
 def save_state(path: Path, state: RunState) -> None:
-    """Writes theta and phi of all seeds to the folder `path`, which must not exist; all processes must call it.
+    """Writes the state of all seeds to the folder `path`, which must not exist; all processes must call it.
 
     Raises:
       WorkdirError: it could not be written.
@@ -80,7 +80,12 @@ def state_structure(config: TrainConfig, method: str) -> RunState:
 
     def make() -> RunState:
         keys = make_seed_keys(config.seeds)
-        return RunState(init_theta(setup, keys), init_phi(setup, keys) if method in LEARNING else None)
+        theta = init_theta(setup, keys)
+        return (
+            RunState(theta, init_phi(setup, keys), init_rate_factor(setup))
+            if method in LEARNING
+            else RunState(theta, None)
+        )
 
     return jax.eval_shape(make)
 

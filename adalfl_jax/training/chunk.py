@@ -52,7 +52,7 @@ def seeds_at_rest(measured: dict[str, np.ndarray]) -> list[int]:
     return np.flatnonzero(measured["gradient_scale"] < AT_REST).tolist() if "gradient_scale" in measured else []
 
 
-def seeds_with_long_steps(measured: dict[str, np.ndarray], learning_rate: float) -> list[int]:
+def seeds_with_long_steps(measured: dict[str, np.ndarray], learning_rate: float | np.ndarray) -> list[int]:
     """The positions of seeds that a step moves as far as one on the task loss would at too large a rate."""
     if "gradient_scale" not in measured:
         return []

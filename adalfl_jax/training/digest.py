@@ -33,6 +33,7 @@ def digest_of_offline_phase(config: TrainConfig) -> str:
         del settings[field]
     for field in _NOT_OFFLINE_OUTER:
         del settings["outer"][field]
+    del settings["inner"]["first_step_rate"]
     if config.inner.schedule == "constant":
         del settings["num_steps"]
     return _digest(settings)

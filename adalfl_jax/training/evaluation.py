@@ -12,7 +12,7 @@ from adalfl_jax.data import representative_rows
 from adalfl_jax.learned_losses import LossNetwork, RescaledLoss, at_progress
 from adalfl_jax.training.setup import Setup
 from adalfl_jax.training.sharding import divide_batch, over_seeds, place_rows, replicate, replicated
-from adalfl_jax.training.state import RunState
+from adalfl_jax.training.state import RunState, learning_rate_of
 from adalfl_jax.types import Batch, Theta
 
 EVAL_BATCHES = 4  # training batches in one forward pass of an evaluation, which keeps nothing for a backward one
@@ -89,7 +89,7 @@ def _measure(
                 setup.task_loss_fn,
                 state.theta,
                 probe,
-                learning_rate,
+                learning_rate_of(state, learning_rate),
                 batch_size=setup.config.batch_size,
             )
             values |= comparison._asdict()

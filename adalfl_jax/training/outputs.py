@@ -104,6 +104,7 @@ def _summarize(setup: Setup, results: Sequence[MethodResult]) -> dict[str, Any]:
         result.method: {
             "title": METHODS[result.method],
             "learning_rate": result.learning_rate,
+            **({"learning_rates": result.learning_rates} if result.learning_rates else {}),
             "test": describe(result.test.tolist()),
             "valid": describe(result.valid.tolist()),
             "seconds": {"training": round(result.seconds, 2), "offline": round(result.offline_seconds, 2)},

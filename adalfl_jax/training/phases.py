@@ -39,11 +39,12 @@ from adalfl_jax.training.sharding import (
     join_parts,
     over_seeds,
     own_part,
+    replicate,
     replicated,
     to_host,
 )
 from adalfl_jax.training.start import load_start
-from adalfl_jax.training.state import RunState
+from adalfl_jax.training.state import RunState, learning_rate_of
 from adalfl_jax.training.steps import STEPS, bilevel_problem, make_online_bilevel_step
 from adalfl_jax.types import Batch, BilevelBatch, LossFn, Phi, PyTree, Theta
 
@@ -168,16 +169,22 @@ def init_training(setup: Setup, method: str, keys: SeedKeys, phi: Phi | None = N
     if method not in LEARNING:
         return RunState(theta, None)
     phi = _restart_outer_optimizer(init_phi(setup, keys) if phi is None else phi)
+    config, factor = setup.config, init_rate_factor(setup)
     if method != "adalfl":
-        return RunState(theta, phi)
-    batch, config = _batch_shapes(setup), setup.config
+        return RunState(theta, phi, factor)
+    batch = _batch_shapes(setup)
 
     def one_seed(theta: Theta, phi: Phi, learning_rate: jax.Array) -> Phi | None:  # traced, as in the steps to come
         step = make_online_bilevel_step(setup, make_inner_optimizer(config, learning_rate))
         return _divided(setup, RunState(None, prime(step, theta, phi, batch))).phi
 
     phi = jax.jit(over_seeds(setup.mesh, one_seed, (0, 0, None)))(theta, phi, config.inner.learning_rate)
-    return RunState(theta, phi)
+    return RunState(theta, phi, factor)
+
+
+def init_rate_factor(setup: Setup) -> jax.Array | None:
+    """Of methods that train on a learned loss: 1 until the first step is measured, None where that changes nothing."""
+    return replicate(setup.mesh, jnp.ones(setup.config.num_seeds)) if setup.config.inner.first_step_rate else None
 
 
 def _restart_outer_optimizer(phi: Phi) -> Phi:
@@ -255,7 +262,8 @@ def _make_phase(setup: Setup, make_step, select_key, num_inner_steps: int) -> Ph
     def advance_one_seed(
         state: RunState, sources: StepSource, learning_rate: jax.Array, fetch: Callable[[StepSource], StepSource]
     ) -> tuple[RunState, ChunkMetrics]:
-        step = make_step(learning_rate)
+        factor = state.rate_factor
+        step = make_step(learning_rate_of(state, learning_rate))
         if setup.config.on_nonfinite == "skip":
             step = skip_nonfinite(step)
 
@@ -266,7 +274,8 @@ def _make_phase(setup: Setup, make_step, select_key, num_inner_steps: int) -> Ph
             state, metrics = step(state, _make_batch(setup, source))
             return _divided(setup, state), metrics
 
-        return jax.lax.scan(divided_step, state, sources)
+        state, metrics = jax.lax.scan(divided_step, state._replace(rate_factor=None), sources)
+        return state._replace(rate_factor=factor), metrics
 
     @functools.partial(jax.jit, static_argnames="num_steps", out_shardings=(None, whole))
     def advance_resident(state, keys, splits, learning_rate, first_step, *, num_steps: int):

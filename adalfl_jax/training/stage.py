@@ -32,7 +32,7 @@ from adalfl_jax.training.profiling import trace_chunk
 from adalfl_jax.training.progress import show_progress, tell
 from adalfl_jax.training.results import DivergenceError, History, Scalars
 from adalfl_jax.training.setup import Setup, learning_rate_schedule
-from adalfl_jax.training.state import RunState
+from adalfl_jax.training.state import RunState, learning_rate_of
 
 MAX_BACK_OFFS = 10  # of a stage: eta is then a thousandth
 
@@ -113,11 +113,9 @@ class StageRunner:
         self._require_finite(stage, history, {}, measured, stage.start)
         self._alarm(
             stage,
-            seeds_with_long_steps(measured, stage.learning_rate),
+            seeds_with_long_steps(measured, np.asarray(learning_rate_of(stage.start, stage.learning_rate))),
             f"the first step is as long as one on the task loss at a rate above {TOO_LONG:g}",
-            "theta may be thrown to where nothing trains it; try another config.model.initialization, or a smaller "
-            "config.inner.learning_rate from this phi (config.learned_loss.start: the folder of a run of ml3, and "
-            "config.offline.num_steps 0)",
+            "theta may be thrown to where nothing trains it; config.inner.first_step_rate sets that length",
         )
         self._record(stage, history, stage.start, 0, measured)
         history.seconds = time.perf_counter() - start

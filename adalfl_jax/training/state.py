@@ -15,10 +15,16 @@ class RunState(NamedTuple):
 
     theta: Theta | None  # None in the offline phase, which keeps no theta
     phi: Phi | None  # None where the loss is the task loss
+    rate_factor: jax.Array | None = None  # [] times alpha is the learning rate; None, 1, but for inner.first_step_rate
 
 
 # of one seed; with the new state come its metrics, [] each, by name
 Step = Callable[[RunState, BilevelBatch], tuple[RunState, dict[str, jax.Array]]]
+
+
+def learning_rate_of(state: RunState, learning_rate: jax.Array | float) -> jax.Array | float:
+    """The rate a state is trained at, where alpha is the one of all seeds."""
+    return learning_rate if state.rate_factor is None else learning_rate * state.rate_factor
 
 
 def without_carry(state: RunState) -> RunState:

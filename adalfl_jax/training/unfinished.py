@@ -72,11 +72,12 @@ def _summary_of(rows: Rows, method: str, config: TrainConfig) -> dict[str, Any]:
     """The entry of a method in a summary, as of its last evaluation; what is known at the end alone is None."""
     step = max(_steps_of(rows, method))
     last = sorted((row for row in rows if row["method"] == method and row["step"] == step), key=lambda row: row["seed"])
+    is_found = method == "tuned_task_loss" or (method in LEARNING and config.inner.first_step_rate > 0)
     test, valid = ([row[f"{split}/{config.metric}"] for row in last] for split in ("test", "valid"))
     return {
         "title": METHODS[method],
         "step": step,
-        "learning_rate": None if method == "tuned_task_loss" else config.inner.learning_rate,
+        "learning_rate": None if is_found else config.inner.learning_rate,
         "test": describe(test),
         "valid": describe(valid),
         "seconds": {"training": None, "offline": None},

@@ -176,6 +176,11 @@ ARMS = (
     Arm("adalfl", "AdaLFL, untuned", {"method": "adalfl"}),
 )
 
+FIRST_STEPS = tuple(
+    Arm(f"first_step_{rate}", f"AdaLFL, first step {rate}", {"method": "adalfl", "inner.first_step_rate": rate})
+    for rate in (0.1, 0.3, 1.0)
+)
+OTHER_START = {"mlp": "he_glorot", "lenet5": "pytorch"}  # the initialisation from which alpha is not the right one
 REGULATED = ("shape", "floor", "ceiling")
 SMALL_START = "adalfl_pytorch"  # an arm: small weights, which leave the tanh of LeNet-5 near zero
 DECAYED = ("fine_tuned_decayed", "reweighting_decayed")
@@ -195,7 +200,7 @@ PAIRS = (
 
 
 def comparisons() -> list[Comparison]:
-    """The MLP at every noise with 1000 clean labels, at 40 % also forms of AdaLFL and fewer labels; LeNet-5 at some."""
+    """At every noise with the MLP, at some with LeNet-5; at 40 % also first steps, forms of AdaLFL, fewer clean labels."""
     made = []
     for problem, (title, overrides) in PROBLEMS.items():
         is_lenet5 = overrides["model.name"] == "lenet5"
@@ -203,9 +208,10 @@ def comparisons() -> list[Comparison]:
         for noise in LENET5_NOISE if is_lenet5 else corrupted:
             shown = SHOWN.get(noise, f"{noise} % wrong labels")
             made.append(_comparison(f"{problem}_{noise}", f"{title}, {shown}", {**overrides, **corrupted[noise]}))
+        name, shown, wrong = f"{problem}_40", f"{title}, 40 % wrong labels", {**overrides, **NOISE["40"]}
+        made.append(_first_step(f"{name}_first_step", shown, wrong))
         if is_lenet5:
             continue
-        name, shown, wrong = f"{problem}_40", f"{title}, 40 % wrong labels", {**overrides, **NOISE["40"]}
         made.append(_comparison(f"{name}_variants", f"{shown}: forms of AdaLFL", wrong))
         for size in (100, 300):
             batch_size = min(SETTING["batch_size"], size // 2)  # half of the clean set is held out for tuning
@@ -224,6 +230,12 @@ def _comparison(name: str, title: str, overrides: Overrides) -> Comparison:
     if config["model.name"] == "lenet5":
         return whole.select((*LENET5_ARMS, SMALL_START) if name == "mnist_lenet5_40" else LENET5_ARMS)
     return whole.select(KEY_ARMS)
+
+
+def _first_step(name: str, shown: str, overrides: Overrides) -> Comparison:
+    start = OTHER_START[overrides["model.name"]]
+    config = {**SETTING, **overrides, "model.initialization": start}
+    return Comparison(name, f"{shown}, starting from {start}", "default", config, (*FIRST_STEPS, ARMS[-1]), "adalfl")
 
 
 def measure(numbers: Mapping[str, Any], workdir: Path) -> dict[str, Any]:

@@ -130,6 +130,7 @@ def test_wrong_type_is_refused(path, value):
         ("model.hidden_sizes", (8, 0)),
         ("model.remat", True),  # the default is an MLP, which has no blocks
         ("inner.learning_rate", 0.0),
+        ("inner.first_step_rate", -0.1),
         ("inner.momentum", -0.1),
         ("inner.momentum", 1.0),
         ("inner.nesterov", True),  # the default has no momentum

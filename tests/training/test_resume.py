@@ -77,12 +77,13 @@ def test_a_comparison_broken_off_in_every_phase_ends_as_an_unbroken_one(tmp_path
     [
         {"hypergradient": "truncated", "estimator.window": 3, "dataset.streaming": "always"},
         {"outer.pipelined": True, "inner.schedule": "cosine"},
+        {"offline.num_steps": 6, "inner.first_step_rate": 0.3},
     ],
-    ids=["streamed_window", "pipelined"],
+    ids=["streamed_window", "pipelined", "first_step"],
 )
 def test_what_a_step_remembers_is_part_of_a_checkpoint(overrides, tmp_path, monkeypatch):
-    overrides |= {"num_steps": 9, "eval_every": 3, "offline.num_steps": 0, "inner.momentum": 0.9}
-    config = tiny_config(overrides, method="adalfl")
+    common = {"num_steps": 9, "eval_every": 3, "offline.num_steps": 0, "inner.momentum": 0.9}
+    config = tiny_config(common | overrides, method="adalfl")
     train(config, tmp_path / "unbroken")
     run_in_pieces(train, config, tmp_path / "broken", (2,), monkeypatch)
     assert_same_run(tmp_path / "unbroken", tmp_path / "broken")

@@ -8,7 +8,8 @@ import pytest
 from tbparse import SummaryReader
 
 import adalfl_jax
-from adalfl_jax.training import ConfigError, DivergenceError, WorkdirError, compare, run, train
+from adalfl_jax.learned_losses import load_learned_loss, save_learned_loss
+from adalfl_jax.training import ConfigError, DivergenceError, WorkdirError, compare, outputs, run, train
 from adalfl_jax.training.checkpoint import load_state, save_state
 from adalfl_jax.training.phases import init_phi, init_theta, make_seed_keys
 from adalfl_jax.training.results import MethodResult
@@ -355,6 +356,7 @@ def test_a_start_that_is_not_finite_leaves_no_state(tmp_path, monkeypatch):
     assert not (tmp_path / "run" / "states").exists()
 
 
+@pytest.mark.filterwarnings("ignore:adalfl. the first step is as long")
 @pytest.mark.parametrize(("offline_steps", "method", "phase"), [(0, "adalfl", "training"), (10, "offline", "offline")])
 def test_diverged_learned_loss_is_kept_as_it_last_was(offline_steps, method, phase, tmp_path):
     overrides = DIABETES | {"inner.learning_rate": TOO_FAST, "offline.num_steps": offline_steps}
@@ -452,6 +454,55 @@ def test_implicit_learning_rate_follows_the_schedule(tmp_path):
     rates = [row["implicit_learning_rate"] for row in records(tmp_path / "run") if row["method"] == "ml3"]
     assert rates[0] != 0
     assert rates[-1] == 0  # the rate has reached zero
+
+
+@pytest.fixture(scope="module")
+def adjusted(tmp_path_factory):
+    """Losses learned offline, and both methods behind them with a first step of a given length."""
+    folder, common = tmp_path_factory.mktemp("adjusted"), {"offline.num_steps": 300, "offline.learning_rate": 0.01}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(outputs, "write_figures", lambda *_: {})
+        source = tiny_config(common, method="ml3", num_steps=1)
+        train(source, folder / "source")
+        start = {"learned_loss.start": str(folder / "source"), "offline.num_steps": 0}
+        config = tiny_config(start | {"inner.first_step_rate": 0.25, "methods": ("ml3", "adalfl")})
+        return start, config, folder, compare(config, folder / "run")
+
+
+def test_the_first_step_has_the_length_that_is_asked_for(adjusted):
+    _, _, folder, summary = adjusted
+    before = [row["implicit_learning_rate"] for row in records(folder / "source") if row.get("phase") == "training"][:2]
+    rows = [row for row in records(folder / "run") if row["step"] == 0]
+    assert [row["implicit_learning_rate"] for row in rows] == pytest.approx([0.25] * 4, rel=1e-5)
+    for method in ("ml3", "adalfl"):
+        info = summary["methods"][method]
+        assert info["learning_rates"] == pytest.approx([0.1 * 0.25 / rate for rate in before], rel=1e-5)
+        assert info["learning_rate"] == pytest.approx(np.mean(info["learning_rates"]))
+
+
+@pytest.mark.parametrize("method", ["ml3", "adalfl"])
+def test_the_length_of_the_first_step_changes_the_rate_of_each_seed_and_nothing_else(method, adjusted, tmp_path):
+    start, config, folder, summary = adjusted
+    state = final_state(config, folder / "run", method)
+    for seed, rate in enumerate(summary["methods"][method]["learning_rates"]):
+        alone = tiny_config(start, **{"inner.learning_rate": rate}, method=method)
+        train(alone, tmp_path / str(seed))
+        found = final_state(alone, tmp_path / str(seed), method)
+        for one, other in ((found.theta, state.theta), (found.phi, state.phi)):
+            of_seed = [jax.tree.map(lambda leaf, at=seed: leaf[at], tree.params) for tree in (one, other)]
+            assert_trees_close(*of_seed, 1e-5)
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_a_loss_that_leads_away_keeps_its_rate_and_is_told(adjusted, tmp_path):
+    start, _, folder, _ = adjusted
+    saved = load_learned_loss(folder / "source" / "learned_loss.safetensors")
+    saved.params["layer_1"]["kernel"] *= -1  # the last layer's
+    save_learned_loss(tmp_path / "away.safetensors", saved.loss, saved.params)
+    overrides = start | {"learned_loss.start": str(tmp_path / "away.safetensors"), "inner.first_step_rate": 0.25}
+    with pytest.warns(UserWarning, match=r"ml3: at the start .* does not descend the task loss \(seeds 0, 1\)"):
+        summary = train(tiny_config(overrides, method="ml3"), tmp_path / "run")
+    assert summary["methods"]["ml3"]["learning_rates"] == pytest.approx([0.1, 0.1])
 
 
 def test_methods_that_finished_are_kept_when_a_later_one_diverges(tmp_path):
