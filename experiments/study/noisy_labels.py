@@ -200,7 +200,7 @@ PAIRS = (
 
 
 def comparisons() -> list[Comparison]:
-    """At every noise with the MLP, at some with LeNet-5; at 40 % also first steps, forms of AdaLFL, fewer clean labels."""
+    """Every noise with the MLP, some with LeNet-5; at 40 % also first steps, forms of AdaLFL, fewer clean labels."""
     made = []
     for problem, (title, overrides) in PROBLEMS.items():
         is_lenet5 = overrides["model.name"] == "lenet5"
