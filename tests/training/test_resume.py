@@ -77,7 +77,7 @@ def test_a_comparison_broken_off_in_every_phase_ends_as_an_unbroken_one(tmp_path
     [
         {"hypergradient": "truncated", "estimator.window": 3, "dataset.streaming": "always"},
         {"outer.pipelined": True, "inner.schedule": "cosine"},
-        {"offline.num_steps": 6, "inner.first_step_rate": 0.3},
+        {"learned_loss.start": "task_loss", "inner.first_step_rate": 0.3},
     ],
     ids=["streamed_window", "pipelined", "first_step"],
 )

@@ -18,6 +18,7 @@ from adalfl_jax.training.phases import (
 )
 from adalfl_jax.training.preemption import PreemptionError
 from adalfl_jax.training.setup import make_setup
+from adalfl_jax.training.sharding import replicate
 from adalfl_jax.training.state import without_carry
 from tests.training.same_run import read_json
 from tests.training.test_resume import SignalAfter
@@ -45,6 +46,8 @@ def start(config):
     setup = make_setup(config)
     keys = make_seed_keys(config.seeds, setup.mesh)
     state = init_training(setup, "adalfl", keys)
+    if state.rate_factor is not None:
+        state = state._replace(rate_factor=replicate(setup.mesh, np.array([0.5, 2.0], np.float32)))
     return make_training_phase(setup, "adalfl"), (state, keys, splits_of(setup), config.inner.learning_rate, 0)
 
 
