@@ -90,9 +90,9 @@ def get_config() -> ConfigDict:
     config.inner = ConfigDict()
     # alpha.
     config.inner.learning_rate = 0.01
-    # Length of the first step on a learned loss, as a learning rate on the task loss: after the offline phase alpha is
-    # multiplied, seed by seed, so that the implicit learning rate at step 0 is this. 0 leaves alpha as it is. Near 0.3
-    # training goes well (docs/noisy_labels.md), whatever alpha and the initialisation of the model.
+    # Length of the first step on a learned loss: behind the offline phase alpha is multiplied, seed by seed, so that
+    # this step is as long as one on the task loss at this learning rate, without momentum. 0 leaves alpha as it is.
+    # docs/noisy_labels.md has what suited which data.
     config.inner.first_step_rate = 0.0
     # In [0, 1); 0 is none.
     config.inner.momentum = 0.0

@@ -183,7 +183,7 @@ def init_training(setup: Setup, method: str, keys: SeedKeys, phi: Phi | None = N
 
 
 def init_rate_factor(setup: Setup) -> jax.Array | None:
-    """Of methods that train on a learned loss: 1 until the first step is measured, None where that changes nothing."""
+    """Of a method that trains on a learned loss: 1, until its first step is measured; None where alpha stays."""
     return replicate(setup.mesh, jnp.ones(setup.config.num_seeds)) if setup.config.inner.first_step_rate else None
 
 

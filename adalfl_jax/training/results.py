@@ -35,7 +35,7 @@ class MethodResult:
     """One method at its end, all seeds."""
 
     method: str
-    learning_rate: float  # alpha; the mean of those of the seeds, where they differ
+    learning_rate: float  # alpha; with inner.first_step_rate the median of those of the seeds
     state: RunState
     test: np.ndarray  # [S] metric of the last iterate
     valid: np.ndarray  # [S]
@@ -45,7 +45,7 @@ class MethodResult:
     predictions: np.ndarray | None  # [P]
     offline_seconds: float = 0.0
     tuning: dict[str, float | None] | None = None  # learning rate -> mean validation metric, None: diverged
-    learning_rates: list[float] | None = None  # [S] where they differ
+    learning_rates: list[float] | None = None  # [S] with inner.first_step_rate
 
 
 class DivergenceError(RuntimeError):

@@ -7,13 +7,10 @@ import dataclasses
 import os
 import signal
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from adalfl_jax.analysis.figures import LossShapes, picture_of_loss, prediction_label
@@ -40,7 +37,7 @@ from adalfl_jax.training.preemption import Preemption, PreemptionError
 from adalfl_jax.training.progress import tell
 from adalfl_jax.training.results import DivergenceError, MethodResult, Scalars
 from adalfl_jax.training.setup import Setup, make_setup
-from adalfl_jax.training.sharding import replicate, to_host
+from adalfl_jax.training.sharding import to_host
 from adalfl_jax.training.stage import Observer, Stage, StageRunner
 from adalfl_jax.training.start import pin_start
 from adalfl_jax.training.state import RunState, without_carry
@@ -273,18 +270,16 @@ class _Run:
             self._programs[kind] = make_training_phase(self.setup, method)
         program = self._programs[kind]
         state = init_training(self.setup, method, self.keys, phi)
-        if state.rate_factor is not None:
-            state = self._with_first_step(method, state, learning_rate)
         learns = method == "adalfl"
         backed_off = _backed_off(self.setup, lambda setup: make_training_phase(setup, method)) if learns else None
         stage = Stage(method, "training", program, state, config.num_steps, learning_rate, observe, backed_off)
         history = self.stages.advance(stage)
         end = to_host(without_carry(history.state))
-        rates = None if end.rate_factor is None else (learning_rate * end.rate_factor).tolist()
+        rates = None if end.rate_factor is None else learning_rate * np.asarray(end.rate_factor, np.float64)
         return MethodResult(
             method=method,
-            learning_rate=learning_rate if rates is None else float(np.mean(rates)),
-            learning_rates=rates,
+            learning_rate=learning_rate if rates is None else float(np.median(rates)),
+            learning_rates=None if rates is None else rates.tolist(),
             state=end,
             test=history.scalars[f"test/{config.metric}"],
             valid=history.scalars[f"valid/{config.metric}"],
@@ -293,20 +288,6 @@ class _Run:
             shapes=history.shapes,
             predictions=np.asarray(self.evaluation.predictions) if history.shapes else None,
         )
-
-    def _with_first_step(self, method: str, state: RunState, learning_rate: float) -> RunState:
-        """The state with the factor of alpha that makes the first step of each seed as long as the config says."""
-        config = self.setup.config
-        rates = jax.device_get(self.evaluation.scalars(state, learning_rate, 0.0))["implicit_learning_rate"]
-        away = ", ".join(str(seed) for seed, rate in zip(config.seeds, rates, strict=True) if not rate > 0)
-        if away and is_first():
-            warnings.warn(
-                f"{method}: at the start the learned loss does not descend the task loss (seeds {away}), so no rate "
-                "gives a first step of config.inner.first_step_rate, and alpha stays as it is there",
-                stacklevel=2,
-            )
-        factor = np.where(rates > 0, config.inner.first_step_rate / np.where(rates > 0, rates, 1), 1)
-        return state._replace(rate_factor=replicate(self.setup.mesh, jnp.asarray(factor, rates.dtype)))
 
     def _writer(self, method: str, phase: str = "training") -> Observer:
         config, title = self.setup.config, METHODS.get(method, "the offline phase")

@@ -104,6 +104,8 @@ class InnerConfig:
     def __post_init__(self) -> None:
         require("inner.learning_rate", self.learning_rate, self.learning_rate > 0, "a number above 0")
         require("inner.first_step_rate", self.first_step_rate, self.first_step_rate >= 0, "a number of at least 0")
+        is_free = not (self.first_step_rate and self.clip_norm)
+        require("inner.first_step_rate", self.first_step_rate, is_free, "0 with inner.clip_norm, which shortens it")
         require("inner.momentum", self.momentum, 0 <= self.momentum < 1, "a number in [0, 1)")
         fits = self.momentum > 0 or not self.nesterov
         require("inner.nesterov", self.nesterov, fits, "False with inner.momentum 0; set that above 0 for True")

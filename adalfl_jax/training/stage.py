@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from adalfl_jax.analysis.figures import LossShapes
@@ -32,6 +33,7 @@ from adalfl_jax.training.profiling import trace_chunk
 from adalfl_jax.training.progress import show_progress, tell
 from adalfl_jax.training.results import DivergenceError, History, Scalars
 from adalfl_jax.training.setup import Setup, learning_rate_schedule
+from adalfl_jax.training.sharding import replicate
 from adalfl_jax.training.state import RunState, learning_rate_of
 
 MAX_BACK_OFFS = 10  # of a stage: eta is then a thousandth
@@ -108,18 +110,30 @@ class StageRunner:
 
     def _begin(self, stage: Stage) -> History:
         start = time.perf_counter()
-        history = History(stage.start)
-        measured = self._measure(stage, stage.start, 0)
-        self._require_finite(stage, history, {}, measured, stage.start)
+        history, state = History(stage.start), stage.start
+        measured = self._measure(stage, state, 0)
+        self._require_finite(stage, history, {}, measured, state)
+        if state.rate_factor is not None:
+            factor = self._factor_of_first_step(stage, measured)
+            state = state._replace(rate_factor=replicate(self._setup.mesh, jnp.asarray(factor)))
+            measured["implicit_learning_rate"] = measured["implicit_learning_rate"] * factor
         self._alarm(
             stage,
-            seeds_with_long_steps(measured, np.asarray(learning_rate_of(stage.start, stage.learning_rate))),
+            seeds_with_long_steps(measured, np.asarray(learning_rate_of(state, stage.learning_rate))),
             f"the first step is as long as one on the task loss at a rate above {TOO_LONG:g}",
-            "theta may be thrown to where nothing trains it; config.inner.first_step_rate sets that length",
+            "theta may be thrown to where nothing trains it; a config.inner.first_step_rate of 0.3, say, shortens it",
         )
-        self._record(stage, history, stage.start, 0, measured)
+        self._record(stage, history, state, 0, measured)
         history.seconds = time.perf_counter() - start
         return history
+
+    def _factor_of_first_step(self, stage: Stage, measured: Scalars) -> np.ndarray:
+        """What makes the first step of each seed as long as `inner.first_step_rate` says; 1 for a loss that is flat."""
+        factor = np.ones_like(measured["gradient_scale"])
+        moved = np.setdiff1d(np.arange(len(factor)), seeds_at_rest(measured))
+        lengths = stage.learning_rate * measured["gradient_scale"]
+        factor[moved] = self._setup.config.inner.first_step_rate / lengths[moved]
+        return factor
 
     def _advance_chunks(self, stage: Stage, history: History, kept: StageCheckpoints) -> None:
         metric, program = self._setup.config.metric, stage.program

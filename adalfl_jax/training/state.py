@@ -15,7 +15,7 @@ class RunState(NamedTuple):
 
     theta: Theta | None  # None in the offline phase, which keeps no theta
     phi: Phi | None  # None where the loss is the task loss
-    rate_factor: jax.Array | None = None  # [] times alpha is the learning rate; None, 1, but for inner.first_step_rate
+    rate_factor: jax.Array | None = None  # [] what alpha is multiplied by, with inner.first_step_rate; else None
 
 
 # of one seed; with the new state come its metrics, [] each, by name

@@ -196,12 +196,18 @@ def test_value_at_the_edge_of_its_range_is_taken(path, value):
         ("method", 3, "a string"),
         ("model.hidden_sizes", ("(8,a)",), "a tuple of whole numbers"),
         ("methods", "adalfl", "a tuple of strings"),
+        ("inner.first_step_rate", -1.0, "a number of at least 0"),
         ("inner.nesterov", True, "False with inner.momentum 0; set that above 0 for True"),
     ],
 )
 def test_what_a_field_takes_is_told_in_words(path, value, expected):
     with pytest.raises(ConfigError, match=rf"^config\.{path} must be {expected}; got "):
         TrainConfig.from_mapping(with_value(path, value))
+
+
+def test_clipping_and_a_first_step_of_a_given_length_are_refused_together():
+    with pytest.raises(ConfigError, match=r"inner.first_step_rate must be 0 with inner.clip_norm, .*; got 0.3"):
+        tiny_config({"inner.first_step_rate": 0.3, "inner.clip_norm": 1.0})
 
 
 def test_seeds_beyond_what_a_key_can_hold_are_refused():

@@ -219,6 +219,27 @@ def test_what_is_half_written_is_in_no_report(tmp_path):
     assert (summary["step"], summary["test"]["per_seed"], summary["valid"]["per_seed"]) == (2, [0, 0.25], [0.125] * 2)
 
 
+def test_rates_that_a_run_finds_are_known_at_its_end_alone(tmp_path):
+    config = tiny_config({"methods": ("task_loss", "adalfl"), "inner.first_step_rate": 0.3})
+    open_workdir(tmp_path, config, "compare")
+    rows = [
+        {
+            "method": method,
+            "phase": "training",
+            "seed": seed,
+            "step": 0,
+            "test/error_rate": 0.9,
+            "valid/error_rate": 0.9,
+        }
+        for method in config.methods
+        for seed in (0, 1)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    methods = read_unfinished(tmp_path).summary["methods"]
+    assert [methods[name]["learning_rate"] for name in config.methods] == [0.1, None]
+    assert "AdaLFL" in page_of(tmp_path)
+
+
 def test_a_search_may_end_while_its_checkpoints_are_looked_at(tmp_path, monkeypatch):
     open_workdir(tmp_path, tiny_config(methods=("tuned_task_loss",)), "compare")
     gone, kept = (tmp_path / "checkpoints" / f"tuned_task_loss_{rate}" for rate in (0.01, 0.1))
