@@ -81,11 +81,8 @@ def state_structure(config: TrainConfig, method: str) -> RunState:
     def make() -> RunState:
         keys = make_seed_keys(config.seeds)
         theta = init_theta(setup, keys)
-        return (
-            RunState(theta, init_phi(setup, keys), init_rate_factor(setup))
-            if method in LEARNING
-            else RunState(theta, None)
-        )
+        learned = (init_phi(setup, keys), init_rate_factor(setup)) if method in LEARNING else (None, None)
+        return RunState(theta, *learned)
 
     return jax.eval_shape(make)
 
