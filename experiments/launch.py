@@ -123,6 +123,7 @@ def parse_flags(arguments: list[str], *, unused: str = "") -> list[str]:
       arguments: the command line.
       unused: one of `SHARED` that a program has no use for, which is then refused.
     """
+    arguments = flags.FLAGS.read_flags_from_files(arguments, force_gnu=False)
     given = []
     for argument in arguments[1:]:
         if not argument.startswith("-"):
@@ -136,7 +137,7 @@ def parse_flags(arguments: list[str], *, unused: str = "") -> list[str]:
                 require_known("field of the configuration", field_paths(TrainConfig), name.removeprefix("config."))
             except ValueError as error:
                 sys.exit(f"ConfigError: {error}")
-    if any(name.startswith("config.") for name in given) and not {"config", "flagfile"} & {*given}:
+    if any(name.startswith("config.") for name in given) and "config" not in given:
         sys.exit("ConfigError: --config=FILE must be given beside fields of it; configs/ has files")
     for name in SHARED:  # or `--help` would show the flags of the program's own file alone
         if name != unused and name in flags.FLAGS:

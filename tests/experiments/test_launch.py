@@ -181,6 +181,15 @@ def test_a_field_without_a_configuration_is_told_what_is_missing():
         parse_flags(["program", "--workdir=runs/a", "--config.num_steps=3"])
 
 
+def test_the_flags_of_a_file_are_looked_at_like_those_of_the_command_line(parse, tmp_path):
+    file = tmp_path / "flags"
+    file.write_text("--config.num_steps=3\n")
+    assert parse(f"--flagfile={file}").num_steps == 3
+    file.write_text("--config.num_step=3\n")
+    with pytest.raises(SystemExit, match="ConfigError: unknown field of the configuration 'num_step'"):
+        parse("--flagfile", str(file))
+
+
 def test_of_a_number_that_is_given_twice_the_last_holds(parse):
     assert parse("--config.num_steps=3", "--config.num_steps=5").num_steps == 5
 
