@@ -102,7 +102,11 @@ _SEEDS = flags.DEFINE_integer(
     "num_seeds", None, "Seeds that arms are compared on, mostly 10 by default; --quick takes 2.", lower_bound=2
 )
 _TUNING_SEEDS = flags.DEFINE_integer(
-    "num_tuning_seeds", 2, "Seeds that grids are searched with; --quick takes 1.", lower_bound=1, upper_bound=FIRST_SEED
+    "num_tuning_seeds",
+    None,
+    "Seeds that grids are searched with, mostly 2 by default; --quick takes 1.",
+    lower_bound=1,
+    upper_bound=FIRST_SEED,
 )
 _QUICK = flags.DEFINE_bool("quick", False, "A reduced form on digits, in minutes: it shows that all works, no more.")
 _JOBS = flags.DEFINE_integer("jobs", 1, "Processes that share the runs and the cores.", lower_bound=1)
@@ -244,7 +248,8 @@ def _machine_of(numbers: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
 
 def _seeds_of(comparison: Comparison) -> tuple[range, range]:
     """Seeds that grids are searched with, and those that arms are compared on."""
-    num_seeds, num_tuning_seeds = _SEEDS.value or comparison.num_seeds, _TUNING_SEEDS.value
+    num_seeds = _SEEDS.value or comparison.num_seeds
+    num_tuning_seeds = _TUNING_SEEDS.value or comparison.num_tuning_seeds
     if _QUICK.value:
         num_seeds, num_tuning_seeds = 2, 1
     return range(num_tuning_seeds), range(FIRST_SEED, FIRST_SEED + num_seeds)

@@ -48,6 +48,7 @@ class Comparison(NamedTuple):
     reference: str  # the arm whose difference from each other arm is tested
     pairs: tuple[tuple[str, str], ...] = ()  # arms, and others that they are tested against too
     num_seeds: int = 10  # that the arms are compared on
+    num_tuning_seeds: int = 2  # that grids are searched with
 
     def select(self, names: Iterable[str]) -> Comparison:
         """The comparison with some of its arms, the reference among them.

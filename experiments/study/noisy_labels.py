@@ -180,10 +180,18 @@ FIRST_STEPS = tuple(
     Arm(f"first_step_{rate}", f"AdaLFL, first step {rate}", {"method": "adalfl", "inner.first_step_rate": rate})
     for rate in (0.1, 0.3, 1.0)
 )
+FURTHER = Arm(
+    "further",
+    "the symmetric one learned further, decayed",
+    {**LEARNED_FURTHER, "learned_loss.start": SYMMETRIC},
+    grid(inner__learning_rate=(0.1, 0.3, 1.0), outer__learning_rate=(1e-4, 3e-4, 1e-3)),
+)
+MANY_FOR_TUNING = 6  # seeds: an outer rate that loses one of ten must not pass for the best
 OTHER_START = {"mlp": "he_glorot", "lenet5": "pytorch"}  # the initialisation from which alpha is not the right one
 REGULATED = ("shape", "floor", "ceiling")
 SMALL_START = "adalfl_pytorch"  # an arm: small weights, which leave the tanh of LeNet-5 near zero
 DECAYED = ("fine_tuned_decayed", "reweighting_decayed")
+SYMMETRIC_AHEAD = ("20", "40", "60")  # noise, where the symmetric cross-entropy is the best rival
 ELSEWHERE = (BOUND, *REGULATED, SMALL_START)  # arms of other comparisons than these
 HEADLINES = {"mnist_mlp_40": (*ELSEWHERE, *DECAYED), "mnist_mlp_pair_40": ELSEWHERE}  # all arms but these
 VARIANTS = (BOUND, "symmetric_decayed", "adalfl_cross_entropy", "adalfl_symmetric", "adalfl_tuned", *REGULATED)
@@ -213,6 +221,9 @@ def comparisons() -> list[Comparison]:
         if is_lenet5:
             continue
         made.append(_comparison(f"{name}_variants", f"{shown}: forms of AdaLFL", wrong))
+        for noise in SYMMETRIC_AHEAD:
+            shown_too = f"{title}, {noise} % wrong labels: a robust loss learned further"
+            made.append(_further(f"{problem}_{noise}_further", shown_too, {**overrides, **NOISE[noise]}))
         for size in (100, 300):
             batch_size = min(SETTING["batch_size"], size // 2)  # half of the clean set is held out for tuning
             fewer = {**wrong, "dataset.valid_examples": size, "batch_size": batch_size}
@@ -236,6 +247,11 @@ def _first_step(name: str, shown: str, overrides: Overrides) -> Comparison:
     start = OTHER_START[overrides["model.name"]]
     config = {**SETTING, **overrides, "model.initialization": start}
     return Comparison(name, f"{shown}, starting from {start}", "default", config, (*FIRST_STEPS, ARMS[-1]), "adalfl")
+
+
+def _further(name: str, shown: str, overrides: Overrides) -> Comparison:
+    whole = Comparison(name, shown, "default", {**SETTING, **overrides}, (*ARMS, FURTHER), reference=FURTHER.name)
+    return whole.select((BOUND, "symmetric_decayed", "adalfl"))._replace(num_tuning_seeds=MANY_FOR_TUNING)
 
 
 def measure(numbers: Mapping[str, Any], workdir: Path) -> dict[str, Any]:

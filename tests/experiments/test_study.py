@@ -348,14 +348,14 @@ def test_the_program_writes_numbers_a_picture_and_its_section(tmp_path, program_
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ((), (range(2), range(100, 130))),
+        ((), (range(4), range(100, 130))),
         (("--num_seeds=5", "--num_tuning_seeds=1"), (range(1), range(100, 105))),
         (("--quick",), (range(1), range(100, 102))),
     ],
 )
 def test_a_comparison_has_as_many_seeds_as_it_says_where_nobody_says_otherwise(given, expected, program_flags):
     program_flags("--study=thrift", *given)
-    assert program._seeds_of(COMPARISON._replace(num_seeds=30)) == expected
+    assert program._seeds_of(COMPARISON._replace(num_seeds=30, num_tuning_seeds=4)) == expected
 
 
 DOCS = ROOT / "docs"
