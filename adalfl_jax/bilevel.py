@@ -37,6 +37,7 @@ from adalfl_jax.validation import (
     require_batch,
     require_bilevel_batch,
     require_functions,
+    require_key,
     require_options,
     require_phi,
     require_theta,
@@ -226,7 +227,7 @@ def make_task_step(
     Args:
       apply_fn: the base model, as in `make_bilevel_step`.
       loss_fn: `(targets, outputs) -> scalar`; one that reads how far training is declares `progress`.
-      optimizer: any optax transformation.
+      optimizer: any optax transformation that needs gradient, state and parameters alone.
       axis_name: of the devices of `jax.pmap` or `jax.shard_map`, as in `make_bilevel_step`.
 
     Returns:
@@ -235,7 +236,7 @@ def make_task_step(
 
     Raises:
       ValueError: what is no function or optimiser; by the returned step, a theta of another optimiser, a batch that is
-        no pair, a loss that is not one number.
+        no pair of arrays or empty, a loss that is not one number.
     """
 
     require_functions(apply_fn=apply_fn, loss_fn=loss_fn, optimizer=optimizer)
@@ -250,6 +251,10 @@ def make_task_step(
     ) -> tuple[Theta, TaskMetrics]:
         require_theta(theta, "optimizer", optimizer)
         require_batch("batch", batch)
+        if 0 in jnp.shape(batch[1]):
+            raise ValueError(f"the batch is empty; got targets {jnp.shape(batch[1])}")
+        if rng_key is not None:
+            require_key("rng_key", rng_key)
         loss_now = at_progress(loss_fn, progress)
 
         def loss(targets: jax.Array, outputs: jax.Array, _) -> jax.Array:

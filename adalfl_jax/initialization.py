@@ -44,7 +44,13 @@ def make_offline_step(
             raise ValueError("the offline phase draws a fresh theta_0 from batch.rng_key; got None")
         require_key("batch.rng_key", batch.rng_key)
         init_key, step_key = jax.random.split(batch.rng_key)
-        theta = Theta.create(*init_fn(init_key), inner_optimizer)
+        made = init_fn(init_key)
+        if not (isinstance(made, tuple | list) and len(made) == 2):
+            raise ValueError(
+                "init_fn must return two things, (params, model_state); a model without state returns () for it. Got "
+                f"{jax.tree.map(jax.typeof, made)}"
+            )
+        theta = Theta.create(*made, inner_optimizer)
         _, phi, metrics = bilevel_step(theta, phi, batch._replace(rng_key=step_key))
         if jax.tree.leaves(phi.carry):
             raise ValueError(

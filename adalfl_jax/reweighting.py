@@ -116,8 +116,10 @@ def make_reweighting_step(
             split(batch.rng_key)[0],
         )
         squares = (weights**2).sum()
-        size = jnp.where(squares > 0, 1 / jnp.where(squares > 0, squares, 1), 0)
-        return theta, ReweightingMetrics(loss, ahead.outer_loss, (weights == 0).mean(), size)
+        is_zero = squares == 0  # and nan is not: what is measured of such weights is nan
+        size = jnp.where(is_zero, 0, 1 / jnp.where(is_zero, 1, squares))
+        zero_share = jnp.where(jnp.isnan(squares), jnp.nan, (weights == 0).mean())
+        return theta, ReweightingMetrics(loss, ahead.outer_loss, zero_share, size)
 
     return reweighting_step
 

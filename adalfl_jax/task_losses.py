@@ -180,21 +180,23 @@ def error_rate(targets: jax.Array, outputs: jax.Array) -> jax.Array:
 
 
 def top_k_error_rate(targets: jax.Array, outputs: jax.Array, *, k: int = 5) -> jax.Array:
-    """Share of examples whose target class is not among the `k` largest outputs, in [0, 1]; nan if an output is.
+    """Share of examples whose target class is not among the `k` largest outputs, in [0, 1].
+
+    It is nan if an output is or, under `jax.jit`, if a label has no class.
 
     Raises:
       ValueError: `k` is not between 1 and C.
     """
-    num_outputs = outputs.shape[-1]
+    num_outputs, dense = outputs.shape[-1], to_dense(targets, outputs)
     if not 1 <= k <= num_outputs:
         raise ValueError(f"top-k error needs 1 <= k <= C; got k = {k} and outputs [B, C] = {outputs.shape}")
     if num_outputs == 1:
-        is_wrong = ((outputs > 0) != (to_dense(targets, outputs) > 0.5))[:, 0]
+        is_wrong = ((outputs > 0) != (dense > 0.5))[:, 0]
     else:
-        labels = targets if is_labels(targets, outputs) else targets.argmax(axis=-1)
         _, largest = jax.lax.top_k(outputs, k)  # [B, k]
-        is_wrong = (largest != labels[:, None]).all(axis=-1)
-    return jnp.where(jnp.isnan(outputs).any(axis=-1), jnp.nan, is_wrong).mean()  # of nan nothing is the largest
+        is_wrong = (largest != dense.argmax(axis=-1)[:, None]).all(axis=-1)
+    is_nan = jnp.isnan(outputs).any(axis=-1) | jnp.isnan(dense).any(axis=-1)  # of nan nothing is the largest
+    return jnp.where(is_nan, jnp.nan, is_wrong).mean()
 
 
 def _dense(targets: jax.Array, outputs: jax.Array) -> jax.Array:
@@ -203,6 +205,8 @@ def _dense(targets: jax.Array, outputs: jax.Array) -> jax.Array:
             "a regression needs targets [B, C] shaped like the outputs [B, C]; got outputs "
             f"{outputs.shape} and targets {targets.shape}"
         )
+    if not jnp.issubdtype(outputs.dtype, jnp.inexact):
+        raise ValueError(f"outputs of a regression must be floats; got {outputs.dtype}")
     return targets.astype(outputs.dtype)
 
 

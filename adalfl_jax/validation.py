@@ -135,18 +135,17 @@ def require_bilevel_batch(batch: BilevelBatch, parts: Sequence[str]) -> None:
     """Raises ValueError for what is no BilevelBatch, parts that are no arrays, a key that is none."""
     _require_kind("batch", batch, BilevelBatch)
     for part in parts:
-        arrays = getattr(batch, part)
-        require_batch(f"batch.{part}", arrays)
-        inputs, targets = map(jax.tree.leaves, arrays)
-        if not inputs or len(targets) != 1 or not all(hasattr(array, "ndim") for array in (*inputs, *targets)):
-            raise _no_batch(f"batch.{part}", arrays)
+        require_batch(f"batch.{part}", getattr(batch, part))
     if batch.rng_key is not None:
         require_key("batch.rng_key", batch.rng_key)
 
 
 def require_batch(name: str, batch: Batch | tuple[jax.Array, jax.Array]) -> None:
-    """Raises ValueError for what is not two things, inputs and targets."""
+    """Raises ValueError for what is not two things, inputs and targets, arrays each."""
     if not (isinstance(batch, tuple | list) and len(batch) == 2):
+        raise _no_batch(name, batch)
+    inputs, targets = map(jax.tree.leaves, batch)
+    if not inputs or len(targets) != 1 or not all(hasattr(array, "ndim") for array in (*inputs, *targets)):
         raise _no_batch(name, batch)
 
 
@@ -177,7 +176,10 @@ def _require_floats(name: str, params: PyTree, remedy: str = "") -> None:
 def _require_opt_state(
     name: str, moved: Theta | Phi, optimizer_name: str, optimizer: optax.GradientTransformation
 ) -> None:
-    given, expected = map(jax.tree.structure, (moved.opt_state, jax.eval_shape(optimizer.init, moved.params)))
+    states = moved.opt_state, jax.eval_shape(optimizer.init, moved.params)
+    given, expected = map(jax.tree.structure, states)
+    if given == expected:
+        given, expected = ([jnp.shape(leaf) for leaf in jax.tree.leaves(state)] for state in states)
     if given != expected:
         raise ValueError(
             f"{name}.opt_state is not that of the step's {optimizer_name} and these parameters: expected "

@@ -99,3 +99,21 @@ def test_a_step_that_remembers_theta_is_refused(options):
     step = adalfl_jax.make_offline_step(bilevel_step, model.init, inner)
     with pytest.raises(ValueError, match="the offline phase forgets theta at every step"):
         adalfl_jax.initialize_offline(step, phi, batches)
+
+
+@pytest.mark.parametrize("made", [jnp.ones((4, 3)), {"w": jnp.ones(3), "b": jnp.ones(3)}, (1.0, (), ())])
+def test_a_model_is_made_of_parameters_and_state(made):
+    loss, inner, outer = adalfl_jax.LossNetwork(hidden_sizes=(4,)), optax.sgd(0.1), optax.adam(1e-2)
+    step = adalfl_jax.make_bilevel_step(
+        lambda params, model_state, inputs, *, train, rng_key: (inputs @ params, model_state),
+        loss.apply,
+        adalfl_jax.task_losses.softmax_cross_entropy,
+        inner,
+        outer,
+    )
+    batch = (jnp.ones((8, 4)), jnp.zeros(8, int))
+    phi = adalfl_jax.Phi.create(loss.init(jax.random.key(0)), outer)
+    with pytest.raises(ValueError, match=r"init_fn must return two things, \(params, model_state\)"):
+        adalfl_jax.make_offline_step(step, lambda _: made, inner)(
+            phi, adalfl_jax.BilevelBatch(batch, batch, jax.random.key(1))
+        )

@@ -174,3 +174,14 @@ def test_several_inner_steps_are_refused():
     step, theta = make_step()
     with pytest.raises(ValueError, match="exactly one inner step"):
         step(theta, make_batch(jax.random.key(1), num_inner_steps=2))
+
+
+def test_what_is_measured_of_weights_that_are_nan_is_nan():
+    def apply(params, model_state, inputs, *, train, rng_key):
+        return inputs @ params, model_state
+
+    optimizer = optax.sgd(0.1)
+    step = adalfl_jax.make_reweighting_step(apply, example_cross_entropy, softmax_cross_entropy, optimizer)
+    batch = jnp.full((4, 5), jnp.nan), jnp.zeros(4, int)
+    theta = adalfl_jax.Theta.create(jnp.ones((5, 3)), (), optimizer)
+    assert all(jnp.isnan(value) for value in step(theta, adalfl_jax.BilevelBatch(batch, batch))[1])

@@ -220,3 +220,17 @@ def test_softmax_of_a_single_output_is_refused(name):
 def test_top_k_refuses_an_impossible_k(k):
     with pytest.raises(ValueError, match=rf"k = {k}.*\(4, 3\)"):
         task_losses.top_k_error_rate(jnp.array(LABELS), jnp.array(LOGITS), k=k)
+
+
+@pytest.mark.parametrize("num_outputs", [1, 3])
+def test_under_jit_the_error_of_a_label_without_a_class_is_nan(num_outputs):
+    outputs = jnp.ones((2, num_outputs))
+    assert jax.jit(task_losses.error_rate)(jnp.array([1, 0]), outputs) >= 0
+    for label in (-1, 7):
+        assert jnp.isnan(jax.jit(task_losses.error_rate)(jnp.array([label, 0]), outputs))
+
+
+@pytest.mark.parametrize("loss_fn", [task_losses.squared_error, task_losses.absolute_error])
+def test_outputs_that_are_whole_numbers_are_refused_rather_than_targets_rounded(loss_fn):
+    with pytest.raises(ValueError, match="outputs of a regression must be floats; got int32"):
+        loss_fn(jnp.full((3, 1), 0.5), jnp.zeros((3, 1), jnp.int32))

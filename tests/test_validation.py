@@ -188,6 +188,25 @@ def test_a_step_on_a_fixed_loss_refuses_alike(theta, batch, message):
         adalfl_jax.make_task_step(apply_fn, softmax_cross_entropy, INNER)(theta, batch)
 
 
+def test_a_state_of_the_same_optimizer_for_other_shapes_is_refused():
+    momentum = optax.sgd(0.1, momentum=0.9)
+    theta, phi = make_state(inner=momentum)
+    given = theta._replace(opt_state=momentum.init(jnp.ones((1, 3))))  # which would broadcast
+    with pytest.raises(ValueError, match=r"theta.opt_state is not that .* expected \[\(5, 3\)\]; got \[\(1, 3\)\]"):
+        make_step(inner_optimizer=momentum)(given, phi, BATCH)
+    other = make_state(loss=adalfl_jax.LossNetwork(hidden_sizes=(5,)), inner=momentum)[1]
+    with pytest.raises(ValueError, match=r"phi.opt_state is not that of the step's outer_optimizer"):
+        make_step(inner_optimizer=momentum)(theta, phi._replace(opt_state=other.opt_state), BATCH)
+
+
+def test_a_step_on_a_fixed_loss_refuses_no_examples_and_no_key():
+    step = adalfl_jax.make_task_step(apply_fn, softmax_cross_entropy, INNER)
+    with pytest.raises(ValueError, match=r"the batch is empty; got targets \(0,\)"):
+        step(make_state()[0], (INPUTS[:0], TARGETS[:0]))
+    with pytest.raises(ValueError, match=r"rng_key must be one key"):
+        step(make_state()[0], (INPUTS, TARGETS), 0)
+
+
 def test_a_step_that_weighs_examples_refuses_alike():
     step = adalfl_jax.make_reweighting_step(apply_fn, example_cross_entropy, softmax_cross_entropy, INNER)
     with pytest.raises(ValueError, match=r"theta.opt_state is not that of the step's inner_optimizer"):

@@ -44,9 +44,16 @@ def compare_gradients(
     Where a gradient vanishes the ratios are 0 rather than nan, but for the scale where both do, which is 1. Both losses
     are means over examples. With a `batch_size`, which must divide the number of examples, the gradients are those
     means over batches of that many, taken one after the other: the same values in less memory.
+
+    Raises:
+      ValueError: no examples, or a `batch_size` that does not divide their number.
     """
-    num_batches = len(batch.inputs) // (batch_size or len(batch.inputs))
-    batches = jax.tree.map(lambda array: array.reshape(num_batches, -1, *array.shape[1:]), batch)
+    num_examples = len(batch[1])
+    batch_size = num_examples if batch_size is None else batch_size
+    if batch_size < 1 or num_examples % batch_size:
+        raise ValueError(f"batch_size must divide the number of examples, {num_examples}, at least 1; got {batch_size}")
+    num_batches = num_examples // batch_size
+    batches = jax.tree.map(lambda array: array.reshape(num_batches, -1, *array.shape[1:]), tuple(batch))
 
     def gradient(loss_fn: LossFn) -> PyTree:
         def objective(params: PyTree, batch: Batch) -> jax.Array:
@@ -63,7 +70,7 @@ def compare_gradients(
     product = optax.tree.vdot(learned, task)
     learned_norm, task_norm = jnp.asarray(optax.tree.norm(learned)), jnp.asarray(optax.tree.norm(task))
     return GradientComparison(
-        gradient_scale=jnp.where(jnp.maximum(learned_norm, task_norm) > 0, _ratio(learned_norm, task_norm), 1.0),
+        gradient_scale=jnp.where(jnp.maximum(learned_norm, task_norm) == 0, 1.0, _ratio(learned_norm, task_norm)),
         gradient_cosine=_ratio(product, learned_norm * task_norm),
         implicit_learning_rate=learning_rate * _ratio(product, task_norm**2),
     )
@@ -206,5 +213,6 @@ def implied_smoothing(
 
 
 def _ratio(numerator: jax.typing.ArrayLike, denominator: jax.Array) -> jax.Array:
-    positive = denominator > 1e-30  # below it the quotient may overflow in float32
-    return jnp.where(positive, numerator / jnp.where(positive, denominator, 1.0), 0.0)
+    """0 where the denominator is; nan stays nan."""
+    is_zero = denominator <= 1e-30  # below it the quotient may overflow in float32
+    return jnp.where(is_zero, 0, numerator / jnp.where(is_zero, 1, denominator))

@@ -22,13 +22,16 @@ def paired_difference(first: Sequence[float], second: Sequence[float], confidenc
     Returns:
       The mean difference, its confidence interval `[low, high]`, the two-sided p-value and the effect size (Cohen's
       d_z: the mean difference in standard deviations of the differences); the last three are None where there are fewer
-      than two seeds or all differences are equal, for which the test is not defined.
+      than two seeds, all differences are equal or one is not finite, for which the test is not defined.
+
+    Raises:
+      ValueError: different numbers of seeds, or none.
     """
-    differences = np.asarray(second, float) - np.asarray(first, float)
+    differences = _differences(first, second)
     result: dict[str, Any] = {"mean_difference": float(differences.mean())}
     result |= {"interval": None, "p_value": None, "effect_size": None}
     rounding = _rounding(first, second)
-    if len(differences) > 1 and np.ptp(differences) > rounding:
+    if len(differences) > 1 and np.isfinite(differences).all() and np.ptp(differences) > rounding:
         test = scipy.stats.ttest_rel(second, first)
         interval = test.confidence_interval(confidence)
         result |= {"interval": [float(interval.low), float(interval.high)], "p_value": float(test.pvalue)}
@@ -40,14 +43,25 @@ def signed_rank_test(first: Sequence[float], second: Sequence[float]) -> dict[st
     """Wilcoxon's signed-rank test of `second - first` over seeds, which one lost seed does not decide.
 
     Returns:
-      The two-sided `p_value`, None where there are fewer than two seeds or no difference; at least 2^(1 - seeds).
+      The two-sided `p_value`, None where there are fewer than two seeds, no difference or one that is not finite; at
+      least 2^(1 - seeds).
+
+    Raises:
+      ValueError: different numbers of seeds, or none.
     """
-    differences = np.asarray(second, float) - np.asarray(first, float)
+    differences = _differences(first, second)
     rounding = _rounding(first, second)
-    if len(differences) < 2 or np.abs(differences).max() <= rounding:
+    is_defined = len(differences) > 1 and np.isfinite(differences).all()
+    if not is_defined or np.abs(differences).max() <= rounding:
         return {"p_value": None}
     test: Any = scipy.stats.wilcoxon(np.round(differences / rounding))  # equal ones tie
     return {"p_value": float(test.pvalue)}
+
+
+def _differences(first: Sequence[float], second: Sequence[float]) -> np.ndarray:
+    if not 0 < len(first) == len(second):
+        raise ValueError(f"a paired test takes as many values of one as of the other; got {len(first)}, {len(second)}")
+    return np.asarray(second, float) - np.asarray(first, float)
 
 
 def _rounding(first: Sequence[float], second: Sequence[float]) -> float:

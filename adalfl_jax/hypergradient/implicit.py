@@ -136,7 +136,7 @@ def _implicit(
     )
     inputs, targets, last_key = *batch.inner, inner_key
     if (num_steps := num_inner_steps(batch)) is not None:
-        inputs, targets = inputs[-1], targets[-1]
+        inputs, targets = jax.tree.map(lambda steps: steps[-1], (inputs, targets))
         last_key = None if inner_key is None else jax.random.split(inner_key, num_steps)[-1]
 
     def inner_objective(params: PyTree, phi_params: PyTree) -> jax.Array:

@@ -158,11 +158,9 @@ class LossNetwork:
                     "use_progress needs the share of training that is done: give `progress`, to a bilevel step as "
                     "BilevelBatch.progress; got None"
                 )
-            try:
-                inputs.append(jnp.full_like(predictions, progress))
-            except ValueError as error:
-                got = jax.typeof(progress)
-                raise ValueError(f"progress must be one number, the share of training done; got {got}") from error
+            if jnp.shape(progress) != ():
+                raise ValueError(f"progress must be one number, the share of training done; got {jax.typeof(progress)}")
+            inputs.append(jnp.full_like(predictions, progress))
         values = jnp.stack(inputs, axis=-1).reshape(-1, len(inputs))
         num_layers = len(self.hidden_sizes) + 1
         for layer in range(num_layers):

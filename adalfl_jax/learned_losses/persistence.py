@@ -67,6 +67,7 @@ def save_learned_loss(
 
     Raises:
       FileNotFoundError: no such folder.
+      IsADirectoryError: `path` is a folder.
       ValueError: a loss of another family, parameters that do not fit it or are not finite, metadata JSON cannot hold.
     """
     described = _describe(loss)
@@ -80,6 +81,8 @@ def save_learned_loss(
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to save {path.name} in; make it first")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file in it, {path / 'learned_loss.safetensors'} say")
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(safetensors.numpy.save(arrays, metadata={FORMAT: text}))
     partial.replace(path)

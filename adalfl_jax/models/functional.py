@@ -40,8 +40,8 @@ def functionalize(
         the one `make_bilevel_step` is given. Under `jax.jit` they are those of the whole batch anyway.
 
     Returns:
-      The `Model`. Its `apply` raises ValueError when a module that draws random numbers in train mode gets no key, or
-      makes other variables when it is called.
+      The `Model`. Its `apply` raises ValueError for parameters or a state of other names or shapes, when a module that
+      holds random streams gets no key in train mode, or makes other variables when it is called.
 
     Raises:
       ValueError: an unknown `compute_dtype`, a module in place of a function, or one with an array of JAX that is no
@@ -77,6 +77,8 @@ def functionalize(
                 f"attribute {name!r} of the module is an array of JAX, which flax takes for a setting where it "
                 "traces modules; make it an nnx.Variable, which becomes part of model_state, or an array of NumPy"
             )
+    _, *abstract = nnx.split(structure, nnx.Param, nnx.RngState, ...)
+    params_shapes, state_shapes = (jax.tree.map(jnp.shape, nnx.to_pure_dict(abstract[i])) for i in (0, 2))
     random_streams = nnx.to_pure_dict(nnx.state(structure, nnx.RngState))
 
     def init(rng_key: jax.Array, /) -> tuple[PyTree, PyTree]:
@@ -87,7 +89,11 @@ def functionalize(
         params: PyTree, model_state: PyTree, inputs: jax.Array, /, *, train: bool, rng_key: jax.Array | None
     ) -> tuple[jax.Array, PyTree]:
         if train and random_streams and rng_key is None:
-            raise ValueError("this model draws random numbers in train mode (dropout): give it an rng_key")
+            raise ValueError(
+                "this model holds random streams, as dropout and recurrent cells do: give it an rng_key in train mode"
+            )
+        _require_shapes("params", params, params_shapes)
+        _require_shapes("model_state", model_state, state_shapes)
         streams = _seed_streams(random_streams, rng_key)
         model_state = jax.tree.map(jnp.asarray, model_state)  # flax writes into a numpy array, which is the caller's
         module: Any = nnx.merge(graphdefs[train], cast_down(params), streams, model_state)
@@ -103,6 +109,13 @@ def functionalize(
         return outputs, new_state
 
     return Model(init, apply)
+
+
+def _require_shapes(name: str, given: PyTree, expected: PyTree) -> None:
+    """Raises ValueError where names or shapes are not the module's: flax goes by the order of leaves alone."""
+    found = jax.tree.map(jnp.shape, given)
+    if found != expected:
+        raise ValueError(f"{name} are not those of this model: expected arrays of the shapes {expected}; got {found}")
 
 
 def _cast(dtype: jnp.dtype) -> Callable[[PyTree], PyTree]:

@@ -3,6 +3,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from adalfl_jax.analysis.measures import (
@@ -168,3 +169,40 @@ def test_a_loss_that_is_least_in_between_implies_smoothing_for_each_seed():
     predictions = np.linspace(0, 1, 101)
     values = np.stack([[0 * predictions, (predictions - best) ** 2] for best in (0.55, 1.0)])
     np.testing.assert_allclose(implied_smoothing(predictions, values, 10), [0.5, 0.0], atol=1e-3)
+
+
+def linear(params, model_state, inputs, *, train, rng_key):
+    return inputs["x"] @ params, model_state
+
+
+@pytest.mark.parametrize("batch_size", [None, 2, 8])
+def test_gradients_are_compared_on_any_batch_a_step_takes(batch_size):
+    inputs, targets = {"x": jax.random.normal(jax.random.key(0), (8, 4))}, jnp.arange(8) % 3
+    theta = Theta.create(jax.random.normal(jax.random.key(1), (4, 3)), (), optax.sgd(0.1))
+    found = compare_gradients(
+        linear,
+        lambda y, f: 2 * softmax_cross_entropy(y, f),
+        softmax_cross_entropy,
+        theta,
+        (inputs, targets),
+        0.1,
+        batch_size=batch_size,
+    )
+    assert found == pytest.approx((2.0, 1.0, 0.2), rel=1e-5)
+
+
+@pytest.mark.parametrize(("num_examples", "batch_size"), [(8, 3), (8, 16), (8, 0), (0, None)])
+def test_gradients_are_compared_on_whole_batches_alone(num_examples, batch_size):
+    batch = {"x": jnp.ones((num_examples, 4))}, jnp.zeros(num_examples, int)
+    theta = Theta.create(jnp.ones((4, 3)), (), optax.sgd(0.1))
+    with pytest.raises(ValueError, match=f"must divide the number of examples, {num_examples}"):
+        compare_gradients(
+            linear, softmax_cross_entropy, softmax_cross_entropy, theta, batch, 0.1, batch_size=batch_size
+        )
+
+
+def test_gradients_that_are_nan_compare_as_nan():
+    theta = Theta.create(jnp.full((4, 3), jnp.nan), (), optax.sgd(0.1))
+    batch = {"x": jnp.ones((8, 4))}, jnp.zeros(8, int)
+    found = compare_gradients(linear, softmax_cross_entropy, softmax_cross_entropy, theta, batch, 0.1)
+    assert np.isnan(found).all()

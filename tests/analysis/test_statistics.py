@@ -84,3 +84,18 @@ def test_p_values_are_adjusted_by_benjamini_and_hochberg():
     # The i-th smallest of n times n / i, and no more than those after it.
     assert found == [pytest.approx(0.04), pytest.approx(0.16 / 3), None, pytest.approx(0.16 / 3), pytest.approx(0.5)]
     adjust_p_values([])
+
+
+def test_a_seed_without_a_number_leaves_both_tests_undefined():
+    first, second = [1.0, 2.0, 3.0], [1.5, 2.2, float("nan")]
+    tests = [paired_difference(first, second), signed_rank_test(first, second), {"p_value": 0.01}]
+    assert [test["p_value"] for test in tests] == [None, None, 0.01]
+    adjust_p_values(tests)
+    assert tests[2]["adjusted_p_value"] == 0.01
+
+
+@pytest.mark.parametrize("test", [paired_difference, signed_rank_test])
+@pytest.mark.parametrize(("first", "second"), [([1.0, 2.0], [1.0]), ([], [])])
+def test_pairs_are_of_as_many_values(test, first, second):
+    with pytest.raises(ValueError, match=f"got {len(first)}, {len(second)}"):
+        test(first, second)

@@ -8,7 +8,14 @@ import optax
 import pytest
 
 import adalfl_jax
-from adalfl_jax.hypergradient import BilevelProblem, ConjugateGradient, Neumann, make_estimator
+from adalfl_jax.hypergradient import (
+    ESTIMATORS,
+    ONE_INNER_STEP,
+    BilevelProblem,
+    ConjugateGradient,
+    Neumann,
+    make_estimator,
+)
 from adalfl_jax.task_losses import softmax_cross_entropy, squared_error
 from tests.problems import make_batch, make_problem
 
@@ -107,3 +114,26 @@ def test_k_inner_steps_lead_to_the_point_where_the_theorem_is_applied():
 def test_settings_out_of_range_are_refused(name, settings, message):
     with pytest.raises(ValueError, match=message):
         make_estimator(name, **settings)
+
+
+@pytest.mark.parametrize("name", sorted(set(ESTIMATORS) - set(ONE_INNER_STEP)))
+def test_the_steps_of_a_pytree_of_inputs_are_those_of_an_array(name):
+    model, optimizer, loss, theta, phi_params = make_problem()
+    batch = make_batch(jax.random.key(3), 3)
+    outer = optax.adam(1e-2)
+
+    def gradient_norm(apply_fn, wrap):
+        step = adalfl_jax.make_bilevel_step(
+            apply_fn, loss.apply, softmax_cross_entropy, optimizer, outer, hypergradient=name
+        )
+        parts = [(wrap(part.inputs), part.targets) for part in batch[:2]]
+        phi = adalfl_jax.Phi.create(phi_params, outer)
+        return float(step(theta, phi, adalfl_jax.BilevelBatch(*parts, batch.rng_key))[2].hypergradient_norm)
+
+    def of_first(params, model_state, inputs, /, **options):
+        return model.apply(params, model_state, jax.tree.leaves(inputs)[0], **options)
+
+    expected = gradient_norm(model.apply, lambda inputs: inputs)
+    assert expected > 0
+    for wrap in (lambda inputs: (inputs,), lambda inputs: {"a": inputs, "b": -inputs}):
+        assert gradient_norm(of_first, wrap) == pytest.approx(expected, rel=1e-6)

@@ -155,3 +155,11 @@ def test_targets_that_do_not_fit_are_named():
     loss = LossNetwork()
     with pytest.raises(ValueError, match=r"outputs \[B, C\] = \(4, 3\) and targets \(5,\)"):
         loss.apply(loss.init(jax.random.key(0)), jnp.zeros(5, jnp.int32), jnp.zeros((4, 3)))
+
+
+@pytest.mark.parametrize("shape", [(3,), (8, 1), (8, 3), (8,)])
+def test_progress_is_one_number_even_where_several_would_broadcast(shape):
+    loss = LossNetwork(hidden_sizes=(4,), use_progress=True)
+    phi_params = loss.init(jax.random.key(0))
+    with pytest.raises(ValueError, match="progress must be one number"):
+        loss.apply(phi_params, jnp.zeros(8, int), jnp.ones((8, 3)), progress=jnp.ones(shape))

@@ -155,3 +155,12 @@ def test_what_cannot_be_kept_is_refused_and_the_old_file_stays(saved, loss, para
     with pytest.raises(ValueError, match=message):
         adalfl_jax.save_learned_loss(saved, loss, params, metadata)
     assert saved.read_bytes() == before
+
+
+def test_a_folder_is_no_file_to_save_in_and_stays_alone(tmp_path):
+    loss = adalfl_jax.LossNetwork(hidden_sizes=(4,))
+    folder = tmp_path / "losses"
+    folder.mkdir()
+    with pytest.raises(IsADirectoryError, match=r"losses is a folder; name a file in it"):
+        adalfl_jax.save_learned_loss(folder, loss, loss.init(jax.random.key(0)))
+    assert list(tmp_path.iterdir()) == [folder]

@@ -546,3 +546,13 @@ def test_a_module_keeps_arrays_in_variables_or_in_numpy():
     for scale, name in ((lambda: jnp.arange(3.0), "'scale'"), (lambda: nnx.List([jnp.arange(3.0)]), "0")):
         with pytest.raises(ValueError, match=rf"attribute {name} of the module is an array of JAX.*nnx\.Variable"):
             functionalize(lambda rngs, scale=scale: Scaled(scale))
+
+
+@pytest.mark.parametrize(
+    "given", [{"gain": jnp.ones(4), "offset": jnp.zeros(4)}, {"bias": jnp.zeros(1), "scale": jnp.ones(4)}, jnp.ones(4)]
+)
+def test_parameters_of_other_names_or_shapes_are_refused(given):
+    model = functionalize(lambda rngs: nnx.LayerNorm(4, rngs=rngs))
+    _, model_state = model.init(jax.random.key(0))
+    with pytest.raises(ValueError, match=r"params are not those of this model: expected .*'scale': \(4,\).*; got"):
+        model.apply(given, model_state, jnp.ones((2, 4)), train=True, rng_key=None)
