@@ -3,9 +3,9 @@
     .venv/bin/python -m adalfl_jax.data.prepare cifar10
     .venv/bin/python -m experiments.compare --config=configs/cifar10_resnet18.py --workdir=runs/cifar10_resnet18
 
-For a GPU. An estimate of the time: a task-loss step takes 381 GFLOP and an AdaLFL step 2.65 times that
-(experiments.describe counts them). Task loss, ML3 and AdaLFL together take (1 + 1 + 2.65) x 381 GFLOP x 150,000 =
-0.27 EFLOP a seed, beside which the offline phase (1 %) and evaluation are little. Ten seeds take 37 hours on a device
+For a GPU. An estimate of the time: a task-loss step takes 371 GFLOP and an AdaLFL step 2.67 times that
+(experiments.describe counts them). Task loss, ML3 and AdaLFL together take (1 + 1 + 2.67) x 371 GFLOP x 150,000 =
+0.26 EFLOP a seed, beside which the offline phase (1 %) and evaluation are little. Ten seeds take 36 hours on a device
 that sustains 20 TFLOP/s, which is assumed, not measured. Where its memory does not hold ten at once, --config.seed
 and --config.num_seeds run them in parts.
 

@@ -2,10 +2,10 @@
 
     .venv/bin/python -m experiments.describe --config=configs/cifar10_resnet18.py
 
-No data are needed but those of a file or a registered dataset. FLOPs are those of one step of one seed as XLA counts
-them before it optimises, batches drawn beforehand; memory is what XLA reports of the compiled program that trains all
-seeds of the configuration, on the kind of device this runs on. What evaluation and the offline phase add is not
-counted.
+No data are needed but those of a file or a registered dataset. FLOPs are those of one step of one seed on a GPU as XLA
+counts them before it optimises, batches drawn beforehand; memory is what XLA reports of the compiled program that
+trains all seeds of the configuration, on the kind of device this runs on. What evaluation and the offline phase add is
+not counted.
 """
 
 from __future__ import annotations
@@ -70,12 +70,14 @@ def measure(setup: Setup, spec: data.Spec, method: str) -> dict[str, float]:
     state, keys = jax.eval_shape(lambda: _start(setup, method))
     phase: Any = make_training_phase(setup, method)
     rate, step = config.inner.learning_rate, _sources(config, train, num_steps=1)
-    # Of several seeds, convolutions are a loop there, whose body is counted once.
+    # One seed, and as on a GPU: for a CPU convolutions become products with zeros among their factors, and those of
+    # several seeds a loop, whose body is counted once.
     alone = dataclasses.replace(setup, mesh=None, config=dataclasses.replace(config, num_seeds=1))
     program: Any = make_training_phase(alone, method)
     with on_a_cpu():
         state_alone, _ = jax.eval_shape(lambda: _start(alone, method))
-        one_step = program.advance_block.lower(state_alone, _sources(alone.config, train, num_steps=1), rate)
+        traced = program.advance_block.trace(state_alone, _sources(alone.config, train, num_steps=1), rate)
+        one_step = traced.lower(lowering_platforms=("cuda",))
     if spec.num_train and not is_streamed(config, spec):
         splits, waiting = (train, outer), 0
         chunk = phase.advance.lower(state, keys, splits, rate, 0, num_steps=config.eval_every)

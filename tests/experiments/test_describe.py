@@ -114,6 +114,15 @@ def test_the_flops_of_a_step_are_those_of_a_small_model_too(no_compilation):
     assert flops == pytest.approx(4 * 784 * 10 * BATCH_SIZE, rel=0.15)  # beside the products: bytes are normalised
 
 
+@pytest.mark.parametrize("num_seeds", [1, 3])
+def test_the_flops_of_convolutions_are_those_of_one_seed_without_the_zeros_of_a_band(num_seeds, no_compilation):
+    convolutions = 24 * 24 * 25 * 6, 8 * 8 * 25 * 6 * 16
+    products = 256 * 120 + 120 * 84 + 84 * 10
+    flops = measured("mnist_lenet5", "task_loss", {"num_seeds": num_seeds, "batch_size": BATCH_SIZE})["flops"]
+    expected = (4 * convolutions[0] + 6 * (convolutions[1] + products)) * BATCH_SIZE
+    assert flops == pytest.approx(expected, rel=0.05)
+
+
 def test_a_mesh_does_not_change_the_flops_of_a_step(no_compilation):
     alone, divided = (measured("digits_mlp", "adalfl", {"mesh.data": parts})["flops"] for parts in (1, 2))
     assert alone == divided
