@@ -118,14 +118,14 @@ def returning_scalar(name: str, loss_fn: Callable[..., jax.Array]) -> Callable[.
 
 
 def require_theta(theta: Theta, optimizer_name: str, optimizer: optax.GradientTransformation) -> None:
-    """Raises ValueError for what is no Theta, parameters that have no gradients, the state of another optimiser."""
+    """Raises ValueError for what is no Theta, parameters without usable gradients, the state of another optimiser."""
     _require_kind("theta", theta, Theta)
     _require_floats("theta.params", theta.params, ", or move it to theta.model_state")
     _require_opt_state("theta", theta, optimizer_name, optimizer)
 
 
 def require_phi(phi: Phi, outer_optimizer: optax.GradientTransformation) -> None:
-    """Raises ValueError for what is no Phi, parameters that have no gradients, the state of another optimiser."""
+    """Raises ValueError for what is no Phi, parameters without usable gradients, the state of another optimiser."""
     _require_kind("phi", phi, Phi)
     _require_floats("phi.params", phi.params)
     _require_opt_state("phi", phi, "outer_optimizer", outer_optimizer)
@@ -170,6 +170,11 @@ def _require_floats(name: str, params: PyTree, remedy: str = "") -> None:
         if not (is_number and jnp.issubdtype(kind, jnp.inexact)):
             raise ValueError(
                 f"{name}{jax.tree_util.keystr(path)} is {kind}, which has no gradient; make it floats{remedy}"
+            )
+        if kind == jnp.float16:
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} is float16, which has too little range for gradients and their "
+                "derivatives; keep it in float32 or bfloat16"
             )
 
 

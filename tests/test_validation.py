@@ -188,6 +188,15 @@ def test_a_step_on_a_fixed_loss_refuses_alike(theta, batch, message):
         adalfl_jax.make_task_step(apply_fn, softmax_cross_entropy, INNER)(theta, batch)
 
 
+def test_float16_is_refused():
+    theta, phi = make_state()
+    half = [jax.tree.map(lambda leaf: leaf.astype(jnp.float16), tree.params) for tree in (theta, phi)]
+    with pytest.raises(ValueError, match=r"theta.params is float16, which has too little range"):
+        make_step()(theta._replace(params=half[0]), phi, BATCH)
+    with pytest.raises(ValueError, match=r"phi.params\['layer_0'\]\['kernel'\] is float16, which has too little"):
+        make_step()(theta, phi._replace(params=half[1]), BATCH)
+
+
 def test_a_state_of_the_same_optimizer_for_other_shapes_is_refused():
     momentum = optax.sgd(0.1, momentum=0.9)
     theta, phi = make_state(inner=momentum)

@@ -18,13 +18,6 @@ def differentiable_update(
     a gradient of exactly zero, which dead units and constant pixels produce all the time. The values here are those
     of `optimizer.update`, bit for bit; the derivative is taken a hair away from zero, where it is the limit.
     """
-
-    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
-        if leaf.dtype == jnp.float16:
-            raise ValueError(
-                f"theta.params{jax.tree_util.keystr(path)} is float16, which has too little range for gradients and "
-                "their derivatives; keep it in float32 or bfloat16"
-            )
     # What the optimiser closes over, a traced learning rate say, becomes an argument and can be differentiated too.
     plain_update, closed_over = jax.closure_convert(optimizer.update, gradient, opt_state, params)
     update = jax.custom_jvp(plain_update)

@@ -221,13 +221,6 @@ def test_a_step_is_differentiated_and_mapped_over_what_the_loss_closes_over(name
     assert_relative(gradients[1], jax.jit(outer)(0.5)[1], 1e-12)
 
 
-def test_float16_is_refused():
-    _, optimizer, _, theta, _ = make_problem()
-    half = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), theta.params)
-    with pytest.raises(ValueError, match="is float16, which has too little range"):
-        jax.grad(lambda g: optax.tree.sum(differentiable_update(optimizer, g, theta.opt_state, half)[0]))(half)
-
-
 def test_an_empty_batch_is_refused():
     batch = jax.tree.map(lambda leaf: leaf[:0], make_batch(jax.random.key(1)).inner)
     with pytest.raises(ValueError, match=r"empty; got inner \(0, 5\)"):
