@@ -212,7 +212,8 @@ def prime(bilevel_step: BilevelStep, theta: Theta, phi: Phi, batch: BilevelBatch
       >>> metrics.outer_loss.shape
       (5,)
     """
-    _, after, _ = jax.eval_shape(bilevel_step, theta, phi._replace(carry=()), batch)
+    fresh = phi._replace(carry=()) if isinstance(phi, Phi) else phi  # what is no phi the step itself refuses
+    _, after, _ = jax.eval_shape(bilevel_step, theta, fresh, batch)
     return phi._replace(carry=jax.tree.map(zeros_like, after.carry))
 
 

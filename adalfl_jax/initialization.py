@@ -22,7 +22,8 @@ def make_offline_step(
 
     Args:
       bilevel_step: from `make_bilevel_step`. S_inner > 1 is a batch whose `inner` has a leading axis K, with a step
-        built for it (`hypergradient="unrolled"`).
+        built for it (`hypergradient="unrolled"`). Not one with `outer_every`, which would leave most of what is drawn
+        unused.
       init_fn: `rng_key -> (params, model_state)`, the distribution theta_0 is drawn from.
       inner_optimizer: the one `bilevel_step` was made with; its state starts afresh each time.
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from adalfl_jax.hypergradient import BilevelProblem, descend, make_estimator
-from adalfl_jax.hypergradient.problem import split
+from adalfl_jax.hypergradient.problem import num_inner_steps, split
 from adalfl_jax.types import ApplyFn, BilevelBatch, LossFn, PyTree, Theta
 from adalfl_jax.validation import (
     require_bilevel_batch,
@@ -104,6 +104,11 @@ def make_reweighting_step(
     def reweighting_step(theta: Theta, batch: BilevelBatch) -> tuple[Theta, ReweightingMetrics]:
         require_theta(theta, "inner_optimizer", inner_optimizer)
         require_bilevel_batch(batch, ("inner", "outer"))
+        if (num_steps := num_inner_steps(batch)) is not None:
+            raise ValueError(
+                f"a reweighting step takes one inner batch, and batch.inner carries a leading axis K = {num_steps}; "
+                "drop that axis"
+            )
         nothing = jnp.zeros(batch.inner[1].shape[:1])
         ahead = estimate(problem, theta._replace(opt_state=lookahead.init(theta.params)), nothing, batch)
         weights = _normalize(jnp.maximum(-ahead.gradient, 0))

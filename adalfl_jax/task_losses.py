@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
+from numbers import Real
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -90,9 +93,13 @@ def bits_per_character(targets: jax.Array, outputs: jax.Array) -> jax.Array:
 def smoothed_cross_entropy(targets: jax.Array, outputs: jax.Array, *, smoothing: float = 0.1) -> jax.Array:
     """Cross-entropy, in nats, of targets of which the share `smoothing` is spread evenly over the C classes.
 
+    Raises:
+      ValueError: smoothing not in [0, 1].
+
     References:
       "Label smoothing": Szegedy et al., "Rethinking the Inception Architecture", arXiv 1512.00567.
     """
+    _require("smoothing", smoothing, lambda share: 0 <= share <= 1, "a number in [0, 1]")
     return softmax_cross_entropy(optax.smooth_labels(to_dense(targets, outputs), smoothing), outputs)
 
 
@@ -113,8 +120,7 @@ def generalized_cross_entropy(targets: jax.Array, outputs: jax.Array, *, q: floa
       Zhang and Sabuncu, "Generalized Cross Entropy Loss for Training Deep Neural Networks with Noisy Labels", arXiv
       1805.07836.
     """
-    if not 0 < q <= 1:
-        raise ValueError(f"q must be in (0, 1]; got {q}")
+    _require("q", q, lambda power: 0 < power <= 1, "a number in (0, 1]")
     _require_classes(outputs)
     # Of the logarithm: p^q and its slope vanish where p does, and 1 - p^q keeps its digits where p is nearly 1.
     values = -jnp.expm1(q * jax.nn.log_softmax(outputs)) / q
@@ -134,17 +140,29 @@ def symmetric_cross_entropy(
     Args:
       targets: labels `[B]` or distributions `[B, C]`.
       outputs: logits `[B, C]`.
-      alpha: weight of the cross-entropy.
-      beta: weight of the reverse.
+      alpha: weight of the cross-entropy, at least 0.
+      beta: weight of the reverse, at least 0.
       log_zero: A, below 0; no log t is taken to be less.
+
+    Raises:
+      ValueError: a setting out of its range.
 
     References:
       Wang et al., "Symmetric Cross Entropy for Robust Learning with Noisy Labels", arXiv 1908.06112.
     """
+    for name, weight in (("alpha", alpha), ("beta", beta)):
+        _require(name, weight, lambda weight: weight >= 0, "a number of at least 0")
+    _require("log_zero", log_zero, lambda number: number < 0, "a number below 0")
     forward = softmax_cross_entropy(targets, outputs)
-    log_targets = jnp.log(jnp.maximum(to_dense(targets, outputs), math.exp(log_zero)))
+    log_targets = jnp.log(jnp.maximum(to_dense(targets, outputs), jnp.exp(log_zero)))
     reverse = -(jax.nn.softmax(outputs) * log_targets).sum(axis=-1).mean()
     return alpha * forward + beta * reverse
+
+
+def _require(name: str, value: Any, is_valid: Callable[[Any], bool], wanted: str) -> None:
+    """Refuses a setting out of its range. An array, which may itself be learned, is taken as it is."""
+    if not isinstance(value, jax.Array) and not (isinstance(value, Real) and math.isfinite(value) and is_valid(value)):
+        raise ValueError(f"{name} must be {wanted}; got {value!r}")
 
 
 def _require_classes(outputs: jax.Array) -> None:
@@ -170,7 +188,12 @@ def absolute_error(targets: jax.Array, outputs: jax.Array) -> jax.Array:
 
 
 def huber(targets: jax.Array, outputs: jax.Array, *, delta: float = 1.0) -> jax.Array:
-    """Huber loss, quadratic within `delta` of the target and linear beyond, mean over batch and outputs."""
+    """Huber loss, quadratic within `delta` of the target and linear beyond, mean over batch and outputs.
+
+    Raises:
+      ValueError: delta not above 0.
+    """
+    _require("delta", delta, lambda width: width > 0, "a number above 0")
     return optax.huber_loss(outputs, _dense(targets, outputs), delta=delta).mean()
 
 

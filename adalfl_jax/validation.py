@@ -97,6 +97,11 @@ def returning_state(apply_fn: ApplyFn) -> ApplyFn:
                 "apply_fn must return two things, (outputs [B, C], model_state); a model without state returns the one "
                 f"it was given. Got {jax.tree.map(jax.typeof, returned)}"
             )
+        if not hasattr(returned[0], "ndim"):
+            raise ValueError(
+                "apply_fn must return its outputs as one array, [B, C] for the losses of this package; got "
+                f"{jax.tree.map(jax.typeof, returned[0])}"
+            )
         return returned[0], returned[1]
 
     return apply

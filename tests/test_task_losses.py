@@ -125,10 +125,46 @@ def test_robust_losses_are_right_where_probabilities_are_saturated(name, value, 
     np.testing.assert_allclose(2 * gradient, [of_right, of_wrong], rtol=1e-5, atol=1e-7)
 
 
-def test_a_power_without_a_loss_is_refused():
-    for q in (0.0, -1.0, 1.5):
-        with pytest.raises(ValueError, match=rf"q must be in \(0, 1\]; got {q}"):
-            task_losses.generalized_cross_entropy(jnp.array(LABELS), jnp.array(LOGITS), q=q)
+@pytest.mark.parametrize(
+    ("name", "setting", "message"),
+    [
+        *(
+            ("generalized_cross_entropy", {"q": q}, rf"q must be a number in \(0, 1\]; got {q}")
+            for q in (0.0, -1.0, 1.5)
+        ),
+        ("smoothed_cross_entropy", {"smoothing": 1.1}, r"smoothing must be a number in \[0, 1\]; got 1.1"),
+        ("smoothed_cross_entropy", {"smoothing": "0.1"}, r"smoothing must be a number.*got '0.1'"),
+        ("symmetric_cross_entropy", {"alpha": -1.0}, "alpha must be a number of at least 0; got -1.0"),
+        ("symmetric_cross_entropy", {"beta": float("nan")}, "beta must be a number of at least 0; got nan"),
+        ("symmetric_cross_entropy", {"log_zero": 4.0}, "log_zero must be a number below 0; got 4.0"),
+    ],
+)
+def test_settings_out_of_their_range_are_refused(name, setting, message):
+    with pytest.raises(ValueError, match=message):
+        TASK_LOSSES[name](jnp.array(LABELS), jnp.array(LOGITS), **setting)
+
+
+@pytest.mark.parametrize("delta", [0.0, -1.0, None])
+def test_a_huber_loss_has_a_width(delta):
+    with pytest.raises(ValueError, match=f"delta must be a number above 0; got {delta}"):
+        task_losses.huber(jnp.array(ONE_HOT), jnp.array(LOGITS), delta=delta)
+
+
+@pytest.mark.parametrize(
+    ("name", "targets", "settings"),
+    [
+        ("smoothed_cross_entropy", LABELS, {"smoothing": 0.2}),
+        ("generalized_cross_entropy", LABELS, {"q": 0.6}),
+        ("symmetric_cross_entropy", LABELS, {"alpha": 0.3, "beta": 0.8, "log_zero": -3.0}),
+        ("huber", ONE_HOT, {"delta": 0.7}),
+    ],
+)
+def test_settings_may_be_learned(name, targets, settings, float64):
+    def loss(settings):
+        return TASK_LOSSES[name](jnp.array(targets), jnp.array(LOGITS, float), **settings)
+
+    check_grads(loss, (settings,), order=1, modes=("rev",), eps=1e-6)
+    np.testing.assert_allclose(jax.jit(loss)(settings), loss(settings), rtol=1e-12)
 
 
 def test_losses_of_a_regression():

@@ -122,7 +122,7 @@ STACKED = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), BATCH.inner)
             r"batch.step must be one whole number.*got int32\[8\]",
         ),
         ({"outer_every": 2}, BATCH._replace(step=1.5), r"batch.step must be one whole number.*got ~?float32"),
-        ({"pipelined": True}, BATCH._replace(inner=STACKED), r"without a leading axis K.*got outputs \(3, 8, 3\)"),
+        ({"pipelined": True}, BATCH._replace(inner=STACKED), r"targets must be .* outputs \[B, C\] = \(3, 8, 3\)"),
     ],
 )
 def test_a_batch_that_no_step_can_take_is_refused(options, batch, message):
@@ -250,6 +250,22 @@ def test_a_model_that_returns_outputs_alone_is_told_of_its_state():
         make_step(apply_fn=outputs_alone)(theta, phi, BATCH)
     with pytest.raises(ValueError, match=r"must return two things"):
         adalfl_jax.make_task_step(outputs_alone, softmax_cross_entropy, INNER)(theta, BATCH.inner)
+
+
+def test_a_model_that_returns_no_array_is_named():
+    def outputs_by_name(params, model_state, inputs, *, train, rng_key):
+        return {"logits": inputs @ params}, model_state
+
+    with pytest.raises(ValueError, match=r"must return its outputs as one array.*got \{'logits': .*float32\[8,3\]"):
+        make_step(apply_fn=outputs_by_name)(*make_state(), BATCH)
+
+
+def test_priming_refuses_what_the_step_does():
+    theta, phi = make_state()
+    with pytest.raises(ValueError, match=r"^theta must be an adalfl_jax\.Theta; got a Phi"):
+        adalfl_jax.prime(make_step(), phi, theta, BATCH)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"^phi must be an adalfl_jax\.Phi; got a dict"):
+        adalfl_jax.prime(make_step(), theta, phi.params, BATCH)  # pyright: ignore[reportArgumentType]
 
 
 def cross_entropy_and_nothing(phi_params, targets, outputs):

@@ -84,7 +84,15 @@ def make_loss_shape(loss: LossNetwork, *, num_points: int = 101) -> tuple[jax.Ar
     Returns:
       predictions `[P]`, and `(phi_params, progress=0.0) -> l_phi [2, P]` for target 0 and target 1. Only differences
       along a curve mean anything, since a constant has no gradient, so each curve has its mean removed.
+
+    Raises:
+      ValueError: another family of losses, whose losses are no function of one prediction.
     """
+    if not isinstance(loss, LossNetwork):
+        raise ValueError(
+            f"make_loss_shape draws a LossNetwork, the `loss` inside a RescaledLoss; got {loss!r}. `along_true_class` "
+            "takes any loss"
+        )
     predictions = _range_of(loss, num_points=num_points)
 
     def evaluate(phi_params: PyTree, progress: jax.Array | float = 0.0) -> jax.Array:
@@ -133,11 +141,12 @@ def flat_share(values: np.ndarray, threshold: float = 0.01) -> np.ndarray:
       threshold: a slope below this share of the steepest one of the two curves counts as flat.
 
     Returns:
-      `[...]`, from 0 to 1; 1 for a loss that is constant.
+      `[...]`, from 0 to 1; 1 for a loss that is constant, nan for one that is nan anywhere.
     """
     slopes = np.abs(np.diff(values, axis=-1))
     steepest = slopes.max(axis=(-2, -1), keepdims=True)
-    return (slopes <= threshold * steepest).mean(axis=(-2, -1))
+    shares = (slopes <= threshold * steepest).mean(axis=(-2, -1))
+    return np.where(np.isnan(steepest[..., 0, 0]), np.nan, shares)
 
 
 def flat_share_of_outputs(
@@ -165,6 +174,7 @@ def flat_share_of_outputs(
 
     Returns:
       A scalar from 0 to 1; near 1 the loss has stopped training whatever the task loss says (implicit early stopping).
+      It is nan where a slope is.
     """
 
     def slopes(targets: jax.Array, predictions: jax.Array) -> jax.Array:
@@ -176,7 +186,9 @@ def flat_share_of_outputs(
     dense, predictions = to_dense(targets, outputs), PREDICTIONS[loss.predictions](outputs)
     grid = jnp.broadcast_to(_range_of(loss, num_points=101), (2, 101))
     steepest = slopes(jnp.broadcast_to(jnp.array([[0.0], [1.0]]), grid.shape), grid).max()
-    return (slopes(dense, predictions) <= threshold * steepest).mean()
+    occurring = slopes(dense, predictions)
+    is_nan = jnp.isnan(steepest) | jnp.isnan(occurring).any()
+    return jnp.where(is_nan, jnp.nan, (occurring <= threshold * steepest).mean())
 
 
 def implied_smoothing(

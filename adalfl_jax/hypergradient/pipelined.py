@@ -61,11 +61,6 @@ def make_pipelined_step(
         require_product(estimator, problem, theta, batch.inner, rng_key)
         point, model_state = linearize_theta(theta, batch.inner, rng_key)
         targets = batch.inner[1]
-        if point.outputs.ndim != 2:
-            raise ValueError(
-                "a pipelined step takes one inner batch without a leading axis K, of which the model makes outputs "
-                f"[B, C]; got outputs {point.outputs.shape} of inputs {jax.tree.map(jnp.shape, batch.inner[0])}"
-            )
         outer_loss, task_gradient = jax.value_and_grad(problem.task_loss_fn, argnums=1)(targets, point.outputs)
         outer_loss = problem.mean(outer_loss)
 

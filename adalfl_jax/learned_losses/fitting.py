@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from adalfl_jax.learned_losses.arguments import at_progress, require_family
+from adalfl_jax.settings import require_count, require_flag, require_number
 from adalfl_jax.types import LearnedLoss, LossFn, PyTree
 
 SCALES = (0.1, 5.0)  # of the outputs it is fitted on, from those of a fresh model to those of a confident one
@@ -49,9 +50,13 @@ def fit_to_task_loss(
       phi.
 
     Raises:
-      ValueError: no learned loss.
+      ValueError: no learned loss, or a setting out of its range.
     """
     require_family(loss)
+    for name, count in (("num_outputs", num_outputs), ("num_steps", num_steps), ("batch_size", batch_size)):
+        require_count(name, count)
+    require_flag("is_classification", is_classification)
+    require_number("learning_rate", learning_rate)
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
 
     def mismatch(phi_params: PyTree, targets: jax.Array, outputs: jax.Array) -> jax.Array:

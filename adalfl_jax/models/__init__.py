@@ -66,13 +66,14 @@ def make_model(
 
     Raises:
       ValueError: an unknown model, initialization or option, or inputs the model cannot take; by its `apply`, inputs
-        that are no floats, as the bytes of images before `Dataset.normalize`.
+        of another shape, or that are no floats, as the bytes of images before `Dataset.normalize`.
     """
     module = lookup("model", MODELS, name)
     if not isinstance(input_shape, Iterable):
         raise ValueError(f"input_shape must be the shape of one example, (4,) or (28, 28, 1) say; got {input_shape!r}")
     if not all(map(is_count, (*input_shape, num_outputs))):
         raise ValueError(f"a model takes inputs and has outputs; got {tuple(input_shape)} and {num_outputs}")
+    input_shape = tuple(map(int, input_shape))
     require_known("initialization", INITIALIZATIONS, initialization)
     known = model_options(name)
     for option in options:
@@ -87,6 +88,11 @@ def make_model(
     def apply(
         params: PyTree, model_state: PyTree, inputs: jax.Array, /, *, train: bool, rng_key: jax.Array | None
     ) -> tuple[jax.Array, PyTree]:
+        if inputs.shape[1:] != input_shape:
+            raise ValueError(
+                f"model {name!r} was made for inputs [B, {', '.join(map(str, input_shape))}]; got {inputs.shape}. "
+                "Reshape them, or make the model with their `input_shape`"
+            )
         if not jnp.issubdtype(inputs.dtype, jnp.floating):
             raise ValueError(
                 f"model {name!r} takes floats of mean 0 and deviation 1; got inputs {inputs.shape} of {inputs.dtype}. "

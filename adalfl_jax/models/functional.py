@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from flax import linen, nnx
 
 from adalfl_jax.registry import lookup
 from adalfl_jax.types import ApplyFn, InitFn, PyTree
@@ -44,8 +44,8 @@ def functionalize(
       holds random streams gets no key in train mode, or makes other variables when it is called.
 
     Raises:
-      ValueError: an unknown `compute_dtype`, a module in place of a function, or one with an array of JAX that is no
-        `nnx.Variable`.
+      ValueError: an unknown `compute_dtype`, a module in place of a function, what is no `flax.nnx` module, or one with
+        an array of JAX that is no `nnx.Variable`.
 
     Example:
       >>> import jax
@@ -62,7 +62,18 @@ def functionalize(
             "functionalize takes a function that makes the module, `lambda rngs: MLP(..., rngs=rngs)`; got the module "
             f"{type(make_module).__name__} itself"
         )
-    structure = nnx.eval_shape(lambda: make_module(nnx.Rngs(0)))
+    _require_no_linen(make_module)
+
+    def make() -> nnx.Module:
+        module = make_module(nnx.Rngs(0))
+        _require_no_linen(module)
+        if not isinstance(module, nnx.Module):
+            raise ValueError(
+                f"functionalize takes a function that makes a flax.nnx module; it made a {type(module).__name__}"
+            )
+        return module
+
+    structure = nnx.eval_shape(make)
     for _, module in nnx.iter_modules(structure):
         if axis_name is not None and isinstance(module, nnx.BatchNorm):
             module.axis_name = axis_name
@@ -109,6 +120,14 @@ def functionalize(
         return outputs, new_state
 
     return Model(init, apply)
+
+
+def _require_no_linen(given: Any) -> None:
+    if isinstance(given, linen.Module):
+        raise ValueError(
+            f"functionalize takes flax.nnx modules, and {type(given).__name__} is one of flax.linen, whose `init` and "
+            "`apply` are functions of parameters already: call them in an `apply_fn` of your own"
+        )
 
 
 def _require_shapes(name: str, given: PyTree, expected: PyTree) -> None:

@@ -14,7 +14,7 @@ from adalfl_jax.analysis.measures import (
     implied_smoothing,
     make_loss_shape,
 )
-from adalfl_jax.learned_losses import LossNetwork
+from adalfl_jax.learned_losses import LossNetwork, RescaledLoss
 from adalfl_jax.task_losses import (
     generalized_cross_entropy,
     smoothed_cross_entropy,
@@ -102,11 +102,18 @@ def test_loss_shape_is_the_network_up_to_a_constant():
         np.testing.assert_allclose(np.diff(curves[int(target)]), np.diff(points), atol=1e-5)
 
 
+def test_the_shape_of_a_loss_that_is_no_function_of_one_prediction_is_refused():
+    with pytest.raises(ValueError, match=r"draws a LossNetwork, the `loss` inside.*got RescaledLoss"):
+        make_loss_shape(RescaledLoss(LossNetwork()))  # pyright: ignore[reportArgumentType]
+
+
 def test_the_flat_share_counts_what_gives_no_gradient():
     predictions = np.linspace(0, 1, 101)
     half = np.where(predictions < 0.5, predictions, 0.5)
     shapes = np.stack([np.stack([half, predictions]), np.stack([half, half]), np.zeros((2, 101))])
     np.testing.assert_allclose(flat_share(shapes), [0.25, 0.5, 1.0], atol=0.006)
+    shapes[1, 0, 3] = np.nan
+    np.testing.assert_allclose(flat_share(shapes), [0.25, np.nan, 1.0], atol=0.006)
 
 
 ALONG = np.array([0.05, 0.3, 0.8])
@@ -155,6 +162,8 @@ def test_the_flat_share_of_outputs_counts_those_that_occur(float64):
     assert 0 < expected < 1
     nothing = jax.tree.map(np.zeros_like, phi)
     assert float(share_of(nothing, targets, outputs, threshold=0.01)) == 1
+    outputs[4, 1] = np.nan
+    assert np.isnan(share_of(phi, targets, outputs, threshold=0.01))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.3])

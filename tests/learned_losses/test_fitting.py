@@ -37,8 +37,33 @@ def test_a_fitted_loss_has_the_gradients_of_the_task_loss(task_loss, predictions
 
 def test_what_is_no_learned_loss_is_named():
     apply = LossNetwork().apply
-    with pytest.raises(ValueError, match=r"loss must be a learned loss with init and apply; got <bound method"):
+    with pytest.raises(ValueError, match=r"loss must be a learned loss with init and apply, as .*; got <bound method"):
         fit_to_task_loss(apply, {}, softmax_cross_entropy, jax.random.key(0), num_outputs=3)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"got <class '.*LossNetwork'>"):
+        fit_to_task_loss(LossNetwork, {}, softmax_cross_entropy, jax.random.key(0), num_outputs=3)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"num_outputs": 0},
+        {"num_steps": 0},
+        {"batch_size": 2.5},
+        {"learning_rate": -1.0},
+        {"is_classification": "regression"},
+    ],
+)
+def test_settings_out_of_their_range_are_refused(setting):
+    (name, value), *_ = setting.items()
+    loss = LossNetwork()
+    with pytest.raises(ValueError, match=rf"^{name} must be .*; got {value!r}"):
+        fit_to_task_loss(
+            loss,
+            loss.init(jax.random.key(0)),
+            softmax_cross_entropy,
+            jax.random.key(0),
+            **{"num_outputs": 3} | setting,
+        )
 
 
 @pytest.mark.parametrize(("num_outputs", "labels"), [(1, [0, 1]), (3, [0, 1, 2])])

@@ -166,7 +166,7 @@ class Regularizer:
         ({"floor": "1"}, r"floor must be a number of at least 0; got '1'"),
         ({"floor": 2.0, "ceiling": 1.0}, r"ceiling must be no less than floor, 2.0; got 1.0"),
         ({"ceiling": 0.0}, r"ceiling must be a number above 0; got 0.0"),
-        ({"loss": NETWORK.apply}, r"loss must be a learned loss with init and apply; got <bound method"),
+        ({"loss": NETWORK.apply}, r"loss must be a learned loss with init and apply, as .*; got <bound method"),
         ({"loss": Regularizer()}, r"loss must not read theta \(keyword argument `params`\) to be rescaled; got <"),
         ({"task_loss": "hubert"}, r"unknown task loss 'hubert'; did you mean 'huber'"),
     ],

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
+from flax import linen, nnx
 from jax.flatten_util import ravel_pytree
 
 import adalfl_jax
@@ -526,9 +526,31 @@ def test_what_a_module_sows_is_dropped_and_a_state_that_grows_is_refused():
         model.apply(*model.init(jax.random.key(0)), jnp.ones((2, 3)), train=True, rng_key=None)
 
 
+@pytest.mark.parametrize("make_module", [linen.Dense(3), lambda rngs: linen.Dense(3)])
+def test_modules_of_linen_are_told_what_to_do(make_module):
+    with pytest.raises(ValueError, match=r"Dense is one of flax\.linen, .* call them in an `apply_fn` of your own"):
+        functionalize(make_module)
+
+
+def test_what_is_made_is_a_module():
+    with pytest.raises(ValueError, match=r"a function that makes a flax\.nnx module; it made a dict"):
+        functionalize(lambda rngs: {"kernel": rngs.params()})  # pyright: ignore[reportArgumentType]
+
+
 def test_a_module_in_place_of_a_function_is_named():
     with pytest.raises(ValueError, match=r"takes a function that makes the module.*got the module Linear itself"):
         functionalize(nnx.Linear(4, 3, rngs=nnx.Rngs(0)))
+
+
+@pytest.mark.parametrize("name", ["mlp", "lenet5", "resnet"])
+@pytest.mark.parametrize("shape", [(2, 784), (2, 28, 28), (28, 28, 1), (2, 28, 28, 3), (2, 32, 32, 1)])
+def test_inputs_of_another_shape_are_refused(name, shape):
+    model = make_model(name, (28, 28, 1), 3)
+    params, state = jax.eval_shape(model.init, jax.random.key(0))
+    with pytest.raises(
+        ValueError, match=rf"model '{name}' was made for inputs \[B, 28, 28, 1\]; got {re.escape(str(shape))}"
+    ):
+        jax.eval_shape(functools.partial(model.apply, train=False, rng_key=None), params, state, jnp.ones(shape))
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int32"])
