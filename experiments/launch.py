@@ -208,12 +208,16 @@ def _print_summary(summary: dict[str, Any], workdir: str) -> None:
     title = f"{summary['dataset']}, {summary['num_steps']} steps, seeds {first} to {last}"
     table = Table(title=Text(title))  # names in brackets are no markup
     table.add_column("method")
-    table.add_column(f"test {summary['metric']}", justify="right")
+    for split in ("valid", "test"):
+        table.add_column(f"{split} {summary['metric']}", justify="right")
     table.add_column("learning rate", justify="right")
     for info in summary["methods"].values():
-        test = info["test"]
-        spread = "" if test["std"] is None else f" ± {test['std']:.4f}"
-        table.add_row(info["title"], f"{test['mean']:.4f}{spread}", f"{info['learning_rate']:.4g}")
+        errors = (_show_spread(info[split]) for split in ("valid", "test"))
+        table.add_row(info["title"], *errors, f"{info['learning_rate']:.4g}")
     console = Console()
     console.print(table)
     console.print(f"Everything is in {workdir}", soft_wrap=True, markup=False)
+
+
+def _show_spread(errors: dict[str, Any]) -> str:
+    return f"{errors['mean']:.4f}" + ("" if errors["std"] is None else f" ± {errors['std']:.4f}")

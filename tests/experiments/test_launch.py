@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -45,7 +46,10 @@ def test_train_prints_the_table(tmp_path):
     assert "task loss" in done.stdout
     assert f"Everything is in {workdir}" in done.stdout
     assert "task loss  20/20" in done.stderr  # progress leaves standard output to the table
-    assert (workdir / "summary.json").is_file()
+    found = json.loads((workdir / "summary.json").read_text())["methods"]["task_loss"]
+    for split in ("valid", "test"):
+        assert f"{split} error_rate" in done.stdout
+        assert f"{found[split]['mean']:.4f} ± {found[split]['std']:.4f}" in done.stdout
 
 
 @pytest.mark.slow
