@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
+ROUNDING = 1e-6  # a difference of this share of two metrics may be rounding: they are means in float32
+
 
 def describe(per_seed: Sequence[float]) -> dict[str, Any]:
     """Values, mean and sample standard deviation (None for a single seed) of a metric over seeds."""
@@ -30,8 +32,8 @@ def paired_difference(first: Sequence[float], second: Sequence[float], confidenc
     differences = _differences(first, second)
     result: dict[str, Any] = {"mean_difference": float(differences.mean())}
     result |= {"interval": None, "p_value": None, "effect_size": None}
-    rounding = _rounding(first, second)
-    if len(differences) > 1 and np.isfinite(differences).all() and np.ptp(differences) > rounding:
+    rounding = ROUNDING * np.abs([first, second]).max()
+    if _are_several(differences) and np.ptp(differences) > rounding:
         test = scipy.stats.ttest_rel(second, first)
         interval = test.confidence_interval(confidence)
         result |= {"interval": [float(interval.low), float(interval.high)], "p_value": float(test.pvalue)}
@@ -50,11 +52,15 @@ def signed_rank_test(first: Sequence[float], second: Sequence[float]) -> dict[st
       ValueError: different numbers of seeds, or none.
     """
     differences = _differences(first, second)
-    rounding = _rounding(first, second)
-    is_defined = len(differences) > 1 and np.isfinite(differences).all()
-    if not is_defined or np.abs(differences).max() <= rounding:
+    if not _are_several(differences):
         return {"p_value": None}
-    test: Any = scipy.stats.wilcoxon(np.round(differences / rounding))  # equal ones tie
+    sizes = np.abs([first, second]).max(axis=0)
+    differences[np.abs(differences) <= ROUNDING * sizes] = 0
+    unit = ROUNDING * np.median(sizes[sizes > 0]) if sizes.any() else 1
+    in_units = np.round(differences / unit)  # equal ones tie
+    if not in_units.any():
+        return {"p_value": None}
+    test: Any = scipy.stats.wilcoxon(in_units)
     return {"p_value": float(test.pvalue)}
 
 
@@ -64,9 +70,8 @@ def _differences(first: Sequence[float], second: Sequence[float]) -> np.ndarray:
     return np.asarray(second, float) - np.asarray(first, float)
 
 
-def _rounding(first: Sequence[float], second: Sequence[float]) -> float:
-    """What may be rounding in a difference of metrics, which are means in float32."""
-    return 1e-6 * float(np.abs([first, second]).max())
+def _are_several(differences: np.ndarray) -> bool:
+    return len(differences) > 1 and bool(np.isfinite(differences).all())
 
 
 def adjust_p_values(tests: Sequence[dict[str, Any]]) -> None:

@@ -13,6 +13,7 @@ from adalfl_jax.hypergradient.problem import (
     BilevelProblem,
     Hypergradient,
     outer_objective,
+    outputs_of,
     require_32_bits,
     require_carry,
 )
@@ -55,7 +56,7 @@ class EvolutionStrategies:
     ) -> Hypergradient:
         """The estimate, with the signature of every estimator."""
         keys = _Keys.of(batch, "evolution_strategies")
-        _require_32_bits("evolution_strategies", problem, theta, batch, keys)
+        require_32_bits("evolution_strategies", *outputs_of(problem, theta, batch.outer[0], keys.outer))
         noise = _draw(keys.noise, phi_params, self.num_pairs)
 
         def outer_loss(displacement: PyTree) -> jax.Array:
@@ -114,7 +115,7 @@ class PersistentEvolutionStrategies:
     ) -> Hypergradient:
         """The estimate, with the signature of every estimator."""
         keys = _Keys.of(batch, "persistent_evolution_strategies")
-        _require_32_bits("persistent_evolution_strategies", problem, theta, batch, keys)
+        require_32_bits("persistent_evolution_strategies", *outputs_of(problem, theta, batch.outer[0], keys.outer))
         particles = self._started(theta, phi_params, carry)
         noise = _draw(keys.noise, phi_params, self.num_pairs)
 
@@ -155,13 +156,6 @@ class _Keys(NamedTuple):
         # Inner and outer keys are those of all other estimators, so that theta goes the same way.
         inner_key, outer_key = jax.random.split(batch.rng_key)
         return cls(inner_key, outer_key, jax.random.fold_in(batch.rng_key, 2))
-
-
-def _require_32_bits(name: str, problem: BilevelProblem, theta: Theta, batch: BilevelBatch, keys: _Keys) -> None:
-    def outputs(params: PyTree) -> jax.Array:
-        return problem.apply_fn(params, theta.model_state, batch.outer[0], train=True, rng_key=keys.outer)[0]
-
-    require_32_bits(name, outputs, problem.own(theta.params))
 
 
 def _run(

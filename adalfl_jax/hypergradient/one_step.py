@@ -27,6 +27,7 @@ from adalfl_jax.hypergradient.problem import (
     first_examples,
     no_forward_mode,
     outer_gradient,
+    outputs_of,
     require_32_bits,
     require_forward_mode,
     require_one_step,
@@ -77,12 +78,12 @@ def finite_difference(
 ) -> Hypergradient:
     """J_f w = (f(theta + h w) - f(theta)) / h + O(h): one forward pass, nothing kept.
 
-    The step moves theta by a distance h |w| = sqrt(eps) |theta|, eps being the precision of the outputs, which balances
-    the error of the difference, of order h, and that of rounding, of order eps / h. In float32 the gradient is off by
-    about a thousandth where the update is linear in the gradient, as SGD's is with or without momentum. Adam makes w
-    large where gradients are nearly zero, as of inputs that are always black, and then no h serves: the gradient may
-    be of no use. A model whose backward pass is not the derivative of its forward pass, as a straight-through
-    estimator's, has another J_f w than this.
+    The step moves theta by a distance h |w| = sqrt(eps) |theta|, eps being the precision of theta or of the outputs,
+    whichever is coarser, which balances the error of the difference, of order h, and that of rounding, of order
+    eps / h. In float32 the gradient is off by about a thousandth where the update is linear in the gradient, as SGD's
+    is with or without momentum. Adam makes w large where gradients are nearly zero, as of inputs that are always black,
+    and then no h serves: the gradient may be of no use. A model whose backward pass is not the derivative of its
+    forward pass, as a straight-through estimator's, has another J_f w than this.
 
     Raises:
       ValueError: `batch.inner` has a leading axis K, or numbers of 16 bits, too few to subtract, among the parameters
@@ -234,14 +235,8 @@ def require_product(
     if estimator is forward:
         return
 
-    def outputs(params: PyTree) -> jax.Array:
-        return problem.apply_fn(params, theta.model_state, batch[0], train=True, rng_key=rng_key)[0]
-
-    params = problem.own(theta.params)
-    if estimator is recompute:
-        require_forward_mode(_name(estimator), outputs, params)
-        return
-    require_32_bits(_name(estimator), outputs, params)
+    require = require_forward_mode if estimator is recompute else require_32_bits
+    require(_name(estimator), *outputs_of(problem, theta, batch[0], rng_key))
 
 
 def _name(estimator: Estimator) -> str:
@@ -250,7 +245,8 @@ def _name(estimator: Estimator) -> str:
 
 def _difference_step(point: Linearization, direction: PyTree, *, order: int) -> jax.Array:
     """h for a difference quotient whose error is of the given order; 1 where theta or the direction is zero."""
-    distance = jnp.finfo(point.outputs.dtype).eps ** (1 / (1 + order)) * _norm(point.params)
+    eps = max(jnp.finfo(leaf.dtype).eps for leaf in jax.tree.leaves((point.outputs, point.params)))
+    distance = eps ** (1 / (1 + order)) * _norm(point.params)
     length = _norm(direction)
     is_defined = (length > 0) & (distance > 0)
     return jnp.where(is_defined, distance / jnp.where(is_defined, length, 1.0), 1.0).astype(point.outputs.dtype)

@@ -19,7 +19,7 @@ from adalfl_jax.hypergradient.one_step import (
     require_product,
     update_theta,
 )
-from adalfl_jax.hypergradient.problem import AnyBatch, BilevelProblem, Estimator, require_carry, split
+from adalfl_jax.hypergradient.problem import AnyBatch, BilevelProblem, Estimator, as_array, require_carry, split
 from adalfl_jax.types import BilevelBatch, BilevelMetrics, Phi, PyTree, Theta
 
 
@@ -54,7 +54,7 @@ def make_pipelined_step(
     move_theta = jax.jit(functools.partial(update_theta, problem), inline=True)
 
     def pipelined_step(theta: Theta, phi: Phi, batch: BilevelBatch) -> tuple[Theta, Phi, BilevelMetrics]:
-        progress = None if batch.progress is None else jnp.asarray(batch.progress, float)  # never weakly typed
+        progress = as_array(batch.progress)
         now = problem.at_progress(progress)
         rng_key, _ = split(batch.rng_key)
         _require_batch(batch.inner)

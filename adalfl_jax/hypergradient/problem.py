@@ -95,6 +95,17 @@ def require_32_bits(name: str, outputs: Callable[[PyTree], jax.Array], params: P
         )
 
 
+def outputs_of(
+    problem: BilevelProblem, theta: Theta, inputs: PyTree, rng_key: jax.Array | None
+) -> tuple[Callable[[PyTree], jax.Array], PyTree]:
+    """The outputs in train mode as a function of the parameters, and those."""
+
+    def outputs(params: PyTree) -> jax.Array:
+        return problem.apply_fn(params, theta.model_state, inputs, train=True, rng_key=rng_key)[0]
+
+    return outputs, problem.own(theta.params)
+
+
 def equations(program: core.Jaxpr) -> Iterator[core.JaxprEqn]:
     """Those of a program and of the programs inside it."""
     for equation in program.eqns:
@@ -156,6 +167,11 @@ def outer_gradient(
     """Task loss on the outer batch, and its gradient to the parameters."""
     differentiate = jax.value_and_grad(outer_objective, argnums=1)
     return problem.mean(differentiate(problem, problem.own(params), model_state, batch, rng_key))
+
+
+def as_array(progress: jax.Array | float | None) -> jax.Array | None:
+    """A progress to remember: never weakly typed, nor an integer."""
+    return None if progress is None else jnp.asarray(progress, float)
 
 
 def num_inner_steps(batch: BilevelBatch) -> int | None:

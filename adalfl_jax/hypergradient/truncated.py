@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from adalfl_jax.hypergradient.problem import (
     BilevelProblem,
     Hypergradient,
+    as_array,
     inner_step,
     outer_objective,
     require_carry,
@@ -72,7 +73,7 @@ class Truncated:
         if self.window == 1:
             return unrolled(problem, theta, phi_params, batch, carry)
         inner_key, outer_key = split(batch.rng_key)
-        now = PastSteps(phi_params, Batch(*batch.inner), inner_key, _array(batch.progress), jnp.array(True))
+        now = PastSteps(phi_params, Batch(*batch.inner), inner_key, as_array(batch.progress), jnp.array(True))
         empty = self._empty_window(theta, now)
         if carry:
             require_carry("truncated", carry, empty)
@@ -122,10 +123,6 @@ def _replay(problem: BilevelProblem, window: PrimedWindow) -> tuple[Theta, Theta
     second, _ = step(window.theta, jax.tree.map(lambda leaf: leaf[0], window.steps))
     last, _ = jax.lax.scan(step, second, jax.tree.map(lambda leaf: leaf[1:], window.steps))
     return second, last
-
-
-def _array(progress: jax.Array | float | None) -> jax.Array | None:
-    return None if progress is None else jnp.asarray(progress, float)  # never weakly typed, nor an integer
 
 
 def _select(condition: jax.Array, if_true: Theta, if_false: Theta) -> Theta:

@@ -94,12 +94,19 @@ class RescaledLoss:
         return self._factor(loss_fn, targets, jax.lax.stop_gradient(outputs)).astype(loss.dtype) * loss
 
     def _factor(self, loss_fn: Callable[[jax.Array], jax.Array], targets: jax.Array, outputs: jax.Array) -> jax.Array:
-        wide = jnp.promote_types(outputs.dtype, jnp.float32)  # squares of float16 are soon zero
-        squares, task_squares = (
-            jnp.sum(jax.grad(fn)(outputs).astype(wide) ** 2)
+        (unit, squares), (task_unit, task_squares) = (
+            _unit_and_squares(jax.grad(fn)(outputs))
             for fn in (loss_fn, lambda outputs: TASK_LOSSES[self.task_loss](targets, outputs))
         )
         has_direction = squares > 0
-        ratio = jnp.sqrt(task_squares) / jnp.sqrt(jnp.where(has_direction, squares, 1))
+        ratio = task_unit / unit * jnp.sqrt(task_squares) / jnp.sqrt(jnp.where(has_direction, squares, 1))
         ceiling = None if self.ceiling is None else self.ceiling * ratio
         return jnp.where(has_direction, jnp.clip(jnp.ones_like(ratio), self.floor * ratio, ceiling), 1)
+
+
+def _unit_and_squares(gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The largest entry and the sum of squares in its units, which neither vanishes nor overflows as they alone do."""
+    gradient = gradient.astype(jnp.promote_types(gradient.dtype, jnp.float32))
+    largest = jax.lax.stop_gradient(jnp.abs(gradient).max())
+    unit = jnp.where(largest == 0, 1, largest)
+    return unit, jnp.sum((gradient / unit) ** 2)

@@ -83,7 +83,7 @@ def _set_outer_examples_apart(config: TrainConfig, dataset: Dataset) -> tuple[Da
     if (fraction := config.outer.split_fraction) == 1:
         return dataset, dataset.valid
     is_outer = np.zeros(len(dataset.valid.inputs), bool)
-    is_outer[data.representative_rows(dataset.valid.targets, int(fraction * len(is_outer)))] = True
+    is_outer[data.representative_rows(dataset.valid.targets, round(fraction * len(is_outer)))] = True
     outer, held_out = (Batch(*(array[rows] for array in dataset.valid)) for rows in (is_outer, ~is_outer))
     if not len(outer.inputs) or not len(held_out.inputs):
         raise ConfigError(

@@ -197,7 +197,7 @@ class StageRunner:
         self._alarm(
             stage,
             seeds_at_rest(measured),
-            f"after step {last_step} the gradient of the learned loss is below a millionth of the task loss's",
+            f"after step {last_step} the learned loss's gradient is below a millionth of the task loss's, or that is 0",
             "theta is not trained; the loss may be flat, or its first steps so long that the outputs are saturated",
         )
 

@@ -60,10 +60,11 @@ def test_one_lost_seed_does_not_decide_a_test_by_ranks():
     assert signed_rank_test(first, second)["p_value"] == pytest.approx(
         2 / 2**10
     )  # all of one sign: 2 of 2^10 as far off
-    lost = np.where(np.arange(10) == 9, 90.0, first)
-    assert paired_difference(lost, second)["p_value"] > 0.3
-    assert signed_rank_test(lost, second)["p_value"] == pytest.approx(2 / 2**10)
-    assert signed_rank_test(second, lost)["p_value"] == signed_rank_test(lost, second)["p_value"]
+    for value in (90.0, 1e6, 1e12):
+        lost = np.where(np.arange(10) == 9, value, first)
+        assert paired_difference(lost, second)["p_value"] > 0.3
+        assert signed_rank_test(lost, second)["p_value"] == pytest.approx(2 / 2**10)
+        assert signed_rank_test(second, lost)["p_value"] == signed_rank_test(lost, second)["p_value"]
 
 
 def test_differences_equal_but_for_rounding_share_a_rank():
@@ -72,7 +73,10 @@ def test_differences_equal_but_for_rounding_share_a_rank():
     assert signed_rank_test(first, blurred) == signed_rank_test(first, second)
 
 
-@pytest.mark.parametrize(("first", "second"), [([1.0], [2.0]), ([1.0, 2.0], [1.0, 2.0])])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [([1.0], [2.0]), ([1.0, 2.0], [1.0, 2.0]), ([1.0, 2.0], [1.0 + 1e-7, 2.0 - 1e-7]), ([0.0, 0.0], [0.0, 0.0])],
+)
 def test_where_there_is_nothing_to_rank_there_is_no_test(first, second):
     assert signed_rank_test(first, second) == {"p_value": None}
 

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 
 import adalfl_jax
 from adalfl_jax.hypergradient import DIFFERENCES, one_step
-from adalfl_jax.models import functionalize
+from adalfl_jax.models import Model, functionalize
 from adalfl_jax.task_losses import softmax_cross_entropy
 from tests.hypergradient.reference import estimate
 from tests.problems import MODELS, make_batch, make_problem
@@ -49,6 +49,29 @@ def test_in_double_precision_the_step_is_chosen_well(model_name):
     one_sided, central, exact = gradients(["finite_difference", "central_difference", "forward"], model_name)
     assert 0 < relative_error(one_sided, exact) < 1e-6
     assert 0 < relative_error(central, exact) < 1e-8
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("name", ["finite_difference", "central_difference"])
+def test_the_step_is_one_that_parameters_of_less_precision_than_the_inputs_can_take(name):
+    def apply(params, model_state, inputs, *, train, rng_key):
+        return jnp.tanh(inputs @ params["hidden"]) @ params["output"], model_state
+
+    keys = jax.random.split(jax.random.key(0), 4)
+    shapes = {"hidden": (6, 8), "output": (8, 3)}
+    params = {name: jax.random.normal(key, shapes[name], jnp.float32) for name, key in zip(shapes, keys, strict=False)}
+    inputs = jax.random.normal(keys[2], (8, 6), jnp.float64)
+    batch = adalfl_jax.Batch(inputs, jnp.arange(8) % 3)
+    _, optimizer, loss, _, phi_params = make_problem()
+    theta = adalfl_jax.Theta.create(params, (), optimizer)
+    model = Model(lambda key: (params, ()), apply)
+    estimated, exact = (
+        ravel_pytree(
+            estimate(each, model, loss, optimizer, theta, phi_params, adalfl_jax.BilevelBatch(batch, batch)).gradient
+        )[0]
+        for each in (name, "forward")
+    )
+    assert relative_error(estimated, exact) < 1e-3
 
 
 @pytest.mark.parametrize("model_name", ["batch_norm", pytest.param("dropout", marks=pytest.mark.slow)])

@@ -1,5 +1,6 @@
 """A learned loss with bounds on its gradient: the direction is M's, the length is within them."""
 
+import dataclasses
 import functools
 
 import chex
@@ -53,6 +54,36 @@ def test_bounds_hold_for_outputs_of_few_bits():
     task = jax.grad(lambda outputs: softmax_cross_entropy(targets, outputs))(outputs)
     assert own.dtype == jnp.float16
     assert jnp.linalg.norm(own.astype(float)) / jnp.linalg.norm(task.astype(float)) == pytest.approx(1, rel=0.03)
+
+
+@pytest.mark.parametrize("log_scale", [-60.0, -40.0, 40.0, 60.0])
+def test_bounds_hold_for_gradients_whose_squares_are_no_numbers(log_scale, float64):
+    """In float32 their squares are zero or infinite; the meta-gradient is the one that float64 has."""
+    phi_params = NETWORK.init(jax.random.key(0))
+
+    @dataclasses.dataclass(frozen=True)
+    class Scaled:
+        init = NETWORK.init
+
+        def apply(self, phi_params, targets, outputs):
+            return jnp.exp(jnp.asarray(log_scale, outputs.dtype)) * NETWORK.apply(phi_params, targets, outputs)
+
+    loss = adalfl_jax.RescaledLoss(Scaled(), floor=1.0, ceiling=1.0)  # pyright: ignore[reportArgumentType]
+
+    def measure(dtype):
+        phi, outputs = jax.tree.map(lambda leaf: leaf.astype(dtype), (phi_params, OUTPUTS))
+
+        def along(phi):
+            return (jnp.cos(jnp.arange(12, dtype=dtype)) * gradient(loss, phi, outputs=outputs).ravel()).sum()
+
+        length = jnp.linalg.norm(gradient(loss, phi, outputs=outputs))
+        task = jnp.linalg.norm(jax.grad(lambda f: softmax_cross_entropy(TARGETS, f))(outputs))
+        return length / task, ravel_pytree(jax.grad(along)(phi))[0]
+
+    (ratio, meta_gradient), (exact, expected) = measure(jnp.float32), measure(jnp.float64)
+    assert float(ratio) == pytest.approx(1, rel=1e-5)
+    assert float(exact) == pytest.approx(1, rel=1e-12)
+    np.testing.assert_allclose(meta_gradient, expected, rtol=1e-3, atol=1e-4 * float(jnp.abs(expected).max()))
 
 
 def test_bounds_that_do_not_hold_change_nothing_at_all():

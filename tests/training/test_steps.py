@@ -17,7 +17,7 @@ from adalfl_jax.training import ConfigError, TrainConfig, compare, train
 from adalfl_jax.training.config import FOR_CLEAN_SETS, METHODS
 from adalfl_jax.training.evaluation import Evaluation
 from adalfl_jax.training.phases import splits_of
-from adalfl_jax.training.setup import make_setup
+from adalfl_jax.training.setup import examples_for_a_batch, make_setup
 from adalfl_jax.training.state import RunState
 from adalfl_jax.training.steps import STEPS
 from tests.training.tiny import tiny_config, with_value
@@ -55,7 +55,7 @@ def test_what_is_held_out_of_the_outer_split_alone_is_validated_on(setup, fracti
     held_out = make_setup(tiny_config({"outer.split": "valid", "outer.split_fraction": fraction}))
     outer_split = held_out.outer_examples
     outer, valid = (split.inputs.tolist() for split in (outer_split, held_out.dataset.valid))
-    assert len(outer) == int(fraction * 144)
+    assert len(outer) == round(fraction * 144)
     whole = setup.dataset.valid.inputs.tolist()
     assert sorted(outer + valid) == sorted(whole)
     assert setup.outer_examples is setup.dataset.valid  # nothing is held out by default
@@ -140,11 +140,18 @@ def test_impossible_baselines_are_refused(path, value, message):
 
 
 @pytest.mark.parametrize(
-    ("fraction", "message"), [(0.3, "has only 43 examples to draw from"), (0.004, "on both sides")]
+    ("fraction", "message"), [(0.3, "has only 43 examples to draw from"), (0.003, "on both sides")]
 )
 def test_a_clean_set_that_is_too_small_to_hold_out_of_is_refused(fraction, message):
     with pytest.raises(ConfigError, match=message):
         make_setup(tiny_config({"outer.split": "valid", "outer.split_fraction": fraction}))
+
+
+def test_a_share_of_the_clean_set_is_not_cut_by_what_rounds():
+    share = {"outer.split": "valid", "outer.split_fraction": 0.29, "dataset.valid_examples": 100, "batch_size": 29}
+    config = tiny_config(share)  # in float64 0.29 * 100 is less than 29
+    assert examples_for_a_batch(config) == 100
+    assert len(make_setup(config).outer_examples.inputs) == 29
 
 
 @pytest.mark.parametrize("method", FOR_CLEAN_SETS)
