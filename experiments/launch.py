@@ -27,6 +27,7 @@ from adalfl_jax.data import DatasetError
 from adalfl_jax.registry import require_known
 from adalfl_jax.training import ConfigError, DivergenceError, PreemptionError, TrainConfig
 from adalfl_jax.training.fields import field_paths
+from adalfl_jax.training.workdir import find_folder
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -68,7 +69,10 @@ def launch(run: Callable[[TrainConfig, str], dict[str, Any]]) -> None:
 
 def studies_folder() -> Path:
     """Where the numbers of studies are kept: `--workdir`, or runs/studies."""
-    return Path(WORKDIR.value or "runs/studies").expanduser()
+    if WORKDIR.value is None:
+        return Path("runs/studies")
+    find_folder(WORKDIR.value)  # for its errors; messages show the folder as it was named
+    return Path(WORKDIR.value).expanduser()
 
 
 def command_line(program: str) -> str:

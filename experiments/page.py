@@ -6,6 +6,7 @@ made piece by piece has a line `<!-- part: NAME -->` before each; a part that is
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from adalfl_jax.training.workdir import write_json, write_text
+from adalfl_jax.training.workdir import hold_workdir, write_json, write_text
 
 WRITE = flags.DEFINE_string("write", None, "Markdown page that the tables are also written into, section by section.")
 
@@ -118,6 +119,18 @@ def path_of_numbers(name: str, workdir: Path) -> Path:
     """Where the numbers of a study are kept: beside the page that `--write` names, else in a folder of results."""
     folder = Path(WRITE.value).parent / NUMBERS if WRITE.value else workdir
     return folder / f"{name}.json"
+
+
+def publishing(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Keeps off others that would publish what they read, numbers or the page, before this process wrote its own.
+
+    Args:
+      path: from `path_of_numbers`.
+
+    Raises:
+      BusyError: others took ten minutes.
+    """
+    return hold_workdir(path.parent, patience=600)
 
 
 def write_numbers(path: Path, numbers: Mapping[str, Any]) -> dict[str, Any]:

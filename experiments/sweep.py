@@ -17,6 +17,7 @@ import contextlib
 import csv
 import functools
 import itertools
+import json
 import operator
 import os
 import re
@@ -39,7 +40,16 @@ from adalfl_jax.training.fields import field_paths
 from adalfl_jax.training.preemption import SIGNALS, Preemption
 from adalfl_jax.training.sections import DatasetConfig
 from adalfl_jax.training.start import pin_start
-from adalfl_jax.training.workdir import finished_summary, is_worked_on, require_own, write_json, writing
+from adalfl_jax.training.workdir import (
+    WorkdirError,
+    find_folder,
+    finished_summary,
+    is_worked_on,
+    reading,
+    require_own,
+    write_json,
+    writing,
+)
 from experiments.launch import CONFIG, WORKDIR, parse_flags, told_in_a_line
 from experiments.page import Row, Table, render_table
 
@@ -152,9 +162,11 @@ def main(argv: list[str]) -> None:
     """Runs what is not finished yet, waits, and shows the table."""
     del argv
     with told_in_a_line():
-        root = Path(WORKDIR.value or "").expanduser().resolve()
+        root = find_folder(WORKDIR.value or "")
         require_own(root, TABLE)
         points = make_points(root)
+        if _SUBMIT.value:
+            _require_whole_table(root, points)
         to_start = [point for point in points if not _is_running(point) and _summary_of(point) is None]
         if _SUBMIT.value and to_start:
             _run(to_start, root)
@@ -171,10 +183,13 @@ def make_points(root: Path) -> list[Point]:
     """Every combination of the values that are varied, checked.
 
     Raises:
-      ConfigError: a field that is none or is varied twice, a value it does not take, or two runs of one name.
+      ConfigError: no field, one that is none, is varied twice or is set too, a value it does not take, or two runs that
+        are the same or of one name.
       DatasetError: an unknown dataset.
     """
     grid: dict[str, list[str]] = {}
+    if not _VARY.value:
+        raise ConfigError("--vary=FIELD=VALUE,VALUE,... must be given; experiments.train trains a single configuration")
     for text in _VARY.value:
         field, _, listed = text.partition("=")
         try:
@@ -184,15 +199,36 @@ def make_points(root: Path) -> list[Point]:
         values = re.findall(r"(?:\([^)]*\)|\[[^]]*\]|[^,([])+", listed)
         if field in grid or not values:
             raise ConfigError(f"--vary={text} must be FIELD=VALUE,VALUE,..., each field once")
+        if f"config.{field}" in flags.FLAGS and flags.FLAGS[f"config.{field}"].present:
+            raise ConfigError(f"--vary={text} and --config.{field} both set that field; leave one of them out")
         grid[field] = values
     points = [_make_point(root, dict(zip(grid, values, strict=True))) for values in itertools.product(*grid.values())]
     names = [point.workdir.name for point in points]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"several runs would be called {', '.join(repeated)}; give each value once")
+    for one, other in itertools.combinations(points, 2):
+        if one.config == other.config:
+            raise ConfigError(
+                f"the runs {one.workdir.name} and {other.workdir.name} are the same; give each value once"
+            )
     datasets = [point.config.dataset for point in points]
     for name, data_dir, image_size in {(each.name, each.data_dir, each.image_size) for each in datasets}:
         data.load_spec(name, data_dir=data_dir, image_size=image_size)  # for its errors
     return points
+
+
+def _require_whole_table(root: Path, points: Sequence[Point]) -> None:
+    """Raises WorkdirError where the folder's table has runs that are not of this grid, which would be lost from it."""
+    path = root / TABLE
+    if not path.exists():
+        return
+    with reading(path):
+        known = {row["run"] for row in json.loads(path.read_text())}
+    if others := sorted(known - {point.workdir.name for point in points}):
+        raise WorkdirError(
+            f"{path} has runs of another grid, {', '.join(others[:3])}{', ...' if others[3:] else ''}; give all of the "
+            "values, and what is finished is not repeated, or choose a new folder"
+        )
 
 
 def _make_point(root: Path, overrides: dict[str, str]) -> Point:
@@ -201,7 +237,7 @@ def _make_point(root: Path, overrides: dict[str, str]) -> Point:
         *sections, name = field.split(".")
         section = functools.reduce(operator.getitem, sections, values)
         section[name] = text if isinstance(section[name], str) else _literal(text)
-    folder = ",".join(f"{field}={text}" for field, text in overrides.items()) or "run"
+    folder = ",".join(f"{field}={text}" for field, text in overrides.items())
     try:
         config = pin_start(TrainConfig.from_mapping(values))
     except ConfigError as error:
@@ -231,7 +267,7 @@ def _run(points: list[Point], root: Path) -> None:
         training.forget_failure()
     with Preemption() if _EXECUTOR.value == "local" else contextlib.nullcontext() as preemption:
         jobs = _submit(executor, trainings)
-        print(f"{len(jobs)} runs are started; each writes to a file in {points[0].log.parent}", file=sys.stderr)
+        print(f"runs started: {len(jobs)}; each writes to a file in {points[0].log.parent}", file=sys.stderr)
         if preemption is not None:
             _wait_here(jobs, preemption)
     for training, job in zip(trainings, jobs, strict=True):

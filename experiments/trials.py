@@ -80,15 +80,17 @@ def publish_trials(
         workdir.mkdir(parents=True, exist_ok=True)
     with told_in_a_line(TrialDivergedError):
         found = {"command": command, **compare(joblib.Memory(workdir / name, verbose=0))}
-        numbers = page.write_numbers(page.path_of_numbers(name, workdir), found)
-        page.publish(
-            name,
-            command,
-            numbers["machine"],
-            trials_table(numbers, title, measure, scale),
-            lambda path: draw_trials(numbers, path, title=title, xlabel=xlabel, ylabel=ylabel, every=every),
-            workdir,
-        )
+        path = page.path_of_numbers(name, workdir)
+        with page.publishing(path):
+            numbers = page.write_numbers(path, found)
+            page.publish(
+                name,
+                command,
+                numbers["machine"],
+                trials_table(numbers, title, measure, scale),
+                lambda path: draw_trials(numbers, path, title=title, xlabel=xlabel, ylabel=ylabel, every=every),
+                workdir,
+            )
 
 
 def compare_trials(

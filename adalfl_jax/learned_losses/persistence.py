@@ -84,7 +84,10 @@ def save_learned_loss(
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; name a file in it, {path / 'learned_loss.safetensors'} say")
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(safetensors.numpy.save(arrays, metadata={FORMAT: text}))
+    with partial.open("wb") as file:
+        file.write(safetensors.numpy.save(arrays, metadata={FORMAT: text}))
+        file.flush()
+        os.fsync(file.fileno())
     partial.replace(path)
 
 

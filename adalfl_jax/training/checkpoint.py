@@ -27,7 +27,7 @@ from adalfl_jax.training.sections import CheckpointConfig, MeshConfig
 from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.sharding import place, to_host
 from adalfl_jax.training.state import RunState
-from adalfl_jax.training.workdir import WorkdirError
+from adalfl_jax.training.workdir import WorkdirError, require_same_data
 
 # The process that writes needs no other for it.
 _ALONE = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
@@ -131,11 +131,7 @@ class StageCheckpoints:
 
         if (record := on_first(read)) is None:
             return None
-        if (data := record.get("data", self._data)) != self._data:  # older ones do not say
-            raise WorkdirError(
-                f"the checkpoints in {self._folder} were made on other data than config.dataset names now ({data} -> "
-                f"{self._data}); bring those back, or choose a new folder"
-            )
+        require_same_data(self._folder, record.get("data"), self._data)  # older ones do not say
         self._saved_step = record["step"]
         return _unpack(record, arrays_of_first(arrays, record["arrays"]), start)
 

@@ -37,6 +37,7 @@ def finish_run(workdir: Path, setup: Setup, results: Sequence[MethodResult], *, 
     figures = write_figures(workdir / layout.FIGURES, record)
     if with_report:
         write_report(workdir / layout.REPORT, record, figures)
+    layout.keep_on_disk(workdir / layout.METRICS, workdir / layout.SHAPES)
     layout.write_json(workdir / layout.SUMMARY, summary)
     return summary
 

@@ -107,10 +107,10 @@ def _run(
         on_first(lambda: held.enter_context(layout.hold_workdir(workdir)))
         if (summary := _read_finished(setup, workdir, command)) is not None:  # by who held it till now
             return summary
-        folder = Path(on_first(lambda: str(layout.open_workdir(workdir, config, command))))
+        folder = Path(on_first(lambda: str(layout.open_workdir(workdir, config, command, setup.dataset.content))))
         shared = None
         if offline_dir is not None and shares_offline:
-            shared = Path(offline_dir).expanduser().resolve() / digest_of_offline_phase(config)
+            shared = layout.find_folder(offline_dir) / digest_of_offline_phase(config)
         try:
             return _run_methods(setup, methods, folder, shared, with_report=command == "compare")
         except layout.WorkdirError:

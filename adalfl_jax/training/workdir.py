@@ -6,6 +6,7 @@ import contextlib
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import time
 import warnings
@@ -64,32 +65,48 @@ def writing(workdir: Path) -> Iterator[None]:
         raise WorkdirError(f"cannot write to workdir {workdir}: {error}") from error
 
 
+def find_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder that a user named, as an absolute path.
+
+    Raises:
+      WorkdirError: an empty name, or that of a bucket.
+    """
+    name = os.fspath(path)
+    if not name or re.match(r"\w{2,}:/", name):  # a letter would be a drive
+        raise WorkdirError(f"a workdir must be a folder of this machine, where a bucket may be mounted; got {name!r}")
+    return Path(name).expanduser().resolve()
+
+
 @contextlib.contextmanager
-def hold_workdir(path: str | os.PathLike[str]) -> Iterator[None]:
+def hold_workdir(path: str | os.PathLike[str], *, patience: float = _GLANCE) -> Iterator[None]:
     """Keeps other processes off the folder, which is made where it does not exist; a killed one lets go of it.
 
     Systems and file systems without locks keep nobody off.
+
+    Args:
+      path: the folder.
+      patience: seconds to wait for another process.
 
     Raises:
       BusyError: another process works on it.
       WorkdirError: it cannot be made.
     """
-    workdir = Path(path).expanduser().resolve()
+    workdir = find_folder(path)
     with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         folder = os.open(workdir, os.O_RDONLY)
     try:
         with contextlib.suppress(ImportError):
-            _lock(workdir, folder)
+            _lock(workdir, folder, patience)
         yield
     finally:
         os.close(folder)
 
 
-def _lock(workdir: Path, folder: int) -> None:
+def _lock(workdir: Path, folder: int, patience: float) -> None:
     import fcntl  # not on every system
 
-    deadline = time.monotonic() + _GLANCE
+    deadline = time.monotonic() + patience
     while True:
         try:
             return fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -101,7 +118,7 @@ def _lock(workdir: Path, folder: int) -> None:
             return None
 
 
-def open_workdir(path: str | os.PathLike[str], config: TrainConfig, command: str) -> Path:
+def open_workdir(path: str | os.PathLike[str], config: TrainConfig, command: str, data: str | None = None) -> Path:
     """Makes the folder ready for a run and writes `config.json`.
 
     Of an unfinished run of the same config the checkpoints stay, and its other results are removed: they are made of
@@ -111,22 +128,24 @@ def open_workdir(path: str | os.PathLike[str], config: TrainConfig, command: str
       path: of the folder; made where it does not exist.
       config: of the run.
       command: "train" or "compare", part of what a run is.
+      data: digest of the data it is trained on; None where that is not known.
 
     Raises:
-      WorkdirError: it cannot be written, holds other files, or holds a run of another config or another version of this
-        package. Nothing is changed.
+      WorkdirError: it cannot be written, holds other files, or holds a run of another config, on other data or of
+        another version of this package. Nothing is changed.
     """
-    workdir = Path(path).expanduser().resolve()
+    workdir = find_folder(path)
     wanted = {"command": command, **config.to_dict()}
     with writing(workdir):
         if (workdir / CONFIG).exists():
             _check_same_run(workdir, wanted)
-            _check_checkpoints(workdir / CHECKPOINTS)
+            _check_checkpoints(workdir / CHECKPOINTS, data)
         require_own(workdir, CONFIG)
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(workdir / CONFIG, wanted)  # first: without it the folder is not known as a run's
         (workdir / CHECKPOINTS).mkdir(exist_ok=True)
-        write_json(workdir / CHECKPOINTS / _LAYOUT_FILE, {"layout": LAYOUT, "versions": _versions()})
+        made_by = {"layout": LAYOUT, "versions": _versions(), "data": data}
+        write_json(workdir / CHECKPOINTS / _LAYOUT_FILE, made_by)
         for name in _RESULTS:  # last: a folder that cannot be written to keeps them
             _remove(workdir / name)
     return workdir
@@ -145,7 +164,7 @@ def finished_summary(path: str | os.PathLike[str], config: TrainConfig, command:
     Raises:
       WorkdirError: a finished run of another config, or files that cannot be read.
     """
-    workdir = Path(path).expanduser().resolve()
+    workdir = find_folder(path)
     if not ((workdir / CONFIG).is_file() and (workdir / SUMMARY).is_file()):
         return None
     _check_same_run(workdir, {"command": command, **config.to_dict()})
@@ -171,7 +190,7 @@ def read_summary(workdir: Path) -> dict[str, Any]:
 
 def remove_checkpoints(path: str | os.PathLike[str]) -> None:
     """Removes from a workdir what only an unfinished run needs."""
-    _remove(Path(path).expanduser().resolve() / CHECKPOINTS)
+    _remove(find_folder(path) / CHECKPOINTS)
 
 
 def is_worked_on(path: str | os.PathLike[str]) -> bool:
@@ -235,6 +254,14 @@ def write_text(path: Path, text: str) -> None:
     partial.replace(path)
 
 
+def keep_on_disk(*paths: Path) -> None:
+    """Waits until files that were written, where they exist, would be there after a power cut too."""
+    for path in paths:
+        if path.exists():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
 def _check_same_run(workdir: Path, wanted: dict[str, Any]) -> None:
     found = read_json(workdir / CONFIG, "command")
     if found["command"] != wanted["command"]:
@@ -258,11 +285,12 @@ def _without_circumstances(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, **dict[str, Any].fromkeys(WITHOUT_EFFECT), "learned_loss": learned_loss}
 
 
-def _check_checkpoints(folder: Path) -> None:
-    """Raises WorkdirError for checkpoints this package cannot go on from, and warns of another version of JAX."""
+def _check_checkpoints(folder: Path, data: str | None) -> None:
+    """Raises WorkdirError for checkpoints this run cannot go on from, and warns of another version of JAX."""
     path = folder / _LAYOUT_FILE
+    are_there = folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir())
     if not path.exists():
-        if folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir()):
+        if are_there:
             raise WorkdirError(
                 f"{folder} holds checkpoints of an unknown layout: it has no {_LAYOUT_FILE}; choose a new folder, or "
                 f"remove {folder} to start the run over"
@@ -277,9 +305,19 @@ def _check_checkpoints(folder: Path) -> None:
             f"{folder} was written by adalfl_jax {theirs} in layout {layout}, and this is {ours['adalfl_jax']} with "
             f"layout {LAYOUT}; install that version to go on, or choose a new folder"
         )
+    require_same_data(folder, found.get("data") if are_there else None, data)
     if lines := differing_keys(versions, ours):
         warnings.warn(
             f"{folder} goes on with other versions, which may round differently: {'; '.join(lines)}", stacklevel=3
+        )
+
+
+def require_same_data(folder: Path, then: str | None, now: str | None) -> None:
+    """Raises WorkdirError where checkpoints were made on other data, by their digests, than a run is to go on with."""
+    if then and now and then != now:
+        raise WorkdirError(
+            f"the checkpoints in {folder} were made on other data than config.dataset names now ({then} -> {now}); "
+            "bring those back, or choose a new folder"
         )
 
 

@@ -226,14 +226,15 @@ def _publish(comparison: Comparison, comparisons: list[Comparison], numbers: dic
     metric = make_config(comparison, comparison.arms[0], {}, range(1)).metric
     numbers = {"command": command, "machine": _machine_of(numbers, workdir), "metric": metric, **numbers}
     numbers |= STUDIES[_STUDY.value or ""].measure(numbers, workdir)
-    known = page.write_numbers(_path_of_numbers(), _read_numbers() | {comparison.name: numbers})
-    for part in STUDIES[_STUDY.value or ""].parts(comparisons, known):
-        if comparison.name in part.comparisons:
-            save_figure(part.figure, workdir / f"{part.name}.png")
-            if part.table is not None:
-                print(_section(part, known, {}), page.COLUMNS, sep="\n\n", end="\n\n")
-    if page.WRITE.value:
-        _write_page(Path(page.WRITE.value), known)
+    with page.publishing(_path_of_numbers()):
+        known = page.write_numbers(_path_of_numbers(), _read_numbers() | {comparison.name: numbers})
+        for part in STUDIES[_STUDY.value or ""].parts(comparisons, known):
+            if comparison.name in part.comparisons:
+                save_figure(part.figure, workdir / f"{part.name}.png")
+                if part.table is not None:
+                    print(_section(part, known, {}), page.COLUMNS, sep="\n\n", end="\n\n")
+        if page.WRITE.value:
+            _write_page(Path(page.WRITE.value), known)
 
 
 def _machine_of(numbers: Mapping[str, Any], workdir: Path) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 
 import pytest
 
@@ -43,6 +44,20 @@ def test_a_page_that_cannot_be_written_is_left_whole(tmp_path, monkeypatch):
 
 def fail(file):
     raise OSError("no room")
+
+
+def _add(path, name):
+    with page.publishing(path):
+        known = json.loads(path.read_text()) if path.exists() else {}
+        page.write_numbers(path, known | {name: 1.0})
+
+
+def test_of_processes_that_publish_at_once_none_loses_what_another_wrote(tmp_path):
+    path = tmp_path / "results" / "clean.json"
+    names = [str(number) for number in range(40)]
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
+        pool.starmap(_add, [(path, name) for name in names], chunksize=1)
+    assert sorted(json.loads(path.read_text())) == sorted(names)
 
 
 def test_numbers_are_written_to_six_digits(tmp_path):

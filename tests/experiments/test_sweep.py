@@ -43,7 +43,8 @@ def run(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(sweep.TrainingJob, "__module__", "__main__")  # as in the program: jobs need not import it
 
     def run_program(*arguments, settings=TINY):
-        fields = [f"--config.{name}={value}" for name, value in settings.items()]
+        varied = [argument.split("=")[1] for argument in arguments if argument.startswith("--vary=")]
+        fields = [f"--config.{name}={value}" for name, value in settings.items() if name not in varied]
         config = f"--config={ROOT / 'configs' / 'digits_mlp.py'}"
         argv = ["sweep", config, f"--workdir={tmp_path / 'sweep'}", *fields, *arguments]
         monkeypatch.setattr(sys, "argv", argv)  # where the fields of a configuration are looked for
@@ -93,6 +94,7 @@ def test_a_run_is_started_with_its_own_configuration(run, started, monkeypatch):
             assert get_config_filename(flags.FLAGS["config"]) == str(ROOT / "configs" / "digits_mlp.py")
 
 
+ONE = ["--vary=num_steps=4"]
 REFUSED = {
     "no_field": (["--vary=inner.learning_rat=1"], "--vary=inner.learning_rat=1: unknown field of the configuration"),
     "no_values": (["--vary=num_steps="], "--vary=num_steps= must be FIELD=VALUE,VALUE,..."),
@@ -102,8 +104,20 @@ REFUSED = {
     "out_of_range": (["--vary=inner.momentum=0.5,1.5"], "inner.momentum=1.5: config.inner.momentum must be a number"),
     "one_name": (["--vary=num_steps=1,1"], "several runs would be called num_steps=1"),
     "no_dataset": (["--vary=dataset.name=digits,digtis"], "unknown dataset 'digtis'; did you mean 'digits'?"),
-    "no_resource": (["--resource=nosuch_thing=1"], "--executor=local with {'timeout_min': 1440, 'nosuch_thing': 1}: "),
-    "no_slurm": (["--executor=slurm"], "--executor=slurm with "),
+    "nothing": ([], "--vary=FIELD=VALUE,VALUE,... must be given; experiments.train trains a single configuration"),
+    "set_too": (
+        ["--vary=inner.learning_rate=0.1", "--config.inner.learning_rate=0.3"],
+        "--vary=inner.learning_rate=0.1 and --config.inner.learning_rate both set that field; leave one of them out",
+    ),
+    "the_same": (
+        ["--vary=inner.momentum=0.5,0.9,0.50"],
+        "the runs inner.momentum=0.5 and inner.momentum=0.50 are the same; give each value once",
+    ),
+    "no_resource": (
+        [*ONE, "--resource=nosuch_thing=1"],
+        "--executor=local with {'timeout_min': 1440, 'nosuch_thing': 1}: ",
+    ),
+    "no_slurm": ([*ONE, "--executor=slurm"], "--executor=slurm with "),
 }
 
 
@@ -120,7 +134,7 @@ def test_what_cannot_be_run_is_refused_before_anything_is(case, run, monkeypatch
 
 def test_without_submitit_the_extra_is_named(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
-    assert run() == ("", 'ConfigError: a sweep needs the package submitit; pip install ".[sweep]"')
+    assert run(*ONE) == ("", 'ConfigError: a sweep needs the package submitit; pip install ".[sweep]"')
 
 
 def test_a_cluster_that_takes_no_jobs_is_told(run, monkeypatch):
@@ -134,7 +148,7 @@ def test_a_cluster_that_takes_no_jobs_is_told(run, monkeypatch):
             assert job.command[2] == "experiments.train"
 
     monkeypatch.setattr(sweep, "_make_executor", lambda folder: Executor())
-    assert run() == ("", "ConfigError: --executor=local takes no jobs: sbatch: error: invalid partition")
+    assert run(*ONE) == ("", "ConfigError: --executor=local takes no jobs: sbatch: error: invalid partition")
 
 
 @pytest.mark.parametrize("name", ["config.json", "sweep.csv", "notes.txt"])
@@ -156,7 +170,7 @@ def test_without_runs_the_table_is_shown_and_nothing_written(run, tmp_path):
 
 def test_a_workdir_that_cannot_be_written_to_is_told(run, tmp_path):
     (tmp_path / "sweep").write_text("mine")
-    assert run()[1].startswith(f"WorkdirError: cannot write to workdir {tmp_path / 'sweep'}: ")
+    assert run(*ONE)[1].startswith(f"WorkdirError: cannot write to workdir {tmp_path / 'sweep'}: ")
     assert (tmp_path / "sweep").read_text() == "mine"
 
 
@@ -247,6 +261,22 @@ def test_a_run_that_a_process_works_on_is_left_to_it(run, started, tmp_path):
     assert (out.count("| running "), out.count("| not begun ")) == (1, 1)
     run(vary)
     assert [point.workdir.name for point in started[1:]] == ["num_steps=4", "num_steps=8"]
+
+
+def test_a_grid_that_would_leave_finished_runs_out_of_the_table_is_refused(run, started, tmp_path):
+    root = tmp_path / "sweep"
+    run("--vary=num_steps=2,4")
+    before = snapshot(root)
+    for vary in ("--vary=num_steps=4,8", "--vary=inner.momentum=0.5"):
+        started.clear()
+        _, ended = run(vary)
+        assert "sweep.json has runs of another grid, num_steps=2" in ended
+        assert not started
+    assert snapshot(root) == before
+    run("--vary=num_steps=2,4,8")
+    assert [row["run"] for row in json.loads((root / "sweep.json").read_text())] == [
+        f"num_steps={number}" for number in (2, 4, 8)
+    ]
 
 
 def test_runs_on_other_data_than_the_first_are_marked(run, monkeypatch):

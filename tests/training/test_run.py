@@ -1,4 +1,5 @@
 import json
+import os
 import types
 import weakref
 
@@ -515,3 +516,18 @@ def test_methods_that_finished_are_kept_when_a_later_one_diverges(tmp_path):
         compare(config, tmp_path / "run")
     kept = final_state(config, tmp_path / "run", "task_loss")
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept.theta.params))
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_what_the_summary_says_is_whole_is_on_the_disk_before_it(tmp_path, monkeypatch):
+    order, keep = [], os.fsync
+
+    def record(file):
+        order.append(os.fstat(file).st_ino)
+        keep(file)
+
+    monkeypatch.setattr(os, "fsync", record)
+    train(tiny_config(num_loss_figures=1), tmp_path)
+    names = ("metrics.jsonl", "loss_shapes.npz", "learned_loss.safetensors", "summary.json")
+    *results, summary = (order.index((tmp_path / name).stat().st_ino) for name in names)
+    assert all(place < summary for place in results)

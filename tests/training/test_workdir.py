@@ -194,6 +194,20 @@ def test_checkpoints_of_another_version_are_refused_and_left_alone(change, text,
     assert snapshot(finished) == before
 
 
+def test_checkpoints_made_on_other_data_are_refused_before_anything_is_removed(finished):
+    open_workdir(finished, tiny_config(), "train", "a1")
+    open_workdir(finished, tiny_config(), "train", "b2")  # there are none yet
+    (finished / "checkpoints" / "adalfl" / "10").mkdir(parents=True)
+    (finished / "metrics.jsonl").write_text("{}\n")
+    before = snapshot(finished)
+    with pytest.raises(
+        WorkdirError, match=r"on other data than config\.dataset names now \(b2 -> a1\); bring those back"
+    ):
+        open_workdir(finished, tiny_config(), "train", "a1")
+    assert snapshot(finished) == before
+    assert open_workdir(finished, tiny_config(), "train", "b2") == finished
+
+
 def test_checkpoints_of_an_unknown_layout_are_refused_and_left_alone(finished):
     (finished / "checkpoints" / "layout.json").unlink()
     open_workdir(finished, tiny_config(), "train")  # there are none yet
@@ -247,6 +261,23 @@ def test_a_file_where_checkpoints_go_is_told(tmp_path):
     (tmp_path / "checkpoints").write_text("")
     with pytest.raises(WorkdirError, match=r"cannot write to workdir .*checkpoints"):
         open_workdir(tmp_path, tiny_config(), "train")
+
+
+@pytest.mark.parametrize("name", ["", "gs://bucket/run", Path("s3://bucket/run")])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda name: hold_workdir(name).__enter__(),
+        lambda name: open_workdir(name, tiny_config(), "train"),
+        is_worked_on,
+        remove_checkpoints,
+    ],
+)
+def test_what_is_no_folder_of_this_machine_is_refused(name, use, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WorkdirError, match=rf"must be a folder of this machine, .* bucket .*; got '{name}'"):
+        use(name)
+    assert not list(tmp_path.iterdir())
 
 
 def test_two_processes_do_not_work_on_one_folder(tmp_path):
