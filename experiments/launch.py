@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import os
 import platform
+import re
 import shlex
 import signal
 import sys
@@ -153,6 +154,8 @@ def parse_flags(arguments: list[str], *, unused: str = "") -> list[str]:
     except flags.Error as error:
         *traceback, innermost = str(error).split("\n  File ")
         if not traceback:
+            if missing := re.match(r"flag --(\w+)=None", str(error)):
+                sys.exit(f"--{missing[1]} must be given (--help shows the flags)")
             sys.exit(f"{error} (--help shows the flags)")
         _, *below = innermost.splitlines()  # lines of code, and then what the file raised, which may have several
         sys.exit(_NOT_LOADED.format(" ".join(itertools.dropwhile(lambda line: line.startswith("    "), below))))

@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, StrMethodFormatter
 
 from adalfl_jax.analysis.record import RunRecord, Series
 
@@ -70,14 +71,21 @@ def learning_curves(record: RunRecord) -> Figure | None:
     curves = _series_by_method(record, f"test/{metric}")
     if not curves:
         return None
-    figure = Figure(figsize=(7.2, 4.0))
+    figure = Figure(figsize=(7.2, 4.0), layout="constrained")
     axes = figure.subplots()
     for method, series in curves.items():
         _draw_band(axes, record, method, series)
-    axes.set(title="Test metric through training", xlabel="training step", ylabel=_label(metric))
+    axes.set(title="Test metric through training", xlabel="training step", ylabel=f"test {metric.replace('_', ' ')}")
     _set_log_scale(axes, curves)
-    axes.legend(loc="upper right")
+    if is_error_rate(metric):
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
+    figure.legend(loc="outside lower center", ncols=4)
     return figure
+
+
+def is_error_rate(metric: str) -> bool:
+    """Whether a metric is shown in percent."""
+    return metric.endswith("error_rate")
 
 
 class LossShapes(NamedTuple):
@@ -168,10 +176,9 @@ def _set_log_scale(axes: Axes, curves: Mapping[str, Series]) -> None:
     """A logarithmic axis where every mean is positive."""
     if all((series.values.mean(axis=0) > 0).all() for series in curves.values()):
         axes.set_yscale("log")
-
-
-def _label(metric: str) -> str:
-    return metric.replace("_", " ")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def prediction_label(kind: str) -> str:

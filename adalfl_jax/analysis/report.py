@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jinja2
 
+from adalfl_jax.analysis.figures import is_error_rate
 from adalfl_jax.analysis.record import RunRecord, flatten
 
 _CAPTIONS = {
@@ -45,7 +46,7 @@ def write_report(path: Path, record: RunRecord, figures: Mapping[str, Path]) -> 
         lstrip_blocks=True,
     )
     best = min((info["test"]["mean"] for info in record.summary["methods"].values()), default=None)
-    is_rate = record.summary["metric"].endswith("error_rate")
+    is_rate = is_error_rate(record.summary["metric"])
     page = environment.get_template("report.html.jinja").render(
         summary=record.summary,
         metric=record.summary["metric"].replace("_", " "),

@@ -20,7 +20,8 @@ def load_npz(path: Path) -> Examples:
     are given, and a validation split, unless `valid_inputs` and `valid_targets` are.
 
     Raises:
-      DatasetError: no such file, no .npz file, a damaged one, arrays missing, misnamed or of Python objects.
+      DatasetError: no such file, no .npz file, a damaged one, arrays missing, misnamed or of Python objects, labels
+        larger than the number of examples.
     """
     arrays = _read(path)
     targets = arrays["targets"]
@@ -29,6 +30,12 @@ def load_npz(path: Path) -> Examples:
         num_classes = _whole_number(path, arrays["num_classes"])
     elif np.issubdtype(targets.dtype, np.integer) or targets.dtype == np.bool_:
         num_classes = int(targets.max(initial=0)) + 1
+        if num_classes > max(2, len(targets)):
+            raise DatasetError(
+                f"{path}: labels count the classes from 0, and with {len(targets)} examples the largest is "
+                f"{num_classes - 1}; number classes with np.unique(targets, return_inverse=True)[1], or say how many "
+                "there are with an array num_classes"
+            )
     test, valid = (
         (_with_channels(arrays[f"{split}_inputs"]), arrays[f"{split}_targets"]) if f"{split}_inputs" in arrays else None
         for split in SPLITS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 from numbers import Real
 
@@ -129,6 +130,7 @@ def make_dataset(
             _warn_of_empty_classes(where, targets[train])
     mean = deviation = None
     if is_image(inputs):
+        _warn_of_channels_first(where, inputs)
         mean, deviation = byte_statistics(inputs[train])
     elif not examples.num_tokens:
         inputs = standardize(inputs, train, axis=(0,) if inputs.ndim == 2 else None)
@@ -158,6 +160,16 @@ def _warn_of_empty_classes(where: str, labels: np.ndarray) -> None:
         warnings.warn(
             f"{where}: no training example has label {', '.join(map(str, empty[:5]))}{', ...' * (len(empty) > 5)}, "
             f"where the largest is {labels.max()}; labels are expected to count the classes from 0",
+            stacklevel=2,
+        )
+
+
+def _warn_of_channels_first(where: str, images: np.ndarray) -> None:
+    """Warns of images whose height is that of a colour, and whose channels are more than any have."""
+    if images.shape[1] in (1, 3) and images.shape[3] > 4:
+        warnings.warn(
+            f"{where}: images are [N, H, W, channels], so those of {images.shape} have {images.shape[3]} channels; "
+            "where channels come first, write inputs.transpose(0, 2, 3, 1)",
             stacklevel=2,
         )
 
@@ -251,8 +263,10 @@ def split_indices(
     `valid` is a share of what the test split leaves, or a whole number of examples; None cuts nothing off.
     """
     rest, none = np.arange(len(targets)), np.arange(0)
-    rest, test_rows = (rest, none) if test is None else _cut(where, targets, rest, stratify, test)
-    rest, valid_rows = (rest, none) if valid is None else _cut(where, targets, rest, stratify, valid)
+    own, another = "a {} split of your own", ", or another valid_fraction or valid_examples"
+    cut = functools.partial(_cut, where, targets, stratify)
+    rest, test_rows = (rest, none) if test is None else cut(rest, test, f"or {own.format('test')}")
+    rest, valid_rows = (rest, none) if valid is None else cut(rest, valid, own.format("validation") + another)
     return rest, valid_rows, test_rows
 
 
@@ -275,7 +289,7 @@ def representative_rows(targets: jax.Array | np.ndarray, count: int) -> np.ndarr
 
 
 def _cut(
-    where: str, targets: np.ndarray, rows: np.ndarray, stratify: bool, size: float | int
+    where: str, targets: np.ndarray, stratify: bool, rows: np.ndarray, size: float | int, remedy: str
 ) -> tuple[np.ndarray, np.ndarray]:
     labels = targets[rows] if stratify else None
     try:
@@ -283,7 +297,7 @@ def _cut(
     except ValueError as error:
         raise DatasetError(
             f"{where}: no split of {size} can be cut off {len(rows)} examples ({error}); bring more examples"
-            f"{' of each class' if stratify else ''}, splits of your own, or another valid_fraction or valid_examples"
+            f"{' of each class' if stratify else ''}, {remedy}"
         ) from error
     return np.asarray(rest), np.asarray(held_out)
 
@@ -293,7 +307,10 @@ def _clean(where: str, inputs: np.ndarray, targets: np.ndarray, examples: Exampl
     inputs, targets = np.asarray(inputs), np.asarray(targets)
     for kind, values in (("inputs", inputs), ("targets", targets)):
         if not (np.issubdtype(values.dtype, np.number) or values.dtype == np.bool_) or np.iscomplexobj(values):
-            raise DatasetError(f"{where}: {kind} must be numbers; got {values.dtype} values")
+            remedy = (
+                "; np.unique(targets, return_inverse=True)[1] numbers the names of classes" if kind == "targets" else ""
+            )
+            raise DatasetError(f"{where}: {kind} must be numbers; got {values.dtype} values{remedy}")
         if values.ndim == 0:
             raise DatasetError(f"{where}: {kind} must be arrays [N, ...]; got the single number {values}")
     if len(inputs) != len(targets):
@@ -312,6 +329,8 @@ def _clean(where: str, inputs: np.ndarray, targets: np.ndarray, examples: Exampl
     _check_finite(where, targets=targets)
     if np.issubdtype(targets.dtype, np.floating) and (targets != np.round(targets)).any():
         raise DatasetError(f"{where}: labels must be whole numbers; got {targets.dtype} values")
+    if examples.num_classes == 1:
+        raise DatasetError(f"{where}: a classification has two classes or more, and all labels here are of one")
     _check_labels(where, targets, examples.num_classes)
     return inputs, targets.astype(np.int32)
 
@@ -326,8 +345,8 @@ def _check_finite(where: str, **arrays: np.ndarray) -> None:
         if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
             rows = np.unique(np.nonzero(~np.isfinite(values))[0])
             raise DatasetError(
-                f"{where}: {kind} are not finite in {len(rows)} of {len(values)} examples, the first of them number "
-                f"{rows[0]}; drop or fill them before training"
+                f"{where}: {kind} are not finite, or not in float32, in {len(rows)} of {len(values)} examples, the "
+                f"first of them number {rows[0]}; drop, fill or scale them before training"
             )
 
 
@@ -343,8 +362,10 @@ def _check_tokens(where: str, inputs: np.ndarray, num_tokens: int) -> None:
 def _check_labels(where: str, labels: np.ndarray, num_classes: int) -> None:
     if labels.ndim != 1 or labels.size == 0 or labels.min() < 0 or labels.max() >= num_classes:
         span = f"values from {labels.min()} to {labels.max()}" if labels.size else "no values"
+        remedies = {True: "; targets[:, 0] is one column", False: "; targets.argmax(1) makes labels of one-hot rows"}
         raise DatasetError(
             f"{where}: labels must be [N] integers from 0 to {num_classes - 1}; got shape {labels.shape} with {span}"
+            f"{remedies[labels.shape[1] == 1] if labels.ndim == 2 else ''}"
         )
 
 

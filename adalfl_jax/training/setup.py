@@ -181,7 +181,8 @@ def _check_kinds(config: TrainConfig, dataset: Dataset) -> None:
     }
     targets = "labels"
     if not dataset.is_classification:
-        targets = f"numbers [N, {dataset.num_outputs}] (labels are integers [N]: targets.astype(int))"
+        remedy = "labels are integers [N]: targets.astype(int), or targets.argmax(1) of one-hot rows"
+        targets = f"numbers [N, {dataset.num_outputs}] ({remedy})"
     for field, (name, known) in named.items():
         fitting = [each for each in known if (each in FOR_LABELS) == dataset.is_classification]
         expected = f"one of {', '.join(fitting)} for dataset {dataset.name!r}, whose targets are {targets}"

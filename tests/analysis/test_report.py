@@ -192,3 +192,18 @@ def test_without_a_loss_network_there_is_no_animation(tmp_path):
 
 def test_every_method_has_a_colour():
     assert figures.COLORS.keys() == METHODS.keys()  # or the run of one without would fail at its end
+
+
+def test_error_rates_are_drawn_in_percent_on_an_axis_that_can_be_read():
+    figure = figures.learning_curves(make_record())
+    assert figure is not None
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    low, high = axes.get_ylim()
+    labels = [
+        tick.get_text()
+        for tick, place in zip(axes.get_yticklabels(), axes.get_yticks(), strict=True)
+        if low <= place <= high
+    ]
+    assert len(labels) > 1
+    assert all(re.fullmatch(r"\d+(\.\d+)? %", label) for label in labels)

@@ -133,11 +133,15 @@ def test_labels_that_do_not_fit_are_refused(targets, message):
 def test_data_that_is_not_finite_is_refused(value):
     inputs = INPUTS.copy()
     inputs[[3, 70], 1] = value
-    with pytest.raises(ValueError, match=r"dataset 'mine'.*inputs.*not finite in 2 of 100 examples.*number 3"):
+    with pytest.raises(
+        ValueError, match=r"dataset 'mine'.*inputs.*not finite, or not in float32, in 2 of 100 examples.*number 3"
+    ):
         data.make_dataset("mine", Examples(inputs, LABELS, num_classes=4))
     targets = INPUTS[:, 0].copy()
     targets[9] = value
-    with pytest.raises(ValueError, match=r"dataset 'mine'.*targets.*not finite in 1 of 100 examples.*number 9"):
+    with pytest.raises(
+        ValueError, match=r"dataset 'mine'.*targets.*not finite, or not in float32, in 1 of 100 examples.*number 9"
+    ):
         data.make_dataset("mine", Examples(INPUTS, targets))
 
 

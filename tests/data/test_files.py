@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import warnings
 
 import numpy as np
 import pytest
@@ -190,14 +191,14 @@ def test_a_number_of_classes_that_is_none_is_refused(value, file):
         ({"num_classes": 2}, "labels must be [N] integers from 0 to 1; got shape (60,) with values from 0 to 2"),
         ({"targets": LABELS[:50]}, "60 inputs but 50 targets"),
         ({"targets": LABELS + 0.5, "num_classes": 4}, "labels must be whole numbers; got float64 values"),
-        ({"targets": LABELS.astype(str)}, "targets must be numbers; got <U21 values"),
+        ({"targets": LABELS.astype(str)}, "targets must be numbers; got <U21 values; np.unique(targets, return_inv"),
         ({"inputs": TABLE.astype(complex)}, "inputs must be numbers; got complex128 values"),
         ({"inputs": np.float64(3)}, "inputs must be arrays [N, ...]; got the single number 3.0"),
         ({"inputs": TABLE[:0], "targets": LABELS[:0]}, "is empty; got inputs (0, 4) and targets (0,)"),
         ({"inputs": TABLE[:, :0]}, "is empty; got inputs (60, 0) and targets (60,)"),
         (
             {"inputs": np.where(TABLE[7, 1] == TABLE, 1e300, TABLE)},
-            "not finite in 1 of 60 examples, the first of them number 7",
+            "not finite, or not in float32, in 1 of 60 examples, the first of them number 7",
         ),
         (
             {"targets": LABELS + 2**33, "num_classes": 3},
@@ -206,14 +207,38 @@ def test_a_number_of_classes_that_is_none_is_refused(value, file):
         ({"test_inputs": TABLE[:, :3], "test_targets": LABELS}, "test examples inputs (3,)"),
         ({"valid_inputs": TABLE[:, :3], "valid_targets": LABELS}, "valid examples inputs (3,)"),
         ({"test_inputs": TABLE, "test_targets": LABELS + 1}, "labels must be [N] integers from 0 to 2"),
-        ({"inputs": np.where(TABLE > 2, np.nan, TABLE)}, "inputs are not finite in"),
-        ({"targets": np.full(60, np.inf)}, "targets are not finite in 60 of 60 examples, the first of them number 0"),
-        ({"targets": np.arange(60)}, "; bring more examples of each class, splits of your own, or another valid_"),
+        ({"inputs": np.where(TABLE > 2, np.nan, TABLE)}, "inputs are not finite, or not in float32, in"),
+        (
+            {"targets": np.full(60, np.inf)},
+            "targets are not finite, or not in float32, in 60 of 60 examples, the first of them number 0",
+        ),
+        ({"targets": np.arange(60)}, "; bring more examples of each class, or a test split of your own"),
+        (
+            {"targets": np.arange(60), "test_inputs": TABLE, "test_targets": LABELS},
+            "; bring more examples of each class, a validation split of your own, or another valid_fraction or valid_",
+        ),
+        ({"targets": np.zeros(60, int)}, "a classification has two classes or more, and all labels here are of one"),
+        ({"targets": LABELS * 30}, "with 60 examples the largest is 60; number classes with np.unique("),
+        ({"targets": LABELS[:, None]}, "got shape (60, 1) with values from 0 to 2; targets[:, 0] is one column"),
+        ({"targets": np.eye(3, dtype=int)[LABELS]}, "; targets.argmax(1) makes labels of one-hot rows"),
     ],
 )
 def test_arrays_that_do_not_fit_together_are_refused(arrays, text, file):
     save(file, **arrays)
     assert text in message(file)
+
+
+def test_images_with_channels_first_are_told(file):
+    images = RNG.integers(0, 256, (60, 3, 8, 8), dtype=np.uint8)
+    save(file, inputs=images)
+    with pytest.warns(
+        UserWarning, match=r"those of \(60, 3, 8, 8\) have 8 channels; .*write inputs\.transpose\(0, 2, 3, 1\)"
+    ):
+        data.load(str(file))
+    save(file, inputs=images.transpose(0, 2, 3, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert data.load(str(file)).input_shape == (8, 8, 3)
 
 
 def test_a_file_that_is_not_there_is_named(file):

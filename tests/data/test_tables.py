@@ -217,5 +217,7 @@ def test_a_table_unlike_the_one_described_is_refused(change, tmp_path, downloads
 def test_infinite_values_are_no_missing_ones(value):
     inputs = np.random.default_rng(0).normal(size=(50, 3))
     inputs[4, 1], inputs[9, 1] = np.nan, value
-    with pytest.raises(DatasetError, match=r"'mine': inputs are not finite in 1 of 50 examples, .* number 9"):
+    with pytest.raises(
+        DatasetError, match=r"'mine': inputs are not finite, or not in float32, in 1 of 50 examples, .* number 9"
+    ):
         data.make_dataset("mine", data.Examples(inputs, inputs[:, 0], fill_missing=True))

@@ -212,6 +212,12 @@ def test_a_flag_that_cannot_be_is_told_in_a_line(arguments, said, parse):
     assert ended.value.code == f"{said} (--help shows the flags)"
 
 
+def test_a_flag_that_is_missing_is_named():
+    command = [sys.executable, "-m", "experiments.train", f"--config={ROOT}/configs/digits_mlp.py"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)  # noqa: S603
+    assert done.stderr.splitlines()[-1] == "--workdir must be given (--help shows the flags)"
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
