@@ -34,6 +34,7 @@ from ml_collections import config_flags
 
 from adalfl_jax import data
 from adalfl_jax.analysis.record import flatten
+from adalfl_jax.analysis.statistics import adjust_p_values, paired_difference
 from adalfl_jax.registry import require_known
 from adalfl_jax.training import ConfigError, PreemptionError, TrainConfig
 from adalfl_jax.training.fields import field_paths
@@ -172,6 +173,7 @@ def main(argv: list[str]) -> None:
             _run(to_start, root)
         trained_on: dict[DatasetConfig, tuple[str, str]] = {}
         rows = [row for point in points for row in _rows_of(point, trained_on)]
+        add_differences(rows)
         print(render_table(results_table(rows, list(points[0].overrides))))
         if _SUBMIT.value:
             _write(rows, root)
@@ -364,6 +366,7 @@ def _rows_of(point: Point, trained_on: dict[DatasetConfig, tuple[str, str]]) -> 
         state = state if digest == expected else f"finished, on other data than {first}"
     numbers = {
         method: {f"{split}_{part}": info[split][part] for split in ("test", "valid") for part in ("mean", "std")}
+        | {"seeds": summary["seeds"], "test_per_seed": info["test"]["per_seed"]}
         for method, info in summary["methods"].items()
     }
     rates = {method: info["learning_rate"] for method, info in summary["methods"].items()}
@@ -371,6 +374,20 @@ def _rows_of(point: Point, trained_on: dict[DatasetConfig, tuple[str, str]]) -> 
         row | {"state": state, "method": method, "metric": summary["metric"], "learning_rate": rates[method]} | found
         for method, found in numbers.items()
     ]
+
+
+def add_differences(rows: Sequence[Row]) -> None:
+    """Gives finished rows what they are less the first, in the test split, where metric, seeds and state are the same.
+
+    A row gets its mean `difference` and the `p_value` of a paired t-test, adjusted for the number of rows (Benjamini
+    and Hochberg), None where there is none.
+    """
+    first, *others = [row for row in rows if "test_per_seed" in row] or [{}]
+    alike = [row for row in others if all(row[key] == first[key] for key in ("metric", "seeds", "state"))]
+    tests = [paired_difference(first["test_per_seed"], row["test_per_seed"]) for row in alike]
+    adjust_p_values(tests)
+    for row, test in zip(alike, tests, strict=True):
+        row |= {"difference": test["mean_difference"], "p_value": test.get("adjusted_p_value")}
 
 
 def _last_line(log: Path) -> str:
@@ -384,6 +401,8 @@ def results_table(rows: list[Row], fields: list[str]) -> Table:
     columns = {field: functools.partial(_cell, field) for field in fields}
     columns |= {"method": functools.partial(_cell, "method")}
     columns |= {split: functools.partial(_spread, split) for split in ("test", "valid")}
+    if any("difference" in row for row in rows):
+        columns |= {"test, less the first": _difference, "p": _p_value}
     metric = next((row["metric"].replace("_", " ") for row in rows if "metric" in row), "no run is finished")
     return Table(f"{len(rows)} results: {metric}", {**columns, "state": lambda row: row["state"]}, rows)
 
@@ -399,13 +418,21 @@ def _spread(split: str, row: Row) -> str:
     return f"{row[f'{split}_mean']:.4f}" + ("" if std is None else f" ± {std:.4f}")
 
 
+def _difference(row: Row) -> str:
+    return f"{row['difference']:+.4f}" if "difference" in row else ""
+
+
+def _p_value(row: Row) -> str:
+    return "" if row.get("p_value") is None else f"{row['p_value']:.1g}"
+
+
 def _write(rows: list[Row], root: Path) -> None:
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    names = list(dict.fromkeys(name for row in rows for name in row if not isinstance(row[name], list)))
     with writing(root):
         root.mkdir(parents=True, exist_ok=True)
         write_json(root / TABLE, rows)
         with (root / "sweep.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, names)
+            writer = csv.DictWriter(file, names, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)
     print(f"Everything is in {root}", file=sys.stderr)

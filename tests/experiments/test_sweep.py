@@ -11,7 +11,9 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import scipy.stats
 from absl import flags
 from absl.testing import flagsaver
 from ml_collections.config_flags import get_config_filename
@@ -19,6 +21,7 @@ from ml_collections.config_flags import get_config_filename
 from adalfl_jax.training import TrainConfig
 from adalfl_jax.training.workdir import hold_workdir
 from experiments import launch, sweep
+from experiments.page import render_table
 from tests.training.tiny import ROOT, SETTINGS, snapshot
 
 # ml_collections loads a configuration in a way that Python means to drop
@@ -279,12 +282,31 @@ def test_a_grid_that_would_leave_finished_runs_out_of_the_table_is_refused(run, 
     ]
 
 
+def row_of(per_seed, **changes):
+    found = {"test_per_seed": per_seed, "test_mean": np.mean(per_seed), "test_std": 0.1, "valid_mean": 0.2}
+    return {"metric": "error_rate", "seeds": [0, 1, 2], "state": "finished", "valid_std": None, **found, **changes}
+
+
+def test_rows_are_compared_with_the_first_that_is_finished_seed_by_seed():
+    first, better, level = [0.3, 0.2, 0.4], [0.2, 0.11, 0.29], [0.3, 0.25, 0.35]
+    others = [{"seeds": [1, 2, 3]}, {"metric": "mean_squared_error"}, {"state": "finished, on other data than a"}]
+    rows = [{"state": "running"}, row_of(first), row_of(better), row_of(level), *(row_of(level, **o) for o in others)]
+    sweep.add_differences(rows)
+    p_values = [scipy.stats.ttest_rel(each, first).pvalue for each in (better, level)]
+    assert [row.get("difference") for row in rows] == [None, None, pytest.approx(-0.1), pytest.approx(0), *[None] * 3]
+    assert [row.get("p_value") for row in rows[2:4]] == [pytest.approx(2 * p_values[0]), pytest.approx(p_values[1])]
+    _, reference, best, *_ = render_table(sweep.results_table(rows, [])).splitlines()[-7:]
+    assert [cell.strip() for cell in best.split("|")][4:6] == ["-0.1000", f"{2 * p_values[0]:.1g}"]
+    assert [cell.strip() for cell in reference.split("|")][4:6] == ["", ""]
+    sweep.add_differences([{"state": "running"}])
+
+
 def test_runs_on_other_data_than_the_first_are_marked(run, monkeypatch):
     def summary_of(point):
-        spread = {"mean": 0.1, "std": None}
+        spread = {"mean": 0.1, "std": None, "per_seed": [0.1]}
         result = {"learning_rate": 0.1, "test": spread, "valid": spread}
         data = {2: {}, 4: {"data": "before"}, 8: {"data": "after"}}[point.config.num_steps]
-        return {**data, "metric": "error_rate", "methods": {"task_loss": result}}
+        return {**data, "metric": "error_rate", "seeds": [0], "methods": {"task_loss": result}}
 
     monkeypatch.setattr(sweep, "_summary_of", summary_of)
     out, _ = run("--vary=num_steps=2,4,8", "--nosubmit")

@@ -297,7 +297,7 @@ def test_batch_as_large_as_its_split_is_taken():
         (DIABETES | {"metric": "error_rate"}, "metric must be one of mean_squared_error, mean_absolute_error for dat"),
         (
             DIABETES | {"metric": "top_5_error_rate"},
-            "whose targets are numbers [N, 1] (labels are integers [N]: targets.astype(int), or targets.argmax(1) of one-hot rows); got",
+            "whose targets are numbers [N, 1] (labels are integers [N]: targets.astype(int), or targets.argmax(1)",
         ),
     ],
 )
