@@ -7,6 +7,7 @@ import dataclasses
 import os
 import signal
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,7 @@ def _run(
     require_wandb(config)
     config = pin_start(config)
     setup = make_setup(config)
+    _warn_of_a_random_loss(config, methods)
     learns_offline = config.offline.num_steps > 0 and any(method in LEARNING for method in methods)
     shares_offline = offline_dir is not None and learns_offline
     keep = config.checkpoint.keep
@@ -119,6 +121,17 @@ def _run(
             raise layout.WorkdirError(
                 f"the run in {folder} broke off: {error}. Once that is mended it goes on"
             ) from error
+
+
+def _warn_of_a_random_loss(config: TrainConfig, methods: tuple[str, ...]) -> None:
+    loss = config.learned_loss
+    is_random = config.offline.num_steps == 0 and loss.start == "random" and loss.family != "scaled_task_loss"
+    if "ml3" in methods and is_random and is_first():
+        warnings.warn(
+            "ml3 learns its loss offline alone, and config.offline.num_steps is 0, so it trains on a random one; set "
+            "that, or config.learned_loss.start",
+            stacklevel=2,
+        )
 
 
 def _read_finished(setup: Setup, workdir: str | os.PathLike[str], command: str) -> dict[str, Any] | None:

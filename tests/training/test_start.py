@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import jax
@@ -168,3 +169,13 @@ def test_a_config_that_starts_nowhere_else_is_left_alone():
         ConfigError, match=r"config\.learned_loss\.start must be one of random, task_loss, .*, or a path"
     ):
         dataclasses.replace(config.learned_loss, start="")
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_a_loss_that_nothing_teaches_is_told(tmp_path):
+    brief = {**BRIEF, "offline.num_steps": 0, "method": "ml3"}
+    with pytest.warns(UserWarning, match=r"config\.offline\.num_steps is 0, so it trains on a random one"):
+        train(tiny_config(brief), tmp_path / "random")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(tiny_config(brief | {"learned_loss.family": "scaled_task_loss"}), tmp_path / "scaled")
