@@ -263,10 +263,10 @@ def split_indices(
     `valid` is a share of what the test split leaves, or a whole number of examples; None cuts nothing off.
     """
     rest, none = np.arange(len(targets)), np.arange(0)
-    own, another = "a {} split of your own", ", or another valid_fraction or valid_examples"
     cut = functools.partial(_cut, where, targets, stratify)
-    rest, test_rows = (rest, none) if test is None else cut(rest, test, f"or {own.format('test')}")
-    rest, valid_rows = (rest, none) if valid is None else cut(rest, valid, own.format("validation") + another)
+    for_valid = "a validation split of your own, or another valid_fraction or valid_examples"
+    rest, test_rows = (rest, none) if test is None else cut(rest, test, "or a test split of your own")
+    rest, valid_rows = (rest, none) if valid is None else cut(rest, valid, for_valid)
     return rest, valid_rows, test_rows
 
 
@@ -362,10 +362,13 @@ def _check_tokens(where: str, inputs: np.ndarray, num_tokens: int) -> None:
 def _check_labels(where: str, labels: np.ndarray, num_classes: int) -> None:
     if labels.ndim != 1 or labels.size == 0 or labels.min() < 0 or labels.max() >= num_classes:
         span = f"values from {labels.min()} to {labels.max()}" if labels.size else "no values"
-        remedies = {True: "; targets[:, 0] is one column", False: "; targets.argmax(1) makes labels of one-hot rows"}
+        remedy = ""
+        if labels.ndim == 2:
+            of_rows = "; targets.argmax(1) makes labels of one-hot rows"
+            remedy = "; targets[:, 0] is one column" if labels.shape[1] == 1 else of_rows
         raise DatasetError(
             f"{where}: labels must be [N] integers from 0 to {num_classes - 1}; got shape {labels.shape} with {span}"
-            f"{remedies[labels.shape[1] == 1] if labels.ndim == 2 else ''}"
+            f"{remedy}"
         )
 
 
