@@ -38,6 +38,7 @@ def compare_gradients(
     learning_rate: jax.Array | float,
     *,
     batch_size: int | None = None,
+    task_batch: Batch | None = None,
 ) -> GradientComparison:
     """Compares the gradients of `loss_fn` and `task_loss_fn` with respect to theta, the model in eval mode.
 
@@ -45,17 +46,21 @@ def compare_gradients(
     are means over examples. With a `batch_size`, which must divide the number of examples, the gradients are those
     means over batches of that many, taken one after the other: the same values in less memory.
 
+    With a `task_batch` the task loss is taken on those examples, at once where they are fewer than `batch_size`. Where
+    labels of `batch` are wrong, and those of `task_batch` right, the cosine says whether a step on M serves the task.
+
     Raises:
       ValueError: no examples, or a `batch_size` that does not divide their number.
     """
-    num_examples = len(batch[1])
-    batch_size = num_examples if batch_size is None else batch_size
-    if batch_size < 1 or num_examples % batch_size:
-        raise ValueError(f"batch_size must divide the number of examples, {num_examples}, at least 1; got {batch_size}")
-    num_batches = num_examples // batch_size
-    batches = jax.tree.map(lambda array: array.reshape(num_batches, -1, *array.shape[1:]), tuple(batch))
 
-    def gradient(loss_fn: LossFn) -> PyTree:
+    def gradient(loss_fn: LossFn, examples: Batch, size: int | None) -> PyTree:
+        num_examples = len(examples[1])
+        size = num_examples if size is None else size
+        if size < 1 or num_examples % size:
+            raise ValueError(f"batch_size must divide the number of examples, {num_examples}, at least 1; got {size}")
+        num_batches = num_examples // size
+        batches = jax.tree.map(lambda array: array.reshape(num_batches, -1, *array.shape[1:]), tuple(examples))
+
         def objective(params: PyTree, batch: Batch) -> jax.Array:
             outputs, _ = apply_fn(params, theta.model_state, batch.inputs, train=False, rng_key=None)
             return loss_fn(batch.targets, outputs)
@@ -66,7 +71,12 @@ def compare_gradients(
         total, _ = jax.lax.scan(add, optax.tree.zeros_like(theta.params), Batch(*batches))
         return optax.tree.scale(1 / num_batches, total)
 
-    learned, task = gradient(loss_fn), gradient(task_loss_fn)
+    learned = gradient(loss_fn, batch, batch_size)
+    if task_batch is None:
+        task = gradient(task_loss_fn, batch, batch_size)
+    else:
+        size = len(task_batch[1])
+        task = gradient(task_loss_fn, task_batch, size if batch_size is None else min(batch_size, size))
     product = optax.tree.vdot(learned, task)
     learned_norm, task_norm = jnp.asarray(optax.tree.norm(learned)), jnp.asarray(optax.tree.norm(task))
     return GradientComparison(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +17,15 @@ from adalfl_jax.training.state import RunState, learning_rate_of
 from adalfl_jax.types import Batch, Theta
 
 EVAL_BATCHES = 4  # training batches in one forward pass of an evaluation, which keeps nothing for a backward one
-PROBE_SIZE = 500  # training examples, in whole batches, the gradients of M_phi and L are compared on
+PROBE_SIZE = 500  # examples of a split, in whole batches, on which gradients are taken to be compared
 STREAM_BLOCK = 20  # forward passes on examples that go to the device in one piece, where they are streamed
+
+
+class _Probe(NamedTuple):
+    """Examples that gradients are compared on."""
+
+    train: Batch
+    valid: Batch
 
 
 class Evaluation:
@@ -27,11 +35,7 @@ class Evaluation:
         self._setup = setup
         dataset = setup.dataset
         self._held_out = {"valid": dataset.valid, "test": dataset.test}
-        batch_size = setup.config.batch_size
-        probe_size = max(min(PROBE_SIZE, len(dataset.train.inputs)) // batch_size, 1) * batch_size
-        rows = representative_rows(dataset.train.targets, probe_size)
-        inputs, targets = (jnp.asarray(array[rows]) for array in dataset.train)
-        self._probe = replicate(setup.mesh, Batch(dataset.normalize(inputs), targets))
+        self._probe = _Probe(*(_examples_for_gradients(setup, split) for split in (dataset.train, dataset.valid)))
         whole = replicated(setup.mesh)
         outputs = over_seeds(setup.mesh, functools.partial(predict, setup), in_axes=(0, None))
         self._outputs = jax.jit(outputs, out_shardings=whole)
@@ -62,6 +66,15 @@ class Evaluation:
         return jnp.concatenate([self._outputs(theta, place_rows(self._setup.mesh, block)) for block in blocks], axis=1)
 
 
+def _examples_for_gradients(setup: Setup, split: Batch) -> Batch:
+    """Examples that stand for a split, as a model takes them: whole batches, or all of less than one."""
+    batch_size = min(setup.config.batch_size, len(split.inputs))
+    num_batches = max(min(PROBE_SIZE, len(split.inputs)) // batch_size, 1)
+    rows = representative_rows(split.targets, num_batches * batch_size)
+    inputs, targets = (jnp.asarray(array[rows]) for array in split)
+    return replicate(setup.mesh, Batch(setup.dataset.normalize(inputs), targets))
+
+
 def _network_of(setup: Setup) -> LossNetwork | None:
     """The loss network of the learned loss, where it is made of one; a scale is no part of a shape."""
     loss = setup.learned_loss
@@ -76,23 +89,25 @@ def _measure(
     progress: jax.Array,
     outputs: dict[str, jax.Array],  # [S, N, C] each
     targets: dict[str, jax.Array],
-    probe: Batch,
+    probe: _Probe,
 ) -> dict[str, jax.Array]:
     def one_seed(state: RunState, outputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
         values = {f"{name}/{setup.config.metric}": setup.metric_fn(targets[name], outputs[name]) for name in targets}
         if state.phi is not None:
             assert state.theta is not None
             loss_fn = functools.partial(at_progress(setup.learned_loss.apply, progress), state.phi.params)
-            comparison = compare_gradients(
+            compare = functools.partial(
+                compare_gradients,
                 setup.model.apply,
                 loss_fn,
                 setup.task_loss_fn,
                 state.theta,
-                probe,
+                probe.train,
                 learning_rate_of(state, learning_rate),
                 batch_size=setup.config.batch_size,
             )
-            values |= comparison._asdict()
+            values |= compare()._asdict()
+            values["valid_gradient_cosine"] = compare(task_batch=probe.valid).gradient_cosine
             if (network := _network_of(setup)) is not None:
                 valid = jnp.asarray(targets["valid"]), outputs["valid"]
                 values["flat_output_share"] = flat_share_of_outputs(

@@ -210,6 +210,33 @@ def test_gradients_are_compared_on_whole_batches_alone(num_examples, batch_size)
         )
 
 
+@pytest.mark.parametrize("batch_size", [None, 2, 4])
+def test_the_task_loss_may_be_taken_on_other_examples(batch_size):
+    rng = np.random.default_rng(1)
+    inputs, clean_inputs = jnp.array(rng.normal(size=(8, 4)), float), jnp.array(rng.normal(size=(2, 4)), float)
+    batch = {"x": inputs}, jnp.array(rng.integers(0, 3, 8))
+    clean = {"x": clean_inputs}, jnp.array([2, 0])
+    theta = Theta.create(jnp.array(rng.normal(size=(4, 3)), float), (), optax.sgd(0.1))
+    found = compare_gradients(
+        linear,
+        smoothed_cross_entropy,
+        softmax_cross_entropy,
+        theta,
+        batch,
+        0.1,
+        batch_size=batch_size,
+        task_batch=clean,
+    )
+
+    def gradient(loss_fn, examples):
+        return jax.grad(lambda kernel: loss_fn(examples[1], examples[0]["x"] @ kernel))(theta.params)
+
+    learned, task = gradient(smoothed_cross_entropy, batch), gradient(softmax_cross_entropy, clean)
+    cosine = (learned * task).sum() / jnp.linalg.norm(learned) / jnp.linalg.norm(task)
+    assert found.gradient_cosine == pytest.approx(float(cosine), rel=1e-5)
+    assert found.gradient_scale == pytest.approx(float(jnp.linalg.norm(learned) / jnp.linalg.norm(task)), rel=1e-5)
+
+
 def test_gradients_that_are_nan_compare_as_nan():
     theta = Theta.create(jnp.full((4, 3), jnp.nan), (), optax.sgd(0.1))
     batch = {"x": jnp.ones((8, 4))}, jnp.zeros(8, int)

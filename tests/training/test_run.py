@@ -412,6 +412,7 @@ def test_learned_learning_rate_has_no_loss_shape(tmp_path):
     for seed in (0, 1):  # its gradient is the task loss's, scaled
         assert last[seed]["gradient_scale"] == pytest.approx(scale[seed], rel=1e-4)
         assert last[seed]["gradient_cosine"] == pytest.approx(1, abs=1e-4)
+        assert 0 < last[seed]["valid_gradient_cosine"] < 1  # that of the validation split is another
 
 
 @pytest.mark.slow
