@@ -172,7 +172,7 @@ def test_a_learned_loss_is_measured_on_all_classes_of_a_sorted_training_split():
     dataset = data.load("digits")
     order = jnp.argsort(dataset.train.targets)
     by_class = dataclasses.replace(dataset, train=jax.tree.map(lambda array: array[order], dataset.train))
-    probe = Evaluation(make_setup(tiny_config(), by_class))._probe
+    probe = Evaluation(make_setup(tiny_config(), by_class))._probe.train
     counts = jnp.bincount(probe.targets, length=10)
     assert counts.sum() >= 480
     assert (counts >= counts.sum() // 12).all()
