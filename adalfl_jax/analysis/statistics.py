@@ -54,13 +54,15 @@ def signed_rank_test(first: Sequence[float], second: Sequence[float]) -> dict[st
     differences = _differences(first, second)
     if not _are_several(differences):
         return {"p_value": None}
-    sizes = np.abs([first, second]).max(axis=0)
-    differences[np.abs(differences) <= ROUNDING * sizes] = 0
-    unit = ROUNDING * np.median(sizes[sizes > 0]) if sizes.any() else 1
-    in_units = np.round(differences / unit)  # equal ones tie
-    if not in_units.any():
+    rounding = ROUNDING * np.abs([first, second]).max(axis=0)
+    differences[np.abs(differences) <= rounding] = 0
+    if not differences.any():
         return {"p_value": None}
-    test: Any = scipy.stats.wilcoxon(in_units)
+    order = np.abs(differences).argsort()
+    are_apart = np.diff(np.abs(differences)[order]) > np.maximum(rounding[order][1:], rounding[order][:-1])
+    ranks = np.empty(len(order))
+    ranks[order] = 1 + np.cumsum([0, *are_apart])  # equal but for rounding, they tie
+    test: Any = scipy.stats.wilcoxon(np.sign(differences) * ranks)
     return {"p_value": float(test.pvalue)}
 
 
