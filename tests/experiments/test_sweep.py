@@ -1,14 +1,9 @@
-"""Sweeps: which runs there are, in which processes they run, what is left of them."""
+"""Sweeps: which runs there are, and what is told of them."""
 
 import contextlib
 import csv
 import itertools
 import json
-import os
-import pickle
-import select
-import signal
-import subprocess
 import sys
 
 import numpy as np
@@ -20,8 +15,12 @@ from ml_collections.config_flags import get_config_filename
 
 from adalfl_jax.training import TrainConfig
 from adalfl_jax.training.workdir import hold_workdir
-from experiments import launch, sweep
+from experiments import launch
 from experiments.page import render_table
+from experiments.sweep import __main__ as program
+from experiments.sweep import jobs
+from experiments.sweep.grid import Point
+from experiments.sweep.table import add_differences, results_table
 from tests.training.tiny import ROOT, SETTINGS, snapshot
 
 # ml_collections loads a configuration in a way that Python means to drop
@@ -43,7 +42,6 @@ def no_handlers(monkeypatch):
 def run(capsys, monkeypatch, tmp_path):
     """Runs the program here; returns what it printed and its last words, None if it has none."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setattr(sweep.TrainingJob, "__module__", "__main__")  # as in the program: jobs need not import it
 
     def run_program(*arguments, settings=TINY):
         varied = [argument.split("=")[1] for argument in arguments if argument.startswith("--vary=")]
@@ -54,7 +52,7 @@ def run(capsys, monkeypatch, tmp_path):
         with flagsaver.flagsaver():
             ended = None
             try:
-                sweep.main(launch.parse_flags(argv))
+                program.main(launch.parse_flags(argv))
             except SystemExit as end:
                 ended = end.code
         return capsys.readouterr().out, ended
@@ -66,7 +64,7 @@ def run(capsys, monkeypatch, tmp_path):
 def started(monkeypatch):
     """No run is started; those that would be."""
     found = []
-    monkeypatch.setattr(sweep, "_run", lambda points, root: found.extend(points))
+    monkeypatch.setattr(program, "_run", lambda points, root: found.extend(points))
     return found
 
 
@@ -87,7 +85,7 @@ def test_a_run_is_started_with_its_own_configuration(run, started, monkeypatch):
     settings = TINY | {"methods": ("task_loss", "ml3"), "dataset.name": "diabetes", "inner.nesterov": False}
     run("--vary=task_loss=squared_error,huber", "--vary=inner.milestones=(),(3, 4)", settings=settings)
     for point in started:
-        python, _, module, *arguments = sweep._command_of(point)
+        python, _, module, *arguments = program._command_of(point)
         assert (python, module) == (sys.executable, "experiments.train")
         monkeypatch.setattr(sys, "argv", ["train", *arguments])
         with flagsaver.flagsaver():
@@ -150,7 +148,7 @@ def test_a_cluster_that_takes_no_jobs_is_told(run, monkeypatch):
         def submit(self, job):
             assert job.command[2] == "experiments.train"
 
-    monkeypatch.setattr(sweep, "_make_executor", lambda folder: Executor())
+    monkeypatch.setattr(jobs, "_make_executor", lambda *_: Executor())
     assert run(*ONE) == ("", "ConfigError: --executor=local takes no jobs: sbatch: error: invalid partition")
 
 
@@ -188,7 +186,7 @@ def test_a_sweep_runs_what_is_not_finished_and_ends_in_a_table(run, tmp_path, mo
         points[0].log.write_text("a line\nfailed: DivergenceError: task_loss diverged\n")
 
     again, vary = [], "--vary=inner.learning_rate=0.01,1e30"
-    monkeypatch.setattr(sweep, "_run", diverge)
+    monkeypatch.setattr(program, "_run", diverge)
     out, _ = run(vary, settings=settings)
     assert [point.workdir.name for point in again] == ["inner.learning_rate=1e30"]
     good, bad = out.splitlines()[-2:]
@@ -224,7 +222,7 @@ def test_a_run_that_fails_is_told_apart_from_one_that_was_interrupted(executor, 
     def command_of(point):
         return [sys.executable, "-c", ENDS[point.overrides["num_steps"]]]
 
-    monkeypatch.setattr(sweep, "_command_of", command_of)
+    monkeypatch.setattr(program, "_command_of", command_of)
     vary = f"--vary=num_steps={','.join(ENDS)}"
     out, ended = run(vary, f"--executor={executor}")
     assert ended == "2 of 4 runs failed; the same command starts them again"
@@ -239,8 +237,8 @@ def test_a_run_that_fails_is_told_apart_from_one_that_was_interrupted(executor, 
 
 def test_a_run_that_failed_and_was_then_interrupted_has_not_failed(run, monkeypatch):
     ends = ["2", "4"]
-    program = {"2": ENDS["2"], "4": "import sys; sys.exit(143)"}
-    monkeypatch.setattr(sweep, "_command_of", lambda point: [sys.executable, "-c", program[ends.pop(0)]])
+    code = {"2": ENDS["2"], "4": "import sys; sys.exit(143)"}
+    monkeypatch.setattr(program, "_command_of", lambda point: [sys.executable, "-c", code[ends.pop(0)]])
     assert run("--vary=num_steps=4")[1] == "1 of 1 runs failed; the same command starts them again"
     out, ended = run("--vary=num_steps=4")
     assert ended is None
@@ -248,7 +246,7 @@ def test_a_run_that_failed_and_was_then_interrupted_has_not_failed(run, monkeypa
 
 
 def test_a_job_that_breaks_off_before_it_trains_has_failed(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(sweep.TrainingJob, "__call__", lambda self: 1 / 0)
+    monkeypatch.setattr(jobs.TrainingJob, "__call__", lambda self: 1 / 0)
     out, ended = run("--vary=num_steps=4")
     assert ended == "1 of 1 runs failed; the same command starts them again"
     assert f"| failed: its job broke off; see {tmp_path / 'sweep' / 'submitit'}" in out
@@ -291,14 +289,14 @@ def test_rows_are_compared_with_the_first_that_is_finished_seed_by_seed():
     first, better, level = [0.3, 0.2, 0.4], [0.2, 0.11, 0.29], [0.3, 0.25, 0.35]
     others = [{"seeds": [1, 2, 3]}, {"metric": "mean_squared_error"}, {"state": "finished, on other data than a"}]
     rows = [{"state": "running"}, row_of(first), row_of(better), row_of(level), *(row_of(level, **o) for o in others)]
-    sweep.add_differences(rows)
+    add_differences(rows)
     p_values = [scipy.stats.ttest_rel(each, first).pvalue for each in (better, level)]
     assert [row.get("difference") for row in rows] == [None, None, pytest.approx(-0.1), pytest.approx(0), *[None] * 3]
     assert [row.get("p_value") for row in rows[2:4]] == [pytest.approx(2 * p_values[0]), pytest.approx(p_values[1])]
-    _, reference, best, *_ = render_table(sweep.results_table(rows, [])).splitlines()[-7:]
+    _, reference, best, *_ = render_table(results_table(rows, [])).splitlines()[-7:]
     assert [cell.strip() for cell in best.split("|")][4:6] == ["-0.1000", f"{2 * p_values[0]:.1g}"]
     assert [cell.strip() for cell in reference.split("|")][4:6] == ["", ""]
-    sweep.add_differences([{"state": "running"}])
+    add_differences([{"state": "running"}])
 
 
 def test_runs_on_other_data_than_the_first_are_marked(run, monkeypatch):
@@ -308,127 +306,9 @@ def test_runs_on_other_data_than_the_first_are_marked(run, monkeypatch):
         data = {2: {}, 4: {"data": "before"}, 8: {"data": "after"}}[point.config.num_steps]
         return {**data, "metric": "error_rate", "seeds": [0], "methods": {"task_loss": result}}
 
-    monkeypatch.setattr(sweep, "_summary_of", summary_of)
+    monkeypatch.setattr(Point, "summary", summary_of)
     out, _ = run("--vary=num_steps=2,4,8", "--nosubmit")
     unknown, first, second = out.splitlines()[-3:]
     assert "| finished  " in unknown
     assert "| finished  " in first
     assert "| finished, on other data than num_steps=4 |" in second
-
-
-def test_a_run_that_fails_tells_its_last_words(tmp_path):
-    program = "import sys; print('before'); sys.exit('ConfigError: it cannot be')"
-    with pytest.raises(RuntimeError, match=r"^ConfigError: it cannot be$"):
-        sweep.TrainingJob([sys.executable, "-c", program], tmp_path / "log")()
-
-
-# Signals
-
-SWEEP = """
-import functools, sys
-from absl import app
-from experiments import launch, sweep
-sweep.TrainingJob.__module__ = "__main__"
-sweep._command_of = lambda point: [sys.executable, "-c", {training!r}]
-app.run(sweep.main, flags_parser=launch.parse_flags)
-"""
-ENDLESS = """
-import os, signal, sys
-def end(*_):
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends it at once
-    signal.sigtimedwait([signal.SIGUSR1], 0.5)
-    sys.exit(print("saved") or 143)
-signal.signal(signal.SIGTERM, end)
-with open({fifo!r}, "w") as fifo:
-    fifo.write(f"{{os.getpid():9}}")
-while True:
-    signal.pause()
-"""
-
-
-@pytest.mark.parametrize(
-    ("number", "send"),
-    [
-        (signal.SIGINT, os.killpg),  # as a terminal does
-        (signal.SIGTERM, os.kill),
-        pytest.param(signal.SIGINT, os.kill, marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, os.killpg, marks=pytest.mark.slow),  # as `timeout` does
-    ],
-    ids=["interrupt_group", "terminate", "interrupt", "terminate_group"],
-)
-def test_a_signal_lets_local_runs_save_and_end(number, send, tmp_path):
-    fifo, root = str(tmp_path / "fifo"), tmp_path / "sweep"
-    os.mkfifo(fifo)
-    program = SWEEP.format(training=ENDLESS.format(fifo=fifo))
-    config = f"--config={ROOT / 'configs' / 'digits_mlp.py'}"
-    command = [sys.executable, "-c", program, config, f"--workdir={root}", "--vary=num_steps=4,8"]
-    begun = os.open(fifo, os.O_RDWR)  # so that it need not wait for a writer
-    with subprocess.Popen(  # noqa: S603, the command is ours
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
-        pids = []
-        while len(pids) < 2 and select.select([begun], [], [], 300)[0]:
-            pids.append(int(os.read(begun, 9)))
-        send(process.pid, number)
-        out, said = process.communicate()
-    os.close(begun)
-    assert process.returncode == 128 + number
-    assert out == ""
-    assert said.endswith(f"{number.name}: the runs have saved and ended; the same command goes on from there\n")
-    assert "Traceback" not in said
-    assert [log.read_text() for log in sorted((root / "logs").iterdir())] == ["saved\n"] * 2
-    for look, pid in ((os.killpg, process.pid), *((os.kill, pid) for pid in pids)):
-        with pytest.raises(ProcessLookupError):
-            look(pid, 0)
-
-
-# A time limit
-
-TRAINING = """
-import os, signal, sys
-if os.path.exists(sys.argv[1]):
-    sys.exit(print("goes on"))
-def end(*_):
-    open(sys.argv[1], "w").write("saved")
-    sys.exit(143)
-signal.signal(signal.SIGTERM, end)
-for process in (os.getpid(), os.getppid()):
-    os.kill(process, signal.SIGUSR2)
-while True:
-    signal.pause()
-"""
-
-
-def test_a_run_whose_time_is_over_saves_and_is_handed_back_to_be_requeued(tmp_path):
-    job = sweep.TrainingJob([sys.executable, "-c", TRAINING, str(tmp_path / "state")], tmp_path / "log")
-
-    class Requeued(BaseException):
-        pass
-
-    def requeue(*_):  # what submitit does at this signal
-        raise Requeued(job.checkpoint())
-
-    before = signal.signal(signal.SIGUSR2, requeue)
-    try:
-        with pytest.raises(Requeued) as caught:
-            job()
-    finally:
-        signal.signal(signal.SIGUSR2, before)
-    assert (tmp_path / "state").read_text() == "saved"
-    again = pickle.loads(pickle.dumps(caught.value.args[0].function))  # noqa: S301, it is ours
-    assert (again.command, again.log) == (job.command, job.log)
-
-
-@pytest.mark.slow
-def test_submitit_starts_it_again_where_it_was(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep.TrainingJob, "__module__", "__main__")
-    flags.FLAGS.mark_as_parsed()
-    executor = sweep._make_executor(tmp_path / "submitit")
-    job = executor.submit(
-        sweep.TrainingJob([sys.executable, "-c", TRAINING, str(tmp_path / "state")], tmp_path / "log")
-    )
-    assert job.result() is None
-    assert (tmp_path / "log").read_text() == "goes on\n"
-    said = job.stderr()
-    assert "Caught signal SIGUSR2" in said
-    assert "this job is preempted" in said

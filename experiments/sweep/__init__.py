@@ -1,0 +1,1 @@
+"""Trains a grid of configurations; a program, run by `python -m experiments.sweep`."""

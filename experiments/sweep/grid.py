@@ -1,0 +1,121 @@
+"""The runs of a sweep: every combination of the values that are varied."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import functools
+import itertools
+import operator
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from adalfl_jax import data
+from adalfl_jax.registry import require_known
+from adalfl_jax.training import ConfigError, TrainConfig
+from adalfl_jax.training.fields import field_paths
+from adalfl_jax.training.start import pin_start
+from adalfl_jax.training.workdir import finished_summary, is_worked_on
+
+
+class Point(NamedTuple):
+    """One run of a sweep."""
+
+    overrides: Mapping[str, str]  # field -> value, as they were given
+    config: TrainConfig
+    file: str  # of the configuration, as it was given
+    program: str  # "train" or "compare"
+    workdir: Path
+
+    @property
+    def log(self) -> Path:
+        """What its processes print, one after another."""
+        return self.workdir.with_name("logs") / f"{self.workdir.name}.log"
+
+    def summary(self) -> dict[str, Any] | None:
+        """What it has reached, None where it is not finished."""
+        return finished_summary(self.workdir, self.config, self.program)
+
+    def is_running(self) -> bool:
+        """Whether a process works on it, started by this command before or by another."""
+        return self.workdir.is_dir() and is_worked_on(self.workdir)
+
+
+def parse_grid(texts: Sequence[str]) -> dict[str, list[str]]:
+    """Field -> its values, from texts FIELD=VALUE,VALUE,...
+
+    Raises:
+      ConfigError: no text, a field that is none or is varied twice, or no value.
+    """
+    if not texts:
+        raise ConfigError("--vary=FIELD=VALUE,VALUE,... must be given; experiments.train trains a single configuration")
+    grid: dict[str, list[str]] = {}
+    for text in texts:
+        field, _, listed = text.partition("=")
+        try:
+            require_known("field of the configuration", field_paths(TrainConfig), field)
+        except ValueError as error:
+            raise ConfigError(f"--vary={text}: {error}") from error
+        values = re.findall(r"(?:\([^)]*\)|\[[^]]*\]|[^,([])+", listed)
+        if field in grid or not values:
+            raise ConfigError(f"--vary={text} must be FIELD=VALUE,VALUE,..., each field once")
+        grid[field] = values
+    return grid
+
+
+def make_points(
+    grid: Mapping[str, Sequence[str]], values: Mapping[str, Any], file: str, program: str, root: Path
+) -> list[Point]:
+    """Every combination of the values of a grid, checked.
+
+    Args:
+      grid: field -> its values.
+      values: of the configuration's other fields.
+      file: that of the configuration.
+      program: what each run is, "train" or "compare".
+      root: in which each has a folder.
+
+    Raises:
+      ConfigError: a value that its field does not take, or two runs that are the same or of one name.
+      DatasetError: an unknown dataset.
+    """
+    combinations = [dict(zip(grid, each, strict=True)) for each in itertools.product(*grid.values())]
+    points = []
+    for overrides in combinations:
+        name = ",".join(f"{field}={text}" for field, text in overrides.items())
+        try:
+            config = _make_config(overrides, values)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from error
+        points.append(Point(overrides, config, file, program, root / re.sub(r"[^\w.=,+-]+", "_", name)))
+    names = [point.workdir.name for point in points]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"several runs would be called {', '.join(repeated)}; give each value once")
+    for one, other in itertools.combinations(points, 2):
+        if one.config == other.config:
+            raise ConfigError(
+                f"the runs {one.workdir.name} and {other.workdir.name} are the same; give each value once"
+            )
+    datasets = [point.config.dataset for point in points]
+    for name, data_dir, image_size in {(each.name, each.data_dir, each.image_size) for each in datasets}:
+        data.load_spec(name, data_dir=data_dir, image_size=image_size)  # for its errors
+    return points
+
+
+def _make_config(overrides: Mapping[str, str], values: Mapping[str, Any]) -> TrainConfig:
+    values = copy.deepcopy(dict(values))
+    for field, text in overrides.items():
+        *sections, name = field.split(".")
+        section = functools.reduce(operator.getitem, sections, values)
+        section[name] = text if isinstance(section[name], str) else literal(text)
+    return pin_start(TrainConfig.from_mapping(values))
+
+
+def literal(text: str) -> Any:
+    """A Python value, or the text where it is none."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

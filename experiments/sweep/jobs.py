@@ -1,0 +1,165 @@
+"""Trainings as jobs of submitit: each a process of its own, which is told to save when its time is over."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from adalfl_jax.training import ConfigError, PreemptionError
+from adalfl_jax.training.preemption import SIGNALS, Preemption
+
+MAX_TIMEOUTS = 1000  # after so many time limits a run is not requeued
+FAILED = "failed: "  # how the last line of a log begins where the run failed
+INTERRUPTED = {code for number in SIGNALS for code in (128 + number, -number)}  # how trainings end that go on
+CUT_SHORT = ("CANCELLED", "NODE_FAIL", "PREEMPTED", "TIMEOUT")  # states of SLURM in which a run has not failed
+POLL = 0.1  # seconds
+
+
+class TrainingJob:
+    """A training in a process of its own, as submitit runs it and, when its time is over, requeues it."""
+
+    def __init__(self, command: list[str], log: Path):
+        self.command, self.log = command, log
+        self._pid: int | None = None
+        self._is_ending = False
+
+    def __call__(self) -> None:
+        """Runs the command to its end, or to where a signal ended it and it goes on.
+
+        Raises:
+          RuntimeError: it failed; with the last line that it printed.
+        """
+        is_local = os.environ.get("SUBMITIT_EXECUTOR") == "local"
+        if is_local:  # SLURM itself signals all processes of a job
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+                    signal.signal(number, self._end)
+        # SLURM may send its warning to all processes of a job. It would end the training, which so inherits it blocked.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+        group = 0 if is_local else -1  # its own, or the signals of a terminal or of `timeout` would come beside ours
+        with (
+            self.log.open("a") as log,
+            subprocess.Popen(self.command, stdout=log, stderr=log, process_group=group) as process,  # noqa: S603
+        ):
+            self._pid = process.pid
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            code = process.wait()
+        if code and code not in INTERRUPTED:
+            last = last_line(self.log) or f"it ended with {code}"
+            self.tell_failure(last)
+            raise RuntimeError(last)
+
+    def tell_failure(self, reason: str) -> None:
+        """Ends the log with a line that marks the run as failed."""
+        with self.log.open("a") as log:
+            log.write(f"{FAILED}{reason}\n")
+
+    def forget_failure(self) -> None:
+        """Ends the log of a run that failed before with another line."""
+        if last_line(self.log).startswith(FAILED):
+            with self.log.open("a") as log:
+                log.write("started again\n")
+
+    def _end(self, *_) -> None:
+        """Tells the training to save and end; once, since a second signal ends it at once."""
+        if self._pid is not None and not self._is_ending:
+            self._is_ending = True
+            with contextlib.suppress(ProcessLookupError):  # it may just have ended
+                os.kill(self._pid, signal.SIGTERM)
+
+    def checkpoint(self) -> Any:
+        """Lets the training save and end, and tells submitit what to run in its place; called within a signal."""
+        from submitit.helpers import DelayedSubmission
+
+        if self._pid is not None:
+            self._end()
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self._pid, 0)  # not `Popen.wait`, whose lock the interrupted call may hold
+        return DelayedSubmission(TrainingJob(self.command, self.log))
+
+
+def last_line(log: Path) -> str:
+    """What was printed last, "" where nothing was."""
+    printed = log.read_text().splitlines() if log.exists() else []
+    return printed[-1] if printed else ""
+
+
+def run_jobs(jobs: Sequence[TrainingJob], executor: str, resources: Mapping[str, Any], folder: Path) -> None:
+    """Starts trainings and waits for all of them; one that fails says so in the last line of its log.
+
+    Args:
+      jobs: the trainings.
+      executor: where they run, "local", "slurm" or "debug", which is here, one after another.
+      resources: what `submitit.AutoExecutor` asks for.
+      folder: where submitit keeps its files.
+
+    Raises:
+      ConfigError: submitit is missing, or does not take these jobs.
+      PreemptionError: a signal came, and the runs of this machine have saved and ended.
+    """
+    submitter = _make_executor(executor, resources, folder)
+    for job in jobs:
+        job.log.parent.mkdir(exist_ok=True)
+        job.forget_failure()
+    with Preemption() if executor == "local" else contextlib.nullcontext() as preemption:
+        submitted = _submit(submitter, jobs, executor)
+        print(f"runs started: {len(jobs)}; each writes to a file in {jobs[0].log.parent}", file=sys.stderr)
+        if preemption is not None:
+            _wait_here(submitted, preemption)
+    for job, task in zip(jobs, submitted, strict=True):
+        try:
+            error = task.exception()
+        except Exception as raised:  # of submitit, for a job that was cancelled, say
+            error = raised
+        if error is None or task.state.startswith(CUT_SHORT) or last_line(job.log).startswith(FAILED):
+            continue
+        job.tell_failure(f"its job broke off; see {task.paths.stderr}")
+
+
+def _make_executor(name: str, resources: Mapping[str, Any], folder: Path) -> Any:
+    try:
+        import cloudpickle
+        import submitit
+    except ImportError as error:
+        raise ConfigError('a sweep needs the package submitit; pip install ".[sweep]"') from error
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a job need not import JAX to start a training
+    try:
+        executor = submitit.AutoExecutor(folder, cluster=name, slurm_max_num_timeout=MAX_TIMEOUTS)
+        executor.update_parameters(**resources)
+    except (AssertionError, NameError, RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(f"--executor={name} with {resources}: {error}") from error
+    return executor
+
+
+def _submit(submitter: Any, jobs: Sequence[TrainingJob], executor: str) -> list[Any]:
+    """Hands runs to submitit, whose local processes inherit SIGINT blocked: a terminal's Ctrl-C is for this one."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with submitter.batch():
+            return [submitter.submit(job) for job in jobs]
+    except RuntimeError as error:  # of SLURM, for a partition it does not have, say
+        raise ConfigError(f"--executor={executor} takes no jobs: {error}") from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _wait_here(jobs: Sequence[Any], preemption: Preemption) -> None:
+    """Waits for processes of this machine, and at a signal for what they save.
+
+    Raises:
+      PreemptionError: a signal came.
+    """
+    while running := [job for job in jobs if not job.done()]:
+        if preemption.signal is not None:
+            for job in running:  # again and again, since one that only begins does not pass it on yet
+                os.kill(int(job.job_id), signal.SIGTERM)
+        time.sleep(POLL)
+    if preemption.signal is not None:
+        raise PreemptionError(preemption.signal, "the runs have saved and ended; the same command goes on from there")

@@ -1,0 +1,133 @@
+"""What the runs of a sweep have reached, as a table and as files."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from adalfl_jax.analysis.statistics import adjust_p_values, paired_difference
+from adalfl_jax.training.sections import DatasetConfig
+from adalfl_jax.training.workdir import WorkdirError, reading, write_json, writing
+from experiments.page import Row, Table
+from experiments.sweep.grid import Point
+from experiments.sweep.jobs import FAILED, last_line
+
+TABLE = "sweep.json"  # by which a folder is known as a sweep's
+
+
+def require_whole_table(root: Path, points: Sequence[Point]) -> None:
+    """Raises WorkdirError where the folder's table has runs that are not of this grid, which would be lost from it."""
+    path = root / TABLE
+    if not path.exists():
+        return
+    with reading(path):
+        known = {row["run"] for row in json.loads(path.read_text())}
+    if others := sorted(known - {point.workdir.name for point in points}):
+        raise WorkdirError(
+            f"{path} has runs of another grid, {', '.join(others[:3])}{', ...' if others[3:] else ''}; give all of the "
+            "values, and what is finished is not repeated, or choose a new folder"
+        )
+
+
+def begin_table(root: Path) -> None:
+    """Makes the folder of a sweep, which is known as one by its table, before the runs are in it."""
+    with writing(root):
+        root.mkdir(parents=True, exist_ok=True)
+        if not (root / TABLE).exists():
+            write_json(root / TABLE, [])
+
+
+def write_table(rows: Sequence[Row], root: Path) -> None:
+    """Writes the rows as JSON, with their values seed by seed, and as CSV."""
+    names = list(dict.fromkeys(name for row in rows for name in row if not isinstance(row[name], list)))
+    with writing(root):
+        write_json(root / TABLE, rows)
+        with (root / "sweep.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, names, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def make_rows(points: Sequence[Point]) -> list[Row]:
+    """What runs have reached, and how they differ from the first that is finished."""
+    trained_on: dict[DatasetConfig, tuple[str, str]] = {}
+    rows = [row for point in points for row in _rows_of(point, trained_on)]
+    add_differences(rows)
+    return rows
+
+
+def _rows_of(point: Point, trained_on: dict[DatasetConfig, tuple[str, str]]) -> list[Row]:
+    """What a run has reached, a row for each of its methods; one without numbers where it is not finished.
+
+    Args:
+      point: the run.
+      trained_on: the first finished run on a dataset, with the digest of its data; a run on a new one is added.
+    """
+    row: Row = {"run": point.workdir.name, **point.overrides}
+    is_running = point.is_running()  # first: it may just be ending
+    if (summary := point.summary()) is None:
+        last = last_line(point.log)
+        state = "running" if is_running else "unfinished" if last else "not begun"
+        has_failed = last.startswith(FAILED) and not is_running
+        return [row | {"state": last if has_failed else f"{state}: {last}".removesuffix(": ")}]
+    state = "finished"
+    if digest := summary.get("data"):  # older ones do not say
+        first, expected = trained_on.setdefault(point.config.dataset, (point.workdir.name, digest))
+        state = state if digest == expected else f"finished, on other data than {first}"
+    numbers = {
+        method: {f"{split}_{part}": info[split][part] for split in ("test", "valid") for part in ("mean", "std")}
+        | {"seeds": summary["seeds"], "test_per_seed": info["test"]["per_seed"]}
+        for method, info in summary["methods"].items()
+    }
+    rates = {method: info["learning_rate"] for method, info in summary["methods"].items()}
+    return [
+        row | {"state": state, "method": method, "metric": summary["metric"], "learning_rate": rates[method]} | found
+        for method, found in numbers.items()
+    ]
+
+
+def add_differences(rows: Sequence[Row]) -> None:
+    """Gives finished rows what they are less the first, in the test split, where metric, seeds and state are the same.
+
+    A row gets its mean `difference` and the `p_value` of a paired t-test, adjusted for the number of rows (Benjamini
+    and Hochberg), None where there is none.
+    """
+    first, *others = [row for row in rows if "test_per_seed" in row] or [{}]
+    alike = [row for row in others if all(row[key] == first[key] for key in ("metric", "seeds", "state"))]
+    tests = [paired_difference(first["test_per_seed"], row["test_per_seed"]) for row in alike]
+    adjust_p_values(tests)
+    for row, test in zip(alike, tests, strict=True):
+        row |= {"difference": test["mean_difference"], "p_value": test.get("adjusted_p_value")}
+
+
+def results_table(rows: list[Row], fields: list[str]) -> Table:
+    """The rows with the fields that vary."""
+    columns = {field: functools.partial(_cell, field) for field in fields}
+    columns |= {"method": functools.partial(_cell, "method")}
+    columns |= {split: functools.partial(_spread, split) for split in ("test", "valid")}
+    if any("difference" in row for row in rows):
+        columns |= {"test, less the first": _difference, "p": _p_value}
+    metric = next((row["metric"].replace("_", " ") for row in rows if "metric" in row), "no run is finished")
+    return Table(f"{len(rows)} results: {metric}", {**columns, "state": lambda row: row["state"]}, rows)
+
+
+def _cell(name: str, row: Row) -> str:
+    return str(row.get(name, ""))
+
+
+def _spread(split: str, row: Row) -> str:
+    if f"{split}_mean" not in row:
+        return ""
+    std = row[f"{split}_std"]
+    return f"{row[f'{split}_mean']:.4f}" + ("" if std is None else f" ± {std:.4f}")
+
+
+def _difference(row: Row) -> str:
+    return f"{row['difference']:+.4f}" if "difference" in row else ""
+
+
+def _p_value(row: Row) -> str:
+    return "" if row.get("p_value") is None else f"{row['p_value']:.1g}"

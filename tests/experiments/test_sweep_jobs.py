@@ -1,0 +1,134 @@
+"""The processes of a sweep: what they leave when they fail, at a signal and when their time is over."""
+
+import os
+import pickle
+import select
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from experiments.sweep import jobs
+from experiments.sweep.jobs import TrainingJob
+from tests.training.tiny import ROOT
+
+
+@pytest.fixture(autouse=True)
+def no_handlers(monkeypatch):
+    """Without handlers of submitit's own, for whose sake it closes those of pytest."""
+    monkeypatch.setenv("SUBMITIT_LOG_LEVEL", "NOCONFIG")
+
+
+def test_a_run_that_fails_tells_its_last_words(tmp_path):
+    code = "import sys; print('before'); sys.exit('ConfigError: it cannot be')"
+    with pytest.raises(RuntimeError, match=r"^ConfigError: it cannot be$"):
+        TrainingJob([sys.executable, "-c", code], tmp_path / "log")()
+
+
+# Signals
+
+SWEEP = """
+import functools, sys
+from absl import app
+from experiments import launch
+from experiments.sweep import __main__ as sweep
+sweep._command_of = lambda point: [sys.executable, "-c", {training!r}]
+app.run(sweep.main, flags_parser=launch.parse_flags)
+"""
+ENDLESS = """
+import os, signal, sys
+def end(*_):
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends it at once
+    signal.sigtimedwait([signal.SIGUSR1], 0.5)
+    sys.exit(print("saved") or 143)
+signal.signal(signal.SIGTERM, end)
+with open({fifo!r}, "w") as fifo:
+    fifo.write(f"{{os.getpid():9}}")
+while True:
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "send"),
+    [
+        (signal.SIGINT, os.killpg),  # as a terminal does
+        (signal.SIGTERM, os.kill),
+        pytest.param(signal.SIGINT, os.kill, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, os.killpg, marks=pytest.mark.slow),  # as `timeout` does
+    ],
+    ids=["interrupt_group", "terminate", "interrupt", "terminate_group"],
+)
+def test_a_signal_lets_local_runs_save_and_end(number, send, tmp_path):
+    fifo, root = str(tmp_path / "fifo"), tmp_path / "sweep"
+    os.mkfifo(fifo)
+    program = SWEEP.format(training=ENDLESS.format(fifo=fifo))
+    config = f"--config={ROOT / 'configs' / 'digits_mlp.py'}"
+    command = [sys.executable, "-c", program, config, f"--workdir={root}", "--vary=num_steps=4,8"]
+    begun = os.open(fifo, os.O_RDWR)  # so that it need not wait for a writer
+    with subprocess.Popen(  # noqa: S603, the command is ours
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        pids = []
+        while len(pids) < 2 and select.select([begun], [], [], 300)[0]:
+            pids.append(int(os.read(begun, 9)))
+        send(process.pid, number)
+        out, said = process.communicate()
+    os.close(begun)
+    assert process.returncode == 128 + number
+    assert out == ""
+    assert said.endswith(f"{number.name}: the runs have saved and ended; the same command goes on from there\n")
+    assert "Traceback" not in said
+    assert [log.read_text() for log in sorted((root / "logs").iterdir())] == ["saved\n"] * 2
+    for look, pid in ((os.killpg, process.pid), *((os.kill, pid) for pid in pids)):
+        with pytest.raises(ProcessLookupError):
+            look(pid, 0)
+
+
+# A time limit
+
+TRAINING = """
+import os, signal, sys
+if os.path.exists(sys.argv[1]):
+    sys.exit(print("goes on"))
+def end(*_):
+    open(sys.argv[1], "w").write("saved")
+    sys.exit(143)
+signal.signal(signal.SIGTERM, end)
+for process in (os.getpid(), os.getppid()):
+    os.kill(process, signal.SIGUSR2)
+while True:
+    signal.pause()
+"""
+
+
+def test_a_run_whose_time_is_over_saves_and_is_handed_back_to_be_requeued(tmp_path):
+    job = TrainingJob([sys.executable, "-c", TRAINING, str(tmp_path / "state")], tmp_path / "log")
+
+    class Requeued(BaseException):
+        pass
+
+    def requeue(*_):  # what submitit does at this signal
+        raise Requeued(job.checkpoint())
+
+    before = signal.signal(signal.SIGUSR2, requeue)
+    try:
+        with pytest.raises(Requeued) as caught:
+            job()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert (tmp_path / "state").read_text() == "saved"
+    again = pickle.loads(pickle.dumps(caught.value.args[0].function))  # noqa: S301, it is ours
+    assert (again.command, again.log) == (job.command, job.log)
+
+
+@pytest.mark.slow
+def test_submitit_starts_it_again_where_it_was(tmp_path):
+    executor = jobs._make_executor("local", {"timeout_min": 60}, tmp_path / "submitit")
+    job = executor.submit(TrainingJob([sys.executable, "-c", TRAINING, str(tmp_path / "state")], tmp_path / "log"))
+    assert job.result() is None
+    assert (tmp_path / "log").read_text() == "goes on\n"
+    said = job.stderr()
+    assert "Caught signal SIGUSR2" in said
+    assert "this job is preempted" in said
