@@ -21,6 +21,7 @@ WRITE = flags.DEFINE_string("write", None, "Markdown page that the tables are al
 
 Row = dict[str, Any]
 PICTURES, NUMBERS = "images/results", "results"  # beside the page
+FOLDED = 3  # so many commands are shown
 END = "<!-- end of tables -->"
 COLUMNS = "What the columns are: docs/results.md, How to read the tables."  # on the terminal, below tables
 
@@ -46,12 +47,21 @@ def render_table(table: Table) -> str:
 
 
 def render_section(
-    command: str, machine: Mapping[str, Any], tables: list[Table], pictures: Mapping[str, str] = MappingProxyType({})
+    command: str,
+    machine: Mapping[str, Any],
+    tables: Sequence[Table],
+    pictures: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
-    """Tables and pictures, title -> file, with the command that made them and what they were made on."""
+    """Tables and pictures, title -> file, with the command that made them and what they were made on.
+
+    Many commands, a line each, are folded away.
+    """
+    made_by = f"```sh\n{command}\n```"
+    if (count := len(command.splitlines())) > FOLDED:
+        made_by = f"<details><summary>Made by {count} commands</summary>\n\n{made_by}\n\n</details>"
     facts = ", ".join(f"{name} {value}" for name, value in machine.items())
     shown = [f"![{title}]({file})" for title, file in pictures.items()]
-    return "\n\n".join([f"```sh\n{command}\n```", f"{facts}.", *map(render_table, tables), *shown])
+    return "\n\n".join([made_by, f"{facts}.", *map(render_table, tables), *shown])
 
 
 def either(values: Iterable[Any]) -> str:

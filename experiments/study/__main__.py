@@ -231,7 +231,7 @@ def _publish(comparison: Comparison, comparisons: list[Comparison], numbers: dic
         for part in STUDIES[_STUDY.value or ""].parts(comparisons, known):
             if comparison.name in part.comparisons:
                 save_figure(part.figure, workdir / f"{part.name}.png")
-                if part.table is not None:
+                if part.tables:
                     print(_section(part, known, {}), page.COLUMNS, sep="\n\n", end="\n\n")
         if page.WRITE.value:
             _write_page(Path(page.WRITE.value), known)
@@ -284,7 +284,7 @@ def _section(part: Part, known: dict[str, Any], pictures: Mapping[str, str]) -> 
     made = [known[name] for name in part.comparisons]
     commands = "\n".join(dict.fromkeys(numbers["command"] for numbers in made))
     machine = page.join_machines([numbers["machine"] for numbers in made])
-    return page.render_section(commands, machine, [part.table] if part.table else [], pictures)
+    return page.render_section(commands, machine, part.tables, pictures)
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def parts(comparisons: Sequence[Comparison], known: Mapping[str, Any]) -> list[P
         numbers = known[name]
         if numbers["behaviour"]:
             title = f"{numbers['title']}: what the learned loss does"
-            made.append(Part(name, title, (name,), _figure(title, numbers), _table(title, numbers)))
+            made.append(Part(name, title, (name,), _figure(title, numbers), (_table(title, numbers),)))
     return made
 
 

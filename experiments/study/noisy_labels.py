@@ -12,6 +12,7 @@ from typing import Any
 
 from experiments.page import Row, Table, show_mean
 from experiments.study.arms import Arm, Comparison, Overrides, grid
+from experiments.study.overview import average_tables, contests_figure, contests_table, find_contests
 from experiments.study.runs import RUNS
 from experiments.study.shapes import learned_curves, shapes_figure
 from experiments.study.tables import Part, comparison_parts
@@ -197,6 +198,8 @@ HEADLINES = {"mnist_mlp_40": (*ELSEWHERE, *DECAYED), "mnist_mlp_pair_40": ELSEWH
 VARIANTS = (BOUND, "symmetric_decayed", "adalfl_cross_entropy", "adalfl_symmetric", "adalfl_tuned", *REGULATED)
 FIXED = ("decayed", "fine_tuned", "generalized", "symmetric_decayed", "symmetric_fine_tuned")
 KEY_ARMS = (*FIXED, *DECAYED, "meta_weight_net", "reweighting")  # rivals everywhere else: one or two of every kind
+LEARNED = ("ml3", "adalfl_cross_entropy", "adalfl_symmetric", "adalfl_tuned", *REGULATED, SMALL_START, "adalfl")
+RIVALS = tuple(arm.name for arm in ARMS if arm.name not in (BOUND, *LEARNED))  # all that were made by hand
 LENET5_ARMS = (*FIXED, "fine_tuned_decayed")
 LENET5_NOISE = ("clean", "40", "80", "pair_40")
 # Learned losses, each beside a rival that trains on the loss it starts from; the best rival beside the bound.
@@ -261,26 +264,38 @@ def measure(numbers: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
 
 
 def parts(comparisons: Sequence[Comparison], known: Mapping[str, Any]) -> list[Part]:
-    """Every comparison and, for each problem, errors and what AdaLFL learned beside hand-made losses, by the noise."""
-    made = comparison_parts(comparisons, known)
+    """An overview, every comparison and, for each problem, errors and what AdaLFL learned, by the noise."""
+    suffix = "_quick" if comparisons[0].name.endswith("_quick") else ""
+    made = [*_overview(known, suffix), *comparison_parts(comparisons, known)]
     for problem, (title, _) in PROBLEMS.items():
-        names = [comparison.name for comparison in comparisons if "learned_losses" in known.get(comparison.name, {})]
-        names = [name for name in names if name.removeprefix(f"{problem}_").removesuffix("_quick") in NOISE]
+        names = [f"{problem}_{noise}{suffix}" for noise in NOISE]
+        names = [name for name in names if "learned_losses" in known.get(name, {})]
         if names:
             figure = shapes_figure(
                 {known[name]["title"].removeprefix(f"{title}, "): known[name]["learned_losses"] for name in names}
             )
-            suffix = "_quick" if names[0].endswith("_quick") else ""
             picture = f"{problem}_learned_losses{suffix}"
-            table = _errors_by_noise(title, {name: known[name] for name in names})
-            made.append(Part(picture, f"What AdaLFL learned: {title}", tuple(names), figure, table))
+            tables = _errors_by_noise(title, {name: known[name] for name in names})
+            made.append(Part(picture, f"What AdaLFL learned: {title}", tuple(names), figure, tables))
     return made
 
 
-def _errors_by_noise(title: str, numbers: Mapping[str, Any]) -> Table | None:
-    """A row for each arm that was trained with every one of several noises."""
+def _overview(known: Mapping[str, Any], suffix: str) -> list[Part]:
+    """AdaLFL, untuned, beside all rivals; of one noise its own table has that."""
+    problems = {problem: title for problem, (title, _) in PROBLEMS.items()}
+    noises = {f"{noise}{suffix}": SHOWN.get(noise, f"{noise} % wrong labels") for noise in NOISE}
+    contests = find_contests(problems, noises, RIVALS, known)
+    if len(contests) < 2:
+        return []
+    title, names = "AdaLFL, untuned, and rivals tuned for each noise", tuple(contest.name for contest in contests)
+    tables = (contests_table(contests), *average_tables(contests))
+    return [Part(f"noisy_labels{suffix}", title, names, contests_figure(contests, KEY_ARMS), tables)]
+
+
+def _errors_by_noise(title: str, numbers: Mapping[str, Any]) -> tuple[Table, ...]:
+    """A row for each arm that was trained with every one of several noises; no table of one."""
     if len(numbers) < 2:
-        return None
+        return ()
     noises = {name: found["title"].removeprefix(f"{title}, ") for name, found in numbers.items()}
     rows = [
         {"arm": arm.title} | {name: found["arms"][arm.name]["test"] for name, found in numbers.items()}
@@ -288,7 +303,7 @@ def _errors_by_noise(title: str, numbers: Mapping[str, Any]) -> Table | None:
         if all("test" in found["arms"].get(arm.name, {}) for found in numbers.values())
     ]
     cells = {shown: functools.partial(_error, name) for name, shown in noises.items()}
-    return Table(f"{title}: test error rate, %, by the labels", {"arm": lambda row: row["arm"]} | cells, rows)
+    return (Table(f"{title}: test error rate, %, by the labels", {"arm": lambda row: row["arm"]} | cells, rows),)
 
 
 def _error(noise: str, row: Row) -> str:

@@ -21,13 +21,13 @@ HIGHLIGHT = COLORS["adalfl"]  # of what a figure is about
 
 
 class Part(NamedTuple):
-    """What a study shows of some of its comparisons: a picture, and mostly a table."""
+    """What a study shows of some of its comparisons: a picture, and mostly tables."""
 
     name: str  # of the picture's file
     title: str  # of the picture
     comparisons: tuple[str, ...]  # names of those it is made of
     figure: Figure
-    table: Table | None = None
+    tables: tuple[Table, ...] = ()
 
 
 def comparison_parts(comparisons: Sequence[Comparison], known: Mapping[str, Any]) -> list[Part]:
@@ -36,7 +36,7 @@ def comparison_parts(comparisons: Sequence[Comparison], known: Mapping[str, Any]
     for name in (comparison.name for comparison in comparisons if comparison.name in known):
         numbers = known[name]
         table = comparison_table(numbers, numbers["metric"])
-        parts.append(Part(name, numbers["title"], (name,), curves_figure(numbers), table))
+        parts.append(Part(name, numbers["title"], (name,), curves_figure(numbers), (table,)))
     return parts
 
 

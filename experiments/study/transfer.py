@@ -103,7 +103,7 @@ def parts(comparisons: Sequence[Comparison], known: Mapping[str, Any]) -> list[P
     titles = {name: arms[name].title for name in rows if name in arms and name in trained}
     title = "Losses learned elsewhere"
     quick = "_quick" if names and names[0].endswith("_quick") else ""
-    return [Part(f"transfer{quick}", title, names, _figure(titles, numbers), _table(title, titles, numbers))]
+    return [Part(f"transfer{quick}", title, names, _figure(titles, numbers), (_table(title, titles, numbers),))]
 
 
 def _table(title: str, titles: Mapping[str, str], targets: list[dict[str, Any]]) -> Table:

@@ -148,11 +148,10 @@ def test_a_matrix_says_where_a_loss_from_elsewhere_differs():
     chosen = ["constant", "own_frozen", "mnist_mlp_frozen", "fashion_mnist_mlp_frozen"]  # other arms than were trained
     selected = comparison.select(chosen)
     (part,) = transfer.parts([selected], {comparison.name: kept})
-    assert part.table is not None
-    text = page.render_table(part.table)
+    text = page.render_table(*part.tables)
     assert re.search(r"\| MNIST, MLP, as it is +\| 2\.00 ± 1\.00 \(= own, < task\)", text)
     assert re.search(r"\| its own, as it is +\| 4\.00 ± 1\.00 \(> task\)", text)
-    assert len(part.table.rows) == 3
+    assert len(part.tables[0].rows) == 3
 
 
 def test_a_part_of_several_comparisons_says_of_each_how_it_was_made():
@@ -167,8 +166,8 @@ def test_a_part_of_several_comparisons_says_of_each_how_it_was_made():
     seeds = ([100, 109], [100, 104])
     kept = {item.name: {**empty, "seeds": each} for item, each in zip(chosen, seeds, strict=True)}
     (part,) = transfer.parts(chosen, kept)
-    assert part.table is not None
-    assert "over seeds 100 to 109 or 100 to 104. " in part.table.notes[0]
+    (table,) = part.tables
+    assert "over seeds 100 to 109 or 100 to 104. " in table.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -203,7 +202,7 @@ def test_behaviour_is_read_from_the_runs_of_a_comparison(numbers, workdir):
     assert np.shape(quantities["smoothing"]) == np.shape(quantities["flat_output_share"]) == (3, 4)
 
     (part,) = behaviour.parts([COMPARISON], {"tiny": given | measured})
-    text = page.render_table(part.table)
+    text = page.render_table(*part.tables)
     end = np.array(quantities["smoothing"])[:, -1]
     assert re.search(rf"\| label smoothing +\| AdaLFL .* {end.mean():.3g} ± {end.std(ddof=1):.2g} +\|", text)
     assert len(part.figure.axes) == 6 + 1  # panels and a colour bar
@@ -218,12 +217,12 @@ def test_wrong_labels_show_what_was_learned_beside_hand_made_losses(numbers, wor
     assert (table.name, shapes.name) == ("mnist_mlp_40", "mnist_mlp_learned_losses")
     assert shapes.figure.axes[0].get_title(loc="left") == "40 % wrong labels"
     assert len(shapes.figure.axes[1].lines) == 3 + 4  # seeds and hand-made losses
-    assert shapes.table is None
+    assert not shapes.tables
 
     both = [item for item in noisy_labels.comparisons() if item.name in ("mnist_mlp_clean", "mnist_mlp_40")]
     *_, shapes = noisy_labels.parts(both, {item.name: {**kept, "title": item.title} for item in both})
     error = page.show_mean(kept["arms"]["adalfl"]["test"], 100)
-    heading, _, *rows = page.render_table(shapes.table).splitlines()[2:]
+    heading, _, *rows = page.render_table(*shapes.tables).splitlines()[2:]
     assert heading.split(" | ")[1:] == ["clean labels", "40 % wrong labels |"]
     assert [row.split(" | ")[1].strip() for row in rows] == [error]  # of the one arm that both have
 
