@@ -31,7 +31,7 @@ from adalfl_jax.training.phases import (
     make_seed_keys,
     make_training_phase,
 )
-from adalfl_jax.training.setup import Setup, check_batch_size, examples_for_a_batch, make_setup
+from adalfl_jax.training.setup import Setup, check_batch_size, examples_for_a_batch, make_setup, num_outer_examples
 from adalfl_jax.training.start import pin_start
 from adalfl_jax.training.state import RunState
 from adalfl_jax.types import Batch
@@ -70,6 +70,7 @@ def measure(setup: Setup, spec: data.Spec, method: str) -> dict[str, float]:
     state, keys = jax.eval_shape(lambda: _start(setup, method))
     phase: Any = make_training_phase(setup, method)
     rate, step = config.inner.learning_rate, _sources(config, train, num_steps=1)
+    chunk_length = min(config.eval_every, config.num_steps)
     # One seed, and as on a GPU: for a CPU convolutions become products with zeros among their factors, and those of
     # several seeds a loop, whose body is counted once.
     alone = dataclasses.replace(setup, mesh=None, config=dataclasses.replace(config, num_seeds=1))
@@ -80,9 +81,9 @@ def measure(setup: Setup, spec: data.Spec, method: str) -> dict[str, float]:
         one_step = traced.lower(lowering_platforms=("cuda",))
     if spec.num_train and not is_streamed(config, spec):
         splits, waiting = (train, outer), 0
-        chunk = phase.advance.lower(state, keys, splits, rate, 0, num_steps=config.eval_every)
+        chunk = phase.advance.lower(state, keys, splits, rate, 0, num_steps=chunk_length)
     else:
-        sources = _sources(config, train, block_length(config.eval_every, _bytes((step.inner, step.outer))))
+        sources = _sources(config, train, block_length(chunk_length, _bytes((step.inner, step.outer))))
         waiting = _bytes((sources.inner, sources.outer))
         chunk = phase.advance_block.lower(state, sources, rate)
     memory = chunk.compile().memory_analysis()
@@ -106,7 +107,7 @@ def _splits(config: TrainConfig, spec: data.Spec) -> tuple[Batch, Batch | None]:
     train, valid = data.abstract_splits(spec, settings.valid_fraction, settings.valid_examples, settings.corruption())
     if config.outer.split == "train":
         return train, None
-    num_outer = int(config.outer.split_fraction * valid.inputs.shape[0])
+    num_outer = num_outer_examples(config, valid.inputs.shape[0])
     return train, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((num_outer, *leaf.shape[1:]), leaf.dtype), valid)
 
 

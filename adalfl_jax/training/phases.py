@@ -156,7 +156,9 @@ def warn_of_poor_fit(setup: Setup, phi: Phi) -> None:
         )
 
 
-def init_training(setup: Setup, method: str, keys: SeedKeys, phi: Phi | None = None) -> RunState:
+def init_training(
+    setup: Setup, method: str, keys: SeedKeys, phi: Phi | None = None, theta: Theta | None = None
+) -> RunState:
     """The state a method starts from: a fresh theta and, if it learns, a phi and what an online step remembers.
 
     Args:
@@ -164,8 +166,9 @@ def init_training(setup: Setup, method: str, keys: SeedKeys, phi: Phi | None = N
       method: one of `METHODS`.
       keys: of the seeds.
       phi: what the offline phase learned; a fresh one by default. Its optimiser starts anew.
+      theta: of `init_theta`, the same for every method; made here by default.
     """
-    theta = init_theta(setup, keys)
+    theta = init_theta(setup, keys) if theta is None else theta
     if method not in LEARNING:
         return RunState(theta, None)
     phi = _restart_outer_optimizer(init_phi(setup, keys) if phi is None else phi)

@@ -27,8 +27,9 @@ class Preemption:
     """Listens for SIGTERM and SIGINT while a run goes on; a context manager.
 
     A handler of Python's runs when the device is done with a chunk, which may take minutes. So Python's own one only
-    tells a thread, which runs at once: it notes the first signal, and ends the process at the second. Outside of the
-    main thread, where no handler can be set, nothing is listened for.
+    tells a thread, which runs at once: it notes the first signal, and ends the process at the second. A signal that the
+    process ignores, as `nohup` and a script's `&` have it, stays ignored. Outside of the main thread, where no handler
+    can be set, nothing is listened for.
 
     Attributes:
       signal: the one that came, or None.
@@ -44,7 +45,8 @@ class Preemption:
         self._sender, self._receiver = socket.socketpair()
         self._sender.setblocking(False)
         self._wakeup = signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
-        self._handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+        heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        self._handlers = {number: signal.signal(number, lambda *_: None) for number in heard}
         self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
         self._thread.start()
         return self

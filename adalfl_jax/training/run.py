@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import signal
 import time
@@ -28,6 +29,7 @@ from adalfl_jax.training.phases import (
     Phase,
     SeedKeys,
     init_phi,
+    init_theta,
     init_training,
     make_offline_phase,
     make_seed_keys,
@@ -45,6 +47,7 @@ from adalfl_jax.training.state import RunState, without_carry
 from adalfl_jax.training.steps import STEPS, StepFactory
 from adalfl_jax.training.weights_and_biases import require_wandb
 from adalfl_jax.training.writers import MetricWriters
+from adalfl_jax.types import Theta
 
 
 def train(
@@ -57,7 +60,8 @@ def train(
       workdir: a folder for this run alone. A finished run of the same config is not repeated, an unfinished one goes
         on.
       offline_dir: a folder of offline phases, each under a digest of all it depends on. The first run that needs one
-        trains and leaves it there, and others begin with it as if it were theirs, to the bit.
+        trains and leaves it there, and others begin with it as if it were theirs, to the bit. Meanwhile they get a
+        `BusyError`, and can do something else.
 
     Returns:
       What `summary.json` holds.
@@ -65,7 +69,8 @@ def train(
     Raises:
       ConfigError: a config whose parts do not fit together.
       DatasetError: data that are missing or damaged.
-      WorkdirError: a folder that cannot be written, holds something else, or is another process's.
+      WorkdirError: a folder that cannot be written, or holds something else.
+      BusyError: another process works on the folder, or on the offline phase; the same call goes on when that is done.
       DivergenceError: a number that is not finite; the last finite state is in the workdir.
       PreemptionError: SIGTERM or SIGINT came, and how far the run is has been saved.
     """
@@ -251,30 +256,15 @@ class _Run:
                 self.offline_checkpoints,
             )
             with contextlib.ExitStack() as held:
-                if self.offline_checkpoints is not None:
-                    self._hold(self.offline_checkpoints, held)
+                if (shared := self.offline_checkpoints) is not None:
+                    on_first(lambda: held.enter_context(layout.hold_workdir(shared)))
                 history = self.stages.advance(stage)
             self._offline = history.state, history.seconds
         return self._offline
 
-    def _hold(self, shared: Path, held: contextlib.ExitStack) -> None:
-        """Keeps other runs off a shared offline phase; one that another run trains is waited for, or for a signal."""
-
-        def hold() -> bool:
-            has_told = False
-            while not self.preemption.signal:
-                try:
-                    held.enter_context(layout.hold_workdir(shared))
-                    return True
-                except layout.BusyError:  # after a moment
-                    if not has_told:
-                        tell(f"another process works on {shared}; this one waits for it")
-                    has_told = True
-            return False
-
-        if not on_first(hold):
-            number = signal.Signals(largest(self.preemption.signal or 0))
-            raise PreemptionError(number, f"the run was waiting for {shared}; start it again to go on")
+    @functools.cached_property
+    def _theta(self) -> Theta:
+        return init_theta(self.setup, self.keys)
 
     def _training(self, method: str, phi, learning_rate: float, observe: Observer) -> MethodResult:
         config = self.setup.config
@@ -282,7 +272,7 @@ class _Run:
         if kind not in self._programs:
             self._programs[kind] = make_training_phase(self.setup, method)
         program = self._programs[kind]
-        state = init_training(self.setup, method, self.keys, phi)
+        state = init_training(self.setup, method, self.keys, phi, self._theta)
         learns = method == "adalfl"
         backed_off = _backed_off(self.setup, lambda setup: make_training_phase(setup, method)) if learns else None
         stage = Stage(method, "training", program, state, config.num_steps, learning_rate, observe, backed_off)

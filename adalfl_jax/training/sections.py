@@ -184,8 +184,9 @@ class LearnedLossConfig:
         require_known("family", LEARNED_LOSS_FAMILIES, self.family)
         self.network()
         require("learned_loss.start", self.start, bool(self.start), f"one of {', '.join(STARTS)}, or a path")
-        fits = self.family == "network" or not self.use_progress
-        require("learned_loss.use_progress", self.use_progress, fits, 'False with any family but "network"')
+        for switch in ("use_progress", "use_bias"):
+            fits = self.family == "network" or not getattr(self, switch)
+            require(f"learned_loss.{switch}", getattr(self, switch), fits, 'False with any family but "network"')
         size = self.weight_hidden_size
         require("learned_loss.weight_hidden_size", size, size >= 1, "a whole number of at least 1")
         require("learned_loss.floor", self.floor, self.floor >= 0, "a number of at least 0")
@@ -312,3 +313,5 @@ class CheckpointConfig:
         require("checkpoint.every_seconds", self.every_seconds, self.every_seconds >= 0, "a number of at least 0")
         for field in ("every_steps", "keep"):
             require(f"checkpoint.{field}", getattr(self, field), getattr(self, field) >= 0, "at least 0")
+        fits = self.keep > 0 or self.every_steps == 0
+        require("checkpoint.every_steps", self.every_steps, fits, "0 with checkpoint.keep 0, which keeps none")

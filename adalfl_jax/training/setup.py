@@ -80,14 +80,15 @@ def _set_outer_examples_apart(config: TrainConfig, dataset: Dataset) -> tuple[Da
     if config.outer.split == "train":
         return dataset, None
     _warn_of_unchecked_labels(config, dataset)
-    if (fraction := config.outer.split_fraction) == 1:
+    if config.outer.split_fraction == 1:
         return dataset, dataset.valid
     is_outer = np.zeros(len(dataset.valid.inputs), bool)
-    is_outer[data.representative_rows(dataset.valid.targets, round(fraction * len(is_outer)))] = True
+    is_outer[data.representative_rows(dataset.valid.targets, num_outer_examples(config, len(is_outer)))] = True
     outer, held_out = (Batch(*(array[rows] for array in dataset.valid)) for rows in (is_outer, ~is_outer))
     if not len(outer.inputs) or not len(held_out.inputs):
         raise ConfigError(
-            f"config.outer.split_fraction must leave examples on both sides of {len(is_outer)}; got {fraction}"
+            f"config.outer.split_fraction must leave examples on both sides of {len(is_outer)}; got "
+            f"{config.outer.split_fraction}"
         )
     return dataclasses.replace(dataset, valid=held_out), outer
 
@@ -102,6 +103,11 @@ def _warn_of_unchecked_labels(config: TrainConfig, dataset: Dataset) -> None:
             "examples whose labels were checked there",
             stacklevel=2,
         )
+
+
+def num_outer_examples(config: TrainConfig, num_valid: int) -> int:
+    """How many examples of a validation split outer batches come from."""
+    return round(config.outer.split_fraction * num_valid)
 
 
 def examples_for_a_batch(config: TrainConfig) -> int:

@@ -146,6 +146,7 @@ class StageRunner:
                     self._advance_chunk(stage, program, history)
                 except DivergenceError as error:
                     program = self._back_off(stage, history, error)
+                    self._obey_signal(stage, history.step)
                     continue
                 history.seconds = time.perf_counter() - start
                 update(history.step, _words(history.scalars, metric))
@@ -209,7 +210,8 @@ class StageRunner:
             warnings.warn(f"{stage.method}: {found} (seeds {seeds}), so {so}. This is told once", stacklevel=2)
 
     def _measure(self, stage: Stage, state: RunState, step: int) -> Scalars:
-        rate = stage.learning_rate * float(np.asarray(self._schedule(step)))
+        taken = min(step, stage.num_steps - 1)  # at the end the rate of the last step: none follows
+        rate = stage.learning_rate * float(np.asarray(self._schedule(taken)))
         return jax.device_get(self._evaluation.scalars(state, rate, stage.progress(step)))
 
     def _require_finite(

@@ -89,7 +89,7 @@ def _joint_step(setup: Setup, inner_optimizer: optax.GradientTransformation) -> 
 def _fine_tuned_step(setup: Setup, inner_optimizer: optax.GradientTransformation) -> Step:
     """Moves theta on the baseline's loss of inner batches and, in the last steps, on the task loss of outer ones."""
     config = setup.config
-    first = round((1 - config.baseline.fine_tuning) * config.num_steps)
+    first = config.num_steps - max(1, round(config.baseline.fine_tuning * config.num_steps))
     train = make_task_step(setup.model.apply, _fixed_loss(setup), inner_optimizer)
     fine_tune = make_task_step(setup.model.apply, setup.task_loss_fn, inner_optimizer)
 

@@ -115,7 +115,7 @@ def test_the_newest_ones_stay(tmp_path):
 
 
 def test_with_none_to_keep_none_is_written_and_those_there_are_read(tmp_path):
-    none = CheckpointConfig(every_seconds=0.0, every_steps=1, keep=0)
+    none = CheckpointConfig(every_seconds=0.0, every_steps=0, keep=0)
     save_all(tmp_path / "stage", make_history(1), settings=none)
     assert not (tmp_path / "stage").exists()
     save_all(tmp_path / "stage", make_history(1))

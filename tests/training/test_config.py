@@ -358,6 +358,17 @@ def test_options_of_other_models_are_left_out():
 def test_milestones_are_asked_for_where_the_schedule_needs_them():
     with pytest.raises(ConfigError, match=r"inner\.milestones must be one step or more for \"milestones\"; got \(\)"):
         tiny_config({"inner.schedule": "milestones"})
+    with pytest.raises(ConfigError, match=r"inner\.milestones must be steps below config\.num_steps, 20; got \(20,\)"):
+        tiny_config({"inner.schedule": "milestones", "inner.milestones": (20,)})
+    assert tiny_config({"inner.milestones": (20,)}).inner.schedule == "constant"  # which has no use for them
+
+
+def test_switches_of_what_is_not_there_are_refused():
+    with pytest.raises(ConfigError, match=r"every_steps must be 0 with checkpoint\.keep 0, which keeps none"):
+        tiny_config({"checkpoint.every_steps": 5, "checkpoint.keep": 0})
+    for switch in ("use_bias", "use_progress"):
+        with pytest.raises(ConfigError, match=rf'learned_loss\.{switch} must be False with any family but "network"'):
+            tiny_config({f"learned_loss.{switch}": True, "learned_loss.family": "scaled_task_loss"})
 
 
 def test_model_the_images_are_too_small_for_is_refused():

@@ -3,15 +3,17 @@
 import dataclasses
 import functools
 import json
+import signal
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from adalfl_jax import data, save_learned_loss
-from adalfl_jax.training import DivergenceError, run, stage, train
+from adalfl_jax.training import DivergenceError, PreemptionError, run, stage, train
 from adalfl_jax.training.chunk import (
     chunk_means,
     require_finite,
@@ -137,6 +139,21 @@ def test_what_a_step_remembers_is_forgotten_where_it_is_skipped():
     assert (taken.phi.params, taken.phi.carry.tolist()) == (2, [8, 8])
     left, _ = skip_nonfinite(step)(state, jnp.float32(jnp.nan))
     assert (left.phi.params, left.phi.carry.tolist()) == (1, [0, 0])
+
+
+def test_a_schedule_goes_on_where_a_step_is_skipped():
+    optimizer = optax.sgd(optax.linear_schedule(1.0, 0.0, 4), momentum=0.5)
+
+    def step(state, gradient):
+        updates, opt_state = optimizer.update(gradient, state.theta.opt_state)
+        return RunState(Theta(state.theta.params + updates, (), opt_state), None), {}
+
+    state = RunState(Theta.create(jnp.float32(0), (), optimizer), None)
+    path = []
+    for gradient in (1.0, jnp.nan, 1.0, 1.0):
+        state, _ = skip_nonfinite(step)(state, jnp.float32(gradient))
+        path.append(float(state.theta.params))
+    np.testing.assert_allclose(np.diff([0.0, *path]), [-1.0, 0.0, -0.5 * 1.5, -0.25 * 1.75])
 
 
 def test_skipped_steps_are_counted_and_in_no_mean():
@@ -271,6 +288,25 @@ def test_a_run_broken_off_after_eta_was_halved_ends_as_an_unbroken_one(tmp_path,
     with pytest.warns(UserWarning, match="eta is halved"):
         run_in_pieces(train, config, tmp_path / "broken", (3,), monkeypatch)
     assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
+
+
+def test_a_signal_is_obeyed_before_a_chunk_is_taken_again(fragile, tmp_path, monkeypatch):
+    fragile[0] = 0.0  # no eta is small enough
+    config, before = tiny_config(BACK_OFF, method="adalfl"), stage.StageRunner._back_off
+
+    def signal_comes(self, *arguments):
+        self._preemption.signal = signal.SIGTERM
+        return before(self, *arguments)
+
+    monkeypatch.setattr(stage.StageRunner, "_back_off", signal_comes)
+    with (
+        pytest.warns(UserWarning, match="for the 1. of at most 10 times"),
+        pytest.raises(PreemptionError, match="after step 10 of 20, AdaLFL, saved; the same command goes on"),
+    ):
+        train(config, tmp_path / "run")
+    fragile[0] = 1.0
+    monkeypatch.setattr(stage.StageRunner, "_back_off", before)
+    assert train(config, tmp_path / "run")["methods"].keys() == {"adalfl"}
 
 
 def test_halving_eta_in_vain_ends_the_run(fragile, tmp_path, monkeypatch):

@@ -29,6 +29,19 @@ def test_the_first_signal_is_noted_and_handlers_come_back(number, capsys):
     assert [signal.getsignal(each) for each in SIGNALS] == before
 
 
+def test_a_signal_that_is_ignored_stays_ignored(capsys):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a script's `&` has it
+    try:
+        with Preemption() as preemption:
+            signal.raise_signal(signal.SIGINT)
+            assert preemption.signal is None
+            signal.raise_signal(signal.SIGTERM)
+        assert preemption.signal is signal.SIGTERM
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("second", SIGNALS)
 def test_the_second_signal_ends_the_process_at_once(second):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

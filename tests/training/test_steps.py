@@ -96,6 +96,13 @@ def test_fine_tuning_takes_the_last_quarter_of_twenty_steps(setup, theta, step, 
     chex.assert_trees_all_close(found, task_step(setup, loss_fn, theta, part)[0], rtol=1e-6)
 
 
+def test_fine_tuning_takes_the_last_step_of_few(theta):
+    config = {"baseline.fine_tuning": 0.2, "outer.split": "valid"}
+    short = make_setup(tiny_config(config, num_steps=2))
+    ends = [advance(short, method, theta, batch_of(short, 1))[0] for method in ("fine_tuned", "task_loss")]
+    assert any((one != other).any() for one, other in zip(*(jax.tree.leaves(end.params) for end in ends), strict=True))
+
+
 def test_fine_tuning_computes_one_of_its_two_steps_under_seeds(setup, theta):
     make = STEPS["fine_tuned"](setup, optax.sgd(RATE))
     seeds = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), RunState(theta, None))
