@@ -76,12 +76,17 @@ def make_bilevel_step(
     Args:
       apply_fn: the base model, `(params, model_state, inputs, *, train, rng_key) -> (outputs [B, C], model_state)`.
         It is called with `train=True` on both batches. The inner pass updates `model_state`; the outer pass
-        normalises by its own batch and what it would record is dropped.
+        normalises by its own batch and what it would record is dropped. A `flax.nnx` module becomes one by
+        `adalfl_jax.models.functionalize`; by hand, merge it with `nnx.merge(..., copy=True)`, since it is called inside
+        transformations.
       learned_loss_fn: M_phi, `(phi_params, targets, outputs) -> scalar`. If it declares a keyword argument `params` it
-        reads theta and receives it there; if it declares `progress` it receives `batch.progress`.
+        reads theta and receives it there; if it declares `progress` it receives `batch.progress`. A function around one
+        that declares them declares them too by `functools.wraps`, and hands them on.
       task_loss_fn: L, `(targets, outputs) -> scalar`.
       inner_optimizer: any optax transformation that needs gradient, state and parameters alone (a line search needs
-        more); the paper's is `optax.sgd`.
+        more) and has a finite derivative, as `optax.radam` has not in its first steps; the paper's is `optax.sgd`. The
+        update is what phi is learned through, so not at all where it is a sign (`optax.lion`) or waits for further
+        gradients (`optax.MultiSteps`), and hardly from Adam's first step, whose length is the same for every gradient.
       outer_optimizer: any optax transformation that needs gradient, state, parameters and the value of the loss alone,
         as `optax.contrib.reduce_on_plateau`; the paper's is `optax.adam`.
       hypergradient: a key of `adalfl_jax.hypergradient.ESTIMATORS`, or an estimator with settings of your own from
@@ -187,7 +192,7 @@ def prime(bilevel_step: BilevelStep, theta: Theta, phi: Phi, batch: BilevelBatch
     """phi with an empty carry of the shape that the step will give it, which `jax.lax.scan` wants from the start.
 
     A step called on an empty carry does what it does on none. Steps that remember nothing return phi as it is. Call it
-    again when theta is replaced by another.
+    again when theta is replaced by another, and before a checkpoint is restored into phi, which has the carry too.
 
     Args:
       bilevel_step: from `make_bilevel_step`.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.core import Tracer
 
 from adalfl_jax.bilevel import BilevelStep
 from adalfl_jax.types import BilevelBatch, BilevelMetrics, InitFn, Phi, Theta
@@ -25,7 +28,10 @@ def make_offline_step(
         built for it (`hypergradient="unrolled"`). Not one with `outer_every`, which would leave most of what is drawn
         unused.
       init_fn: `rng_key -> (params, model_state)`, the distribution theta_0 is drawn from.
-      inner_optimizer: the one `bilevel_step` was made with; its state starts afresh each time.
+      inner_optimizer: the one `bilevel_step` was made with; its state starts afresh each time. So with K = 1 phi is
+        learned from the first step of this optimiser alone. Take SGD, at a rate above 0: from Adam's first step, whose
+        length is the same for every gradient, next to nothing is learned, and nothing at all from a warm-up from 0 or
+        `optax.MultiSteps`.
 
     Returns:
       `offline_step(phi, batch) -> (phi, metrics)`, the shape `jax.lax.scan` takes. `batch.rng_key` is required.
@@ -77,6 +83,9 @@ def initialize_offline(offline_step: OfflineStep, phi: Phi, batches: BilevelBatc
     Raises:
       ValueError: arrays of `batches`, its keys among them, that do not share their leading axis.
 
+    Warns:
+      UserWarning: a meta-gradient that was 0 at every step; inside of a trace nobody can tell.
+
     Example:
       >>> import jax, optax, adalfl_jax
       >>> from adalfl_jax import data, models
@@ -102,4 +111,12 @@ def initialize_offline(offline_step: OfflineStep, phi: Phi, batches: BilevelBatc
             "every array of batches, rng_key too, has the same leading axis S_init; got "
             f"{jax.tree.map(jnp.shape, batches)}"
         )
-    return jax.lax.scan(offline_step, phi, batches)
+    phi, metrics = jax.lax.scan(offline_step, phi, batches)
+    norms = metrics.hypergradient_norm
+    if not isinstance(norms, Tracer) and not np.any(norms):
+        warnings.warn(
+            "the meta-gradient was 0 at every step of the offline phase, so phi has not changed; the first step of the "
+            "inner optimiser may not depend on phi, as under a warm-up from 0, or the learned loss may be flat",
+            stacklevel=2,
+        )
+    return phi, metrics

@@ -18,6 +18,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
+from adalfl_jax.registry import lookup
 from adalfl_jax.types import LossFn
 
 
@@ -243,6 +244,16 @@ TASK_LOSSES: dict[str, LossFn] = {
     "absolute_error": absolute_error,
     "huber": huber,
 }
+
+
+def find_task_loss(loss: str | LossFn) -> LossFn:
+    """A task loss by name or, given a function, that.
+
+    Raises:
+      ValueError: a name that is no key of `TASK_LOSSES`.
+    """
+    return loss if callable(loss) else lookup("task loss", TASK_LOSSES, loss)
+
 
 FOR_LABELS = (
     "softmax_cross_entropy",

@@ -158,7 +158,8 @@ def get_config() -> ConfigDict:
     config.learned_loss.use_bias = False
     # Over the outputs of an example: "sum", or "mean" (the paper's 1/C), which divides the learning rate by C.
     config.learned_loss.reduction = "sum"
-    # What the network sees of the outputs: "probabilities", "log_probabilities" or "raw" (for a regression).
+    # What the network sees of the outputs: "probabilities", "log_probabilities", "sigmoid" (of each output, for several
+    # labels at once) or "raw" (for a regression).
     config.learned_loss.predictions = "probabilities"
     # Whether it also sees how far training is, t / num_steps; 0 in the offline phase, whose models are fresh.
     config.learned_loss.use_progress = False

@@ -165,6 +165,18 @@ def golden_trajectory():
     return {name: np.asarray(values).tolist() for name, values in metrics._asdict().items()}
 
 
+@pytest.mark.parametrize("hypergradient", ["forward", "unrolled"])
+def test_an_inner_optimizer_that_needs_more_than_a_gradient_is_refused(hypergradient):
+    model, _, loss, _, phi_params = make_problem("plain", "sgd")
+    inner, outer = optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau()), optax.adam(1e-3)
+    step = adalfl_jax.make_bilevel_step(
+        model.apply, loss.apply, softmax_cross_entropy, inner, outer, hypergradient=hypergradient
+    )
+    theta = adalfl_jax.Theta.create(*model.init(jax.random.key(0)), inner)
+    with pytest.raises(ValueError, match=r"must need no more than gradient, state and parameters, .*argument: 'value'"):
+        step(theta, adalfl_jax.Phi.create(phi_params, outer), make_batch(jax.random.key(1)))
+
+
 def test_phi_moves_by_the_outer_optimizer_on_the_hypergradient():
     model, inner, loss, theta, phi_params = make_problem()
     steps = [

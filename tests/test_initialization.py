@@ -1,5 +1,7 @@
 """Algorithm 1: one scan over fresh models."""
 
+import contextlib
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -46,6 +48,21 @@ def test_every_step_draws_another_theta():
     keys = jax.random.split(jax.random.key(8), 4)
     _, metrics = jax.jit(jax.vmap(step, in_axes=(None, 0)))(phi, same._replace(rng_key=keys))
     assert len(jnp.unique(metrics.inner_loss)) == 4
+
+
+def test_a_phase_that_learns_nothing_is_told():
+    model, _, loss, _, phi_params = make_problem("plain", "sgd")
+    outer = optax.adam(1e-2)
+    _, phi, batches, _ = make_offline(model="plain")
+    for rate, learns in ((0.1, True), (optax.linear_schedule(0.0, 0.1, 10), False)):
+        inner = optax.sgd(rate)
+        bilevel_step = adalfl_jax.make_bilevel_step(model.apply, loss.apply, softmax_cross_entropy, inner, outer)
+        offline_step = adalfl_jax.make_offline_step(bilevel_step, model.init, inner)
+        told = contextlib.nullcontext() if learns else pytest.warns(UserWarning, match="was 0 at every step")
+        with told:
+            after, _ = adalfl_jax.initialize_offline(offline_step, phi, batches)
+        is_same = jax.tree.map(lambda new, old: bool((new == old).all()), after.params, phi_params)
+        assert all(jax.tree.leaves(is_same)) != learns
 
 
 def test_the_offline_phase_needs_a_key():

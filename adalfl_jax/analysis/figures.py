@@ -183,6 +183,4 @@ def _set_log_scale(axes: Axes, curves: Mapping[str, Series]) -> None:
 
 def prediction_label(kind: str) -> str:
     """What the second input of a loss network is called that is shown its predictions in some form."""
-    return {"probabilities": "predicted probability", "log_probabilities": "predicted log-probability"}.get(
-        kind, "prediction"
-    )
+    return {"log_probabilities": "predicted log-probability", "raw": "prediction"}.get(kind, "predicted probability")

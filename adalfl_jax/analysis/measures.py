@@ -139,7 +139,7 @@ def along_true_class(loss_fn: LossFn, probabilities: jax.Array, num_outputs: int
 
 
 def _range_of(loss: LossNetwork, *, num_points: int) -> jax.Array:
-    low, high = {"probabilities": (0.0, 1.0), "log_probabilities": (-8.0, 0.0), "raw": (-3.0, 3.0)}[loss.predictions]
+    low, high = {"log_probabilities": (-8.0, 0.0), "raw": (-3.0, 3.0)}.get(loss.predictions, (0.0, 1.0))
     return jnp.linspace(low, high, num_points)
 
 

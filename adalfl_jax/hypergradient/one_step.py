@@ -220,7 +220,7 @@ def jacobian_product(estimator: Estimator, point: Linearization, direction: PyTr
         raise
     except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
         # All that JAX raises where it cannot transpose; the model itself was evaluated and differentiated before.
-        raise no_forward_mode(_name(estimator)) from error
+        raise no_forward_mode(_name(estimator), error) from error
 
 
 def require_product(

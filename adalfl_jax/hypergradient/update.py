@@ -19,7 +19,15 @@ def differentiable_update(
     of `optimizer.update`, bit for bit; the derivative is taken a hair away from zero, where it is the limit.
     """
     # What the optimiser closes over, a traced learning rate say, becomes an argument and can be differentiated too.
-    plain_update, closed_over = jax.closure_convert(optimizer.update, gradient, opt_state, params)
+    try:
+        plain_update, closed_over = jax.closure_convert(optimizer.update, gradient, opt_state, params)
+    except TypeError as error:
+        if "keyword-only" not in str(error):
+            raise
+        raise ValueError(
+            "the inner optimiser must need no more than gradient, state and parameters, unlike a line search or a "
+            f"reduction on a plateau; {str(error).splitlines()[0]}"
+        ) from error
     update = jax.custom_jvp(plain_update)
 
     @update.defjvp

@@ -27,6 +27,7 @@ PREDICTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "log_probabilities": lambda outputs: (
         jax.nn.log_sigmoid(outputs) if outputs.shape[-1] == 1 else jax.nn.log_softmax(outputs)
     ),
+    "sigmoid": jax.nn.sigmoid,
     "raw": lambda outputs: outputs,
 }
 
@@ -52,7 +53,8 @@ class LossNetwork:
         differ by the factor C in the learning rate of theta. In logistic regression on MNIST some draws of phi
         fail under the mean with the paper's outer rate.
       predictions: what the network sees of the outputs: "probabilities" (softmax, or the sigmoid of a single
-        output), "log_probabilities", or "raw": logits, or a regression's values, for which the others are no good.
+        output) or "log_probabilities" of classes, "sigmoid" of each output where an example has several labels, or
+        "raw": logits, or a regression's values, for which the others are no good.
       use_progress: whether l_phi has the share of training that is done as a third input. Its weights start at zero, so
         that a fresh loss does not depend on it.
 
@@ -156,7 +158,8 @@ class LossNetwork:
             if progress is None:
                 raise ValueError(
                     "use_progress needs the share of training that is done: give `progress`, to a bilevel step as "
-                    "BilevelBatch.progress; got None"
+                    "BilevelBatch.progress, which a function around `apply` must declare and hand on "
+                    "(functools.wraps); got None"
                 )
             if jnp.shape(progress) != ():
                 raise ValueError(f"progress must be one number, the share of training done; got {jax.typeof(progress)}")

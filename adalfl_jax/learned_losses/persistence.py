@@ -135,6 +135,10 @@ def _describe(loss: LearnedLoss) -> dict[str, Any]:
     family = type(loss).__name__
     if FAMILIES.get(family) is not type(loss):
         raise ValueError(f"only {', '.join(FAMILIES)} can be saved; got {type(loss).__qualname__}")
+    if callable(getattr(loss, "task_loss", None)):
+        raise ValueError(
+            f"a {family} can be saved with a task loss that has a name, a key of TASK_LOSSES; got a function"
+        )
     settings = dataclasses.asdict(loss)  # pyright: ignore[reportArgumentType]
     settings = {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
     return {

@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from adalfl_jax.learned_losses.arguments import at_progress, declares, require_family
-from adalfl_jax.registry import lookup
 from adalfl_jax.settings import require_number
-from adalfl_jax.task_losses import TASK_LOSSES
-from adalfl_jax.types import LearnedLoss, PyTree
+from adalfl_jax.task_losses import find_task_loss
+from adalfl_jax.types import LearnedLoss, LossFn, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +41,8 @@ class RescaledLoss:
 
     Attributes:
       loss: M, any family that reads theta through the outputs alone.
-      task_loss: L, a key of `TASK_LOSSES`; taken on the targets M gets.
+      task_loss: L, a key of `TASK_LOSSES` or a function `(targets, outputs) -> scalar`, with which a loss cannot be
+        saved; taken on the targets M gets. Name that of the task: the default is for classes.
       floor: a, 0 for none.
       ceiling: b, None for none.
 
@@ -61,7 +61,7 @@ class RescaledLoss:
     """
 
     loss: LearnedLoss
-    task_loss: str = "softmax_cross_entropy"
+    task_loss: str | LossFn = "softmax_cross_entropy"
     floor: float = 0.0
     ceiling: float | None = None
 
@@ -69,7 +69,7 @@ class RescaledLoss:
         require_family(self.loss)
         if declares(self.loss.apply, "params"):
             raise ValueError(f"loss must not read theta (keyword argument `params`) to be rescaled; got {self.loss!r}")
-        lookup("task loss", TASK_LOSSES, self.task_loss)
+        find_task_loss(self.task_loss)
         require_number("floor", self.floor, least=0)
         if self.ceiling is not None:
             require_number("ceiling", self.ceiling)
@@ -96,7 +96,7 @@ class RescaledLoss:
     def _factor(self, loss_fn: Callable[[jax.Array], jax.Array], targets: jax.Array, outputs: jax.Array) -> jax.Array:
         (unit, squares), (task_unit, task_squares) = (
             _unit_and_squares(jax.grad(fn)(outputs))
-            for fn in (loss_fn, lambda outputs: TASK_LOSSES[self.task_loss](targets, outputs))
+            for fn in (loss_fn, lambda outputs: find_task_loss(self.task_loss)(targets, outputs))
         )
         has_direction = squares > 0
         ratio = task_unit / unit * jnp.sqrt(task_squares) / jnp.sqrt(jnp.where(has_direction, squares, 1))

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from adalfl_jax.learned_losses.network import require_params
-from adalfl_jax.registry import lookup
-from adalfl_jax.task_losses import TASK_LOSSES
-from adalfl_jax.types import PyTree
+from adalfl_jax.task_losses import find_task_loss
+from adalfl_jax.types import LossFn, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +19,8 @@ class ScaledTaskLoss:
     It answers whether a learned loss does more than tune the learning rate.
 
     Attributes:
-      task_loss: a key of `TASK_LOSSES`.
+      task_loss: L, a key of `TASK_LOSSES` or a function `(targets, outputs) -> scalar`, with which a loss cannot be
+        saved.
 
     Raises:
       ValueError: an unknown task loss.
@@ -29,10 +29,10 @@ class ScaledTaskLoss:
       Algorithms 3 and 4 of arXiv 2301.13247.
     """
 
-    task_loss: str = "softmax_cross_entropy"
+    task_loss: str | LossFn = "softmax_cross_entropy"
 
     def __post_init__(self) -> None:
-        lookup("task loss", TASK_LOSSES, self.task_loss)
+        find_task_loss(self.task_loss)
 
     def init(self, rng_key: jax.Array) -> PyTree:
         """phi = 0, a scale of 1, whatever the key."""
@@ -46,5 +46,5 @@ class ScaledTaskLoss:
           ValueError: targets that do not fit the outputs, or phi of another loss.
         """
         require_params(self, ScaledTaskLoss.init, phi_params)
-        task_loss = TASK_LOSSES[self.task_loss](targets, outputs)
+        task_loss = find_task_loss(self.task_loss)(targets, outputs)
         return jnp.exp(phi_params["log_scale"]).astype(task_loss.dtype) * task_loss

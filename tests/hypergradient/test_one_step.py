@@ -166,6 +166,30 @@ def test_a_model_with_a_backward_pass_of_its_own_is_told_to_unroll(name, backwar
     assert optax.tree.norm(estimate("unrolled", *state).gradient) > 0
 
 
+def test_a_backward_pass_that_cannot_be_transposed_is_told_with_the_reason_and_recomputed():
+    _, optimizer, loss, _, phi_params = make_problem()
+    sizes = jnp.array([3, 5])  # rows of each expert
+    experts = jnp.repeat(jnp.arange(2), sizes)
+
+    def ragged(params, model_state, inputs, **_):
+        return jax.lax.ragged_dot(inputs, params, sizes), model_state
+
+    def dense(params, model_state, inputs, **_):
+        return jnp.einsum("bi,bio->bo", inputs, params[experts]), model_state
+
+    params, inputs = jax.random.normal(jax.random.key(0), (2, 6, 4)), jax.random.normal(jax.random.key(1), (8, 6))
+    theta, part = adalfl_jax.Theta.create(params, (), optimizer), (inputs, jnp.arange(8) % 4)
+    batch = adalfl_jax.BilevelBatch(part, part)
+
+    def gradient(name, apply_fn):
+        model = Model(lambda key: (params, ()), apply_fn)
+        return estimate(name, model, loss, optimizer, theta, phi_params, batch).gradient
+
+    with pytest.raises(NotImplementedError, match=r'with hypergradient="recompute" or "unrolled" \(JAX: Unimplemented'):
+        gradient("forward", ragged)
+    chex.assert_trees_all_close(gradient("recompute", ragged), gradient("forward", dense), rtol=1e-4, atol=1e-7)
+
+
 @jax.custom_vjp
 def sealed(values):
     return values

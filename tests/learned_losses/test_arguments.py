@@ -118,6 +118,23 @@ def test_a_frozen_or_rescaled_one_passes_progress_on():
     scaled.apply(scaled.init(jax.random.key(0)), TARGETS, OUTPUTS, progress=0.5)
 
 
+def test_a_function_around_a_loss_passes_progress_on_where_it_says_so():
+    loss = adalfl_jax.LossNetwork(use_progress=True)
+
+    def silent(*arguments, **keywords):
+        return loss.apply(*arguments, **keywords)
+
+    @functools.wraps(loss.apply)
+    def telling(*arguments, **keywords):
+        return loss.apply(*arguments, **keywords)
+
+    phi, targets, outputs = loss.init(jax.random.key(0)), jnp.array([0, 1]), jnp.zeros((2, 3))
+    expected = loss.apply(phi, targets, outputs, progress=0.5)
+    assert at_progress(telling, 0.5)(phi, targets, outputs) == expected
+    with pytest.raises(ValueError, match=r"around `apply` must declare and hand on .functools\.wraps.; got None"):
+        at_progress(silent, 0.5)(phi, targets, outputs)
+
+
 def test_a_task_step_takes_the_progress_of_its_loss():
     (apply_fn, *_, optimizer), theta, phi, (batch, _) = make_parts(2, optax.sgd(0.1))
     frozen = adalfl_jax.FrozenLoss(LOSS, phi.params)

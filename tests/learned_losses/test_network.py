@@ -1,5 +1,6 @@
 """The loss network: its definition, its numerics at the edges, its errors."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -116,6 +117,17 @@ def test_the_hessian_is_finite_at_saturated_probabilities(predictions, single_ou
         assert jnp.isfinite(hessian).all()
 
 
+def test_several_labels_at_once_are_each_for_itself():
+    loss = LossNetwork(hidden_sizes=(5,), predictions="sigmoid")
+    phi_params = loss.init(jax.random.key(0))
+    targets = jnp.array([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
+    outputs = jax.random.normal(jax.random.key(1), targets.shape)
+    alone = [loss.apply(phi_params, targets[:, [c]], outputs[:, [c]]) for c in range(3)]
+    np.testing.assert_allclose(loss.apply(phi_params, targets, outputs), sum(alone), rtol=1e-6)
+    single = dataclasses.replace(loss, predictions="probabilities")  # of one output, which is a sigmoid too
+    np.testing.assert_allclose(alone[0], single.apply(phi_params, targets[:, [0]], outputs[:, [0]]), rtol=1e-6)
+
+
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("predictions", PREDICTIONS)
 def test_two_derivatives_equal_finite_differences(predictions):
@@ -139,7 +151,10 @@ def test_every_activation_serves_as_hidden_and_as_output(activation):
         ({"activation": "relus"}, r"unknown activation 'relus'; did you mean 'relu'.*smooth_leaky_relu.*tanh"),
         ({"output_activation": "soft"}, r"unknown output activation 'soft'.*softplus"),
         ({"reduction": "max"}, r"unknown reduction 'max'.*mean, sum"),
-        ({"predictions": "logits"}, r"unknown kind of predictions 'logits'.*log_probabilities, probabilities, raw"),
+        (
+            {"predictions": "logits"},
+            r"unknown kind of predictions 'logits'.*log_probabilities, probabilities, raw, sigmoid",
+        ),
         ({"beta": 0.0}, r"beta must be a number above 0; got 0.0"),
         ({"beta": float("nan")}, r"beta must be a number above 0; got nan"),
         ({"gamma": 1.0}, r"gamma must be a number in \[0, 1\); got 1.0"),

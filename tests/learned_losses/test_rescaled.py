@@ -12,7 +12,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import adalfl_jax
-from adalfl_jax.task_losses import softmax_cross_entropy
+from adalfl_jax.task_losses import softmax_cross_entropy, squared_error
 from adalfl_jax.training import ConfigError
 from adalfl_jax.training.setup import make_setup
 from tests.hypergradient.reference import assert_relative, estimate, finite_differences
@@ -205,6 +205,21 @@ class Regularizer:
 def test_bounds_out_of_their_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         adalfl_jax.RescaledLoss(**{"loss": NETWORK} | settings)
+
+
+@pytest.mark.parametrize("family", [adalfl_jax.RescaledLoss, adalfl_jax.ScaledTaskLoss])
+def test_a_task_loss_without_a_name_is_taken_and_cannot_be_saved(family, tmp_path):
+    settings = {"loss": NETWORK, "floor": 2.0} if family is adalfl_jax.RescaledLoss else {}
+    targets, outputs = jax.random.normal(jax.random.key(0), (2, 6, 3))
+    own, named = (
+        family(task_loss=task_loss, **settings)
+        for task_loss in (lambda targets, outputs: squared_error(targets, outputs), "squared_error")
+    )
+    phi_params = own.init(jax.random.key(1))
+    np.testing.assert_array_equal(*(loss.apply(phi_params, targets, outputs) for loss in (own, named)))
+    with pytest.raises(ValueError, match=rf"a {family.__name__} can be saved with a task loss that has a name"):
+        adalfl_jax.save_learned_loss(tmp_path / "loss.safetensors", own, phi_params)
+    adalfl_jax.save_learned_loss(tmp_path / "loss.safetensors", named, phi_params)
 
 
 def test_a_configuration_bounds_any_family():
