@@ -35,7 +35,7 @@ def prepare(
       DatasetError: an unknown name, TensorFlow is missing, or a download failed.
     """
     folder = Path(data_dir).expanduser() if data_dir else default_data_dir()
-    if name not in data.DATASETS and not name.lower().endswith(".npz"):
+    if name not in data.DATASETS and not data.is_file(name):
         _prepare_images(name, Location(folder, image_size=image_size))
     return data.load(name, data_dir=folder, cache_dir=cache_dir, image_size=image_size, streaming="always")
 

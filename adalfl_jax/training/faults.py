@@ -1,4 +1,4 @@
-"""What a step does about numbers that are not finite, and what it says of the health of phi."""
+"""What a step does about numbers that are not finite."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import optax
 
 from adalfl_jax.axes import zeros_like
 from adalfl_jax.training.state import RunState, Step
-from adalfl_jax.types import BilevelBatch, Phi, PyTree
+from adalfl_jax.types import BilevelBatch, PyTree
 
 SKIPPED = "skipped_steps"  # the metric of `skip_nonfinite`
 
@@ -50,10 +50,3 @@ def all_finite(tree: PyTree) -> jax.Array:
     """Whether every number of a pytree is, `[]` bool."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     return functools.reduce(operator.and_, (jnp.isfinite(leaf).all() for leaf in leaves), jnp.array(True))
-
-
-def phi_metrics(before: Phi, after: Phi) -> dict[str, jax.Array]:
-    """`phi_update_ratio`, the length of an update of phi over the length of phi, `[]`; 0 where phi is 0."""
-    norm = optax.tree.norm(before.params)
-    change = optax.tree.norm(optax.tree.sub(after.params, before.params))
-    return {"phi_update_ratio": jnp.where(norm > 0, change / jnp.where(norm > 0, norm, 1), 0)}

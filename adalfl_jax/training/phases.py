@@ -27,7 +27,7 @@ from adalfl_jax.learned_losses import fit_to_task_loss
 from adalfl_jax.learned_losses.fitting import draw_targets_and_outputs, relative_mismatch
 from adalfl_jax.task_losses import TASK_LOSSES
 from adalfl_jax.training.config import LEARNING
-from adalfl_jax.training.faults import phi_metrics, skip_nonfinite
+from adalfl_jax.training.faults import skip_nonfinite
 from adalfl_jax.training.hosts import is_first
 from adalfl_jax.training.sections import STARTS
 from adalfl_jax.training.setup import Setup, make_inner_optimizer
@@ -45,7 +45,7 @@ from adalfl_jax.training.sharding import (
 )
 from adalfl_jax.training.start import load_start
 from adalfl_jax.training.state import RunState, learning_rate_of
-from adalfl_jax.training.steps import STEPS, bilevel_problem, make_online_bilevel_step
+from adalfl_jax.training.steps import STEPS, bilevel_problem, make_online_bilevel_step, phi_metrics
 from adalfl_jax.types import Batch, BilevelBatch, LossFn, Phi, PyTree, Theta
 
 

@@ -20,6 +20,7 @@ from adalfl_jax.task_losses import FOR_LABELS, METRICS, TASK_LOSSES
 from adalfl_jax.training.config import TrainConfig
 from adalfl_jax.training.fields import ConfigError, require
 from adalfl_jax.training.hosts import is_first
+from adalfl_jax.training.sections import DatasetConfig
 from adalfl_jax.training.sharding import make_mesh, replicate
 from adalfl_jax.types import Batch, LearnedLoss, LossFn
 
@@ -52,7 +53,7 @@ def make_setup(config: TrainConfig, dataset: Dataset | None = None) -> Setup:
     """
     try:
         mesh = make_mesh(config)
-        dataset, outer_examples = _set_outer_examples_apart(config, dataset or load_dataset(config))
+        dataset, outer_examples = _set_outer_examples_apart(config, dataset or load_dataset(config.dataset))
         _check_augmentation(config, dataset)
         model = config.model.make(dataset.input_shape, dataset.num_outputs)
         learned_loss = config.learned_loss.make(config.task_loss)
@@ -125,13 +126,13 @@ def check_batch_size(config: TrainConfig, train: Batch, outer: Batch | None) -> 
             )
 
 
-def load_dataset(config: TrainConfig) -> Dataset:
-    """The dataset of a config.
+def load_dataset(config: DatasetConfig) -> Dataset:
+    """The dataset of this section of a config.
 
     Raises:
       DatasetError: as in `adalfl_jax.data.load`.
     """
-    settings = dataclasses.asdict(config.dataset)
+    settings = dataclasses.asdict(config)
     return data.load(settings.pop("name"), **settings)
 
 

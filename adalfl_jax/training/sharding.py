@@ -71,11 +71,9 @@ def _sizes(mesh: MeshConfig) -> tuple[int, int, int]:
     return seed, data, model
 
 
-def over_seeds(
-    mesh: Mesh | None, function: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0
-) -> Callable[..., Any]:
+def over_seeds(mesh: Mesh | None, function: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any]:
     """`jax.vmap` of a function of one seed, the seeds divided over the mesh."""
-    return jax.vmap(function, in_axes, out_axes, spmd_axis_name=None if mesh is None else SEED)
+    return jax.vmap(function, in_axes, spmd_axis_name=None if mesh is None else SEED)
 
 
 def replicated(mesh: Mesh | None) -> NamedSharding | None:

@@ -17,7 +17,6 @@ import optax
 from adalfl_jax.bilevel import BilevelStep, make_bilevel_step, make_task_step
 from adalfl_jax.reweighting import make_reweighting_step
 from adalfl_jax.task_losses import TASK_LOSSES
-from adalfl_jax.training.faults import phi_metrics
 from adalfl_jax.training.setup import Setup
 from adalfl_jax.training.sharding import on_parts
 from adalfl_jax.training.state import RunState, Step
@@ -56,6 +55,13 @@ def _online_step(setup: Setup, inner_optimizer: optax.GradientTransformation) ->
         return RunState(theta, phi), metrics._asdict() | phi_metrics(state.phi, phi)
 
     return step
+
+
+def phi_metrics(before: Phi, after: Phi) -> dict[str, jax.Array]:
+    """`phi_update_ratio`, the length of an update of phi over the length of phi, `[]`; 0 where phi is 0."""
+    norm = optax.tree.norm(before.params)
+    change = optax.tree.norm(optax.tree.sub(after.params, before.params))
+    return {"phi_update_ratio": jnp.where(norm > 0, change / jnp.where(norm > 0, norm, 1), 0)}
 
 
 def _fixed_step(setup: Setup, inner_optimizer: optax.GradientTransformation) -> Step:

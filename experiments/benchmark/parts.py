@@ -43,6 +43,7 @@ from experiments.page import Row, Table
 
 WHOLE = "the whole step"
 NUM_SEEDS = 10
+NUM_PRODUCTS = 50  # in a program
 PRODUCTS = {
     "logistic regression, 100 x 784 by 784 x 10": (100, 784, 10),
     "loss network, 1000 x 40 by 40 x 40": (1000, 40, 40),
@@ -79,7 +80,7 @@ def products(shapes: Mapping[str, tuple[int, int, int]], num_seeds: int, num_rou
     return Table(f"Products of matrices, {num_seeds} seeds at once", columns, rows)
 
 
-def product_program(shape: tuple[int, int, int], num_seeds: int, num_steps: int = 50) -> Program:
+def product_program(shape: tuple[int, int, int], num_seeds: int) -> Program:
     """Products `[S, B, n] @ [S, n, m]`, one after the other."""
     num_rows, num_in, num_out = shape
     inputs = jax.random.normal(jax.random.key(0), (num_seeds, num_rows, num_in))
@@ -87,10 +88,12 @@ def product_program(shape: tuple[int, int, int], num_seeds: int, num_steps: int 
 
     def run(weights: jax.Array) -> jax.Array:
         # The next product needs all of this one, so none can be left out or taken together with another.
-        return jax.lax.fori_loop(0, num_steps, lambda _, weights: weights + 1e-30 * (inputs @ weights).max(), weights)
+        return jax.lax.fori_loop(
+            0, NUM_PRODUCTS, lambda _, weights: weights + 1e-30 * (inputs @ weights).max(), weights
+        )
 
     compiled = jax.jit(run).lower(weights).compile()
-    return Program(lambda: weights, lambda weights: jax.block_until_ready(compiled(weights)), num_steps)
+    return Program(lambda: weights, lambda weights: jax.block_until_ready(compiled(weights)), NUM_PRODUCTS)
 
 
 def _table(name: str, num_steps: int | None, num_rounds: int) -> Table:

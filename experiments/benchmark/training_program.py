@@ -40,7 +40,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
 def dataset_of(config: TrainConfig, random_data: bool) -> Dataset:
     """The dataset of a configuration, or noise in its shapes and of its size."""
     if not random_data:
-        return load_dataset(config)
+        return load_dataset(config.dataset)
     settings = config.dataset
     spec = data.load_spec(settings.name, data_dir=settings.data_dir, image_size=settings.image_size)
     return data.random_dataset(settings.name, spec, spec.num_train or 10 * config.batch_size)

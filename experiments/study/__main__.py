@@ -36,10 +36,12 @@ from typing import Any, NamedTuple
 from absl import app, flags
 from rich.console import Console
 
+from adalfl_jax.data import Dataset
 from adalfl_jax.registry import lookup
 from adalfl_jax.training import TrainConfig, WorkdirError
 from adalfl_jax.training.machine import describe_machine
-from adalfl_jax.training.setup import make_setup
+from adalfl_jax.training.sections import DatasetConfig
+from adalfl_jax.training.setup import load_dataset, make_setup
 from adalfl_jax.training.workdir import BusyError, read_summary
 from experiments import page
 from experiments.launch import command_line, parse_flags, studies_folder, told_in_a_line
@@ -126,8 +128,9 @@ def main(argv: list[str]) -> None:
             jobs.take_share(_HELPER.value, _JOBS.value)
         _read_numbers()
         comparisons = [_reduced(comparison) if _QUICK.value else comparison for comparison in _chosen()]
+        load = functools.lru_cache(maxsize=8)(load_dataset)  # many comparisons are on the same data
         for comparison in comparisons:
-            _check(comparison)
+            _check(comparison, load)
     with told_in_a_line():
         if _HELPER.value:
             jobs.end_with_parent()
@@ -207,17 +210,18 @@ def _is_small(config: TrainConfig) -> bool:
     return config.dataset.name in ("digits", "diabetes")
 
 
-def _check(comparison: Comparison) -> None:
-    """Every configuration, and that the data are there and enough for a batch."""
+def _check(comparison: Comparison, load: Callable[[DatasetConfig], Dataset]) -> None:
+    """Every configuration, and that the data, which `load` gives, are there and enough for a batch."""
     seeds, first = range(1), comparison.arms[0]
     for arm in comparison.arms:
         for point in arm.grid:
             make_config(comparison, arm, point, seeds)
     sources = [make_source_config(arm.source, seeds) for arm in comparison.arms if arm.source is not None]
     for config in {source.dataset: source for source in sources}.values():
-        make_setup(config)
+        make_setup(config, load(config.dataset))
     for for_tuning in (False, True):
-        make_setup(make_config(comparison, first, first.grid[0], seeds, for_tuning=for_tuning))
+        config = make_config(comparison, first, first.grid[0], seeds, for_tuning=for_tuning)
+        make_setup(config, load(config.dataset))
 
 
 def _publish(comparison: Comparison, comparisons: list[Comparison], numbers: dict[str, Any]) -> None:

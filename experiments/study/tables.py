@@ -11,12 +11,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
-from adalfl_jax.analysis.figures import COLORS, STYLE
+from adalfl_jax.analysis.figures import COLORS, STYLE, is_error_rate
 from experiments import page
 from experiments.page import Table
 from experiments.study.arms import Comparison, field_words
 
-PERCENT = ("error_rate", "top_5_error_rate")
 HIGHLIGHT = COLORS["adalfl"]  # of what a figure is about
 
 
@@ -28,6 +27,11 @@ class Part(NamedTuple):
     comparisons: tuple[str, ...]  # names of those it is made of
     figure: Figure
     tables: tuple[Table, ...] = ()
+
+
+def scale_of(metric: str) -> int:
+    """What a metric is shown times: error rates are shown in percent."""
+    return 100 if is_error_rate(metric) else 1
 
 
 def comparison_parts(comparisons: Sequence[Comparison], known: Mapping[str, Any]) -> list[Part]:
@@ -42,7 +46,7 @@ def comparison_parts(comparisons: Sequence[Comparison], known: Mapping[str, Any]
 
 def comparison_table(numbers: dict[str, Any], metric: str) -> Table:
     """One row an arm, with its difference from the reference."""
-    scale = 100 if metric in PERCENT else 1
+    scale = scale_of(metric)
     name, unit = metric.replace("_", " "), " %" if scale == 100 else ""
     reference = numbers["arms"][numbers["reference"]]["title"]
     rows = [{**arm, "difference": numbers["differences"].get(name)} for name, arm in numbers["arms"].items()]
@@ -69,7 +73,7 @@ def comparison_table(numbers: dict[str, Any], metric: str) -> Table:
 
 def curves_figure(numbers: dict[str, Any]) -> Figure:
     """Mean test metric of every arm through training; the legend has them as they end, the highest first."""
-    scale = 100 if numbers["metric"] in PERCENT else 1
+    scale = scale_of(numbers["metric"])
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.2, 4.2), layout="constrained")
         axes = figure.subplots()

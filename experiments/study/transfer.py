@@ -18,7 +18,7 @@ from adalfl_jax.analysis.figures import COLORS, STYLE
 from experiments import page
 from experiments.page import Row, Table
 from experiments.study.arms import Arm, Comparison, Overrides, Source, grid
-from experiments.study.tables import PERCENT, Part
+from experiments.study.tables import Part, scale_of
 
 TASK_LOSS = "constant"  # the arm
 MODES: dict[str, tuple[str, Overrides]] = {
@@ -129,7 +129,7 @@ def _cell(numbers: dict[str, Any], name: str) -> str:
         return ""
     if "test" not in arm:
         return "diverged"
-    scale = 100 if numbers["metric"] in PERCENT else 1
+    scale = scale_of(numbers["metric"])
     signs = [
         f"{_sign(pair)} {'task' if pair['against'] == TASK_LOSS else 'own'}"
         for pair in numbers["pairs"]
@@ -152,7 +152,7 @@ def _figure(titles: Mapping[str, str], targets: list[dict[str, Any]]) -> Figure:
         figure = Figure(figsize=(1.8 + 2.1 * len(targets), 0.9 + 0.24 * len(titles)), layout="constrained")
         panels = np.atleast_1d(figure.subplots(1, len(targets), sharey=True))
         for axes, numbers in zip(panels, targets, strict=True):
-            scale = 100 if numbers["metric"] in PERCENT else 1
+            scale = scale_of(numbers["metric"])
             for name in (name for name in titles if "test" in numbers["arms"].get(name, {})):
                 values = scale * np.array(numbers["arms"][name]["test"]["per_seed"])
                 is_own = name.startswith("own_")

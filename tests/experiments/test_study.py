@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from adalfl_jax.training import ConfigError
 from adalfl_jax.training.machine import describe_machine
-from adalfl_jax.training.setup import examples_for_a_batch, make_setup
+from adalfl_jax.training.setup import examples_for_a_batch, load_dataset, make_setup
 from adalfl_jax.training.start import read_learned_losses
 from experiments import launch, page
 from experiments.study import __main__ as program
@@ -298,7 +298,7 @@ def test_half_of_every_clean_set_is_enough_for_a_batch():
 @pytest.mark.parametrize("name", ["digits_mlp", "diabetes_mlp"])
 def test_data_that_ship_are_enough_for_the_comparison_on_clean_labels(name):
     (comparison,) = (item for item in clean_labels.comparisons() if item.name == name)
-    program._check(comparison)
+    program._check(comparison, load_dataset)
 
 
 def test_tuning_holds_half_of_a_clean_set_out():

@@ -21,7 +21,7 @@ from adalfl_jax.training.chunk import (
     seeds_with_long_steps,
     seeds_without_gradient,
 )
-from adalfl_jax.training.faults import all_finite, phi_metrics, skip_nonfinite
+from adalfl_jax.training.faults import all_finite, skip_nonfinite
 from adalfl_jax.training.phases import (
     init_phi,
     init_training,
@@ -32,6 +32,7 @@ from adalfl_jax.training.phases import (
 )
 from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.state import RunState
+from adalfl_jax.training.steps import phi_metrics
 from adalfl_jax.types import Batch, Phi, Theta
 from tests.training.same_run import assert_same_run
 from tests.training.test_resume import run_in_pieces
