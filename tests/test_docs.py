@@ -262,6 +262,26 @@ def test_the_readme_has_the_errors_with_wrong_labels(arm):
     ]
 
 
+@pytest.mark.parametrize(
+    ("problem", "rival"),
+    [
+        ("MNIST, MLP 784-256-10", "symmetric cross-entropy, then the clean set"),
+        ("Fashion-MNIST, MLP 784-256-10", "symmetric cross-entropy, decayed"),
+    ],
+)
+def test_the_readme_has_the_errors_over_all_noises(problem, rival):
+    (table,) = re.findall(r"^\*\*One method for every noise: [^\n]*\n\n(.*?)\n\n", RESULTS, re.DOTALL | re.MULTILINE)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    means = {row[2]: row[3].partition(" ")[0] for row in rows if row[0] == problem}
+    (line,) = re.findall(
+        r"^- \*\*One method for every noise\.\*\*(.*?)^- ", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    assert means["AdaLFL, untuned"] in line
+    assert means[rival] in line
+    others = [float(mean) for arm, mean in means.items() if arm not in ("AdaLFL, untuned", rival)]
+    assert max(float(means["AdaLFL, untuned"]), float(means[rival])) < min(others)
+
+
 @pytest.mark.parametrize("arm", ["AdaLFL, untuned", "cross-entropy, then the clean set"])
 def test_the_guide_says_what_a_hundred_clean_labels_are_worth(arm):
     text = (ROOT / "docs" / "noisy_labels.md").read_text()
