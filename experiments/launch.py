@@ -28,7 +28,7 @@ from adalfl_jax.data import DatasetError
 from adalfl_jax.registry import require_known
 from adalfl_jax.training import ConfigError, DivergenceError, PreemptionError, TrainConfig
 from adalfl_jax.training.fields import field_paths
-from adalfl_jax.training.workdir import find_folder
+from adalfl_jax.training.files import find_folder
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from adalfl_jax.training.workdir import hold_workdir, write_json, write_text
+from adalfl_jax.training.files import hold_workdir, write_json, write_text
 
 WRITE = flags.DEFINE_string("write", None, "Markdown page that the tables are also written into, section by section.")
 

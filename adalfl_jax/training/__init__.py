@@ -2,8 +2,8 @@
 
 from adalfl_jax.training.config import TrainConfig as TrainConfig
 from adalfl_jax.training.fields import ConfigError as ConfigError
+from adalfl_jax.training.files import WorkdirError as WorkdirError
 from adalfl_jax.training.preemption import PreemptionError as PreemptionError
 from adalfl_jax.training.results import DivergenceError as DivergenceError
 from adalfl_jax.training.run import compare as compare
 from adalfl_jax.training.run import train as train
-from adalfl_jax.training.workdir import WorkdirError as WorkdirError

@@ -19,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from adalfl_jax.training.config import LEARNING, TrainConfig
+from adalfl_jax.training.files import WorkdirError
 from adalfl_jax.training.hosts import arrays_of_first, is_first, on_first
 from adalfl_jax.training.phases import init_phi, init_rate_factor, init_theta, make_seed_keys
 from adalfl_jax.training.preemption import PreemptionError
@@ -27,7 +28,7 @@ from adalfl_jax.training.sections import CheckpointConfig, MeshConfig
 from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.sharding import place, to_host
 from adalfl_jax.training.state import RunState
-from adalfl_jax.training.workdir import WorkdirError, require_same_data
+from adalfl_jax.training.workdir import require_same_data
 
 # The process that writes needs no other for it.
 _ALONE = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})

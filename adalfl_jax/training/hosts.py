@@ -17,8 +17,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from adalfl_jax.training.fields import ConfigError, differing_keys
+from adalfl_jax.training.files import WorkdirError
 from adalfl_jax.training.sections import HostsConfig
-from adalfl_jax.training.workdir import WorkdirError
 
 Value = TypeVar("Value")
 

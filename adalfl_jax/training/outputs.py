@@ -18,6 +18,7 @@ from adalfl_jax.learned_losses import save_learned_loss
 from adalfl_jax.training import workdir as layout
 from adalfl_jax.training.checkpoint import save_state
 from adalfl_jax.training.config import METHODS
+from adalfl_jax.training.files import WorkdirError, keep_on_disk, read_json, reading, write_json, writing
 from adalfl_jax.training.hosts import is_first
 from adalfl_jax.training.machine import describe_machine
 from adalfl_jax.training.results import DivergenceError, MethodResult
@@ -37,8 +38,8 @@ def finish_run(workdir: Path, setup: Setup, results: Sequence[MethodResult], *, 
     figures = write_figures(workdir / layout.FIGURES, record)
     if with_report:
         write_report(workdir / layout.REPORT, record, figures)
-    layout.keep_on_disk(workdir / layout.METRICS, workdir / layout.SHAPES)
-    layout.write_json(workdir / layout.SUMMARY, summary)
+    keep_on_disk(workdir / layout.METRICS, workdir / layout.SHAPES)
+    write_json(workdir / layout.SUMMARY, summary)
     return summary
 
 
@@ -52,10 +53,10 @@ def rebuild_report(workdir: Path) -> list[Path]:
       WorkdirError: no run in the folder, one whose files cannot be read, or a folder that cannot be written to.
     """
     if not (workdir / layout.CONFIG).is_file():
-        raise layout.WorkdirError(f"{workdir} holds no run: it has no {layout.CONFIG}")
+        raise WorkdirError(f"{workdir} holds no run: it has no {layout.CONFIG}")
     is_over = (workdir / layout.SUMMARY).is_file()
     record = read_record(workdir) if is_over else read_unfinished(workdir)
-    with layout.writing(workdir):
+    with writing(workdir):
         figures = write_figures(workdir / layout.FIGURES, record)
         write_report(workdir / layout.REPORT, record, figures)
         animation = workdir / layout.FIGURES / "loss_shapes.gif"
@@ -72,12 +73,12 @@ def read_record(workdir: Path, summary: dict[str, Any] | None = None) -> RunReco
     shapes_path, metrics_path = workdir / layout.SHAPES, workdir / layout.METRICS
     shapes: dict[str, np.ndarray] = {}
     if shapes_path.exists():
-        with layout.reading(shapes_path), shapes_path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+        with reading(shapes_path), shapes_path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             shapes = dict(file)
-    with layout.reading(metrics_path):
+    with reading(metrics_path):
         lines = metrics_path.read_text().splitlines()
     return RunRecord(
-        config=layout.read_json(workdir / layout.CONFIG, "command"),
+        config=read_json(workdir / layout.CONFIG, "command"),
         summary=summary if summary is not None else layout.read_summary(workdir),
         scalars=layout.read_records(metrics_path, lines),
         shapes=shapes,

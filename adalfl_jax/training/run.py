@@ -23,6 +23,7 @@ from adalfl_jax.training.config import FOR_CLEAN_SETS, LEARNING, METHODS, TrainC
 from adalfl_jax.training.digest import digest_of_offline_phase
 from adalfl_jax.training.evaluation import Evaluation
 from adalfl_jax.training.fields import require
+from adalfl_jax.training.files import WorkdirError, find_folder, hold_workdir, is_worked_on
 from adalfl_jax.training.hosts import connect, is_first, largest, on_first, require_same
 from adalfl_jax.training.outputs import finish_run, save_last_finite_state
 from adalfl_jax.training.phases import (
@@ -111,21 +112,19 @@ def _run(
     with contextlib.ExitStack() as held:
         if (summary := _read_finished(setup, workdir, command)) is not None:
             return summary
-        on_first(lambda: held.enter_context(layout.hold_workdir(workdir)))
+        on_first(lambda: held.enter_context(hold_workdir(workdir)))
         if (summary := _read_finished(setup, workdir, command)) is not None:  # by who held it till now
             return summary
         folder = Path(on_first(lambda: str(layout.open_workdir(workdir, config, command, setup.dataset.content))))
         shared = None
         if offline_dir is not None and shares_offline:
-            shared = layout.find_folder(offline_dir) / digest_of_offline_phase(config)
+            shared = find_folder(offline_dir) / digest_of_offline_phase(config)
         try:
             return _run_methods(setup, methods, folder, shared, with_report=command == "compare")
-        except layout.WorkdirError:
+        except WorkdirError:
             raise
         except OSError as error:  # a full disk, a folder that is gone
-            raise layout.WorkdirError(
-                f"the run in {folder} broke off: {error}. Once that is mended it goes on"
-            ) from error
+            raise WorkdirError(f"the run in {folder} broke off: {error}. Once that is mended it goes on") from error
 
 
 def _warn_of_a_random_loss(config: TrainConfig, methods: tuple[str, ...]) -> None:
@@ -145,12 +144,12 @@ def _read_finished(setup: Setup, workdir: str | os.PathLike[str], command: str) 
     if summary is None:
         return None
     if (data := summary.get("data", setup.dataset.content)) != setup.dataset.content:  # older ones do not say
-        raise layout.WorkdirError(
+        raise WorkdirError(
             f"{workdir} holds this run, finished, on other data than config.dataset names now ({data} -> "
             f"{setup.dataset.content}); bring those back, or choose a new folder"
         )
     tell(f"{workdir} holds this run, finished; its summary is read back.")
-    if is_first() and not layout.is_worked_on(workdir):
+    if is_first() and not is_worked_on(workdir):
         layout.remove_checkpoints(workdir)  # where the run was killed just before it did
     return summary
 
@@ -257,7 +256,7 @@ class _Run:
             )
             with contextlib.ExitStack() as held:
                 if (shared := self.offline_checkpoints) is not None:
-                    on_first(lambda: held.enter_context(layout.hold_workdir(shared)))
+                    on_first(lambda: held.enter_context(hold_workdir(shared)))
                 history = self.stages.advance(stage)
             self._offline = history.state, history.seconds
         return self._offline

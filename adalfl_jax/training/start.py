@@ -17,6 +17,7 @@ from adalfl_jax.registry import suggestion
 from adalfl_jax.training import workdir as layout
 from adalfl_jax.training.config import TrainConfig
 from adalfl_jax.training.fields import ConfigError, differing_keys
+from adalfl_jax.training.files import WorkdirError
 from adalfl_jax.training.sections import STARTS
 from adalfl_jax.types import LearnedLoss, PyTree
 
@@ -38,13 +39,11 @@ def read_learned_losses(workdir: Path) -> LearnedLosses:
       WorkdirError: no finished run in the folder, none that learned a loss, or files that cannot be read.
     """
     if not (workdir / layout.SUMMARY).is_file():
-        raise layout.WorkdirError(f"{workdir} holds no finished run: it has no {layout.SUMMARY}")
+        raise WorkdirError(f"{workdir} holds no finished run: it has no {layout.SUMMARY}")
     try:
         summary = layout.read_summary(workdir)
         if "learned_loss" not in summary:
-            raise layout.WorkdirError(
-                f"{workdir} holds no learned loss: its methods are {', '.join(summary['methods'])}"
-            )
+            raise WorkdirError(f"{workdir} holds no learned loss: its methods are {', '.join(summary['methods'])}")
         loss, seeds = load_learned_loss(workdir / layout.LEARNED_LOSS).loss, tuple(summary["seeds"])
         shapes = jax.eval_shape(loss.init, jax.random.key(0))
         like = {"phi": {"params": jax.tree.map(lambda leaf: np.empty((len(seeds), *leaf.shape), leaf.dtype), shapes)}}
@@ -52,10 +51,10 @@ def read_learned_losses(workdir: Path) -> LearnedLosses:
         args = ocp.args.PyTreeRestore(item=like, restore_args=options, partial_restore=True)  # pyright: ignore[reportCallIssue]
         with ocp.PyTreeCheckpointer() as checkpointer:
             state = checkpointer.restore((workdir / layout.STATES / summary["learned_loss"]["method"]).resolve(), args)
-    except layout.WorkdirError:
+    except WorkdirError:
         raise
     except Exception as error:  # whatever Orbax and its libraries raise on damaged files
-        raise layout.WorkdirError(f"the learned losses of {workdir} cannot be read: {error}") from error
+        raise WorkdirError(f"the learned losses of {workdir} cannot be read: {error}") from error
     return LearnedLosses(loss, state["phi"]["params"], seeds)
 
 
@@ -87,7 +86,7 @@ def load_start(config: TrainConfig) -> PyTree:
     if path.is_dir():
         try:
             found = read_learned_losses(path)
-        except layout.WorkdirError as error:
+        except WorkdirError as error:
             raise ConfigError(f"config.learned_loss.start: {error}") from error
         _check_loss(config, found.loss)
         params = _of_seeds(config, path, found)

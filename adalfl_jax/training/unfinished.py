@@ -14,6 +14,7 @@ from adalfl_jax.analysis.statistics import describe
 from adalfl_jax.training import workdir as layout
 from adalfl_jax.training.checkpoint import read_loss_shapes
 from adalfl_jax.training.config import LEARNING, METHODS, TrainConfig
+from adalfl_jax.training.files import is_worked_on, read_json, reading
 
 Rows = list[dict[str, Any]]
 
@@ -26,8 +27,8 @@ def read_unfinished(workdir: Path) -> RunRecord:
     Raises:
       WorkdirError: a file cannot be read, or holds something else.
     """
-    settings = layout.read_json(workdir / layout.CONFIG, "command")
-    with layout.reading(workdir / layout.CONFIG):
+    settings = read_json(workdir / layout.CONFIG, "command")
+    with reading(workdir / layout.CONFIG):
         config = TrainConfig.from_mapping({name: value for name, value in settings.items() if name != "command"})
     methods = config.methods if settings["command"] == "compare" else (config.method,)
     rows = _whole_rows(workdir, config.num_seeds)
@@ -42,7 +43,7 @@ def read_unfinished(workdir: Path) -> RunRecord:
         "comparisons": [],
         "environment": {},
         "progress": _progress(workdir, config, methods, rows),
-        "is_running": layout.is_worked_on(workdir),
+        "is_running": is_worked_on(workdir),
     }
     if drawn := [method for method in begun if f"{method}/values" in shapes]:
         valid = summary["methods"][drawn[-1]]["valid"]["per_seed"]
@@ -53,7 +54,7 @@ def read_unfinished(workdir: Path) -> RunRecord:
 def _whole_rows(workdir: Path, num_seeds: int) -> Rows:
     """The records that every seed has; the last ones may be half written."""
     path = workdir / layout.METRICS
-    with layout.reading(path):
+    with reading(path):
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     rows = layout.read_records(path, [line for line in lines if line.endswith("\n")])
     counts = Counter(_place(row) for row in rows)

@@ -14,6 +14,7 @@ import numpy as np
 from adalfl_jax.training import workdir as layout
 from adalfl_jax.training.config import TrainConfig
 from adalfl_jax.training.fields import ConfigError
+from adalfl_jax.training.files import write_json
 
 
 def require_wandb(config: TrainConfig) -> None:
@@ -84,5 +85,5 @@ def _run_id(workdir: Path) -> str:
     """The name of the workdir's run, drawn once."""
     path = workdir / layout.WANDB_ID
     if not path.exists():
-        layout.write_json(path, {"id": uuid.uuid4().hex[:12]})
+        write_json(path, {"id": uuid.uuid4().hex[:12]})
     return json.loads(path.read_text())["id"]

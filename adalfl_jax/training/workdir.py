@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import json
 import os
-import re
 import shutil
-import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from adalfl_jax.training.config import WITHOUT_EFFECT, TrainConfig
 from adalfl_jax.training.fields import differing_keys
+from adalfl_jax.training.files import WorkdirError, find_folder, read_json, reading, write_json, writing
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -31,91 +29,7 @@ WANDB_ID = "wandb_run.json"
 CHECKPOINTS = "checkpoints"  # of an unfinished run; all results are made of them again
 LAYOUT = 2  # to be raised whenever checkpoints change, or what a run makes of the same settings, its examples say
 _LAYOUT_FILE = "layout.json"
-_GLANCE, _POLL = 0.2, 0.01  # seconds; `is_worked_on` takes the lock for a moment, in which a run must be able to start
 _RESULTS = (METRICS, TENSORBOARD, SHAPES, LEARNED_LOSS, STATES, SUMMARY, FIGURES, REPORT)
-
-
-class WorkdirError(OSError):
-    """A folder that cannot take this run; the text says why and what to do."""
-
-
-class BusyError(WorkdirError):
-    """A folder that another process works on."""
-
-
-@contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Raises WorkdirError, with the name of a file of a run, for whatever fails while it is read."""
-    try:
-        yield
-    except PermissionError as error:
-        raise WorkdirError(f"{path} may not be read by this user; change its permissions") from error
-    except Exception as error:  # whatever parsers raise on damaged files
-        raise WorkdirError(f"{path} cannot be read ({error}); bring it back, or choose a new folder") from error
-
-
-@contextlib.contextmanager
-def writing(workdir: Path) -> Iterator[None]:
-    """Raises WorkdirError, with the name of a folder, for whatever cannot be written to it."""
-    try:
-        yield
-    except WorkdirError:
-        raise
-    except OSError as error:
-        raise WorkdirError(f"cannot write to workdir {workdir}: {error}") from error
-
-
-def find_folder(path: str | os.PathLike[str]) -> Path:
-    """The folder that a user named, as an absolute path.
-
-    Raises:
-      WorkdirError: an empty name, or that of a bucket.
-    """
-    name = os.fspath(path)
-    if not name or re.match(r"\w{2,}:/", name):  # a letter would be a drive
-        raise WorkdirError(f"a workdir must be a folder of this machine, where a bucket may be mounted; got {name!r}")
-    return Path(name).expanduser().resolve()
-
-
-@contextlib.contextmanager
-def hold_workdir(path: str | os.PathLike[str], *, patience: float = _GLANCE) -> Iterator[None]:
-    """Keeps other processes off the folder, which is made where it does not exist; a killed one lets go of it.
-
-    Systems and file systems without locks keep nobody off.
-
-    Args:
-      path: the folder.
-      patience: seconds to wait for another process.
-
-    Raises:
-      BusyError: another process works on it.
-      WorkdirError: it cannot be made.
-    """
-    workdir = find_folder(path)
-    with writing(workdir):
-        workdir.mkdir(parents=True, exist_ok=True)
-        folder = os.open(workdir, os.O_RDONLY)
-    try:
-        with contextlib.suppress(ImportError):
-            _lock(workdir, folder, patience)
-        yield
-    finally:
-        os.close(folder)
-
-
-def _lock(workdir: Path, folder: int, patience: float) -> None:
-    import fcntl  # not on every system
-
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            return fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if time.monotonic() > deadline:
-                raise BusyError(f"another process works on {workdir}; let it end, or choose a new folder") from error
-            time.sleep(_POLL)
-        except OSError:  # not on every file system
-            return None
 
 
 def open_workdir(path: str | os.PathLike[str], config: TrainConfig, command: str, data: str | None = None) -> Path:
@@ -193,32 +107,6 @@ def remove_checkpoints(path: str | os.PathLike[str]) -> None:
     _remove(find_folder(path) / CHECKPOINTS)
 
 
-def is_worked_on(path: str | os.PathLike[str]) -> bool:
-    """Whether a process holds the folder; False where the system cannot tell, as across nodes without shared locks.
-
-    Raises:
-      WorkdirError: the folder cannot be looked at.
-    """
-    try:
-        with hold_workdir(path):
-            return False
-    except BusyError:
-        return True
-
-
-def read_json(path: Path, *keys: str) -> dict[str, Any]:
-    """The object in a JSON file of a run, which has these keys.
-
-    Raises:
-      WorkdirError: the file cannot be read, or holds something else.
-    """
-    with reading(path):
-        found = json.loads(path.read_text())
-        if not isinstance(found, dict) or not found.keys() >= set(keys):
-            raise ValueError(f"it must be an object with {', '.join(keys)}")
-        return found
-
-
 def read_records(path: Path, lines: Iterable[str]) -> list[dict[str, Any]]:
     """The records in lines of a file of metrics.
 
@@ -237,29 +125,6 @@ def _read_record(number: int, line: str) -> dict[str, Any]:
     if isinstance(record, dict) and record.keys() >= {"method", "phase", "seed", "step"}:
         return record
     raise ValueError(f"line {number} must be an object with method, phase, seed and step; got {line.strip()[:80]!r}")
-
-
-def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
-    """Writes JSON, as `write_text` does."""
-    write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 in one move, so that a reader never sees half a file, even after a power cut."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def keep_on_disk(*paths: Path) -> None:
-    """Waits until files that were written, where they exist, would be there after a power cut too."""
-    for path in paths:
-        if path.exists():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
 
 
 def _check_same_run(workdir: Path, wanted: dict[str, Any]) -> None:

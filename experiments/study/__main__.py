@@ -39,10 +39,11 @@ from rich.console import Console
 from adalfl_jax.data import Dataset
 from adalfl_jax.registry import lookup
 from adalfl_jax.training import TrainConfig, WorkdirError
+from adalfl_jax.training.files import BusyError
 from adalfl_jax.training.machine import describe_machine
 from adalfl_jax.training.sections import DatasetConfig
 from adalfl_jax.training.setup import load_dataset, make_setup
-from adalfl_jax.training.workdir import BusyError, read_summary
+from adalfl_jax.training.workdir import read_summary
 from experiments import page
 from experiments.launch import command_line, parse_flags, studies_folder, told_in_a_line
 from experiments.study import (

@@ -11,7 +11,7 @@ import numpy as np
 from adalfl_jax.analysis.record import RunRecord
 from adalfl_jax.analysis.statistics import adjust_p_values, describe, paired_difference, signed_rank_test
 from adalfl_jax.training.digest import digest_of
-from adalfl_jax.training.workdir import BusyError
+from adalfl_jax.training.files import BusyError
 from experiments.study.arms import Arm, Comparison, Overrides, field_words, make_config, make_source_config
 from experiments.study.runs import Diverged, Outcome, flat_share_of, outcome_of, run, started
 

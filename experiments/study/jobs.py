@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from adalfl_jax.training.workdir import BusyError, WorkdirError, hold_workdir, is_worked_on
+from adalfl_jax.training.files import BusyError, WorkdirError, hold_workdir, is_worked_on
 
 LOGS = "jobs"  # folder of what helpers print
 ENDED = (0, -signal.SIGTERM, 128 + signal.SIGTERM)  # how helpers end that have not failed

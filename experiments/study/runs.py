@@ -15,8 +15,8 @@ from adalfl_jax.analysis.measures import flat_share
 from adalfl_jax.analysis.record import RunRecord
 from adalfl_jax.training import DivergenceError, TrainConfig, train
 from adalfl_jax.training.digest import digest_of
+from adalfl_jax.training.files import write_json
 from adalfl_jax.training.outputs import read_record
-from adalfl_jax.training.workdir import write_json
 
 RUNS = "runs"
 OFFLINE = "offline"  # phases that several runs begin with

@@ -23,7 +23,8 @@ from ml_collections import config_flags
 
 from adalfl_jax.analysis.record import flatten
 from adalfl_jax.training import ConfigError
-from adalfl_jax.training.workdir import find_folder, require_own
+from adalfl_jax.training.files import find_folder
+from adalfl_jax.training.workdir import require_own
 from experiments.launch import CONFIG, WORKDIR, parse_flags, told_in_a_line
 from experiments.page import render_table
 from experiments.sweep.grid import Point, literal, make_points, parse_grid

@@ -16,8 +16,9 @@ from adalfl_jax import data
 from adalfl_jax.registry import require_known
 from adalfl_jax.training import ConfigError, TrainConfig
 from adalfl_jax.training.fields import field_paths
+from adalfl_jax.training.files import is_worked_on
 from adalfl_jax.training.start import pin_start
-from adalfl_jax.training.workdir import finished_summary, is_worked_on
+from adalfl_jax.training.workdir import finished_summary
 
 
 class Point(NamedTuple):

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adalfl_jax.analysis.statistics import adjust_p_values, paired_difference
+from adalfl_jax.training.files import WorkdirError, reading, write_json, writing
 from adalfl_jax.training.sections import DatasetConfig
-from adalfl_jax.training.workdir import WorkdirError, reading, write_json, writing
 from experiments.page import Row, Table
 from experiments.sweep.grid import Point
 from experiments.sweep.jobs import FAILED, last_line

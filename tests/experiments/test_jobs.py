@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from adalfl_jax.training.workdir import BusyError, WorkdirError, hold_workdir
+from adalfl_jax.training.files import BusyError, WorkdirError, hold_workdir
 from experiments.study import jobs, runs
 from experiments.study.arms import Arm, Comparison, grid, make_config
 from experiments.study.compare import compare_arms, do_free

@@ -14,7 +14,7 @@ from absl.testing import flagsaver
 from ml_collections.config_flags import get_config_filename
 
 from adalfl_jax.training import TrainConfig
-from adalfl_jax.training.workdir import hold_workdir
+from adalfl_jax.training.files import hold_workdir
 from experiments import launch
 from experiments.page import render_table
 from experiments.sweep import __main__ as program

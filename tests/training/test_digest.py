@@ -9,10 +9,10 @@ import pytest
 from adalfl_jax import save_learned_loss
 from adalfl_jax.training import ConfigError, run, train
 from adalfl_jax.training.digest import digest_of, digest_of_offline_phase
+from adalfl_jax.training.files import BusyError, hold_workdir
 from adalfl_jax.training.phases import Phase, init_phi, make_offline_phase, make_seed_keys, splits_of
 from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.state import RunState
-from adalfl_jax.training.workdir import BusyError, hold_workdir
 from tests.training.same_run import assert_same_run
 from tests.training.tiny import tiny_config
 

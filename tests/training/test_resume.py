@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from adalfl_jax.training import DivergenceError, PreemptionError, WorkdirError, compare, run, train
-from adalfl_jax.training.workdir import hold_workdir
+from adalfl_jax.training.files import hold_workdir
 from tests.training.same_run import assert_same_run, read_json
 from tests.training.tiny import DIABETES, snapshot, tiny_config
 

@@ -17,9 +17,10 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from adalfl_jax.training import ConfigError, PreemptionError, compare, run, train
+from adalfl_jax.training.files import hold_workdir
 from adalfl_jax.training.outputs import read_record
 from adalfl_jax.training.unfinished import read_unfinished
-from adalfl_jax.training.workdir import hold_workdir, open_workdir
+from adalfl_jax.training.workdir import open_workdir
 from experiments import report
 from tests.training.test_resume import SignalAfter
 from tests.training.tiny import tiny_config

@@ -1,22 +1,12 @@
 import errno
 import json
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from adalfl_jax.training import WorkdirError, workdir
-from adalfl_jax.training.workdir import (
-    finished_summary,
-    hold_workdir,
-    is_worked_on,
-    open_workdir,
-    read_records,
-    remove_checkpoints,
-    write_json,
-)
+from adalfl_jax.training import WorkdirError
+from adalfl_jax.training.files import write_json
+from adalfl_jax.training.workdir import finished_summary, open_workdir, read_records, remove_checkpoints
 from tests.training.tiny import snapshot, tiny_config
 
 SUMMARY = {"dataset": "digits", "metric": "error_rate", "num_steps": 20, "seeds": [0, 1], "methods": {}}
@@ -155,13 +145,6 @@ def test_a_file_that_may_not_be_read_is_not_taken_for_damaged(name, finished, mo
         enter(finished, tiny_config(), "train")
 
 
-def test_json_that_is_not_finite_does_not_replace_what_is_there(tmp_path):
-    write_json(tmp_path / "value.json", {"a": 1})
-    with pytest.raises(ValueError, match="JSON"):
-        write_json(tmp_path / "value.json", {"a": float("nan")})
-    assert json.loads((tmp_path / "value.json").read_text()) == {"a": 1}
-
-
 def test_half_a_config_file_of_a_run_that_was_killed_is_no_foreign_file(tmp_path):
     (tmp_path / "config.json.partial").write_text("{")
     assert open_workdir(tmp_path, tiny_config(), "train") == tmp_path
@@ -261,57 +244,3 @@ def test_a_file_where_checkpoints_go_is_told(tmp_path):
     (tmp_path / "checkpoints").write_text("")
     with pytest.raises(WorkdirError, match=r"cannot write to workdir .*checkpoints"):
         open_workdir(tmp_path, tiny_config(), "train")
-
-
-@pytest.mark.parametrize("name", ["", "gs://bucket/run", Path("s3://bucket/run")])
-@pytest.mark.parametrize(
-    "use",
-    [
-        lambda name: hold_workdir(name).__enter__(),
-        lambda name: open_workdir(name, tiny_config(), "train"),
-        is_worked_on,
-        remove_checkpoints,
-    ],
-)
-def test_what_is_no_folder_of_this_machine_is_refused(name, use, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(WorkdirError, match=rf"must be a folder of this machine, .* bucket .*; got '{name}'"):
-        use(name)
-    assert not list(tmp_path.iterdir())
-
-
-def test_two_processes_do_not_work_on_one_folder(tmp_path):
-    with hold_workdir(tmp_path / "run"):
-        with hold_workdir(tmp_path / "other"):
-            pass
-        with (
-            pytest.raises(WorkdirError, match=r"another process works on .*run; let it end"),
-            hold_workdir(tmp_path / "run"),
-        ):
-            pass
-    with hold_workdir(tmp_path / "run"):
-        open_workdir(tmp_path / "run", tiny_config(), "train")
-
-
-def test_a_run_starts_while_a_report_looks_whether_it_does(tmp_path, monkeypatch):
-    refused, sleep = threading.Event(), time.sleep
-    monkeypatch.setattr(workdir, "_GLANCE", 60.0)
-    monkeypatch.setattr(time, "sleep", lambda seconds: (refused.set(), sleep(seconds)))
-
-    def start() -> None:
-        with hold_workdir(tmp_path):
-            pass
-
-    with ThreadPoolExecutor() as pool:
-        with hold_workdir(tmp_path):  # as `is_worked_on` does
-            run = pool.submit(start)
-            assert refused.wait(timeout=60)
-        run.result(timeout=60)
-
-
-def test_a_folder_that_cannot_be_held_is_told(tmp_path):
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(WorkdirError, match="cannot write to workdir"), hold_workdir(tmp_path / "file"):
-        pass
-    with pytest.raises(WorkdirError, match="cannot write to workdir"):  # rather than that a process works on it
-        is_worked_on(tmp_path / "file")
