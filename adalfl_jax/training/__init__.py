@@ -2,6 +2,7 @@
 
 from adalfl_jax.training.config import TrainConfig as TrainConfig
 from adalfl_jax.training.fields import ConfigError as ConfigError
+from adalfl_jax.training.files import BusyError as BusyError
 from adalfl_jax.training.files import WorkdirError as WorkdirError
 from adalfl_jax.training.preemption import PreemptionError as PreemptionError
 from adalfl_jax.training.results import DivergenceError as DivergenceError

@@ -23,7 +23,7 @@ from adalfl_jax.training.config import FOR_CLEAN_SETS, LEARNING, METHODS, TrainC
 from adalfl_jax.training.digest import digest_of_offline_phase
 from adalfl_jax.training.evaluation import Evaluation
 from adalfl_jax.training.fields import require
-from adalfl_jax.training.files import WorkdirError, find_folder, hold_workdir, is_worked_on
+from adalfl_jax.training.files import BusyError, WorkdirError, find_folder, hold_workdir, is_worked_on
 from adalfl_jax.training.hosts import connect, is_first, largest, on_first, require_same
 from adalfl_jax.training.outputs import finish_run, save_last_finite_state
 from adalfl_jax.training.phases import (
@@ -52,7 +52,11 @@ from adalfl_jax.types import Theta
 
 
 def train(
-    config: TrainConfig, workdir: str | os.PathLike[str], *, offline_dir: str | os.PathLike[str] | None = None
+    config: TrainConfig,
+    workdir: str | os.PathLike[str],
+    *,
+    offline_dir: str | os.PathLike[str] | None = None,
+    wait: bool = True,
 ) -> dict[str, Any]:
     """Trains `config.method` for all seeds of the config and writes the workdir.
 
@@ -61,8 +65,9 @@ def train(
       workdir: a folder for this run alone. A finished run of the same config is not repeated, an unfinished one goes
         on.
       offline_dir: a folder of offline phases, each under a digest of all it depends on. The first run that needs one
-        trains and leaves it there, and others begin with it as if it were theirs, to the bit. Meanwhile they get a
-        `BusyError`, and can do something else.
+        trains and leaves it there, and others begin with it as if it were theirs, to the bit.
+      wait: for an offline phase that another run trains; if False that is a `BusyError`, so that the caller can do
+        something else meanwhile.
 
     Returns:
       What `summary.json` holds.
@@ -71,11 +76,12 @@ def train(
       ConfigError: a config whose parts do not fit together.
       DatasetError: data that are missing or damaged.
       WorkdirError: a folder that cannot be written, or holds something else.
-      BusyError: another process works on the folder, or on the offline phase; the same call goes on when that is done.
+      BusyError: another process works on the folder or, where that is not waited for, on the offline phase; the same
+        call goes on when it is done.
       DivergenceError: a number that is not finite; the last finite state is in the workdir.
       PreemptionError: SIGTERM or SIGINT came, and how far the run is has been saved.
     """
-    return _run(config, (config.method,), workdir, "train", offline_dir)
+    return _run(config, (config.method,), workdir, "train", offline_dir, wait)
 
 
 def compare(config: TrainConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -83,7 +89,7 @@ def compare(config: TrainConfig, workdir: str | os.PathLike[str]) -> dict[str, A
 
     Result and errors are those of `train`.
     """
-    return _run(config, config.methods, workdir, "compare", None)
+    return _run(config, config.methods, workdir, "compare", None, wait=True)
 
 
 def _run(
@@ -92,6 +98,7 @@ def _run(
     workdir: str | os.PathLike[str],
     command: str,
     offline_dir: str | os.PathLike[str] | None,
+    wait: bool,
 ) -> dict[str, Any]:
     for method in methods:
         fits = config.outer.split == "valid" or method not in FOR_CLEAN_SETS
@@ -120,7 +127,7 @@ def _run(
         if offline_dir is not None and shares_offline:
             shared = find_folder(offline_dir) / digest_of_offline_phase(config)
         try:
-            return _run_methods(setup, methods, folder, shared, with_report=command == "compare")
+            return _run_methods(setup, methods, folder, shared, wait, with_report=command == "compare")
         except WorkdirError:
             raise
         except OSError as error:  # a full disk, a folder that is gone
@@ -155,12 +162,12 @@ def _read_finished(setup: Setup, workdir: str | os.PathLike[str], command: str) 
 
 
 def _run_methods(
-    setup: Setup, methods: tuple[str, ...], folder: Path, shared: Path | None, *, with_report: bool
+    setup: Setup, methods: tuple[str, ...], folder: Path, shared: Path | None, wait: bool, *, with_report: bool
 ) -> dict[str, Any]:
     results = []
     only_first = MetricWriters(folder, setup.config) if is_first() else contextlib.nullcontext()
     with only_first as writers, Preemption() as preemption:
-        run = _Run(setup, writers, folder, shared, preemption)
+        run = _Run(setup, writers, folder, shared, preemption, wait)
         for method in methods:
             try:
                 results.append(run.method(method))
@@ -190,8 +197,10 @@ class _Run:
         workdir: Path,
         offline_checkpoints: Path | None,
         preemption: Preemption,
+        waits: bool,
     ):
         self.setup = setup
+        self.waits = waits
         self.offline_checkpoints = offline_checkpoints
         self.writers = writers
         self.keys: SeedKeys = make_seed_keys(setup.config.seeds, setup.mesh)
@@ -255,11 +264,32 @@ class _Run:
                 self.offline_checkpoints,
             )
             with contextlib.ExitStack() as held:
-                if (shared := self.offline_checkpoints) is not None:
-                    on_first(lambda: held.enter_context(hold_workdir(shared)))
+                if self.offline_checkpoints is not None:
+                    self._hold(self.offline_checkpoints, held)
                 history = self.stages.advance(stage)
             self._offline = history.state, history.seconds
         return self._offline
+
+    def _hold(self, shared: Path, held: contextlib.ExitStack) -> None:
+        """Keeps other runs off a shared offline phase; waits for one that another run trains, or for a signal."""
+
+        def hold() -> bool:
+            has_told = False
+            while not self.preemption.signal:
+                try:
+                    held.enter_context(hold_workdir(shared))
+                    return True
+                except BusyError:  # after a moment
+                    if not self.waits:
+                        raise
+                    if not has_told:
+                        tell(f"another process works on {shared}; this one waits for it")
+                    has_told = True
+            return False
+
+        if not on_first(hold):
+            number = signal.Signals(largest(self.preemption.signal or 0))
+            raise PreemptionError(number, f"the run was waiting for {shared}; start it again to go on")
 
     @functools.cached_property
     def _theta(self) -> Theta:

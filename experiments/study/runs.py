@@ -45,7 +45,7 @@ def run(config: TrainConfig, workdir: Path) -> RunRecord | Diverged:
     if failure.exists():
         return Diverged(json.loads(failure.read_text())["reason"])
     try:
-        train(config, folder, offline_dir=workdir / OFFLINE)
+        train(config, folder, offline_dir=workdir / OFFLINE, wait=False)  # there may be something else to train
     except DivergenceError as error:  # a finding about this arm, not the end of the study
         reason = str(error).replace(f"{folder.resolve()}{os.sep}", "")  # it is published, where paths say nothing
         write_json(failure, {"reason": reason, "config": config.to_dict()})

@@ -1,13 +1,17 @@
 """What results are known by, and the offline phases that runs share by it."""
 
 import dataclasses
+import os
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
 import pytest
 
 from adalfl_jax import save_learned_loss
-from adalfl_jax.training import ConfigError, run, train
+from adalfl_jax.training import ConfigError, PreemptionError, run, train
 from adalfl_jax.training.digest import digest_of, digest_of_offline_phase
 from adalfl_jax.training.files import BusyError, hold_workdir
 from adalfl_jax.training.phases import Phase, init_phi, make_offline_phase, make_seed_keys, splits_of
@@ -94,13 +98,37 @@ def test_a_shared_offline_phase_is_trained_once_and_gives_the_same_runs(tmp_path
         raise AssertionError("the offline phase is trained again")
 
     monkeypatch.setattr(run, "make_offline_phase", lambda setup: Phase(never, never))
-    with hold_workdir(shared / digest_of_offline_phase(adalfl)), pytest.raises(BusyError):
-        train(adalfl, tmp_path / "adalfl", offline_dir=shared)
-    summary = train(adalfl, tmp_path / "adalfl", offline_dir=shared)
+    waits = threading.Event()
+    monkeypatch.setattr(run, "tell", lambda text: waits.set() if "another process works on" in text else None)
+    with ThreadPoolExecutor() as pool:
+        with hold_workdir(shared / digest_of_offline_phase(adalfl)):
+            training = pool.submit(train, adalfl, tmp_path / "adalfl", offline_dir=shared)
+            assert waits.wait(timeout=60)
+            assert not training.done()
+        summary = training.result()
     assert [path.name for path in shared.iterdir()] == [digest_of_offline_phase(adalfl)]
-    assert [settings["offline_dir"] for settings in agreed] == [False, True, True, True]  # all processes alike
+    assert [settings["offline_dir"] for settings in agreed] == [False, True, True]  # which processes must agree on
     assert_same_run(tmp_path / "adalfl", tmp_path / "alone")
     assert summary["methods"]["adalfl"]["seconds"]["offline"] == ml3["methods"]["ml3"]["seconds"]["offline"]
+
+
+def test_a_signal_ends_the_wait_for_an_offline_phase(tmp_path, monkeypatch):
+    config = tiny_config(BRIEF, method="ml3")
+    shared = tmp_path / "offline" / digest_of_offline_phase(config)
+    with hold_workdir(shared), monkeypatch.context() as waiting:
+        waiting.setattr(run, "tell", lambda text: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(PreemptionError, match=r"SIGTERM: the run was waiting for .*to go on"):
+            train(config, tmp_path / "run", offline_dir=tmp_path / "offline")
+    assert train(config, tmp_path / "run", offline_dir=tmp_path / "offline")["methods"].keys() == {"ml3"}
+
+
+def test_an_offline_phase_that_another_run_trains_need_not_be_waited_for(tmp_path):
+    config = tiny_config(BRIEF, method="ml3")
+    shared = tmp_path / "offline" / digest_of_offline_phase(config)
+    with hold_workdir(shared), pytest.raises(BusyError, match=r"another process works on .*; let it end"):
+        train(config, tmp_path / "run", offline_dir=tmp_path / "offline", wait=False)
+    summary = train(config, tmp_path / "run", offline_dir=tmp_path / "offline", wait=False)
+    assert summary["methods"].keys() == {"ml3"}
 
 
 def test_an_offline_phase_that_is_not_kept_cannot_be_shared(tmp_path):
