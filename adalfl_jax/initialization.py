@@ -70,7 +70,7 @@ def make_offline_step(
 
 
 def initialize_offline(offline_step: OfflineStep, phi: Phi, batches: BilevelBatch) -> tuple[Phi, BilevelMetrics]:
-    """Runs Algorithm 1 as one `jax.lax.scan`.
+    """Runs Algorithm 1 as one `jax.lax.scan`; outside of a trace it waits for the device, and looks at what came out.
 
     Args:
       offline_step: from `make_offline_step`.
@@ -113,7 +113,7 @@ def initialize_offline(offline_step: OfflineStep, phi: Phi, batches: BilevelBatc
         )
     phi, metrics = jax.lax.scan(offline_step, phi, batches)
     norms = metrics.hypergradient_norm
-    if not isinstance(norms, Tracer) and not np.any(norms):
+    if not isinstance(norms, Tracer) and norms.size and not np.any(norms):
         warnings.warn(
             "the meta-gradient was 0 at every step of the offline phase, so phi has not changed; the first step of the "
             "inner optimiser may not depend on phi, as under a warm-up from 0, or the learned loss may be flat",

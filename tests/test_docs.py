@@ -154,6 +154,7 @@ def figure(section, title, row, column, page=PERFORMANCE):
     return cells[head.index(column)].partition(" ")[0]
 
 
+README = (ROOT / "README.md").read_text()
 OWN, OURS, STEPS, MEMORY = "in own task-loss steps", "in steps of “JAX, forward”", "in task-loss steps", "temporary MB"
 GOALS = [
     ("peers", "MLP", "JAX, forward", OWN),
@@ -263,23 +264,21 @@ def test_the_readme_has_the_errors_with_wrong_labels(arm):
 
 
 @pytest.mark.parametrize(
-    ("problem", "rival"),
-    [
-        ("MNIST, MLP 784-256-10", "symmetric cross-entropy, then the clean set"),
-        ("Fashion-MNIST, MLP 784-256-10", "symmetric cross-entropy, decayed"),
-    ],
+    ("problem", "ahead"), [("MNIST, MLP 784-256-10", 3), ("Fashion-MNIST, MLP 784-256-10", 3), ("MNIST, LeNet-5", 4)]
 )
-def test_the_readme_has_the_errors_over_all_noises(problem, rival):
-    (table,) = re.findall(r"^\*\*One method for every noise: [^\n]*\n\n(.*?)\n\n", RESULTS, re.DOTALL | re.MULTILINE)
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-    means = {row[2]: row[3].partition(" ")[0] for row in rows if row[0] == problem}
-    (line,) = re.findall(
-        r"^- \*\*One method for every noise\.\*\*(.*?)^- ", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE
+def test_the_pages_have_the_errors_over_all_noises(problem, ahead):
+    """Of so many arms, the best, AdaLFL among them."""
+    (table,) = re.findall(
+        r"^\*\*One method for all wrong labels: [^\n]*\n\n(.*?)\n\n", RESULTS, re.DOTALL | re.MULTILINE
     )
-    assert means["AdaLFL, untuned"] in line
-    assert means[rival] in line
-    others = [float(mean) for arm, mean in means.items() if arm not in ("AdaLFL, untuned", rival)]
-    assert max(float(means["AdaLFL, untuned"]), float(means[rival])) < min(others)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    best = [(row[2], row[3].partition(" ")[0]) for row in rows if row[0] == problem][:ahead]
+    assert "AdaLFL, untuned" in dict(best)
+    (paragraph,) = re.findall(r"^\*\*One method for every noise\.\*\*(.*?)\n\n", RESULTS, re.DOTALL | re.MULTILINE)
+    assert [mean for _, mean in best if mean not in paragraph] == []
+    (line,) = re.findall(r"^- \*\*One method for every noise\.\*\*(.*?)^- ", README, re.DOTALL | re.MULTILINE)
+    if "LeNet-5" not in problem:
+        assert dict(best)["AdaLFL, untuned"] in line
 
 
 @pytest.mark.parametrize("arm", ["AdaLFL, untuned", "cross-entropy, then the clean set"])

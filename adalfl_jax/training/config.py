@@ -95,7 +95,6 @@ class TrainConfig:
         lookup("metric", METRICS, self.metric)
         require_known("on_nonfinite", FAULT_POLICIES, self.on_nonfinite)
         self._check_hypergradient()
-        self._check_milestones()
         for field in ("num_seeds", "batch_size", "num_steps", "eval_every"):
             require(field, getattr(self, field), getattr(self, field) >= 1, "a whole number of at least 1")
         require("outer.every", self.outer.every, self.outer.every <= self.num_steps, "at most config.num_steps")
@@ -130,11 +129,6 @@ class TrainConfig:
         if name in DIFFERENCES:
             is_coarse = self.model.compute_dtype == "bfloat16"
             require("hypergradient", name, not is_coarse, '"forward" with model.compute_dtype "bfloat16"')
-
-    def _check_milestones(self) -> None:
-        if self.inner.schedule == "milestones":
-            fits = self.inner.milestones[0] < self.num_steps
-            require("inner.milestones", self.inner.milestones, fits, f"steps below config.num_steps, {self.num_steps}")
 
     @property
     def seeds(self) -> tuple[int, ...]:

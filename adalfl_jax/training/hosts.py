@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from adalfl_jax.training.fields import ConfigError, differing_keys
-from adalfl_jax.training.files import WorkdirError
+from adalfl_jax.training.files import BusyError, WorkdirError
 from adalfl_jax.training.sections import HostsConfig
 
 Value = TypeVar("Value")
@@ -71,7 +71,7 @@ def on_first(function: Callable[[], Value]) -> Value:
       function: returns what JSON takes.
 
     Raises:
-      WorkdirError: in all of them, where the function does.
+      WorkdirError: in all of them, where the function does; a BusyError stays one.
     """
     if jax.process_count() == 1:
         return function()
@@ -80,10 +80,10 @@ def on_first(function: Callable[[], Value]) -> Value:
         try:
             outcome = {"value": function()}
         except WorkdirError as error:
-            outcome = {"error": str(error)}
+            outcome = {"error": str(error), "is_busy": isinstance(error, BusyError)}
     outcome = json.loads(_broadcast(json.dumps(outcome).encode()))
     if "error" in outcome:
-        raise WorkdirError(outcome["error"])
+        raise (BusyError if outcome["is_busy"] else WorkdirError)(outcome["error"])
     return outcome["value"]
 
 

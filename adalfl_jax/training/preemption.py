@@ -28,7 +28,7 @@ class Preemption:
 
     A handler of Python's runs when the device is done with a chunk, which may take minutes. So Python's own one only
     tells a thread, which runs at once: it notes the first signal, and ends the process at the second. A signal that the
-    process ignores, as `nohup` and a script's `&` have it, stays ignored. Outside of the main thread, where no handler
+    process ignores, as a script's `&` has SIGINT, stays ignored. Outside of the main thread, where no handler
     can be set, nothing is listened for.
 
     Attributes:

@@ -122,16 +122,23 @@ def _run(
         on_first(lambda: held.enter_context(hold_workdir(workdir)))
         if (summary := _read_finished(setup, workdir, command)) is not None:  # by who held it till now
             return summary
-        folder = Path(on_first(lambda: str(layout.open_workdir(workdir, config, command, setup.dataset.content))))
         shared = None
         if offline_dir is not None and shares_offline:
             shared = find_folder(offline_dir) / digest_of_offline_phase(config)
+            if not wait:  # looked for now, not once files are written and programs compiled
+                on_first(functools.partial(_refuse_if_busy, shared))
+        folder = Path(on_first(lambda: str(layout.open_workdir(workdir, config, command, setup.dataset.content))))
         try:
             return _run_methods(setup, methods, folder, shared, wait, with_report=command == "compare")
         except WorkdirError:
             raise
         except OSError as error:  # a full disk, a folder that is gone
             raise WorkdirError(f"the run in {folder} broke off: {error}. Once that is mended it goes on") from error
+
+
+def _refuse_if_busy(shared: Path) -> None:
+    if shared.is_dir() and is_worked_on(shared):
+        raise BusyError(f"another run trains the offline phase {shared}; this one can begin when that is done")
 
 
 def _warn_of_a_random_loss(config: TrainConfig, methods: tuple[str, ...]) -> None:

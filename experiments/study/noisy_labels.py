@@ -288,7 +288,12 @@ def _overview(known: Mapping[str, Any], suffix: str) -> list[Part]:
     if len(contests) < 2:
         return []
     title, names = "AdaLFL, untuned, and rivals tuned for each noise", tuple(contest.name for contest in contests)
-    tables = (contests_table(contests), *average_tables(contests))
+    wrong = [contest for contest in contests if contest.noise != SHOWN["clean"]]
+    tables = (
+        contests_table(contests),
+        *average_tables(wrong, "One method for all wrong labels"),
+        *average_tables(contests, "One method for wrong labels and right ones"),
+    )
     return [Part(f"noisy_labels{suffix}", title, names, contests_figure(contests, KEY_ARMS), tables)]
 
 

@@ -25,9 +25,9 @@ BEST_NOTE = (
     f"those of the tables below; level means p of {SIGNIFICANT} or more."
 )
 AVERAGE_NOTE = (
-    "Means over all noises of a problem in the table before, seed by seed, and paired t-tests of their logarithms, "
-    "adjusted for their number. The last column is how far an arm is from the best of these arms at the noise that "
-    "suits it least. A rival is tuned for each noise."
+    "Geometric means over rows of a problem in the first table, seed by seed, and paired t-tests of their logarithms, "
+    "adjusted for their number: they are about other seeds, not about other noises. The last column is how far an arm "
+    "is from the best of these arms in the row that suits it least. A rival is tuned for each noise."
 )
 FEWEST = 3  # noises that are averaged over
 TICKS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0)
@@ -129,10 +129,14 @@ def contests_table(contests: Sequence[Contest]) -> Table:
     )
 
 
-def average_tables(contests: Sequence[Contest]) -> tuple[Table, ...]:
+def average_tables(contests: Sequence[Contest], title: str) -> tuple[Table, ...]:
     """For each problem the arms that all of its contests have, by their error over all; no table without any.
 
     Averaged are logarithms, seed by seed, so that no noise counts for more than another.
+
+    Args:
+      contests: what is averaged over.
+      title: of the table.
     """
     rows: list[Row] = []
     for problem in dict.fromkeys(contest.problem for contest in contests):
@@ -151,15 +155,15 @@ def average_tables(contests: Sequence[Contest]) -> tuple[Table, ...]:
         return f"{np.exp(row['test']['mean_difference']):.2f}{around}"
 
     table = Table(
-        "One method for every noise: the geometric mean of test error rates, %",
+        f"{title}: the geometric mean of test error rates, %",
         {
             "problem": lambda row: row["problem"],
-            "noises": lambda row: str(row["noises"]),
+            "rows": lambda row: str(row["contests"]),
             "arm": lambda row: row["arm"],
-            "mean over noises": lambda row: page.show_mean(row["error"], 100),
+            "mean over them": lambda row: page.show_mean(row["error"], 100),
             f"in that of {name}": ratio,
             "p": lambda row: page.show_number((row["test"] or {}).get("adjusted_p_value"), ".1g"),
-            "most, in the lowest at a noise": lambda row: f"{row['most']:.2f}",
+            "worst row, in the best there": lambda row: f"{row['most']:.2f}",
         },
         rows,
         (AVERAGE_NOTE,),
@@ -179,7 +183,7 @@ def _averages(contests: Sequence[Contest]) -> list[Row]:
     rows = [
         {
             "problem": first.problem,
-            "noises": len(contests),
+            "contests": len(contests),
             "arm": first.title(arm),
             "error": describe(np.exp(logarithms[arm]).tolist()),
             "test": None if arm == first.reference else paired_difference(logarithms[first.reference], logarithms[arm]),

@@ -80,7 +80,8 @@ def test_zero_gradient_gives_zeros_and_of_two_the_scale_is_one(zero):
 
 
 @pytest.mark.parametrize(
-    ("predictions", "low", "high"), [("probabilities", 0, 1), ("log_probabilities", -8, 0), ("raw", -3, 3)]
+    ("predictions", "low", "high"),
+    [("probabilities", 0, 1), ("log_probabilities", -8, 0), ("raw", -3, 3), ("sigmoid", 0, 1)],
 )
 def test_loss_shape_covers_the_range_of_the_predictions_with_zero_mean(predictions, low, high):
     loss = LossNetwork(hidden_sizes=(8,), predictions=predictions)

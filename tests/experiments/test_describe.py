@@ -13,11 +13,12 @@ from absl.testing import flagsaver
 import adalfl_jax
 from adalfl_jax import data
 from adalfl_jax.data import streaming
-from adalfl_jax.training.phases import init_phi, init_theta, make_seed_keys
+from adalfl_jax.training.phases import init_phi, init_theta, make_seed_keys, make_training_phase
+from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.state import RunState
 from experiments import describe, launch
 from tests.configs.test_configs import random_setup
-from tests.training.tiny import ROOT, SETTINGS
+from tests.training.tiny import ROOT, SETTINGS, tiny_config
 
 # ml_collections loads a configuration in a way that Python means to drop
 pytestmark = [
@@ -126,6 +127,31 @@ def test_the_flops_of_convolutions_are_those_of_one_seed_without_the_zeros_of_a_
 def test_a_mesh_does_not_change_the_flops_of_a_step(no_compilation):
     alone, divided = (measured("digits_mlp", "adalfl", {"mesh.data": parts})["flops"] for parts in (1, 2))
     assert alone == divided
+
+
+def test_outer_examples_are_as_many_as_a_run_has():
+    config = tiny_config({"outer.split": "valid", "outer.split_fraction": 0.45})
+    setup = make_setup(config)
+    train, outer = describe._splits(config, data.load_spec("digits"))
+    assert len(setup.outer_examples.inputs) == outer.inputs.shape[0] == 65  # of 144, and not 64
+    assert train.inputs.shape == setup.dataset.train.inputs.shape
+
+
+def test_a_chunk_is_no_longer_than_the_run(monkeypatch):
+    lengths = []
+
+    def make(*arguments):
+        phase = make_training_phase(*arguments)
+
+        def lower(*arguments, num_steps):
+            lengths.append(num_steps)
+            return phase.advance.lower(*arguments, num_steps=num_steps)
+
+        return phase._replace(advance=types.SimpleNamespace(lower=lower))
+
+    monkeypatch.setattr(describe, "make_training_phase", make)
+    measured("digits_mlp", "task_loss", {"num_steps": 3, "eval_every": 50})
+    assert lengths == [3]
 
 
 def test_data_that_are_streamed_are_no_arguments():

@@ -70,7 +70,7 @@ def test_each_contest_is_a_row_with_its_best_rival_and_the_numbers_of_others(kno
 
 
 def test_an_average_weighs_every_noise_alike_and_is_tested_seed_by_seed(known):
-    (table,) = overview.average_tables(contests_of(known))
+    (table,) = overview.average_tables(contests_of(known), "All")
     rows = cells(table)  # of one problem: the other has too few noises
     means = {"A": [0.02, 0.02, 0.16], "B": [0.04, 0.10, 0.05], "Ours": [0.01, 0.04, 0.10]}
     geometric = {arm: 100 * np.exp(np.log(values).mean()) for arm, values in means.items()}
@@ -96,7 +96,7 @@ def test_an_average_weighs_every_noise_alike_and_is_tested_seed_by_seed(known):
 
 def test_noises_of_other_seeds_are_not_averaged(known):
     known["mine_20"]["seeds"] = [7, 8, 9, 10]
-    assert overview.average_tables(contests_of(known)) == ()
+    assert overview.average_tables(contests_of(known), "All") == ()
 
 
 def test_a_rival_is_drawn_at_its_share_and_hollow_where_it_is_level(known):

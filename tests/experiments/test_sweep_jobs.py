@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+import cloudpickle
 import pytest
 
 from experiments.sweep import jobs
@@ -24,6 +25,17 @@ def test_a_run_that_fails_tells_its_last_words(tmp_path):
     code = "import sys; print('before'); sys.exit('ConfigError: it cannot be')"
     with pytest.raises(RuntimeError, match=r"^ConfigError: it cannot be$"):
         TrainingJob([sys.executable, "-c", code], tmp_path / "log")()
+
+
+def test_a_job_needs_neither_jax_nor_this_library_to_start(tmp_path):
+    jobs._make_executor("debug", {}, tmp_path)
+    content = cloudpickle.dumps(TrainingJob([sys.executable, "-c", "print('trains')"], tmp_path / "log"))
+    (tmp_path / "job").write_bytes(content)
+    program = "import pickle, sys; pickle.load(open(sys.argv[1], 'rb'))(); print(*sys.modules, sep='\\n')"
+    command = [sys.executable, "-c", program, str(tmp_path / "job")]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()  # noqa: S603
+    assert (tmp_path / "log").read_text() == "trains\n"
+    assert not {name for name in loaded if name.partition(".")[0] in ("jax", "adalfl_jax", "experiments")}
 
 
 # Signals

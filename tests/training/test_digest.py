@@ -125,8 +125,9 @@ def test_a_signal_ends_the_wait_for_an_offline_phase(tmp_path, monkeypatch):
 def test_an_offline_phase_that_another_run_trains_need_not_be_waited_for(tmp_path):
     config = tiny_config(BRIEF, method="ml3")
     shared = tmp_path / "offline" / digest_of_offline_phase(config)
-    with hold_workdir(shared), pytest.raises(BusyError, match=r"another process works on .*; let it end"):
+    with hold_workdir(shared), pytest.raises(BusyError, match=r"another run trains the offline phase .*; this one can"):
         train(config, tmp_path / "run", offline_dir=tmp_path / "offline", wait=False)
+    assert not any((tmp_path / "run").iterdir())  # nothing was begun
     summary = train(config, tmp_path / "run", offline_dir=tmp_path / "offline", wait=False)
     assert summary["methods"].keys() == {"ml3"}
 

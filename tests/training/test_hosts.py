@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adalfl_jax.training import ConfigError, hosts, train
+from adalfl_jax.training import BusyError, ConfigError, WorkdirError, hosts, train
 from adalfl_jax.training.hosts import connect
 from adalfl_jax.training.sections import HostsConfig
 from tests.training.same_run import assert_same_run
@@ -205,6 +205,23 @@ def test_arrays_go_to_the_other_processes_in_pieces(monkeypatch):
     for left, right in zip(found, arrays, strict=True):
         assert left.dtype == right.dtype
         np.testing.assert_array_equal(left, right)
+
+
+@pytest.mark.parametrize("kind", [BusyError, WorkdirError])
+def test_an_error_of_the_first_process_is_one_of_its_kind_in_all(kind, monkeypatch):
+    def fail():
+        raise kind("no place")
+
+    told = []
+    monkeypatch.setattr(hosts.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(hosts, "_broadcast", lambda content: told.append(content) or content)
+    with pytest.raises(WorkdirError, match="no place") as caught:
+        hosts.on_first(fail)
+    monkeypatch.setattr(hosts, "is_first", lambda: False)
+    monkeypatch.setattr(hosts, "_broadcast", lambda content: told[0])
+    with pytest.raises(WorkdirError, match="no place") as told_to_others:
+        hosts.on_first(fail)
+    assert caught.type is told_to_others.type is kind
 
 
 def test_what_differs_between_processes_is_refused_by_name(monkeypatch):
