@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import shutil
+import signal
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -16,6 +17,8 @@ os.environ.setdefault(
     "--xla_cpu_parallel_codegen_split_count=1"
     + " --xla_cpu_use_fusion_emitters=false" * importlib.metadata.version("jaxlib").startswith("0.10."),
 )
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's `&` has it; tests send it, and to children
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit the folder
     # Tests compile many programs twice. They share those of one session, read none of the user's and leave none behind.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="adalfl_jax_tests_")

@@ -1,4 +1,4 @@
-"""A method with the same settings for every noise, beside rivals that are tuned for each: two tables, a picture."""
+"""A method with the same settings for every noise, beside rivals that are tuned for each, in tables and a picture."""
 
 from __future__ import annotations
 
