@@ -73,12 +73,9 @@ def require_forward_mode(name: str, function: Callable[[PyTree], PyTree], point:
 
 def no_forward_mode(name: str, reason: Exception | None = None) -> NotImplementedError:
     """The error of an estimator that needs a forward-mode derivative which JAX cannot derive, for a reason it gives."""
-    others, said = '"unrolled"', ""
-    if reason is not None:  # only what was tried has failed, the transposition of the backward pass
-        others, said = (
-            '"recompute" or "unrolled"',
-            f" (JAX: {str(reason).strip().splitlines()[0]})" if str(reason) else "",
-        )
+    # With a reason only what was tried has failed, the transposition of the backward pass.
+    others = '"unrolled"' if reason is None else '"recompute" or "unrolled"'
+    said = f" (JAX: {str(reason).splitlines()[0]})" if reason is not None and str(reason) else ""
     return NotImplementedError(
         f"hypergradient={name!r} needs forward-mode derivatives of the model, and JAX cannot derive them here, as of a "
         f"jax.custom_vjp inside; build the step with hypergradient={others}{said}"

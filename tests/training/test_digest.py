@@ -132,6 +132,15 @@ def test_an_offline_phase_that_another_run_trains_need_not_be_waited_for(tmp_pat
     assert summary["methods"].keys() == {"ml3"}
 
 
+def test_nor_is_one_that_another_run_begins_to_train_a_moment_later(tmp_path, monkeypatch):
+    config = tiny_config(BRIEF, method="ml3")
+    shared = tmp_path / "offline" / digest_of_offline_phase(config)
+    monkeypatch.setattr(run, "is_worked_on", lambda folder: False)  # when this run looked
+    with hold_workdir(shared), pytest.raises(BusyError, match=r"another process works on .*; let it end"):
+        train(config, tmp_path / "run", offline_dir=tmp_path / "offline", wait=False)
+    assert train(config, tmp_path / "run", offline_dir=tmp_path / "offline")["methods"].keys() == {"ml3"}
+
+
 def test_an_offline_phase_that_is_not_kept_cannot_be_shared(tmp_path):
     config = tiny_config({"checkpoint.keep": 0}, method="ml3")
     with pytest.raises(ConfigError, match=r"checkpoint\.keep must be at least 1 to share an offline phase; got 0"):
