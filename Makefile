@@ -5,6 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/digits_mlp
 
+# Packages are installed without byte code. It is kept from the first import on, where an environment says otherwise too:
+# every program would spend half of its start on compiling what it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup quickstart pictures test test-slow lint format benchmark results results-quick clean
 .DEFAULT_GOAL := help
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import textwrap
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ HAND_MADE: dict[str, tuple[str, Any]] = {
 def learned_curves(workdir: Path) -> dict[str, list[list[float]]]:
     """Of every seed of a finished run the loss `values` `[S][P]` at `PROBABILITIES`, and its `pulls` `[S][P]`."""
     found = read_learned_losses(workdir)
-    values, pulls = jax.jit(jax.vmap(lambda params: _along(partial(found.loss.apply, params))))(found.params)
+    values, pulls = jax.jit(jax.vmap(lambda params: _along(functools.partial(found.loss.apply, params))))(found.params)
     return {"values": values.tolist(), "pulls": pulls.tolist()}
 
 
@@ -50,13 +50,18 @@ def shapes_figure(learned: Mapping[str, Mapping[str, Any]]) -> Figure:
                 label = "AdaLFL, a line a seed" if seed == 0 else None
                 _draw(column, values, pulls, color=HIGHLIGHT, alpha=0.5, label=label)
             for name, (label, style) in HAND_MADE.items():
-                _draw(column, *_along(TASK_LOSSES[name]), color="#374151", linestyle=style, label=label)
+                _draw(column, *_hand_made(name), color="#374151", linestyle=style, label=label)
             column[0].set(title=textwrap.fill(title, 24))
             column[1].set(xlabel="probability of the label")
         panels[0, 0].set_ylabel("loss, of 1 at .01")
         panels[1, 0].set_ylabel("pull, of its largest")
         figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     return figure
+
+
+@functools.cache
+def _hand_made(name: str) -> tuple[jax.Array, jax.Array]:
+    return jax.jit(lambda: _along(TASK_LOSSES[name]))()
 
 
 def _along(loss_fn: LossFn) -> tuple[jax.Array, jax.Array]:
