@@ -28,6 +28,7 @@ import jax
 import pytest
 from absl import logging
 
+NO_FIGURES = ("adalfl_jax.training.outputs.write_figures", lambda folder, record: {})
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -55,7 +56,15 @@ def strict_dtypes():
 @pytest.fixture
 def without_figures(monkeypatch):
     """Runs leave no pictures, which take a quarter of their time."""
-    monkeypatch.setattr("adalfl_jax.training.outputs.write_figures", lambda folder, record: {})
+    monkeypatch.setattr(*NO_FIGURES)
+
+
+@pytest.fixture(scope="module")
+def module_without_figures():
+    """The same for the runs of a fixture that tests share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(*NO_FIGURES)
+        yield
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ def workdir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def numbers(workdir):
+def numbers(workdir, module_without_figures):
     said = []
     found = compare_arms(COMPARISON, workdir, tuning_seeds=range(1), seeds=range(5, 8), say=said.append)
     assert len(said) == 3 + 2 + 6  # points of grids that are searched, and arms

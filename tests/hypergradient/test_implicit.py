@@ -123,8 +123,10 @@ def test_the_steps_of_a_pytree_of_inputs_are_those_of_an_array(name):
     outer = optax.adam(1e-2)
 
     def gradient_norm(apply_fn, wrap):
-        step = adalfl_jax.make_bilevel_step(
-            apply_fn, loss.apply, softmax_cross_entropy, optimizer, outer, hypergradient=name
+        step = jax.jit(
+            adalfl_jax.make_bilevel_step(
+                apply_fn, loss.apply, softmax_cross_entropy, optimizer, outer, hypergradient=name
+            )
         )
         parts = [(wrap(part.inputs), part.targets) for part in batch[:2]]
         phi = adalfl_jax.Phi.create(phi_params, outer)

@@ -88,7 +88,7 @@ def test_what_the_user_has_bound_is_not_asked_for_nor_replaced():
 def test_progress_may_begin_as_a_whole_number(hypergradient):
     outer = optax.adam(1e-2)
     parts, theta, phi, batches = make_parts(2, outer)
-    step = adalfl_jax.make_bilevel_step(*parts, outer, hypergradient=hypergradient)
+    step = jax.jit(adalfl_jax.make_bilevel_step(*parts, outer, hypergradient=hypergradient))
     found = []
     for start in (0, 0.0):
         after = step(theta, phi, batches[0]._replace(progress=start))

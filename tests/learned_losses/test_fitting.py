@@ -1,5 +1,7 @@
 """A loss that starts as the task loss."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -10,6 +12,7 @@ from adalfl_jax.learned_losses.fitting import draw_targets_and_outputs
 from adalfl_jax.task_losses import softmax_cross_entropy, squared_error
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def gradient(loss_fn, targets, outputs):
     return jax.grad(lambda f: loss_fn(targets, f))(outputs).ravel()
 
