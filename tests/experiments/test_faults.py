@@ -1,4 +1,7 @@
-"""Programs that are killed and started again, as a machine does it, end as one that ran through."""
+"""Programs that are killed and started again, as a machine does it, end as one that ran through.
+
+tests/training/test_resume.py has the same within a process, in a tenth of the time.
+"""
 
 from __future__ import annotations
 
@@ -77,6 +80,7 @@ def unbroken(tmp_path_factory, programs):
     return folder, run_to_the_end(folder, programs)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_told_to_end_and_then_killed_ends_as_an_unbroken_one(unbroken, programs, tmp_path):
     code, said = signal_at(start(tmp_path / "run", programs), "offline phase (ML3)  12/80", signal.SIGTERM)
     assert code == 128 + signal.SIGTERM

@@ -116,7 +116,13 @@ def test_settings_out_of_range_are_refused(name, settings, message):
         make_estimator(name, **settings)
 
 
-@pytest.mark.parametrize("name", sorted(set(ESTIMATORS) - set(ONE_INNER_STEP)))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("checkpointed", "conjugate_gradient") else [pytest.mark.slow])
+        for name in sorted(set(ESTIMATORS) - set(ONE_INNER_STEP))
+    ],
+)
 def test_the_steps_of_a_pytree_of_inputs_are_those_of_an_array(name):
     model, optimizer, loss, theta, phi_params = make_problem()
     batch = make_batch(jax.random.key(3), 3)

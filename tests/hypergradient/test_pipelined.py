@@ -83,7 +83,7 @@ def test_a_loop_equals_a_scan_and_vmapped_seeds_equal_single_ones():
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("estimator", ["forward", "recompute"])
+@pytest.mark.parametrize("estimator", ["forward", pytest.param("recompute", marks=pytest.mark.slow)])
 def test_steps_with_and_without_jit_take_turns(estimator):
     problem, *start = functions("batch_norm")
     step = adalfl_jax.make_bilevel_step(*problem, hypergradient=estimator, pipelined=True)

@@ -489,7 +489,7 @@ def test_the_first_step_has_the_length_that_is_asked_for(adjusted):
         )
 
 
-@pytest.mark.parametrize("method", ["ml3", "adalfl"])
+@pytest.mark.parametrize("method", [pytest.param("ml3", marks=pytest.mark.slow), "adalfl"])
 def test_the_length_of_the_first_step_changes_the_rate_of_each_seed_and_nothing_else(method, adjusted, tmp_path):
     start, config, folder, summary = adjusted
     state = final_state(config, folder / "run", method)

@@ -16,7 +16,7 @@ from absl.testing import flagsaver
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from adalfl_jax.training import ConfigError, PreemptionError, compare, run, train
+from adalfl_jax.training import ConfigError, PreemptionError, compare, outputs, run, train
 from adalfl_jax.training.files import hold_workdir
 from adalfl_jax.training.outputs import read_record
 from adalfl_jax.training.unfinished import read_unfinished
@@ -85,6 +85,7 @@ def watched(tmp_path_factory):
     seen = Watched(tmp_path_factory.mktemp("watched") / "run", Wandb(), [], [])
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "wandb", seen.wandb)
+        patch.setattr(outputs, "animate_loss_shapes", lambda path, record: False)  # tests of reports have it
         for num_chunks in (7, 8):
             with pytest.MonkeyPatch.context() as broken:
                 broken.setattr(run, "Preemption", SignalAfter(num_chunks))
