@@ -28,9 +28,10 @@ import jax
 import pytest
 from absl import logging
 
-NO_FIGURES = ("adalfl_jax.training.outputs.write_figures", lambda folder, record: {})
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+NO_FIGURES = ("adalfl_jax.training.outputs.write_figures", lambda folder, record: {})
 
 
 def pytest_unconfigure():

@@ -284,6 +284,15 @@ def test_the_pages_have_the_errors_over_all_noises(problem, ahead):
     assert [mean for _, mean in best if mean not in paragraph] == []
     (line,) = re.findall(r"^- \*\*One method for every noise\.\*\*(.*?)^- ", README, re.DOTALL | re.MULTILINE)
     assert dict(best)["AdaLFL, untuned"] in line
+    assert best[0][1] in line
+
+
+@pytest.mark.parametrize("model", ["MLP 784-256-10", "LeNet-5"])
+def test_the_readme_says_where_a_learned_loss_fails(model):
+    (line,) = re.findall(r"^- \*\*It can fail\.\*\*(.*?)^- ", README, re.DOTALL | re.MULTILINE)
+    worst = ("noisy_labels", f"Fashion-MNIST, {model}, 80 % wrong labels")
+    for arm in ("AdaLFL, untuned", "symmetric cross-entropy, then the clean set"):
+        assert figure(*worst, arm, ERROR, page=RESULTS) in line
 
 
 @pytest.mark.parametrize("arm", ["AdaLFL, untuned", "cross-entropy, then the clean set"])

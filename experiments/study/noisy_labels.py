@@ -226,8 +226,6 @@ def comparisons() -> list[Comparison]:
             made.append(_comparison(f"{problem}_{noise}", f"{title}, {shown}", {**overrides, **corrupted[noise]}))
         name, shown, wrong = f"{problem}_40", f"{title}, 40 % wrong labels", {**overrides, **NOISE["40"]}
         made.append(_first_step(f"{name}_first_step", shown, wrong))
-        if problem == TOO_SHORT[0]:
-            made.append(_longer(*TOO_SHORT))
         if is_lenet5:
             continue
         made.append(_comparison(f"{name}_variants", f"{shown}: forms of AdaLFL", wrong))
@@ -238,7 +236,7 @@ def comparisons() -> list[Comparison]:
             batch_size = min(SETTING["batch_size"], size // 2)  # half of the clean set is held out for tuning
             fewer = {**wrong, "dataset.valid_examples": size, "batch_size": batch_size}
             made.append(_comparison(f"{name}_of_{size}", f"{shown}, {size} clean ones, batches of {batch_size}", fewer))
-    return made
+    return [*made, _longer(*TOO_SHORT)]
 
 
 def _comparison(name: str, title: str, overrides: Overrides) -> Comparison:

@@ -1,6 +1,6 @@
 """Programs that are killed and started again, as a machine does it, end as one that ran through.
 
-tests/training/test_resume.py has the same within a process, in a tenth of the time.
+tests/training/test_resume.py breaks runs off within a process, which takes less time.
 """
 
 from __future__ import annotations
