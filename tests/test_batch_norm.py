@@ -16,7 +16,7 @@ import adalfl_jax
 from adalfl_jax.models import Model, functionalize, make_model
 from adalfl_jax.task_losses import softmax_cross_entropy
 from tests.hypergradient.reference import assert_relative, estimate, finite_differences, outer_loss
-from tests.models.test_models import random_variables
+from tests.models.zoo import random_variables
 from tests.problems import NUM_INPUTS, NUM_OUTPUTS, OPTIMIZERS, Convolutional, make_batch, make_problem
 
 IMAGE_SHAPE = (8, 8, 3)

@@ -10,7 +10,7 @@ import pytest
 
 from adalfl_jax.models import MODELS, make_model
 from adalfl_jax.task_losses import softmax_cross_entropy
-from tests.models.test_models import assert_close, random_images, random_variables
+from tests.models.zoo import assert_close, random_images, random_variables
 
 torch = pytest.importorskip("torch", reason="PyTorch comes with the extra [parity]")
 from experiments import torch_models as twins  # noqa: E402, it imports PyTorch
