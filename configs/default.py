@@ -12,8 +12,8 @@ def get_config() -> ConfigDict:
 
     # What `experiments.train` trains: "task_loss" (the baseline), "tuned_task_loss" (the baseline at the best of
     # `tuning.learning_rates`), "ml3" (loss learned offline, then frozen) or "adalfl" (loss learned online). And what
-    # else can be made of a clean set, with outer.split "valid": "joint_loss" (on both splits), "fine_tuned" (on the
-    # outer split at the end) or "reweighting" (Learning to Reweight: weights of examples, afresh at every step).
+    # else can be made of a clean set, with outer.split "valid": "fine_tuned" (the baseline, then the outer split alone)
+    # or "reweighting" (Learning to Reweight: weights of examples, afresh at every step).
     config.method = "adalfl"
     # What `experiments.compare` compares, seed for seed.
     config.methods = ("task_loss", "tuned_task_loss", "ml3", "adalfl")
@@ -129,6 +129,10 @@ def get_config() -> ConfigDict:
     config.outer.outer_fraction = 1.0
     # Whether the outer batch of a step is the inner batch of the next, whose forward pass then serves both losses.
     config.outer.pipelined = False
+    # Share of the steps, the last ones, in which theta trains on a clean set too, with outer.split "valid": on its loss
+    # of the inner batch plus the task loss of the outer one. phi stays as it is from there. 1 does so from the first
+    # step on, where nothing is learned online. "fine_tuned" and "reweighting" leave it out.
+    config.outer.joint_share = 0.0
 
     # Algorithm 1: phi learned on fresh models before the real one is trained. Outer batches come from `outer.split`.
     config.offline = ConfigDict()

@@ -3,7 +3,7 @@
     .venv/bin/python -m adalfl_jax.data.prepare mnist
     .venv/bin/python -m experiments.compare --config=configs/mnist_noisy_labels.py --workdir=runs/mnist_noisy_labels
 
-About 15 minutes on two CPU cores, an estimate: ten seeds of all six methods, by the seconds of the study's runs.
+About 15 minutes on two CPU cores, an estimate: ten seeds of all five methods, by the seconds of the study's runs.
 With ML3 and AdaLFL expect the test errors of the study `noisy_labels` in docs/results.md. That study tunes the rates of
 the other methods, which train at 0.01 here. docs/noisy_labels.md says how to do this with data of your own.
 """
@@ -21,7 +21,7 @@ def get_config():
     config.outer.split = "valid"
     config.model.hidden_sizes = (256,)
     config.model.initialization = "pytorch"  # whose small weights let phi learn a larger scale
-    config.methods = ("task_loss", "fine_tuned", "joint_loss", "reweighting", "ml3", "adalfl")
+    config.methods = ("task_loss", "fine_tuned", "reweighting", "ml3", "adalfl")
     config.num_steps = 6000
     config.eval_every = 250
     return config

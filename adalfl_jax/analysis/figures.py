@@ -20,7 +20,6 @@ from adalfl_jax.analysis.record import RunRecord, Series
 COLORS = {  # of methods, in all pictures
     "task_loss": "#6b7280",
     "tuned_task_loss": "#b45309",
-    "joint_loss": "#4d7c0f",
     "fine_tuned": "#a16207",
     "reweighting": "#6d28d9",
     "ml3": "#0e7490",

@@ -18,14 +18,19 @@ TOO_LONG = 1.0  # as a rate on the task loss; docs/noisy_labels.md has what begi
 _is_finite = jax.jit(jax.vmap(all_finite))  # of each seed, so that a state stays on its devices
 
 
-def chunk_means(metrics: dict[str, np.ndarray], first_step: int, outer_every: int) -> dict[str, np.ndarray]:
-    """Means `[S]` over the steps of a chunk; what is measured where phi is updated, over those steps.
+def updates_of_phi(steps: range, every: int = 1, end: int | None = None) -> np.ndarray:
+    """Whether phi is updated at each of some steps, `[num_steps]` bool: at every n-th, and from `end` on at none."""
+    numbers = np.array(steps)
+    return (numbers % every == every - 1) & (numbers < (steps.stop if end is None else end))
+
+
+def chunk_means(metrics: dict[str, np.ndarray], updates: np.ndarray) -> dict[str, np.ndarray]:
+    """Means `[S]` over the steps of a chunk; what is measured where phi is updated, over those `updates`.
 
     Steps that were skipped are counted, and are in no mean; one of no steps is 0. Sums are in double precision, where
     finite numbers of a run about to diverge stay finite.
     """
-    is_due = _updates(metrics, first_step, outer_every)
-    is_due |= not is_due.any()
+    is_due = updates | (not updates.any())
     precise = {name: values.astype(np.float64) for name, values in metrics.items()}
     chosen = {name: values[:, is_due] if name in OF_UPDATES else values for name, values in precise.items()}
     if SKIPPED not in metrics:
@@ -36,14 +41,13 @@ def chunk_means(metrics: dict[str, np.ndarray], first_step: int, outer_every: in
     return means | {SKIPPED: metrics[SKIPPED].sum(axis=1)}
 
 
-def seeds_without_gradient(metrics: dict[str, np.ndarray], first_step: int, outer_every: int) -> list[int]:
-    """The positions of seeds whose meta-gradient was exactly zero at every update of phi, two or more, of a chunk."""
-    is_due = _updates(metrics, first_step, outer_every)
-    if "hypergradient_norm" not in metrics or is_due.sum() < 2:
+def seeds_without_gradient(metrics: dict[str, np.ndarray], updates: np.ndarray) -> list[int]:
+    """The positions of seeds whose meta-gradient was exactly zero at every one of two or more updates of a chunk."""
+    if "hypergradient_norm" not in metrics or updates.sum() < 2:
         return []
-    is_zero = metrics["hypergradient_norm"][:, is_due] == 0
+    is_zero = metrics["hypergradient_norm"][:, updates] == 0
     if SKIPPED in metrics:
-        is_zero &= metrics[SKIPPED][:, is_due] == 0
+        is_zero &= metrics[SKIPPED][:, updates] == 0
     return np.flatnonzero(is_zero.all(axis=1)).tolist()
 
 
@@ -57,12 +61,6 @@ def seeds_with_long_steps(measured: dict[str, np.ndarray], learning_rate: float 
     if "gradient_scale" not in measured:
         return []
     return np.flatnonzero(learning_rate * measured["gradient_scale"] > TOO_LONG).tolist()
-
-
-def _updates(metrics: dict[str, np.ndarray], first_step: int, outer_every: int) -> np.ndarray:
-    """Whether phi is updated at each step, `[num_steps]`."""
-    num_steps = next(iter(metrics.values())).shape[1]
-    return (first_step + np.arange(num_steps)) % outer_every == outer_every - 1
 
 
 def require_finite(

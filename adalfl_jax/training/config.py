@@ -32,14 +32,13 @@ from adalfl_jax.training.sections import (
 METHODS: dict[str, str] = {
     "task_loss": "task loss",
     "tuned_task_loss": "task loss, tuned rate",
-    "joint_loss": "task loss on both splits",
     "fine_tuned": "task loss, fine-tuned",
     "reweighting": "Learning to Reweight",
     "ml3": "ML3",
     "adalfl": "AdaLFL",
 }  # name -> what a reader is shown
 LEARNING = ("ml3", "adalfl")  # those that learn a loss
-FOR_CLEAN_SETS = ("joint_loss", "fine_tuned", "reweighting")  # those that take outer batches for right
+FOR_CLEAN_SETS = ("fine_tuned", "reweighting")  # those that take outer batches for right
 FAULT_POLICIES = ("stop", "skip", "back_off")
 WITHOUT_EFFECT = (
     "checkpoint",
@@ -49,6 +48,11 @@ WITHOUT_EFFECT = (
     "profile_steps",
     "wandb_project",
 )  # on what a run computes
+
+
+def first_of_the_last(num_steps: int, share: float) -> int:
+    """The number of the first of the last steps, which are a share of all, and one at least."""
+    return num_steps - max(1, round(share * num_steps))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -134,6 +138,12 @@ class TrainConfig:
     def seeds(self) -> tuple[int, ...]:
         """The seeds of the run, one model each."""
         return tuple(range(self.seed, self.seed + self.num_seeds))
+
+    @property
+    def first_joint_step(self) -> int:
+        """The number of the first step of theta on both splits; `num_steps` where `outer.joint_share` wants none."""
+        share = self.outer.joint_share
+        return first_of_the_last(self.num_steps, share) if share else self.num_steps
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> TrainConfig:

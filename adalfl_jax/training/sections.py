@@ -130,6 +130,7 @@ class OuterConfig:
     inner_fraction: float
     outer_fraction: float
     pipelined: bool
+    joint_share: float
 
     def __post_init__(self) -> None:
         require("outer.learning_rate", self.learning_rate, self.learning_rate > 0, "a number above 0")
@@ -145,6 +146,9 @@ class OuterConfig:
                 f"outer.{field} {getattr(self, field)!r}" for field in alone if getattr(self, field) != alone[field]
             ]
             require("outer.pipelined", True, not others, f"False with {' and '.join(others)}")
+        require("outer.joint_share", self.joint_share, 0 <= self.joint_share <= 1, "a number in [0, 1]")
+        fits = self.joint_share == 0 or self.split == "valid"
+        require("outer.joint_share", self.joint_share, fits, '0 with outer.split "train", which is no clean set')
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from adalfl_jax.training.chunk import (
     seeds_at_rest,
     seeds_with_long_steps,
     seeds_without_gradient,
+    updates_of_phi,
 )
 from adalfl_jax.training.config import METHODS
 from adalfl_jax.training.evaluation import Evaluation
@@ -165,9 +166,10 @@ class StageRunner:
             metrics = jax.device_get(metrics)
         measured = self._measure(stage, state, done)
         self._require_finite(stage, history, metrics, measured, state)
-        outer_every = config.outer.every if stage.phase == "training" else 1
-        self._watch_gradients(stage, metrics, measured, first_step, outer_every)
-        means = {f"train/{name}": value for name, value in chunk_means(metrics, first_step, outer_every).items()}
+        limits = (config.outer.every, config.first_joint_step) if stage.phase == "training" else ()
+        updates = updates_of_phi(range(first_step, done), *limits)
+        self._watch_gradients(stage, metrics, measured, first_step, updates)
+        means = {f"train/{name}": value for name, value in chunk_means(metrics, updates).items()}
         if config.on_nonfinite == "back_off" and stage.backed_off is not None:
             means["train/back_offs"] = np.full(config.num_seeds, history.num_back_offs)
         self._record(stage, history, state, done, means | measured)
@@ -184,14 +186,14 @@ class StageRunner:
         return stage.backed_off(history.num_back_offs)
 
     def _watch_gradients(
-        self, stage: Stage, metrics: Scalars, measured: Scalars, first_step: int, outer_every: int
+        self, stage: Stage, metrics: Scalars, measured: Scalars, first_step: int, updates: np.ndarray
     ) -> None:
         """Warns of seeds on which phi or theta has no gradient any more."""
-        last_step = first_step + next(iter(metrics.values())).shape[1]
+        last_step = first_step + len(updates)
         steps = f"{stage.phase} steps {first_step + 1} to {last_step}"
         self._alarm(
             stage,
-            seeds_without_gradient(metrics, first_step, outer_every),
+            seeds_without_gradient(metrics, updates),
             f"the meta-gradient was exactly zero at every update of {steps}",
             "phi is not learned; the learned loss may be flat",
         )

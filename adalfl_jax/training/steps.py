@@ -1,7 +1,7 @@
 """The step of every method of training: a function of a `RunState` and a batch, for one seed.
 
-Methods that train on a loss nobody learns take the outer batch too where it is theirs to use: with wrong labels in the
-training split and a clean set as the outer one, they are what a learned loss has to beat.
+Where the outer split is a clean set theta may train on outer batches too: in the methods "fine_tuned" and "reweighting"
+in a way of their own and, with `outer.joint_share`, in any other.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ import jax.numpy as jnp
 import optax
 
 from adalfl_jax.bilevel import BilevelStep, make_bilevel_step, make_task_step
+from adalfl_jax.hypergradient import descend
+from adalfl_jax.learned_losses import at_progress
 from adalfl_jax.reweighting import make_reweighting_step
 from adalfl_jax.task_losses import TASK_LOSSES
+from adalfl_jax.training.config import first_of_the_last
 from adalfl_jax.training.setup import Setup
 from adalfl_jax.training.sharding import on_parts
 from adalfl_jax.training.state import RunState, Step
@@ -54,7 +57,7 @@ def _online_step(setup: Setup, inner_optimizer: optax.GradientTransformation) ->
         theta, phi, metrics = bilevel_step(state.theta, state.phi, batch)
         return RunState(theta, phi), metrics._asdict() | phi_metrics(state.phi, phi)
 
-    return step
+    return _then_on_both_batches(setup, inner_optimizer, step)
 
 
 def phi_metrics(before: Phi, after: Phi) -> dict[str, jax.Array]:
@@ -72,30 +75,44 @@ def _fixed_step(setup: Setup, inner_optimizer: optax.GradientTransformation) -> 
         theta, metrics = task_step(state.theta, batch.inner, batch.rng_key, batch.progress)
         return RunState(theta, state.phi), {"inner_loss": metrics.loss}
 
-    return step
+    return _then_on_both_batches(setup, inner_optimizer, step)
 
 
-def _joint_step(setup: Setup, inner_optimizer: optax.GradientTransformation) -> Step:
-    """Moves theta on the baseline's loss of the inner batch plus the task loss of the outer one."""
-    loss_fn, size = _fixed_loss(setup), setup.config.batch_size
+def _then_on_both_batches(setup: Setup, inner_optimizer: optax.GradientTransformation, step: Step) -> Step:
+    """The step and, at the end, one that moves theta alone, on its loss and on the task loss of the outer batch."""
+    first, size = setup.config.first_joint_step, setup.config.batch_size
+    if first == setup.config.num_steps:
+        return step
 
-    def joint_loss(targets: jax.Array, outputs: jax.Array) -> jax.Array:
-        return loss_fn(targets[:size], outputs[:size]) + setup.task_loss_fn(targets[size:], outputs[size:])
+    def joint_step(state: RunState, batch: BilevelBatch):
+        assert state.theta is not None
+        loss_fn = at_progress(_fixed_loss(setup, state.phi), batch.progress)
 
-    task_step = make_task_step(setup.model.apply, joint_loss, inner_optimizer)
+        def losses(targets: jax.Array, outputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return loss_fn(targets[:size], outputs[:size]), setup.task_loss_fn(targets[size:], outputs[size:])
 
-    def step(state: RunState, batch: BilevelBatch):
+        def joint_loss(targets: jax.Array, outputs: jax.Array, _) -> jax.Array:
+            inner_loss, outer_loss = losses(targets, outputs)
+            return inner_loss + outer_loss
+
         both = Batch(*(jnp.concatenate(parts) for parts in zip(batch.inner, batch.outer, strict=True)))
-        theta, metrics = task_step(state.theta, both, batch.rng_key)
-        return RunState(theta, None), {"inner_loss": metrics.loss}
+        theta, _, outputs = descend(setup.model.apply, joint_loss, inner_optimizer, state.theta, both, batch.rng_key)
+        measured = dict(zip(("inner_loss", "outer_loss"), losses(both.targets, outputs), strict=True))
+        _, like = jax.eval_shape(step, state, batch)  # what measures phi is 0, which stays as it is
+        metrics = {name: jnp.asarray(measured.get(name, 0), value.dtype) for name, value in like.items()}
+        return state._replace(theta=theta), metrics
 
-    return step
+    def step_of_either_kind(state: RunState, batch: BilevelBatch):
+        assert batch.step is not None
+        return jax.lax.cond(batch.step < first, step, joint_step, state, batch)
+
+    return step_of_either_kind
 
 
 def _fine_tuned_step(setup: Setup, inner_optimizer: optax.GradientTransformation) -> Step:
     """Moves theta on the baseline's loss of inner batches and, in the last steps, on the task loss of outer ones."""
     config = setup.config
-    first = config.num_steps - max(1, round(config.baseline.fine_tuning * config.num_steps))
+    first = first_of_the_last(config.num_steps, config.baseline.fine_tuning)
     train = make_task_step(setup.model.apply, _fixed_loss(setup), inner_optimizer)
     fine_tune = make_task_step(setup.model.apply, setup.task_loss_fn, inner_optimizer)
 
@@ -128,7 +145,6 @@ def _reweighting_step(setup: Setup, inner_optimizer: optax.GradientTransformatio
 STEPS: dict[str, StepFactory] = {
     "task_loss": _fixed_step,
     "tuned_task_loss": _fixed_step,
-    "joint_loss": _joint_step,
     "fine_tuned": _fine_tuned_step,
     "reweighting": _reweighting_step,
     "ml3": _fixed_step,

@@ -47,6 +47,8 @@ SETTING: Overrides = {
     "outer.split": "valid",
 }
 LINEAR = {"inner.schedule": "linear"}
+JOINT: Overrides = {"outer.joint_share": 1.0}
+THEN_BOTH: Overrides = {"outer.joint_share": 0.2}  # as large a share as that of "fine_tuned"
 LEARNED_FURTHER: Overrides = {
     "method": "adalfl",
     "learned_loss.predictions": "log_probabilities",
@@ -64,6 +66,7 @@ def _fixed(loss: str = "", method: str = "task_loss") -> dict[str, Any]:
 
 
 GENERALIZED, SYMMETRIC = "generalized_cross_entropy", "symmetric_cross_entropy"
+UNTUNED = Arm("adalfl", "AdaLFL, untuned", {"method": "adalfl"})
 BOUND = "right_alone"  # an arm: what knowing the wrong labels, which nobody does, would be worth
 ARMS = (
     Arm("cross_entropy", "cross-entropy", _fixed(), _rates(0.003, 0.01, 0.03, 0.1, 0.3)),
@@ -76,7 +79,7 @@ ARMS = (
         _fixed(method="fine_tuned") | LINEAR,
         _rates(0.03, 0.1, 0.3, 1.0),
     ),
-    Arm("joint", "cross-entropy, with the clean set", _fixed(method="joint_loss"), _rates(0.003, 0.01, 0.03, 0.1)),
+    Arm("joint", "cross-entropy, with the clean set", _fixed() | JOINT, _rates(0.003, 0.01, 0.03, 0.1)),
     Arm(
         BOUND,
         "cross-entropy on the right labels alone, decayed",
@@ -100,9 +103,15 @@ ARMS = (
         _rates(0.01, 0.03, 0.1, 0.3, 1.0),
     ),
     Arm(
+        "symmetric_then_both",
+        "symmetric cross-entropy, then both, decayed",
+        _fixed(SYMMETRIC) | THEN_BOTH | LINEAR,
+        _rates(0.01, 0.03, 0.1, 0.3, 1.0),
+    ),
+    Arm(
         "symmetric_joint",
         "symmetric cross-entropy, with the clean set",
-        _fixed(SYMMETRIC, "joint_loss"),
+        _fixed(SYMMETRIC) | JOINT,
         _rates(0.01, 0.03, 0.1, 0.3),
     ),
     Arm(
@@ -114,13 +123,13 @@ ARMS = (
     Arm(
         "generalized_joint",
         "generalised cross-entropy, with the clean set",
-        _fixed(GENERALIZED, "joint_loss"),
+        _fixed(GENERALIZED) | JOINT,
         _rates(0.03, 0.1, 0.3, 1.0),
     ),
     Arm(
         "generalized_joint_decayed",
         "generalised cross-entropy, with the clean set, decayed",
-        _fixed(GENERALIZED, "joint_loss") | LINEAR,
+        _fixed(GENERALIZED) | JOINT | LINEAR,
         _rates(0.1, 0.3, 1.0),
     ),
     Arm(
@@ -174,7 +183,8 @@ ARMS = (
         "AdaLFL, untuned, PyTorch's initialisation",
         {"method": "adalfl", "model.initialization": "pytorch"},
     ),
-    Arm("adalfl", "AdaLFL, untuned", {"method": "adalfl"}),
+    UNTUNED,
+    Arm("adalfl_then_both", "AdaLFL, untuned, then both", {"method": "adalfl", **THEN_BOTH}),
 )
 
 FIRST_STEPS = tuple(
@@ -193,17 +203,18 @@ REGULATED = ("shape", "floor", "ceiling")
 SMALL_START = "adalfl_pytorch"  # an arm: small weights, which leave the tanh of LeNet-5 near zero
 DECAYED = ("fine_tuned_decayed", "reweighting_decayed")
 SYMMETRIC_AHEAD = ("20", "40", "60")  # noise, where the symmetric cross-entropy is the best rival
-ELSEWHERE = (BOUND, *REGULATED, SMALL_START)  # arms of other comparisons than these
+BOTH = ("symmetric_then_both", "adalfl_then_both")  # arms that train on the clean set too, at the end
+ELSEWHERE = (BOUND, *REGULATED, SMALL_START, *BOTH)  # arms of other comparisons than these
 HEADLINES = {"mnist_mlp_40": (*ELSEWHERE, *DECAYED), "mnist_mlp_pair_40": ELSEWHERE}  # all arms but these
 VARIANTS = (BOUND, "symmetric_decayed", "adalfl_cross_entropy", "adalfl_symmetric", "adalfl_tuned", *REGULATED)
 FIXED = ("decayed", "fine_tuned", "generalized", "symmetric_decayed", "symmetric_fine_tuned")
 KEY_ARMS = (*FIXED, *DECAYED, "meta_weight_net", "reweighting")  # rivals everywhere else: one or two of every kind
-LEARNED = ("ml3", "adalfl_cross_entropy", "adalfl_symmetric", "adalfl_tuned", *REGULATED, SMALL_START, "adalfl")
-RIVALS = tuple(arm.name for arm in ARMS if arm.name not in (BOUND, *LEARNED))  # all that were made by hand
+ADALFL = ("adalfl_cross_entropy", "adalfl_symmetric", "adalfl_tuned", *REGULATED, SMALL_START, "adalfl", BOTH[1])
+RIVALS = tuple(arm.name for arm in ARMS if arm.name not in (BOUND, "ml3", *ADALFL))  # all that were made by hand
 LENET5_ARMS = (*FIXED, "fine_tuned_decayed")
 LENET5_NOISE = ("clean", "40", "80", "pair_40")
 TOO_SHORT = ("mnist_lenet5", "80")  # where AdaLFL still learns when 2,000 steps are over
-AHEAD_THERE = ("fine_tuned", "symmetric_decayed", "symmetric_fine_tuned")
+AHEAD = ("fine_tuned", "symmetric_decayed", "symmetric_fine_tuned")  # there, and mostly the best where labels are wrong
 # Learned losses, each beside a rival that trains on the loss it starts from; the best rival beside the bound.
 PAIRS = (
     ("adalfl_cross_entropy", "fine_tuned"),
@@ -223,7 +234,10 @@ def comparisons() -> list[Comparison]:
         corrupted = NOISE | RARE_CLASSES
         for noise in LENET5_NOISE if is_lenet5 else corrupted:
             shown = SHOWN.get(noise, f"{noise} % wrong labels")
-            made.append(_comparison(f"{problem}_{noise}", f"{title}, {shown}", {**overrides, **corrupted[noise]}))
+            name, shown, config = f"{problem}_{noise}", f"{title}, {shown}", {**overrides, **corrupted[noise]}
+            made.append(_comparison(name, shown, config))
+            if noise in NOISE:
+                made.append(_then_both(name, shown, config))
         name, shown, wrong = f"{problem}_40", f"{title}, 40 % wrong labels", {**overrides, **NOISE["40"]}
         made.append(_first_step(f"{name}_first_step", shown, wrong))
         if is_lenet5:
@@ -254,7 +268,7 @@ def _comparison(name: str, title: str, overrides: Overrides) -> Comparison:
 def _first_step(name: str, shown: str, overrides: Overrides) -> Comparison:
     start = OTHER_START[overrides["model.name"]]
     config = {**SETTING, **overrides, "model.initialization": start}
-    return Comparison(name, f"{shown}, starting from {start}", "default", config, (*FIRST_STEPS, ARMS[-1]), "adalfl")
+    return Comparison(name, f"{shown}, starting from {start}", "default", config, (*FIRST_STEPS, UNTUNED), "adalfl")
 
 
 def _longer(problem: str, noise: str) -> Comparison:
@@ -263,7 +277,14 @@ def _longer(problem: str, noise: str) -> Comparison:
     config = {**SETTING, **overrides, **NOISE[noise], "num_steps": num_steps}
     shown = f"{title}, {noise} % wrong labels, {num_steps:,} steps"
     whole = Comparison(f"{problem}_{noise}_longer", shown, "default", config, ARMS, reference="adalfl")
-    return whole.select(AHEAD_THERE)
+    return whole.select(AHEAD)
+
+
+def _then_both(name: str, title: str, overrides: Overrides) -> Comparison:
+    by_hand, learned = BOTH
+    shown = f"{title}, the clean set at the end"
+    whole = Comparison(f"{name}_then_both", shown, "default", {**SETTING, **overrides}, ARMS, reference=learned)
+    return whole.select((*AHEAD, by_hand, "adalfl"))
 
 
 def _further(name: str, shown: str, overrides: Overrides) -> Comparison:

@@ -7,7 +7,7 @@ import pytest
 
 from adalfl_jax.hypergradient import ESTIMATORS
 from adalfl_jax.training import ConfigError, train
-from adalfl_jax.training.chunk import chunk_means
+from adalfl_jax.training.chunk import chunk_means, updates_of_phi
 from adalfl_jax.training.phases import (
     init_phi,
     init_training,
@@ -67,19 +67,21 @@ def test_phi_stays_between_its_updates():
 
 def test_means_of_updates_leave_out_the_steps_between():
     metrics = {name: np.arange(6.0)[None] for name in ("inner_loss", "outer_loss", "hypergradient_norm")}
-    assert chunk_means(metrics, 1, 3) == {
+    assert chunk_means(metrics, updates_of_phi(range(1, 7), 3)) == {
         "inner_loss": 2.5,
         "outer_loss": 2.5,
         "hypergradient_norm": 2.5,
     }  # steps 2 and 5
-    assert chunk_means(metrics, 2, 3)["outer_loss"] == 1.5  # steps 2 and 5 again, the first and fourth of this chunk
-    assert chunk_means(metrics, 0, 100)["outer_loss"] == 2.5  # none is an update: all of them
-    assert chunk_means(metrics, 0, 1)["outer_loss"] == 2.5
+    again = updates_of_phi(range(2, 8), 3)  # steps 2 and 5, the first and the fourth of this chunk
+    assert chunk_means(metrics, again)["outer_loss"] == 1.5
+    assert chunk_means(metrics, updates_of_phi(range(6), 100))["outer_loss"] == 2.5  # none is an update: all of them
+    assert chunk_means(metrics, updates_of_phi(range(6)))["outer_loss"] == 2.5
+    assert chunk_means(metrics, updates_of_phi(range(2, 8), 1, 4))["outer_loss"] == 0.5  # steps 2 and 3
 
 
 @pytest.mark.parametrize("others", [{}, {"skipped_steps": np.zeros((1, 4))}], ids=["all", "skipped"])
 def test_means_of_finite_numbers_are_finite(others):
-    means = chunk_means({"inner_loss": np.full((1, 4), 3e38, np.float32)} | others, 0, 1)
+    means = chunk_means({"inner_loss": np.full((1, 4), 3e38, np.float32)} | others, updates_of_phi(range(4)))
     np.testing.assert_allclose(means["inner_loss"], 3e38, rtol=1e-6)
 
 

@@ -20,6 +20,7 @@ from adalfl_jax.training.chunk import (
     seeds_at_rest,
     seeds_with_long_steps,
     seeds_without_gradient,
+    updates_of_phi,
 )
 from adalfl_jax.training.faults import all_finite, skip_nonfinite
 from adalfl_jax.training.phases import (
@@ -163,24 +164,27 @@ def test_skipped_steps_are_counted_and_in_no_mean():
         "outer_loss": np.array([[9.0, 0.0, 5.0], [0.0, 0.0, 0.0]]),
         "skipped_steps": np.array([[0, 1, 0], [1, 1, 1]]),
     }
-    means = chunk_means(metrics, 0, 1)
+    means = chunk_means(metrics, updates_of_phi(range(3)))
     assert {name: values.tolist() for name, values in means.items()} == {
         "inner_loss": [2.0, 0.0],
         "outer_loss": [7.0, 0.0],
         "skipped_steps": [1, 3],
     }
-    assert chunk_means(metrics, 0, 3)["outer_loss"].tolist() == [5.0, 0.0]  # phi is updated at the last step alone
+    last_alone = updates_of_phi(range(3), 3)
+    assert chunk_means(metrics, last_alone)["outer_loss"].tolist() == [5.0, 0.0]
 
 
 def test_a_zero_meta_gradient_is_seen_where_phi_is_updated():
     norms = np.array([[0.0, 1.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0], [1.0, 0.0, 1.0, 0.0]])
     metrics = {"hypergradient_norm": norms}
-    assert seeds_without_gradient(metrics, 0, 1) == [1]
-    assert seeds_without_gradient(metrics, 0, 2) == [1, 2]  # at the second and the fourth
-    assert seeds_without_gradient(metrics, 1, 2) == [0, 1]
-    assert seeds_without_gradient(metrics, 0, 4) == []  # one update says nothing
-    assert seeds_without_gradient(metrics | {"skipped_steps": np.eye(3, 4, dtype=int)}, 0, 1) == []
-    assert seeds_without_gradient({"inner_loss": norms}, 0, 1) == []
+    always = updates_of_phi(range(4))
+    assert seeds_without_gradient(metrics, always) == [1]
+    assert seeds_without_gradient(metrics, updates_of_phi(range(4), 2)) == [1, 2]  # at the second and the fourth
+    assert seeds_without_gradient(metrics, updates_of_phi(range(1, 5), 2)) == [0, 1]
+    assert seeds_without_gradient(metrics, updates_of_phi(range(4), 4)) == []  # one update says nothing
+    assert seeds_without_gradient(metrics, updates_of_phi(range(4), 1, 0)) == []  # theta trains on both batches
+    assert seeds_without_gradient(metrics | {"skipped_steps": np.eye(3, 4, dtype=int)}, always) == []
+    assert seeds_without_gradient({"inner_loss": norms}, always) == []
 
 
 def test_a_state_that_is_not_finite_is_named_with_its_seed_and_what_a_step_remembers_may_be():

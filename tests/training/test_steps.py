@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+import safetensors.numpy
 
 import adalfl_jax
-from adalfl_jax import BilevelBatch, Theta, data
+from adalfl_jax import BilevelBatch, Phi, Theta, data
 from adalfl_jax.bilevel import make_task_step
 from adalfl_jax.data import take
 from adalfl_jax.task_losses import TASK_LOSSES, softmax_cross_entropy
 from adalfl_jax.training import ConfigError, TrainConfig, compare, train
-from adalfl_jax.training.config import FOR_CLEAN_SETS, METHODS
+from adalfl_jax.training.config import FOR_CLEAN_SETS, LEARNING, METHODS
 from adalfl_jax.training.evaluation import Evaluation
 from adalfl_jax.training.phases import splits_of
 from adalfl_jax.training.setup import examples_for_a_batch, make_setup
@@ -77,15 +78,74 @@ def test_the_task_loss_method_trains_on_the_loss_of_the_baseline(setup, theta):
     assert measured["inner_loss"] == pytest.approx(metrics.loss)
 
 
-def test_the_joint_gradient_is_the_sum_over_both_batches(setup, theta):
+def joint_setup(share=0.25, **changes):
+    return make_setup(
+        tiny_config({"baseline.loss": ROBUST, "outer.split": "valid", "outer.joint_share": share}, **changes)
+    )
+
+
+def after_both(setup, loss_fn, theta, batch):
+    """Parameters after a step along the sum of two gradients, each from a step of its own."""
+    parts = ((loss_fn, batch.inner), (softmax_cross_entropy, batch.outer))
+    ends = [task_step(setup, loss_fn, theta, part)[0].params for loss_fn, part in parts]
+    return jax.tree.map(lambda start, one, other: one + other - start, theta.params, *ends)
+
+
+@pytest.mark.parametrize(("step", "is_joint"), [(0, False), (14, False), (15, True), (19, True)])
+def test_the_clean_set_joins_in_the_last_quarter_of_twenty_steps(theta, step, is_joint):
+    setup = joint_setup()
+    batch = batch_of(setup, step)
+    robust = TASK_LOSSES[ROBUST]
+    alone = task_step(setup, robust, theta, batch.inner)[0].params
+    found, metrics = advance(setup, "task_loss", theta, batch)
+    chex.assert_trees_all_close(found.params, after_both(setup, robust, theta, batch) if is_joint else alone, atol=1e-6)
+    outputs, _ = setup.model.apply(theta.params, theta.model_state, batch.inner.inputs, train=True, rng_key=None)
+    assert metrics["inner_loss"] == pytest.approx(float(robust(batch.inner.targets, outputs)), rel=1e-6)
+
+
+def test_the_clean_set_may_join_from_the_first_step_on(theta):
+    setup = joint_setup(1.0)
     batch = batch_of(setup)
-    both = [
-        task_step(setup, loss_fn, theta, part)[0].params
-        for loss_fn, part in ((TASK_LOSSES[ROBUST], batch.inner), (softmax_cross_entropy, batch.outer))
+    found, _ = advance(setup, "task_loss", theta, batch)
+    chex.assert_trees_all_close(found.params, after_both(setup, TASK_LOSSES[ROBUST], theta, batch), atol=1e-6)
+
+
+@pytest.mark.parametrize("method", LEARNING)
+def test_where_the_clean_set_joins_a_learned_loss_stays_as_it_is(theta, method):
+    changes = {"learned_loss.use_progress": True, "outer.split": "valid", "outer.joint_share": 0.25}
+    setup = make_setup(tiny_config(changes))
+    phi = Phi.create(setup.learned_loss.init(jax.random.key(1)), optax.adam(1.0))
+    step = jax.jit(STEPS[method](setup, optax.sgd(RATE)))
+    batch = batch_of(setup, 15)._replace(progress=0.75)
+    after, metrics = step(RunState(theta, phi), batch)
+
+    def learned_loss(targets, outputs):
+        return setup.learned_loss.apply(phi.params, targets, outputs, progress=0.75)
+
+    chex.assert_trees_all_equal(after.phi, phi)
+    chex.assert_trees_all_close(after.theta.params, after_both(setup, learned_loss, theta, batch), atol=1e-6)
+    before, before_metrics = step(RunState(theta, phi), batch._replace(step=jnp.asarray(14)))
+    assert metrics.keys() == before_metrics.keys()
+    if method == "adalfl":
+        outputs, _ = setup.model.apply(theta.params, theta.model_state, batch.outer.inputs, train=True, rng_key=None)
+        assert metrics["outer_loss"] == pytest.approx(
+            float(softmax_cross_entropy(batch.outer.targets, outputs)), rel=1e-6
+        )
+        assert metrics["hypergradient_norm"] == metrics["phi_update_ratio"] == 0 < before_metrics["hypergradient_norm"]
+        assert any((one != other).any() for one, other in zip(*map(jax.tree.leaves, (before.phi, phi)), strict=True))
+
+
+@pytest.mark.slow
+def test_where_the_clean_set_joins_does_not_depend_on_the_length_of_chunks(tmp_path):
+    changes = {"outer.split": "valid", "outer.joint_share": 0.3}
+    folders = [tmp_path / str(length) for length in (2, 10)]
+    ends = [
+        train(tiny_config(changes, num_steps=10, eval_every=int(folder.name)), folder)["methods"]["adalfl"]["test"]
+        for folder in folders
     ]
-    expected = jax.tree.map(lambda start, one, other: one + other - start, theta.params, *both)
-    found, _ = advance(setup, "joint_loss", theta, batch)
-    chex.assert_trees_all_close(found.params, expected, atol=1e-6)
+    assert ends[0] == ends[1]
+    one, other = (safetensors.numpy.load_file(folder / "learned_loss.safetensors") for folder in folders)
+    chex.assert_trees_all_equal(one, other)
 
 
 @pytest.mark.parametrize(("step", "is_tuned"), [(0, False), (14, False), (15, True), (19, True)])
@@ -103,8 +163,10 @@ def test_fine_tuning_takes_the_last_step_of_few(theta):
     assert any((one != other).any() for one, other in zip(*(jax.tree.leaves(end.params) for end in ends), strict=True))
 
 
-def test_fine_tuning_computes_one_of_its_two_steps_under_seeds(setup, theta):
-    make = STEPS["fine_tuned"](setup, optax.sgd(RATE))
+@pytest.mark.parametrize("method", ["fine_tuned", "task_loss"])
+def test_one_of_two_kinds_of_steps_is_computed_under_seeds(method, theta):
+    setup = joint_setup()
+    make = STEPS[method](setup, optax.sgd(RATE))
     seeds = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), RunState(theta, None))
     batch = batch_of(setup)
     assert "cond[" in str(jax.make_jaxpr(jax.vmap(lambda state: make(state, batch)))(seeds))
@@ -139,6 +201,8 @@ def test_all_methods_are_compared_in_one_run(tmp_path):
         ("baseline.loss", "cross_entropy", r"unknown task loss 'cross_entropy'.*did you mean 'softmax_cross_entropy'"),
         ("outer.split_fraction", 0.5, r"config.outer.split_fraction must be 1.0 with outer.split \"train\"; got 0.5"),
         ("baseline.fine_tuning", 1.0, r"config.baseline.fine_tuning must be a number in \(0, 1\); got 1.0"),
+        ("outer.joint_share", 0.2, r"config.outer.joint_share must be 0 with outer.split \"train\", .*; got 0.2"),
+        ("outer.joint_share", 1.5, r"config.outer.joint_share must be a number in \[0, 1\]; got 1.5"),
     ],
 )
 def test_impossible_baselines_are_refused(path, value, message):
@@ -167,6 +231,13 @@ def test_a_method_that_needs_a_clean_set_is_refused_without(method, tmp_path):
     for run, changes in ((train, {"method": method}), (compare, {"methods": ("task_loss", method)})):
         with pytest.raises(ConfigError, match=message):
             run(tiny_config(changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_learned_in_no_step_is_refused(tmp_path):
+    message = r"config.outer.joint_share must be below 1 for adalfl, which learns its loss in the other steps; got 1.0"
+    with pytest.raises(ConfigError, match=message):
+        train(tiny_config({"outer.split": "valid", "outer.joint_share": 1.0}, method="adalfl"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
