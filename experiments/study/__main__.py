@@ -7,6 +7,7 @@ Studies:
   ablation        the form of the loss network
   behaviour       what the learned losses of clean_labels do while a model trains
   clean_labels    the paper's comparison, with a task loss that is tuned and decayed
+  clean_set       training on the clean set too, at the end, with a learned loss and without
   noisy_labels    wrong labels in the training split and a small clean set, beside robust losses and learned weights
   past_the_paper  a scale from outside, floors and ceilings, progress, longer horizons, against a decayed task loss
   recipe          settings that keep AdaLFL from failing
@@ -50,6 +51,7 @@ from experiments.study import (
     ablation,
     behaviour,
     clean_labels,
+    clean_set,
     jobs,
     noisy_labels,
     past_the_paper,
@@ -76,6 +78,7 @@ STUDIES = {
     "ablation": Study(ablation.comparisons),
     "behaviour": Study(behaviour.comparisons, behaviour.parts, behaviour.measure),
     "clean_labels": Study(clean_labels.comparisons),
+    "clean_set": Study(clean_set.comparisons, clean_set.parts),
     "noisy_labels": Study(noisy_labels.comparisons, noisy_labels.parts, noisy_labels.measure),
     "past_the_paper": Study(past_the_paper.comparisons),
     "recipe": Study(recipe.comparisons),

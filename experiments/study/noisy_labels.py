@@ -47,8 +47,7 @@ SETTING: Overrides = {
     "outer.split": "valid",
 }
 LINEAR = {"inner.schedule": "linear"}
-JOINT: Overrides = {"outer.joint_share": 1.0}
-THEN_BOTH: Overrides = {"outer.joint_share": 0.2}  # as large a share as that of "fine_tuned"
+JOINT: Overrides = {"outer.joint_share": 1.0}  # every step takes the clean set too
 LEARNED_FURTHER: Overrides = {
     "method": "adalfl",
     "learned_loss.predictions": "log_probabilities",
@@ -100,12 +99,6 @@ ARMS = (
         "symmetric_decayed",
         "symmetric cross-entropy, decayed",
         _fixed(SYMMETRIC) | LINEAR,
-        _rates(0.01, 0.03, 0.1, 0.3, 1.0),
-    ),
-    Arm(
-        "symmetric_then_both",
-        "symmetric cross-entropy, then both, decayed",
-        _fixed(SYMMETRIC) | THEN_BOTH | LINEAR,
         _rates(0.01, 0.03, 0.1, 0.3, 1.0),
     ),
     Arm(
@@ -184,7 +177,6 @@ ARMS = (
         {"method": "adalfl", "model.initialization": "pytorch"},
     ),
     UNTUNED,
-    Arm("adalfl_then_both", "AdaLFL, untuned, then both", {"method": "adalfl", **THEN_BOTH}),
 )
 
 FIRST_STEPS = tuple(
@@ -203,18 +195,17 @@ REGULATED = ("shape", "floor", "ceiling")
 SMALL_START = "adalfl_pytorch"  # an arm: small weights, which leave the tanh of LeNet-5 near zero
 DECAYED = ("fine_tuned_decayed", "reweighting_decayed")
 SYMMETRIC_AHEAD = ("20", "40", "60")  # noise, where the symmetric cross-entropy is the best rival
-BOTH = ("symmetric_then_both", "adalfl_then_both")  # arms that train on the clean set too, at the end
-ELSEWHERE = (BOUND, *REGULATED, SMALL_START, *BOTH)  # arms of other comparisons than these
+ELSEWHERE = (BOUND, *REGULATED, SMALL_START)  # arms of other comparisons than these
 HEADLINES = {"mnist_mlp_40": (*ELSEWHERE, *DECAYED), "mnist_mlp_pair_40": ELSEWHERE}  # all arms but these
 VARIANTS = (BOUND, "symmetric_decayed", "adalfl_cross_entropy", "adalfl_symmetric", "adalfl_tuned", *REGULATED)
 FIXED = ("decayed", "fine_tuned", "generalized", "symmetric_decayed", "symmetric_fine_tuned")
 KEY_ARMS = (*FIXED, *DECAYED, "meta_weight_net", "reweighting")  # rivals everywhere else: one or two of every kind
-ADALFL = ("adalfl_cross_entropy", "adalfl_symmetric", "adalfl_tuned", *REGULATED, SMALL_START, "adalfl", BOTH[1])
-RIVALS = tuple(arm.name for arm in ARMS if arm.name not in (BOUND, "ml3", *ADALFL))  # all that were made by hand
+LEARNED = ("ml3", "adalfl_cross_entropy", "adalfl_symmetric", "adalfl_tuned", *REGULATED, SMALL_START, "adalfl")
+RIVALS = tuple(arm.name for arm in ARMS if arm.name not in (BOUND, *LEARNED))  # all that were made by hand
 LENET5_ARMS = (*FIXED, "fine_tuned_decayed")
 LENET5_NOISE = ("clean", "40", "80", "pair_40")
 TOO_SHORT = ("mnist_lenet5", "80")  # where AdaLFL still learns when 2,000 steps are over
-AHEAD = ("fine_tuned", "symmetric_decayed", "symmetric_fine_tuned")  # there, and mostly the best where labels are wrong
+AHEAD = ("fine_tuned", "symmetric_decayed", "symmetric_fine_tuned")  # there; mostly the best where labels are wrong
 # Learned losses, each beside a rival that trains on the loss it starts from; the best rival beside the bound.
 PAIRS = (
     ("adalfl_cross_entropy", "fine_tuned"),
@@ -233,11 +224,8 @@ def comparisons() -> list[Comparison]:
         is_lenet5 = overrides["model.name"] == "lenet5"
         corrupted = NOISE | RARE_CLASSES
         for noise in LENET5_NOISE if is_lenet5 else corrupted:
-            shown = SHOWN.get(noise, f"{noise} % wrong labels")
-            name, shown, config = f"{problem}_{noise}", f"{title}, {shown}", {**overrides, **corrupted[noise]}
-            made.append(_comparison(name, shown, config))
-            if noise in NOISE:
-                made.append(_then_both(name, shown, config))
+            shown = f"{title}, {show_noise(noise)}"
+            made.append(_comparison(f"{problem}_{noise}", shown, {**overrides, **corrupted[noise]}))
         name, shown, wrong = f"{problem}_40", f"{title}, 40 % wrong labels", {**overrides, **NOISE["40"]}
         made.append(_first_step(f"{name}_first_step", shown, wrong))
         if is_lenet5:
@@ -251,6 +239,11 @@ def comparisons() -> list[Comparison]:
             fewer = {**wrong, "dataset.valid_examples": size, "batch_size": batch_size}
             made.append(_comparison(f"{name}_of_{size}", f"{shown}, {size} clean ones, batches of {batch_size}", fewer))
     return [*made, _longer(*TOO_SHORT)]
+
+
+def show_noise(noise: str) -> str:
+    """What one of `NOISE` or `RARE_CLASSES` is called."""
+    return SHOWN.get(noise, f"{noise} % wrong labels")
 
 
 def _comparison(name: str, title: str, overrides: Overrides) -> Comparison:
@@ -278,13 +271,6 @@ def _longer(problem: str, noise: str) -> Comparison:
     shown = f"{title}, {noise} % wrong labels, {num_steps:,} steps"
     whole = Comparison(f"{problem}_{noise}_longer", shown, "default", config, ARMS, reference="adalfl")
     return whole.select(AHEAD)
-
-
-def _then_both(name: str, title: str, overrides: Overrides) -> Comparison:
-    by_hand, learned = BOTH
-    shown = f"{title}, the clean set at the end"
-    whole = Comparison(f"{name}_then_both", shown, "default", {**SETTING, **overrides}, ARMS, reference=learned)
-    return whole.select((*AHEAD, by_hand, "adalfl"))
 
 
 def _further(name: str, shown: str, overrides: Overrides) -> Comparison:
@@ -318,7 +304,7 @@ def parts(comparisons: Sequence[Comparison], known: Mapping[str, Any]) -> list[P
 def _overview(known: Mapping[str, Any], suffix: str) -> list[Part]:
     """AdaLFL, untuned, beside all rivals; of one noise its own table has that."""
     problems = {problem: title for problem, (title, _) in PROBLEMS.items()}
-    noises = {f"{noise}{suffix}": SHOWN.get(noise, f"{noise} % wrong labels") for noise in NOISE}
+    noises = {f"{noise}{suffix}": show_noise(noise) for noise in NOISE}
     contests = find_contests(problems, noises, RIVALS, known)
     if len(contests) < 2:
         return []

@@ -25,9 +25,9 @@ BEST_NOTE = (
     f"those of the tables below; level means p of {SIGNIFICANT} or more."
 )
 AVERAGE_NOTE = (
-    "Geometric means over rows of a problem in the first table, seed by seed, and paired t-tests of their logarithms, "
-    "adjusted for their number: they are about other seeds, not about other noises. The last column is how far an arm "
-    "is from the best of these arms in the row that suits it least. A rival is tuned for each noise."
+    "Geometric means over labels of a problem as the tables above have them, seed by seed, and paired t-tests of their "
+    "logarithms, adjusted for their number: they are about other seeds, not about other noises. The last column is how "
+    "far an arm is from the best of these arms with the labels that suit it least. A rival is tuned for each noise."
 )
 FEWEST = 3  # noises that are averaged over
 TICKS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0)
@@ -158,12 +158,12 @@ def average_tables(contests: Sequence[Contest], title: str) -> tuple[Table, ...]
         f"{title}: the geometric mean of test error rates, %",
         {
             "problem": lambda row: row["problem"],
-            "rows": lambda row: str(row["contests"]),
+            "labels": lambda row: str(row["contests"]),
             "arm": lambda row: row["arm"],
             "mean over them": lambda row: page.show_mean(row["error"], 100),
             f"in that of {name}": ratio,
             "p": lambda row: page.show_number((row["test"] or {}).get("adjusted_p_value"), ".1g"),
-            "worst row, in the best there": lambda row: f"{row['most']:.2f}",
+            "worst, in the best there": lambda row: f"{row['most']:.2f}",
         },
         rows,
         (AVERAGE_NOTE,),

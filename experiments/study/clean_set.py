@@ -1,0 +1,98 @@
+"""What it is worth to train on the clean set too in the last fifth of the steps, with a learned loss and without.
+
+Problems are those of `noisy_labels`; its rivals here train on the clean set at the end or are the best robust loss.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments import page
+from experiments.page import Row, Table
+from experiments.study.arms import Arm, Comparison, Overrides
+from experiments.study.noisy_labels import (
+    AHEAD,
+    ARMS,
+    LENET5_NOISE,
+    NOISE,
+    PROBLEMS,
+    SETTING,
+    SHOWN,
+    UNTUNED,
+    show_noise,
+)
+from experiments.study.overview import Contest, average_tables, contests_figure, find_contests
+from experiments.study.tables import Part
+
+THEN_BOTH: Overrides = {"outer.joint_share": 0.2}  # as large a share as that of "fine_tuned"
+
+
+def _then_both(arm: Arm) -> Arm:
+    return arm._replace(
+        name=f"{arm.name}_then_both", title=f"{arm.title}, then both", overrides={**arm.overrides, **THEN_BOTH}
+    )
+
+
+LEARNED = _then_both(UNTUNED)
+BY_HAND = tuple(_then_both(arm) for arm in ARMS if arm.name == "symmetric_decayed")
+COMPARED = (*(arm for arm in ARMS if arm.name in AHEAD), *BY_HAND, UNTUNED)
+
+
+def comparisons() -> list[Comparison]:
+    """Every problem, with LeNet-5 at some noises."""
+    return [
+        Comparison(
+            f"{problem}_{noise}",
+            f"{title}, {show_noise(noise)}, the clean set at the end",
+            "default",
+            {**SETTING, **overrides, **NOISE[noise]},
+            (*COMPARED, LEARNED),
+            reference=LEARNED.name,
+        )
+        for problem, (title, overrides) in PROBLEMS.items()
+        for noise in (LENET5_NOISE if overrides["model.name"] == "lenet5" else NOISE)
+    ]
+
+
+def parts(comparisons: Sequence[Comparison], known: Mapping[str, Any]) -> list[Part]:
+    """One picture, for each problem a table with a column for each noise, and averages over noises."""
+    suffix = "_quick" if comparisons[0].name.endswith("_quick") else ""
+    titles = {problem: title for problem, (title, _) in PROBLEMS.items()}
+    noises = {f"{noise}{suffix}": show_noise(noise) for noise in NOISE}
+    contests = find_contests(titles, noises, [arm.name for arm in COMPARED], known)
+    if not contests:
+        return []
+    by_problem = {title: [each for each in contests if each.problem == title] for title in titles.values()}
+    wrong = [contest for contest in contests if contest.noise != SHOWN["clean"]]
+    tables = (
+        *(_errors_table(title, there) for title, there in by_problem.items() if there),
+        *average_tables(wrong, "The clean set at the end, over all wrong labels"),
+        *average_tables(contests, "The clean set at the end, over wrong labels and right ones"),
+    )
+    figure = contests_figure(contests, [arm.name for arm in COMPARED])
+    names = tuple(contest.name for contest in contests)
+    return [Part(f"clean_set{suffix}", "The clean set at the end", names, figure, tables)]
+
+
+def _errors_table(title: str, contests: Sequence[Contest]) -> Table:
+    """A row an arm and a column a noise, with the p-value of the difference from the reference."""
+
+    def error(contest: Contest, row: Row) -> str:
+        found = contest.numbers["arms"][row["arm"].name]
+        if "test" not in found:
+            return "diverged"
+        mean = page.show_mean(found["test"], 100)
+        if row["arm"].name == contest.reference:
+            return mean
+        return f"{mean}, p = {page.show_number(contest.p_value(row['arm'].name), '.1g')}"
+
+    cells = {contest.noise: functools.partial(error, contest) for contest in contests}
+    arms = (arm for arm in (*COMPARED, LEARNED) if all(arm.name in contest.numbers["arms"] for contest in contests))
+    return Table(
+        f"{title}, the clean set at the end: test error rate, %",
+        {"arm": lambda row: row["arm"].title} | cells,
+        [{"arm": arm} for arm in arms],
+        (f"p-values are of the difference from {LEARNED.title}, adjusted for their number at each noise.",),
+    )
