@@ -31,6 +31,7 @@ from adalfl_jax.training.phases import (
     make_seed_keys,
     make_training_phase,
 )
+from adalfl_jax.training.sections import OuterConfig
 from adalfl_jax.training.setup import Setup, check_batch_size, examples_for_a_batch, make_setup, num_outer_examples
 from adalfl_jax.training.start import pin_start
 from adalfl_jax.training.state import RunState
@@ -73,7 +74,9 @@ def measure(setup: Setup, spec: data.Spec, method: str) -> dict[str, float]:
     chunk_length = min(config.eval_every, config.num_steps)
     # One seed, and as on a GPU: for a CPU convolutions become products with zeros among their factors, and those of
     # several seeds a loop, whose body is counted once.
-    alone = dataclasses.replace(setup, mesh=None, config=dataclasses.replace(config, num_seeds=1))
+    alone = dataclasses.replace(
+        setup, mesh=None, config=dataclasses.replace(config, num_seeds=1, outer=_before_joint_steps(config))
+    )
     program: Any = make_training_phase(alone, method)
     with on_a_cpu():
         state_alone, _ = jax.eval_shape(lambda: _start(alone, method))
@@ -93,6 +96,11 @@ def measure(setup: Setup, spec: data.Spec, method: str) -> dict[str, float]:
         "temporary": memory.temp_size_in_bytes,
         "output": memory.output_size_in_bytes - memory.alias_size_in_bytes,
     }
+
+
+def _before_joint_steps(config: TrainConfig) -> OuterConfig:
+    """Without the last steps, on both splits, of which the FLOPs would be taken for those of every step if higher."""
+    return config.outer if config.outer.joint_share == 1 else dataclasses.replace(config.outer, joint_share=0.0)
 
 
 def is_streamed(config: TrainConfig, spec: data.Spec) -> bool:

@@ -199,7 +199,7 @@ class StageRunner:
         )
         self._alarm(
             stage,
-            seeds_at_rest(measured),
+            seeds_at_rest(measured) if updates.any() else [],
             f"after step {last_step} the learned loss's gradient is below a millionth of the task loss's, or that is 0",
             "theta is not trained; the loss may be flat, or its first steps so long that the outputs are saturated",
         )

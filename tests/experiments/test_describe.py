@@ -129,6 +129,17 @@ def test_a_mesh_does_not_change_the_flops_of_a_step(no_compilation):
     assert alone == divided
 
 
+@pytest.mark.parametrize(("share", "times"), [(0.2, 1), (1.0, 2)])
+def test_the_flops_of_a_step_are_those_before_the_clean_set_joins(share, times, no_compilation):
+    joined, alone = (
+        measured("digits_mlp", "task_loss", {"outer.split": "valid", "outer.joint_share": chosen, "num_seeds": 1})[
+            "flops"
+        ]
+        for chosen in (share, 0.0)
+    )
+    assert joined == pytest.approx(times * alone, rel=0.02)
+
+
 def test_outer_examples_are_as_many_as_a_run_has():
     config = tiny_config({"outer.split": "valid", "outer.split_fraction": 0.45})
     setup = make_setup(config)

@@ -33,6 +33,7 @@ OF_THE_REST = {
     "outer.every": 2,
     "outer.inner_fraction": 0.5,
     "outer.outer_fraction": 0.5,
+    "outer.joint_share": 0.5,
     "baseline.loss": "symmetric_cross_entropy",
     "baseline.fine_tuning": 0.5,
     "tuning.learning_rates": (0.1,),
@@ -70,7 +71,7 @@ def test_what_the_offline_phase_knows_nothing_of_leaves_it_as_it_is():
         start, rate = RunState(None, init_phi(setup, keys)), config.inner.learning_rate
         return make_offline_phase(setup).advance(start, keys, splits_of(setup), rate, 0, num_steps=2)[0].phi
 
-    one, other = tiny_config(), tiny_config(OF_THE_REST)
+    one, other = (tiny_config({"outer.split": "valid", **rest}) for rest in ({}, OF_THE_REST))
     assert digest_of_offline_phase(one) == digest_of_offline_phase(other)
     jax.tree.map(np.testing.assert_array_equal, phi_after(one), phi_after(other))
 
