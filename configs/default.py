@@ -129,9 +129,10 @@ def get_config() -> ConfigDict:
     config.outer.outer_fraction = 1.0
     # Whether the outer batch of a step is the inner batch of the next, whose forward pass then serves both losses.
     config.outer.pipelined = False
-    # Share of the steps, the last ones, in which theta trains on a clean set too, with outer.split "valid": on its loss
-    # of the inner batch plus the task loss of the outer one. phi stays as it is from there. 1 does so from the first
-    # step on, where nothing is learned online. "fine_tuned" and "reweighting" leave it out.
+    # Share of the steps, the last ones, in which theta trains on a clean set too, with outer.split "valid": on the sum
+    # of its loss of the inner batch and the task loss of the outer one. They pass the model together, so batch norm
+    # takes the statistics of both. phi stays as it is from there. 1 begins with the first step, not for "adalfl".
+    # "fine_tuned" and "reweighting" leave this out.
     config.outer.joint_share = 0.0
 
     # Algorithm 1: phi learned on fresh models before the real one is trained. Outer batches come from `outer.split`.

@@ -99,8 +99,9 @@ def measure(setup: Setup, spec: data.Spec, method: str) -> dict[str, float]:
 
 
 def _before_joint_steps(config: TrainConfig) -> OuterConfig:
-    """Without the last steps, on both splits, of which the FLOPs would be taken for those of every step if higher."""
-    return config.outer if config.outer.joint_share == 1 else dataclasses.replace(config.outer, joint_share=0.0)
+    """Without the last steps, on both splits: XLA counts the dearer of two branches."""
+    has_others = config.first_joint_step > 0
+    return dataclasses.replace(config.outer, joint_share=0.0) if has_others else config.outer
 
 
 def is_streamed(config: TrainConfig, spec: data.Spec) -> bool:

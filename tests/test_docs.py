@@ -116,6 +116,23 @@ def test_links_to_files_lead_somewhere(page):
     assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
+def anchors_of(page):
+    """Those of its headings, as GitHub makes them, and its own."""
+    text = page.read_text()
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    made = [re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings]
+    return {*made, *re.findall(r'<a id="([^"]+)"', text)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_sections_lead_somewhere(page):
+    links = re.findall(r"\]\((?!https?://)([^)#]*)#([^)]+)\)", page.read_text())
+    missing = [
+        f"{path}#{anchor}" for path, anchor in links if anchor not in anchors_of(page.parent / path if path else page)
+    ]
+    assert missing == []
+
+
 @pytest.mark.parametrize("folder", ["adalfl_jax", "adalfl_jax/data", "adalfl_jax/training", "experiments"])
 def test_the_house_has_every_module(folder):
     (house,) = re.findall(
@@ -293,6 +310,29 @@ def test_the_readme_says_where_a_learned_loss_fails(model):
     worst = ("noisy_labels", f"Fashion-MNIST, {model}, 80 % wrong labels")
     for arm in ("AdaLFL, untuned", "symmetric cross-entropy, then the clean set"):
         assert figure(*worst, arm, ERROR, page=RESULTS) in line
+
+
+@pytest.mark.parametrize(
+    ("arm", "noise"),
+    [
+        ("AdaLFL, untuned", "80 % wrong labels"),
+        ("AdaLFL, untuned, then with the clean set", "80 % wrong labels"),
+        *(
+            ("symmetric cross-entropy, decayed, then with the clean set", noise)
+            for noise in ("40 % wrong labels", "80 % wrong labels")
+        ),
+    ],
+)
+def test_the_pages_say_what_the_clean_set_is_worth_at_the_end(arm, noise):
+    error = figure("clean_set", "MNIST, MLP 784-256-10, the clean set at the end", arm, noise, page=RESULTS)
+    for text in (RESULTS, (ROOT / "docs" / "noisy_labels.md").read_text()):
+        (section,) = re.findall(r"^## The clean set at the end\n(.*?)^(?:<!--|## )", text, re.DOTALL | re.MULTILINE)
+        assert f"{error} " in section
+    if "then" in arm and "80" in noise:
+        (line,) = re.findall(
+            r"^- \*\*Let the model train on the clean set too(.*?)^- ", README, re.DOTALL | re.MULTILINE
+        )
+        assert f"{error} %" in line
 
 
 @pytest.mark.parametrize("arm", ["AdaLFL, untuned", "cross-entropy, then the clean set"])

@@ -103,9 +103,11 @@ def _run(
     for method in methods:
         fits = config.outer.split == "valid" or method not in FOR_CLEAN_SETS
         require("outer.split", config.outer.split, fits, f'"valid" for the method {method!r}, which needs a clean set')
-    share = config.outer.joint_share
-    fits = share < 1 or "adalfl" not in methods
-    require("outer.joint_share", share, fits, "below 1 for adalfl, which learns its loss in the other steps")
+    if "adalfl" in methods:
+        first = config.first_joint_step
+        fits = config.outer.every <= first
+        wanted = f"so small that adalfl updates phi before the clean set joins, which it would after {first} steps"
+        require("outer.joint_share", config.outer.joint_share, fits, wanted)
     connect(config.hosts)
     require_wandb(config)
     config = pin_start(config)

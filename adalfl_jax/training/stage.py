@@ -166,7 +166,7 @@ class StageRunner:
             metrics = jax.device_get(metrics)
         measured = self._measure(stage, state, done)
         self._require_finite(stage, history, metrics, measured, state)
-        limits = (config.outer.every, config.first_joint_step) if stage.phase == "training" else ()
+        limits = (config.outer.every, config.first_joint_step) if stage.method == "adalfl" else ()
         updates = updates_of_phi(range(first_step, done), *limits)
         self._watch_gradients(stage, metrics, measured, first_step, updates)
         means = {f"train/{name}": value for name, value in chunk_means(metrics, updates).items()}
@@ -176,7 +176,10 @@ class StageRunner:
 
     def _back_off(self, stage: Stage, history: History, error: DivergenceError) -> Phase:
         """The program with eta halved once more; raises the error where that is not wanted or was in vain."""
-        is_wanted = self._setup.config.on_nonfinite == "back_off" and stage.backed_off is not None
+        config = self._setup.config
+        is_wanted = config.on_nonfinite == "back_off" and stage.backed_off is not None
+        if stage.phase == "training":
+            is_wanted &= history.step < config.first_joint_step  # from there on phi stays as it is
         if not is_wanted or history.num_back_offs == MAX_BACK_OFFS:
             raise error
         history.num_back_offs += 1
@@ -190,6 +193,7 @@ class StageRunner:
     ) -> None:
         """Warns of seeds on which phi or theta has no gradient any more."""
         last_step = first_step + len(updates)
+        is_alone = stage.phase == "offline" or last_step <= self._setup.config.first_joint_step
         steps = f"{stage.phase} steps {first_step + 1} to {last_step}"
         self._alarm(
             stage,
@@ -199,7 +203,7 @@ class StageRunner:
         )
         self._alarm(
             stage,
-            seeds_at_rest(measured) if updates.any() else [],
+            seeds_at_rest(measured) if is_alone else [],
             f"after step {last_step} the learned loss's gradient is below a millionth of the task loss's, or that is 0",
             "theta is not trained; the loss may be flat, or its first steps so long that the outputs are saturated",
         )

@@ -57,7 +57,7 @@ def _online_step(setup: Setup, inner_optimizer: optax.GradientTransformation) ->
         theta, phi, metrics = bilevel_step(state.theta, state.phi, batch)
         return RunState(theta, phi), metrics._asdict() | phi_metrics(state.phi, phi)
 
-    return _then_on_both_batches(setup, inner_optimizer, step)
+    return _then_joint(setup, inner_optimizer, step)
 
 
 def phi_metrics(before: Phi, after: Phi) -> dict[str, jax.Array]:
@@ -75,10 +75,10 @@ def _fixed_step(setup: Setup, inner_optimizer: optax.GradientTransformation) -> 
         theta, metrics = task_step(state.theta, batch.inner, batch.rng_key, batch.progress)
         return RunState(theta, state.phi), {"inner_loss": metrics.loss}
 
-    return _then_on_both_batches(setup, inner_optimizer, step)
+    return _then_joint(setup, inner_optimizer, step)
 
 
-def _then_on_both_batches(setup: Setup, inner_optimizer: optax.GradientTransformation, step: Step) -> Step:
+def _then_joint(setup: Setup, inner_optimizer: optax.GradientTransformation, step: Step) -> Step:
     """The step and, at the end, one that moves theta alone, on its loss and on the task loss of the outer batch."""
     first, size = setup.config.first_joint_step, setup.config.batch_size
     if first == setup.config.num_steps:

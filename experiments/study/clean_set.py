@@ -11,7 +11,7 @@ from typing import Any
 
 from experiments import page
 from experiments.page import Row, Table
-from experiments.study.arms import Arm, Comparison, Overrides
+from experiments.study.arms import Arm, Comparison
 from experiments.study.noisy_labels import (
     AHEAD,
     ARMS,
@@ -26,18 +26,20 @@ from experiments.study.noisy_labels import (
 from experiments.study.overview import Contest, average_tables, contests_figure, find_contests
 from experiments.study.tables import Part
 
-THEN_BOTH: Overrides = {"outer.joint_share": 0.2}  # as large a share as that of "fine_tuned"
+SHARE = 0.2  # of the steps: as many as those of "fine_tuned"
 
 
-def _then_both(arm: Arm) -> Arm:
+def _then_joint(arm: Arm) -> Arm:
+    overrides = {**arm.overrides, "outer.joint_share": SHARE}
     return arm._replace(
-        name=f"{arm.name}_then_both", title=f"{arm.title}, then both", overrides={**arm.overrides, **THEN_BOTH}
+        name=f"{arm.name}_then_joint", title=f"{arm.title}, then with the clean set", overrides=overrides
     )
 
 
-LEARNED = _then_both(UNTUNED)
-BY_HAND = tuple(_then_both(arm) for arm in ARMS if arm.name == "symmetric_decayed")
-COMPARED = (*(arm for arm in ARMS if arm.name in AHEAD), *BY_HAND, UNTUNED)
+RIVALS = {arm.name: arm for arm in ARMS if arm.name in AHEAD}
+BY_HAND, LEARNED = _then_joint(RIVALS["symmetric_decayed"]), _then_joint(UNTUNED)
+COMPARED = (*RIVALS.values(), BY_HAND, UNTUNED)
+PAIRS = ((BY_HAND.name, "symmetric_decayed"), (BY_HAND.name, "symmetric_fine_tuned"))
 
 
 def comparisons() -> list[Comparison]:
@@ -50,6 +52,7 @@ def comparisons() -> list[Comparison]:
             {**SETTING, **overrides, **NOISE[noise]},
             (*COMPARED, LEARNED),
             reference=LEARNED.name,
+            pairs=PAIRS,
         )
         for problem, (title, overrides) in PROBLEMS.items()
         for noise in (LENET5_NOISE if overrides["model.name"] == "lenet5" else NOISE)
@@ -80,19 +83,40 @@ def _errors_table(title: str, contests: Sequence[Contest]) -> Table:
     """A row an arm and a column a noise, with the p-value of the difference from the reference."""
 
     def error(contest: Contest, row: Row) -> str:
-        found = contest.numbers["arms"][row["arm"].name]
+        name = row["arm"].name
+        found = contest.numbers["arms"][name]
         if "test" not in found:
             return "diverged"
-        mean = page.show_mean(found["test"], 100)
-        if row["arm"].name == contest.reference:
-            return mean
-        return f"{mean}, p = {page.show_number(contest.p_value(row['arm'].name), '.1g')}"
+        point = page.show_point(found["chosen"], found["tuning"], lambda field: "at")
+        mean = f"{page.show_mean(found['test'], 100)} {point}".strip()
+        return mean if name == contest.reference else f"{mean}, p = {page.show_number(contest.p_value(name), '.1g')}"
 
     cells = {contest.noise: functools.partial(error, contest) for contest in contests}
     arms = (arm for arm in (*COMPARED, LEARNED) if all(arm.name in contest.numbers["arms"] for contest in contests))
+    seeds = contests[0].numbers["seeds"]
+    about = (
+        f'Seeds {seeds[0]} to {seeds[-1]}. After "at" stands the learning rate that tuning took. p-values are of the '
+        f"difference from {LEARNED.title}, adjusted for their number with each kind of labels."
+    )
     return Table(
         f"{title}, the clean set at the end: test error rate, %",
         {"arm": lambda row: row["arm"].title} | cells,
         [{"arm": arm} for arm in arms],
-        (f"p-values are of the difference from {LEARNED.title}, adjusted for their number at each noise.",),
+        (about, *(note for pair in PAIRS if (note := _further_differences(pair, contests)))),
     )
+
+
+def _further_differences(pair: tuple[str, str], contests: Sequence[Contest]) -> str:
+    """A sentence about a pair of `PAIRS`, or nothing."""
+    tests = {
+        contest.noise: test
+        for contest in contests
+        for test in contest.numbers["pairs"]
+        if (test["arm"], test["against"]) == pair
+    }
+    shown = (
+        f"{page.show_difference(test, 100)}, p = {page.show_number(test.get('adjusted_p_value'), '.1g')} ({noise})"
+        for noise, test in tests.items()
+    )
+    titles = {arm.name: arm.title for arm in COMPARED}
+    return f"Further differences: {titles[pair[0]]}, less {titles[pair[1]]}, {'; '.join(shown)}." if tests else ""

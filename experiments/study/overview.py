@@ -27,7 +27,7 @@ BEST_NOTE = (
 AVERAGE_NOTE = (
     "Geometric means over labels of a problem as the tables above have them, seed by seed, and paired t-tests of their "
     "logarithms, adjusted for their number: they are about other seeds, not about other noises. The last column is how "
-    "far an arm is from the best of these arms with the labels that suit it least. A rival is tuned for each noise."
+    "far an arm is from the best of these arms with the labels that suit it least. What is tuned is so for each noise."
 )
 FEWEST = 3  # noises that are averaged over
 TICKS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0)

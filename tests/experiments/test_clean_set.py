@@ -13,6 +13,11 @@ from experiments.study.arms import make_config
 SEEDS = 4
 
 
+def of_tuning(arm):
+    points = [{"inner.learning_rate": rate} for rate in (0.1, 0.3, 1.0)] if "symmetric" in arm else []
+    return {"chosen": points[1] if points else None, "tuning": [{"point": point} for point in points]}
+
+
 def numbers_of(comparison, means):
     """Arm -> its mean error, at which its seeds are but for a percent."""
     spread = np.linspace(0.99, 1.01, SEEDS)
@@ -23,7 +28,12 @@ def numbers_of(comparison, means):
         "title": comparison.title,
         "reference": comparison.reference,
         "seeds": list(range(SEEDS)),
-        "arms": {arm: {"title": titles[arm], "test": test} for arm, test in tests.items()},
+        "arms": {arm: {"title": titles[arm], "test": test, **of_tuning(arm)} for arm, test in tests.items()},
+        "pairs": [
+            {"arm": arm, "against": against, "mean_difference": -0.005, "interval": None, "adjusted_p_value": 0.03}
+            for arm, against in comparison.pairs
+            if arm in means and against in means
+        ],
         "differences": {arm: {"adjusted_p_value": 0.01 * (1 + place)} for place, arm in enumerate(rivals)},
     }
 
@@ -52,14 +62,19 @@ def test_the_clean_set_joins_in_two_arms_alone(comparisons):
             arm.name: make_config(comparison, arm, arm.grid[0], range(2)).outer.joint_share for arm in comparison.arms
         }
         joined = {name for name, share in shares.items() if share == 0.2}
-        assert joined == {"symmetric_decayed_then_both", "adalfl_then_both"}
+        assert joined == {"symmetric_decayed_then_joint", "adalfl_then_joint"}
         assert {share for name, share in shares.items() if name not in joined} == {0}
-        assert comparison.reference == "adalfl_then_both"
+        assert comparison.reference == "adalfl_then_joint"
 
 
 def test_errors_stand_in_a_column_for_each_noise(comparisons):
     names = ["mnist_mlp_40", "mnist_mlp_80", "mnist_mlp_pair_40"]
-    means = {"symmetric_decayed": 0.02, "adalfl": 0.04, "adalfl_then_both": 0.03}
+    means = {
+        "symmetric_decayed": 0.02,
+        "symmetric_decayed_then_joint": 0.015,
+        "adalfl": 0.04,
+        "adalfl_then_joint": 0.03,
+    }
     known = {name: numbers_of(comparisons[name], means) for name in names}
     known["fashion_mnist_mlp_40"] = numbers_of(comparisons["fashion_mnist_mlp_40"], means)
     (part,) = clean_set.parts(list(comparisons.values()), known)
@@ -72,19 +87,22 @@ def test_errors_stand_in_a_column_for_each_noise(comparisons):
         "40 % of labels moved to the next class",
     ]
     assert list(second.columns) == ["arm", "40 % wrong labels"]
-    rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in page.render_table(second).splitlines()[4:7]]
+    rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in page.render_table(second).splitlines()[4:8]]
     assert rows == [
-        ["symmetric cross-entropy, decayed", "2.00, p = 0.01"],
-        ["AdaLFL, untuned", "4.00, p = 0.02"],
-        ["AdaLFL, untuned, then both", "3.00"],
+        ["symmetric cross-entropy, decayed", "2.00 at 0.3, p = 0.01"],
+        ["symmetric cross-entropy, decayed, then with the clean set", "1.50 at 0.3, p = 0.02"],
+        ["AdaLFL, untuned", "4.00, p = 0.03"],
+        ["AdaLFL, untuned, then with the clean set", "3.00"],
     ]
+    further = "then with the clean set, less symmetric cross-entropy, decayed, -0.50, p = 0.03 (40 % wrong labels)."
+    assert second.notes[-1].endswith(further)
     assert len(averages) == 2
     for average in averages:  # of MNIST, which has three noises
-        assert [row["arm"] for row in average.rows] == [row[0] for row in rows[:1] + rows[2:] + rows[1:2]]
+        assert [row["arm"] for row in average.rows] == [rows[place][0] for place in (1, 0, 3, 2)]
 
 
 def test_an_arm_that_diverged_is_shown_so(comparisons):
-    numbers = numbers_of(comparisons["mnist_mlp_40"], {"symmetric_decayed": 0.02, "adalfl_then_both": 0.03})
+    numbers = numbers_of(comparisons["mnist_mlp_40"], {"symmetric_decayed": 0.02, "adalfl_then_joint": 0.03})
     numbers["arms"]["adalfl"] = {"title": "AdaLFL, untuned", "diverged": "a number that is not finite"}
     (part,) = clean_set.parts(list(comparisons.values()), {"mnist_mlp_40": numbers})
     assert re.search(r"^\| AdaLFL, untuned +\| diverged +\|$", page.render_table(*part.tables), re.MULTILINE)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 import signal
 
 import chex
@@ -212,19 +213,23 @@ def test_long_steps_are_those_of_too_large_a_rate_on_the_task_loss():
     assert seeds_with_long_steps({"valid/error_rate": np.full(2, 0.9)}, 3.0) == []  # of a task loss
 
 
-def test_a_frozen_loss_that_saturates_the_outputs_is_told_once(tmp_path):
+@pytest.mark.parametrize("joint_share", [0.0, 0.5, 1.0])
+def test_a_frozen_loss_that_saturates_the_outputs_is_told_once_unless_the_clean_set_trains(joint_share, tmp_path):
     loss = tiny_config().learned_loss.network()
     phi = loss.init(jax.random.key(0))
     phi["layer_1"]["kernel"] *= 1e6  # one step leaves nothing but probabilities of zero and one
     save_learned_loss(tmp_path / "far.safetensors", loss, phi)
     overrides = {"learned_loss.start": str(tmp_path / "far.safetensors"), "offline.num_steps": 0}
+    overrides |= {"outer.split": "valid", "outer.joint_share": joint_share}
     far, at_rest = (
         "the first step is as long as one on the task loss at a rate above 1",
         "after step 5 .* is below a millionth of",
     )
-    with pytest.warns(UserWarning, match=far), pytest.warns(UserWarning, match=at_rest) as told:
+    with pytest.warns(UserWarning, match="is told once") as told:
         train(tiny_config(overrides, method="ml3", eval_every=5), tmp_path / "run")
-    assert len([warning for warning in told if "is told once" in str(warning.message)]) == 2
+    texts = [str(warning.message) for warning in told if "is told once" in str(warning.message)]
+    expected = [far] if joint_share == 1 else [far, at_rest]
+    assert [bool(re.search(*pair)) for pair in zip(expected, texts, strict=True)] == [True] * len(expected)
 
 
 def test_update_ratio_is_that_of_the_norms():
@@ -312,6 +317,13 @@ def test_a_signal_is_obeyed_before_a_chunk_is_taken_again(fragile, tmp_path, mon
     fragile[0] = 1.0
     monkeypatch.setattr(stage.StageRunner, "_back_off", before)
     assert train(config, tmp_path / "run")["methods"].keys() == {"adalfl"}
+
+
+def test_eta_is_not_halved_where_phi_stays_as_it_is(fragile, tmp_path):
+    fragile[0] = 0.0
+    joint = {"outer.split": "valid", "outer.joint_share": 0.5}  # from step 10 on
+    with pytest.raises(DivergenceError, match="outer_loss is not finite at training step 13"):
+        train(tiny_config(BACK_OFF | joint, method="adalfl"), tmp_path / "run")
 
 
 def test_halving_eta_in_vain_ends_the_run(fragile, tmp_path, monkeypatch):

@@ -64,13 +64,15 @@ def assert_close(found, expected, relative=1e-5):
         np.testing.assert_allclose(leaf, wanted, rtol=0, atol=relative * max(np.abs(wanted).max(), 1e-3))
 
 
+THEN_JOINT = {"outer.split": "valid", "outer.joint_share": 0.3, "num_steps": 3}  # in the last step the clean set joins
 CASES = [
-    ({"hypergradient": "forward", "on_nonfinite": "skip", "inner.first_step_rate": 0.3}, "2x2x2"),
+    ({"hypergradient": "forward", "on_nonfinite": "skip", "inner.first_step_rate": 0.3} | THEN_JOINT, "2x2x2"),
     *(pytest.param({"hypergradient": name} | SMALL, "1x8x1", marks=pytest.mark.slow) for name in ESTIMATORS),
     *(
         pytest.param(overrides, mesh, marks=pytest.mark.slow)
         for overrides in (
             {"hypergradient": "truncated"} | SMALL,
+            {"hypergradient": "truncated", "dataset.streaming": "always"} | SMALL | THEN_JOINT,
             {"outer.pipelined": True},
             {"outer.pipelined": True, "hypergradient": "finite_difference"},
             {"outer.every": 2, "dataset.streaming": "always"},

@@ -234,10 +234,16 @@ def test_a_method_that_needs_a_clean_set_is_refused_without(method, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_loss_that_is_learned_in_no_step_is_refused(tmp_path):
-    message = r"config.outer.joint_share must be below 1 for adalfl, which learns its loss in the other steps; got 1.0"
-    with pytest.raises(ConfigError, match=message):
-        train(tiny_config({"outer.split": "valid", "outer.joint_share": 1.0}, method="adalfl"), tmp_path / "run")
+@pytest.mark.parametrize(("share", "every", "first"), [(1.0, 1, 0), (0.99, 1, 0), (0.2, 9, 8)])
+def test_a_loss_that_is_learned_in_no_step_is_refused(share, every, first, tmp_path):
+    changes = {"outer.split": "valid", "outer.joint_share": share, "outer.every": every, "num_steps": 10}
+    message = (
+        "config.outer.joint_share must be so small that adalfl updates phi before the clean set joins, which it would "
+        f"after {first} steps; got {share}"
+    )
+    for run, method in ((train, {"method": "adalfl"}), (compare, {"methods": ("task_loss", "adalfl")})):
+        with pytest.raises(ConfigError, match=message):
+            run(tiny_config(changes, **method), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
