@@ -72,8 +72,9 @@ def parts(comparisons: Sequence[Comparison], known: Mapping[str, Any]) -> list[P
     tables = (
         *(_errors_table(title, there) for title, there in by_problem.items() if there),
         *average_tables(wrong, "The clean set at the end, over all wrong labels"),
-        *average_tables(contests, "The clean set at the end, over wrong labels and right ones"),
     )
+    if len(wrong) < len(contests):
+        tables += average_tables(contests, "The clean set at the end, over wrong labels and right ones")
     figure = contests_figure(contests, [arm.name for arm in COMPARED])
     names = tuple(contest.name for contest in contests)
     return [Part(f"clean_set{suffix}", "The clean set at the end", names, figure, tables)]

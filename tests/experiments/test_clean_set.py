@@ -96,9 +96,11 @@ def test_errors_stand_in_a_column_for_each_noise(comparisons):
     ]
     further = "then with the clean set, less symmetric cross-entropy, decayed, -0.50, p = 0.03 (40 % wrong labels)."
     assert second.notes[-1].endswith(further)
-    assert len(averages) == 2
-    for average in averages:  # of MNIST, which has three noises
-        assert [row["arm"] for row in average.rows] == [rows[place][0] for place in (1, 0, 3, 2)]
+    (average,) = averages  # of MNIST, which has three noises
+    assert [row["arm"] for row in average.rows] == [rows[place][0] for place in (1, 0, 3, 2)]
+    known["mnist_mlp_clean"] = numbers_of(comparisons["mnist_mlp_clean"], means)
+    (part,) = clean_set.parts(list(comparisons.values()), known)
+    assert [table.rows[0]["contests"] for table in part.tables[2:]] == [3, 4]
 
 
 def test_an_arm_that_diverged_is_shown_so(comparisons):
