@@ -29,7 +29,7 @@ from adalfl_jax.training.phases import (
     StepSource,
     init_training,
     make_seed_keys,
-    make_training_phase,
+    make_training_program,
 )
 from adalfl_jax.training.sections import OuterConfig
 from adalfl_jax.training.setup import Setup, check_batch_size, examples_for_a_batch, make_setup, num_outer_examples
@@ -69,7 +69,7 @@ def measure(setup: Setup, spec: data.Spec, method: str) -> dict[str, float]:
     config = setup.config
     train, outer = _splits(config, spec)
     state, keys = jax.eval_shape(lambda: _start(setup, method))
-    phase: Any = make_training_phase(setup, method)
+    phase: Any = make_training_program(setup, method)
     rate, step = config.inner.learning_rate, _sources(config, train, num_steps=1)
     chunk_length = min(config.eval_every, config.num_steps)
     # One seed, and as on a GPU: for a CPU convolutions become products with zeros among their factors, and those of
@@ -77,7 +77,7 @@ def measure(setup: Setup, spec: data.Spec, method: str) -> dict[str, float]:
     alone = dataclasses.replace(
         setup, mesh=None, config=dataclasses.replace(config, num_seeds=1, outer=_before_joint_steps(config))
     )
-    program: Any = make_training_phase(alone, method)
+    program: Any = make_training_program(alone, method)
     with on_a_cpu():
         state_alone, _ = jax.eval_shape(lambda: _start(alone, method))
         traced = program.advance_block.trace(state_alone, _sources(alone.config, train, num_steps=1), rate)

@@ -77,8 +77,8 @@ Splits = tuple[Batch, Batch | None]  # of inner and of outer batches; None: of t
 ChunkMetrics = dict[str, jax.Array]  # name -> [S, num_steps]
 
 
-class Phase(NamedTuple):
-    """Two programs of the same steps."""
+class Program(NamedTuple):
+    """The steps of a phase, compiled whole: for batches it draws and for batches it is given."""
 
     # (state, keys, splits, learning_rate, first_step, *, num_steps) -> (state, metrics), which draws its batches
     advance: Callable[..., tuple[RunState, ChunkMetrics]]
@@ -222,7 +222,7 @@ def offline_hypergradient(name: str, num_inner_steps: int) -> str:
     return "unrolled" if is_out_of_place else name
 
 
-def make_offline_phase(setup: Setup) -> Phase:
+def make_offline_program(setup: Setup) -> Program:
     """Algorithm 1: advances phi on fresh models."""
     config = setup.config
     inner_optimizer = make_inner_optimizer(config, config.inner.learning_rate)
@@ -244,13 +244,13 @@ def make_offline_phase(setup: Setup) -> Phase:
 
         return step
 
-    return _make_phase(setup, make_step, lambda keys: keys.offline, num_inner_steps)
+    return _make_program(setup, make_step, lambda keys: keys.offline, num_inner_steps)
 
 
-def make_training_phase(setup: Setup, method: str) -> Phase:
+def make_training_program(setup: Setup, method: str) -> Program:
     """Training of theta, by the step of a method."""
     make_step = STEPS[method]
-    return _make_phase(
+    return _make_program(
         setup,
         lambda learning_rate: make_step(setup, make_inner_optimizer(setup.config, learning_rate)),
         lambda keys: keys.training,
@@ -258,7 +258,7 @@ def make_training_phase(setup: Setup, method: str) -> Phase:
     )
 
 
-def _make_phase(setup: Setup, make_step, select_key, num_inner_steps: int) -> Phase:
+def _make_program(setup: Setup, make_step, select_key, num_inner_steps: int) -> Program:
     """Puts a step under scan, seeds and jit."""
     mesh, whole = setup.mesh, replicated(setup.mesh)
     draw = functools.partial(_draw_sources, num_inner_steps=num_inner_steps, batch_size=setup.config.batch_size)
@@ -315,7 +315,7 @@ def _make_phase(setup: Setup, make_step, select_key, num_inner_steps: int) -> Ph
             blocks.append(metrics)
         return state, jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *blocks)
 
-    return Phase(advance_streamed if setup.dataset.is_streamed else advance_resident, advance_block)
+    return Program(advance_streamed if setup.dataset.is_streamed else advance_resident, advance_block)
 
 
 def _make_batch(setup: Setup, source: StepSource) -> BilevelBatch:

@@ -27,14 +27,14 @@ from adalfl_jax.training.files import BusyError, WorkdirError, find_folder, hold
 from adalfl_jax.training.hosts import connect, is_first, largest, on_first, require_same
 from adalfl_jax.training.outputs import finish_run, save_last_finite_state
 from adalfl_jax.training.phases import (
-    Phase,
+    Program,
     SeedKeys,
     init_phi,
     init_theta,
     init_training,
-    make_offline_phase,
+    make_offline_program,
     make_seed_keys,
-    make_training_phase,
+    make_training_program,
     warn_of_poor_fit,
 )
 from adalfl_jax.training.preemption import Preemption, PreemptionError
@@ -220,7 +220,7 @@ class _Run:
         self.preemption = preemption
         self.stages = StageRunner(setup, self.keys, self.evaluation, workdir, preemption)
         self._offline: tuple[RunState, float] | None = None
-        self._programs: dict[StepFactory, Phase] = {}
+        self._programs: dict[StepFactory, Program] = {}
 
     def method(self, method: str) -> MethodResult:
         """Trains one method from its start to its end."""
@@ -267,12 +267,12 @@ class _Run:
             stage = Stage(
                 "offline",
                 "offline",
-                make_offline_phase(self.setup),
+                make_offline_program(self.setup),
                 RunState(None, phi),
                 config.offline.num_steps,
                 config.inner.learning_rate,
                 self._writer("offline", "offline"),
-                _backed_off(self.setup, make_offline_phase),
+                _backed_off(self.setup, make_offline_program),
                 self.offline_checkpoints,
             )
             with contextlib.ExitStack() as held:
@@ -311,11 +311,11 @@ class _Run:
         config = self.setup.config
         kind = STEPS[method]
         if kind not in self._programs:
-            self._programs[kind] = make_training_phase(self.setup, method)
+            self._programs[kind] = make_training_program(self.setup, method)
         program = self._programs[kind]
         state = init_training(self.setup, method, self.keys, phi, self._theta)
         learns = method == "adalfl"
-        backed_off = _backed_off(self.setup, lambda setup: make_training_phase(setup, method)) if learns else None
+        backed_off = _backed_off(self.setup, lambda setup: make_training_program(setup, method)) if learns else None
         stage = Stage(method, "training", program, state, config.num_steps, learning_rate, observe, backed_off)
         history = self.stages.advance(stage)
         end = to_host(without_carry(history.state))
@@ -349,13 +349,15 @@ class _Run:
         return write
 
 
-def _backed_off(setup: Setup, make_phase: Callable[[Setup], Phase]) -> Callable[[int], Phase]:
+def _backed_off(setup: Setup, make_program: Callable[[Setup], Program]) -> Callable[[int], Program]:
     """Makes the program of a phase with eta halved so many times."""
 
-    def make(times: int) -> Phase:
+    def make(times: int) -> Program:
         config, share = setup.config, 0.5**times
         outer = dataclasses.replace(config.outer, learning_rate=config.outer.learning_rate * share)
         offline = dataclasses.replace(config.offline, learning_rate=config.offline.learning_rate * share)
-        return make_phase(dataclasses.replace(setup, config=dataclasses.replace(config, outer=outer, offline=offline)))
+        return make_program(
+            dataclasses.replace(setup, config=dataclasses.replace(config, outer=outer, offline=offline))
+        )
 
     return make

@@ -28,7 +28,7 @@ from adalfl_jax.training.chunk import (
 from adalfl_jax.training.config import METHODS
 from adalfl_jax.training.evaluation import Evaluation
 from adalfl_jax.training.hosts import is_first, largest
-from adalfl_jax.training.phases import Phase, SeedKeys, splits_of
+from adalfl_jax.training.phases import Program, SeedKeys, splits_of
 from adalfl_jax.training.preemption import Preemption, PreemptionError
 from adalfl_jax.training.profiling import trace_chunk
 from adalfl_jax.training.progress import show_progress, tell
@@ -49,12 +49,12 @@ class Stage:
 
     method: str  # or "offline"
     phase: str  # "offline" or "training"
-    program: Phase
+    program: Program
     start: RunState
     num_steps: int
     learning_rate: float
     observe: Observer  # is told the measures at the start and after every chunk
-    backed_off: Callable[[int], Phase] | None = None  # the program with eta halved so many times, where it has one
+    backed_off: Callable[[int], Program] | None = None  # the program with eta halved so many times, where it has one
     checkpoints: Path | None = None  # a folder of its own, where others find it when it is over
 
     @property
@@ -154,7 +154,7 @@ class StageRunner:
                 kept.save_when_due(history)
                 self._obey_signal(stage, history.step)
 
-    def _advance_chunk(self, stage: Stage, program: Phase, history: History) -> None:
+    def _advance_chunk(self, stage: Stage, program: Program, history: History) -> None:
         config, first_step = self._setup.config, history.step
         chunk = min(config.eval_every, stage.num_steps - first_step)
         done = first_step + chunk
@@ -174,7 +174,7 @@ class StageRunner:
             means["train/back_offs"] = np.full(config.num_seeds, history.num_back_offs)
         self._record(stage, history, state, done, means | measured)
 
-    def _back_off(self, stage: Stage, history: History, error: DivergenceError) -> Phase:
+    def _back_off(self, stage: Stage, history: History, error: DivergenceError) -> Program:
         """The program with eta halved once more; raises the error where that is not wanted or was in vain."""
         config = self._setup.config
         is_wanted = config.on_nonfinite == "back_off" and stage.backed_off is not None

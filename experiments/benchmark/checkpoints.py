@@ -17,7 +17,7 @@ from adalfl_jax.training.evaluation import Evaluation
 from adalfl_jax.training.phases import (
     init_training,
     make_seed_keys,
-    make_training_phase,
+    make_training_program,
 )
 from adalfl_jax.training.preemption import Preemption
 from adalfl_jax.training.setup import make_setup
@@ -81,7 +81,7 @@ def _note(row: Row, seconds: float) -> str:
 def _make_runner(config: TrainConfig, dataset: Dataset) -> Callable[[TrainConfig, Path], None]:
     """A function that trains a config, which may differ in its checkpoints, into a workdir; compiled once."""
     setup = make_setup(config, dataset)
-    keys, evaluation, program = make_seed_keys(config.seeds), Evaluation(setup), make_training_phase(setup, "adalfl")
+    keys, evaluation, program = make_seed_keys(config.seeds), Evaluation(setup), make_training_program(setup, "adalfl")
     start = init_training(setup, "adalfl", keys)
     rate = config.inner.learning_rate
 

@@ -18,7 +18,7 @@ from adalfl_jax.training import TrainConfig
 from adalfl_jax.training.phases import (
     init_training,
     make_seed_keys,
-    make_training_phase,
+    make_training_program,
     splits_of,
 )
 from adalfl_jax.training.progress import tell
@@ -92,7 +92,7 @@ def make_program(config: TrainConfig, dataset: Dataset, method: str, num_steps: 
     setup = make_setup(config, dataset)
     keys = make_seed_keys(config.seeds)
     state, splits = init_training(setup, method, keys), splits_of(setup)
-    advance = make_training_phase(setup, method).advance
+    advance = make_training_program(setup, method).advance
 
     def run(state: RunState) -> Any:
         return jax.block_until_ready(advance(state, keys, splits, config.inner.learning_rate, 0, num_steps=num_steps))

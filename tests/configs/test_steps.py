@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from adalfl_jax.training.phases import init_phi, init_theta, make_seed_keys, make_training_phase, splits_of
+from adalfl_jax.training.phases import init_phi, init_theta, make_seed_keys, make_training_program, splits_of
 from adalfl_jax.training.state import RunState
 from tests.configs.test_configs import NAMES, get_config, random_setup
 
@@ -22,7 +22,7 @@ def one_step(setup):
     """The state before and after one AdaLFL step, and what was measured."""
     keys = make_seed_keys(setup.config.seeds)
     start = RunState(init_theta(setup, keys), init_phi(setup, keys))
-    advance = make_training_phase(setup, "adalfl").advance
+    advance = make_training_program(setup, "adalfl").advance
     state, metrics = advance(start, keys, splits_of(setup), setup.config.inner.learning_rate, 0, num_steps=1)
     return start, state, metrics
 

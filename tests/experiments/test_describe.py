@@ -13,7 +13,7 @@ from absl.testing import flagsaver
 import adalfl_jax
 from adalfl_jax import data
 from adalfl_jax.data import streaming
-from adalfl_jax.training.phases import init_phi, init_theta, make_seed_keys, make_training_phase
+from adalfl_jax.training.phases import init_phi, init_theta, make_seed_keys, make_training_program
 from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.state import RunState
 from experiments import describe, launch
@@ -152,7 +152,7 @@ def test_a_chunk_is_no_longer_than_the_run(monkeypatch):
     lengths = []
 
     def make(*arguments):
-        phase = make_training_phase(*arguments)
+        phase = make_training_program(*arguments)
 
         def lower(*arguments, num_steps):
             lengths.append(num_steps)
@@ -160,7 +160,7 @@ def test_a_chunk_is_no_longer_than_the_run(monkeypatch):
 
         return phase._replace(advance=types.SimpleNamespace(lower=lower))
 
-    monkeypatch.setattr(describe, "make_training_phase", make)
+    monkeypatch.setattr(describe, "make_training_program", make)
     measured("digits_mlp", "task_loss", {"num_steps": 3, "eval_every": 50})
     assert lengths == [3]
 

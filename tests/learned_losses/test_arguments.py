@@ -19,9 +19,9 @@ from adalfl_jax.training.evaluation import Evaluation
 from adalfl_jax.training.phases import (
     init_phi,
     init_training,
-    make_offline_phase,
+    make_offline_program,
     make_seed_keys,
-    make_training_phase,
+    make_training_program,
     splits_of,
 )
 from adalfl_jax.training.setup import make_setup
@@ -229,11 +229,15 @@ def test_every_part_of_a_run_gives_progress_to_its_loss():
     def run():
         keys = make_seed_keys(setup.config.seeds)
         phi = init_phi(setup, keys)
-        offline, _ = make_offline_phase(setup).advance(RunState(None, phi), keys, splits_of(setup), 0.1, 0, num_steps=1)
+        offline, _ = make_offline_program(setup).advance(
+            RunState(None, phi), keys, splits_of(setup), 0.1, 0, num_steps=1
+        )
         ends = []
         for method in ("ml3", "adalfl"):
             start = init_training(setup, method, keys, offline.phi)
-            ends.append(make_training_phase(setup, method).advance(start, keys, splits_of(setup), 0.1, 0, num_steps=1))
+            ends.append(
+                make_training_program(setup, method).advance(start, keys, splits_of(setup), 0.1, 0, num_steps=1)
+            )
         evaluation = Evaluation(setup)
         state = ends[1][0]
         return ends, evaluation.scalars(state, 0.1, 0.5), evaluation.loss_shape(state, 0.5)

@@ -14,7 +14,7 @@ from adalfl_jax import save_learned_loss
 from adalfl_jax.training import ConfigError, PreemptionError, run, train
 from adalfl_jax.training.digest import digest_of, digest_of_offline_phase
 from adalfl_jax.training.files import BusyError, hold_workdir
-from adalfl_jax.training.phases import Phase, init_phi, make_offline_phase, make_seed_keys, splits_of
+from adalfl_jax.training.phases import Program, init_phi, make_offline_program, make_seed_keys, splits_of
 from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.state import RunState
 from tests.training.same_run import assert_same_run
@@ -69,7 +69,7 @@ def test_what_the_offline_phase_knows_nothing_of_leaves_it_as_it_is():
     def phi_after(config):
         setup, keys = make_setup(config), make_seed_keys(config.seeds)
         start, rate = RunState(None, init_phi(setup, keys)), config.inner.learning_rate
-        return make_offline_phase(setup).advance(start, keys, splits_of(setup), rate, 0, num_steps=2)[0].phi
+        return make_offline_program(setup).advance(start, keys, splits_of(setup), rate, 0, num_steps=2)[0].phi
 
     one, other = (tiny_config({"outer.split": "valid", **rest}) for rest in ({}, OF_THE_REST))
     assert digest_of_offline_phase(one) == digest_of_offline_phase(other)
@@ -98,7 +98,7 @@ def test_a_shared_offline_phase_is_trained_once_and_gives_the_same_runs(tmp_path
     def never(*args, **kwargs):
         raise AssertionError("the offline phase is trained again")
 
-    monkeypatch.setattr(run, "make_offline_phase", lambda setup: Phase(never, never))
+    monkeypatch.setattr(run, "make_offline_program", lambda setup: Program(never, never))
     waits = threading.Event()
     monkeypatch.setattr(run, "tell", lambda text: waits.set() if "another process works on" in text else None)
     with ThreadPoolExecutor() as pool:

@@ -11,9 +11,9 @@ from adalfl_jax.training.chunk import chunk_means, updates_of_phi
 from adalfl_jax.training.phases import (
     init_phi,
     init_training,
-    make_offline_phase,
+    make_offline_program,
     make_seed_keys,
-    make_training_phase,
+    make_training_program,
     offline_hypergradient,
     splits_of,
 )
@@ -40,7 +40,7 @@ def advance(overrides, chunks):
     setup = make_setup(tiny_config(overrides))
     keys, splits, rate = make_seed_keys(setup.config.seeds), splits_of(setup), setup.config.inner.learning_rate
     state = init_training(setup, "adalfl", keys)
-    phase, metrics, done = make_training_phase(setup, "adalfl"), [], 0
+    phase, metrics, done = make_training_program(setup, "adalfl"), [], 0
     for num_steps in chunks:
         state, chunk = phase.advance(state, keys, splits, rate, done, num_steps=num_steps)
         metrics.append(chunk)
@@ -102,7 +102,7 @@ def test_the_offline_phase_takes_any_estimator():
         setup = make_setup(tiny_config({"hypergradient": name}))
         keys = make_seed_keys(setup.config.seeds)
         start, rate = RunState(None, init_phi(setup, keys)), setup.config.inner.learning_rate
-        state, _ = make_offline_phase(setup).advance(start, keys, splits_of(setup), rate, 0, num_steps=2)
+        state, _ = make_offline_program(setup).advance(start, keys, splits_of(setup), rate, 0, num_steps=2)
         return jax.tree.leaves(state.phi.params)
 
     unrolled, truncated, implicit = map(phi_after, ("unrolled", "truncated", "conjugate_gradient"))

@@ -27,9 +27,9 @@ from adalfl_jax.training.faults import all_finite, skip_nonfinite
 from adalfl_jax.training.phases import (
     init_phi,
     init_training,
-    make_offline_phase,
+    make_offline_program,
     make_seed_keys,
-    make_training_phase,
+    make_training_program,
     splits_of,
 )
 from adalfl_jax.training.setup import make_setup
@@ -59,9 +59,9 @@ def advance(method, policy, spoil=None, num_steps=6):
     setup = make_setup(tiny_config(on_nonfinite=policy, num_seeds=SEEDS))
     keys = make_seed_keys(setup.config.seeds)
     if method == "offline":
-        phase, state = make_offline_phase(setup), RunState(None, init_phi(setup, keys))
+        phase, state = make_offline_program(setup), RunState(None, init_phi(setup, keys))
     else:
-        phase, state = make_training_phase(setup, method), init_training(setup, method, keys)
+        phase, state = make_training_program(setup, method), init_training(setup, method, keys)
     state = state if spoil is None else spoil(state)
     return state, *phase.advance(state, keys, splits_of(setup), 0.1, 0, num_steps=num_steps)
 
@@ -261,7 +261,7 @@ def fragile(monkeypatch):
     """Makes the training phase of AdaLFL fail after step 10 of seed 1 as long as eta is above 1e-4."""
 
     def make(setup, method):
-        phase = make_training_phase(setup, method)
+        phase = make_training_program(setup, method)
 
         def advance(*arguments, **options):
             state, metrics = phase.advance(*arguments, **options)
@@ -272,7 +272,7 @@ def fragile(monkeypatch):
         return phase._replace(advance=advance)
 
     limit = [1e-4]
-    monkeypatch.setattr(run, "make_training_phase", make)
+    monkeypatch.setattr(run, "make_training_program", make)
     return limit
 
 

@@ -9,9 +9,9 @@ from adalfl_jax.training.phases import (
     RunState,
     init_phi,
     init_training,
-    make_offline_phase,
+    make_offline_program,
     make_seed_keys,
-    make_training_phase,
+    make_training_program,
     splits_of,
 )
 from adalfl_jax.training.setup import make_setup
@@ -28,12 +28,12 @@ def run(first_seed, num_seeds, method):
     keys, splits, rate = make_seed_keys(setup.config.seeds), splits_of(setup), setup.config.inner.learning_rate
     phi = None
     if method != "task_loss":
-        offline = make_offline_phase(setup).advance
+        offline = make_offline_program(setup).advance
         start = RunState(None, init_phi(setup, keys))
         state, _ = offline(start, keys, splits, rate, 0, num_steps=NUM_STEPS)
         phi = state.phi
     start = init_training(setup, method, keys, phi)
-    return make_training_phase(setup, method).advance(start, keys, splits, rate, 0, num_steps=NUM_STEPS)
+    return make_training_program(setup, method).advance(start, keys, splits, rate, 0, num_steps=NUM_STEPS)
 
 
 @pytest.mark.slow

@@ -257,7 +257,7 @@ def test_chunks_of_one_length_run_one_compiled_program(method, tmp_path, monkeyp
 
         return wrapped
 
-    for name in ("make_offline_phase", "make_training_phase"):
+    for name in ("make_offline_program", "make_training_program"):
         monkeypatch.setattr(run, name, spy(getattr(run, name)))
     train(tiny_config(method=method, num_steps=8, eval_every=3, **{"offline.num_steps": 6}), tmp_path / "run")
     sizes = [phase.advance._cache_size() for phase in made]

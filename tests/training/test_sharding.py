@@ -13,7 +13,7 @@ from adalfl_jax.training import ConfigError, run, sharding, train
 from adalfl_jax.training.phases import (
     init_training,
     make_seed_keys,
-    make_training_phase,
+    make_training_program,
     splits_of,
 )
 from adalfl_jax.training.preemption import PreemptionError
@@ -48,7 +48,7 @@ def start(config):
     state = init_training(setup, "adalfl", keys)
     if state.rate_factor is not None:
         state = state._replace(rate_factor=replicate(setup.mesh, np.array([0.5, 2.0], np.float32)))
-    return make_training_phase(setup, "adalfl"), (state, keys, splits_of(setup), config.inner.learning_rate, 0)
+    return make_training_program(setup, "adalfl"), (state, keys, splits_of(setup), config.inner.learning_rate, 0)
 
 
 def advance(config, num_steps=3):
