@@ -335,6 +335,20 @@ def test_the_pages_say_what_the_clean_set_is_worth_at_the_end(arm, noise):
         assert f"{error} %" in line
 
 
+def test_the_pages_have_the_errors_over_noises_with_the_clean_set_at_the_end():
+    title = "over wrong labels and right ones"
+    (table,) = re.findall(
+        rf"^\*\*The clean set at the end, {title}: [^\n]*\n\n(.*?)\n\n", RESULTS, re.DOTALL | re.MULTILINE
+    )
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    first, second = rows[:2]
+    assert first[2] == "AdaLFL, untuned, then with the clean set"
+    best, closest = (row[3].partition(" ")[0] for row in (first, second))
+    (section,) = re.findall(r"^## The clean set at the end\n(.*?)^<!--", RESULTS, re.DOTALL | re.MULTILINE)
+    assert f"({best} %, the closest {closest} %, p = {second[5]})" in section
+    assert f"({best} and {closest} %, p = {second[5]})" in README
+
+
 @pytest.mark.parametrize("arm", ["AdaLFL, untuned", "cross-entropy, then the clean set"])
 def test_the_guide_says_what_a_hundred_clean_labels_are_worth(arm):
     text = (ROOT / "docs" / "noisy_labels.md").read_text()
