@@ -24,7 +24,7 @@ from experiments.study.noisy_labels import (
     show_noise,
 )
 from experiments.study.overview import Contest, average_tables, contests_figure, find_contests
-from experiments.study.tables import Part
+from experiments.study.tables import Part, show_pair
 
 SHARE = 0.2  # of the steps: as many as those of "fine_tuned"
 
@@ -109,15 +109,11 @@ def _errors_table(title: str, contests: Sequence[Contest]) -> Table:
 
 def _further_differences(pair: tuple[str, str], contests: Sequence[Contest]) -> str:
     """A sentence about a pair of `PAIRS`, or nothing."""
-    tests = {
-        contest.noise: test
+    shown = [
+        f"{contest.noise} {show_pair(test, 100)}"
         for contest in contests
         for test in contest.numbers["pairs"]
         if (test["arm"], test["against"]) == pair
-    }
-    shown = (
-        f"{page.show_difference(test, 100)}, p = {page.show_number(test.get('adjusted_p_value'), '.1g')} ({noise})"
-        for noise, test in tests.items()
-    )
+    ]
     titles = {arm.name: arm.title for arm in COMPARED}
-    return f"Further differences: {titles[pair[0]]}, less {titles[pair[1]]}, {'; '.join(shown)}." if tests else ""
+    return f"Further differences: {titles[pair[0]]}, less {titles[pair[1]]}: {'; '.join(shown)}." if shown else ""

@@ -118,11 +118,15 @@ def _note(numbers: dict[str, Any], name: str, scale: int, unit: str) -> str:
 def _pairs(numbers: dict[str, Any], scale: float) -> list[str]:
     titles = {name: arm["title"] for name, arm in numbers["arms"].items()}
     tests = [
-        f"{titles[pair['arm']]} less {titles[pair['against']]}, {page.show_difference(pair, scale)}, "
-        f"p = {page.show_number(pair.get('adjusted_p_value'), '.1g')}{_by_ranks(pair)}"
-        for pair in numbers["pairs"]
+        f"{titles[pair['arm']]} less {titles[pair['against']]}, {show_pair(pair, scale)}" for pair in numbers["pairs"]
     ]
     return [f"Further differences, adjusted for their own number: {'; '.join(tests)}."] if tests else []
+
+
+def show_pair(pair: dict[str, Any], scale: float) -> str:
+    """The difference of a further pair of arms, and its p-values."""
+    p_value = page.show_number(pair.get("adjusted_p_value"), ".1g")
+    return f"{page.show_difference(pair, scale)}, p = {p_value}{_by_ranks(pair)}"
 
 
 def _by_ranks(pair: dict[str, Any]) -> str:

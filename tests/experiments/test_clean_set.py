@@ -94,7 +94,7 @@ def test_errors_stand_in_a_column_for_each_noise(comparisons):
         ["AdaLFL, untuned", "4.00, p = 0.03"],
         ["AdaLFL, untuned, then with the clean set", "3.00"],
     ]
-    further = "then with the clean set, less symmetric cross-entropy, decayed, -0.50, p = 0.03 (40 % wrong labels)."
+    further = "then with the clean set, less symmetric cross-entropy, decayed: 40 % wrong labels -0.50, p = 0.03."
     assert second.notes[-1].endswith(further)
     (average,) = averages  # of MNIST, which has three noises
     assert [row["arm"] for row in average.rows] == [rows[place][0] for place in (1, 0, 3, 2)]
