@@ -70,7 +70,7 @@ class Contest(NamedTuple):
         return p_value is None or p_value >= SIGNIFICANT
 
     def ratio(self, rival: str) -> float:
-        """The mean error of a rival in that of the reference."""
+        """The mean error of a rival, divided by that of the reference."""
         return float(self.errors(rival).mean() / self.errors(self.reference).mean())
 
 
@@ -161,9 +161,9 @@ def average_tables(contests: Sequence[Contest], title: str) -> tuple[Table, ...]
             "labels": lambda row: str(row["contests"]),
             "arm": lambda row: row["arm"],
             "mean over them": lambda row: page.show_mean(row["error"], 100),
-            f"in that of {name}": ratio,
+            f"divided by that of {name}": ratio,
             "p": lambda row: page.show_number((row["test"] or {}).get("adjusted_p_value"), ".1g"),
-            "worst, in the best there": lambda row: f"{row['most']:.2f}",
+            "at worst, divided by the best there": lambda row: f"{row['most']:.2f}",
         },
         rows,
         (AVERAGE_NOTE,),
@@ -195,7 +195,7 @@ def _averages(contests: Sequence[Contest]) -> list[Row]:
 
 
 def contests_figure(contests: Sequence[Contest], key_rivals: Sequence[str]) -> Figure:
-    """A line a contest: errors of rivals in that of the reference, hollow where the two are level.
+    """A line a contest: errors of rivals, divided by that of the reference, hollow where the two are level.
 
     Args:
       contests: what is drawn.
@@ -218,8 +218,9 @@ def contests_figure(contests: Sequence[Contest], key_rivals: Sequence[str]) -> F
                 axes.plot(contest.ratio(rival), line, "o", color=color, markerfacecolor=face, markersize=6, zorder=2)
         for problem in problems:
             line = lines[[contest.problem for contest in contests].index(problem)] - 1
-            axes.text(0.005, line, problem, transform=axes.get_yaxis_transform(), fontweight="bold", va="center")
-        axes.set(xscale="log", ylim=(lines[-1] + 0.7, -0.5), xlabel=f"test error in that of {name}")
+            heading = axes.text(0.005, line, problem, transform=axes.get_yaxis_transform(), fontweight="bold", va="center")
+            heading.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1})  # the line of 1 ends there
+        axes.set(xscale="log", ylim=(lines[-1] + 0.7, -0.5), xlabel=f"test error, divided by that of {name}")
         axes.set_yticks(lines, [contest.noise for contest in contests])
         axes.xaxis.set(major_locator=FixedLocator(TICKS), minor_locator=NullLocator())
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
