@@ -218,8 +218,9 @@ def contests_figure(contests: Sequence[Contest], key_rivals: Sequence[str]) -> F
                 axes.plot(contest.ratio(rival), line, "o", color=color, markerfacecolor=face, markersize=6, zorder=2)
         for problem in problems:
             line = lines[[contest.problem for contest in contests].index(problem)] - 1
-            heading = axes.text(0.005, line, problem, transform=axes.get_yaxis_transform(), fontweight="bold", va="center")
-            heading.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1})  # the line of 1 ends there
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # the line of 1 stops at it
+            over = axes.get_yaxis_transform()
+            axes.text(0.005, line, problem, transform=over, fontweight="bold", va="center", bbox=box)
         axes.set(xscale="log", ylim=(lines[-1] + 0.7, -0.5), xlabel=f"test error, divided by that of {name}")
         axes.set_yticks(lines, [contest.noise for contest in contests])
         axes.xaxis.set(major_locator=FixedLocator(TICKS), minor_locator=NullLocator())
