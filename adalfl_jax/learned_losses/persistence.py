@@ -63,7 +63,7 @@ def save_learned_loss(
       path: the file; its folder must exist.
       loss: a `LossNetwork`, `ScaledTaskLoss` or `WeightNetwork`, or a `RescaledLoss` of one.
       phi_params: its parameters, as from `loss.init`.
-      metadata: anything JSON can hold: the run, the data, the score.
+      metadata: a dictionary of what JSON can hold: the run, the data, the score.
 
     Raises:
       FileNotFoundError: no such folder.
@@ -71,13 +71,14 @@ def save_learned_loss(
       ValueError: a loss of another family, parameters that do not fit it or are not finite, metadata JSON cannot hold.
     """
     described = _describe(loss)
-    arrays = {name: np.asarray(value) for name, value in _flatten(phi_params).items()}
+    # safetensors writes memory as it lies, whatever the strides
+    arrays = {name: np.asarray(value, order="C") for name, value in _flatten(phi_params).items()}
     _check_params(loss, arrays, f"cannot save {described['family']}")
-    header = {"version": FORMAT_VERSION, **described, "metadata": dict(metadata or {})}
     try:
+        header = {"version": FORMAT_VERSION, **described, "metadata": dict(metadata or {})}
         text = json.dumps(header, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"metadata must be JSON (text, finite numbers, lists, dicts): {error}") from error
+        raise ValueError(f"metadata must be JSON, a dict of text, finite numbers, lists and dicts: {error}") from error
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to save {path.name} in; make it first")

@@ -46,6 +46,14 @@ def test_what_is_saved_is_what_is_loaded(tmp_path, name):
     assert [path.name for path in tmp_path.iterdir()] == ["loss.safetensors"]
 
 
+@pytest.mark.parametrize("lay", [np.asfortranarray, lambda array: np.stack([0 * array, array], axis=-1)[..., 1]])
+def test_parameters_are_saved_however_they_lie_in_memory(tmp_path, lay):
+    loss = LOSSES["network"]
+    params = jax.tree.map(np.asarray, loss.init(jax.random.key(0)))
+    adalfl_jax.save_learned_loss(tmp_path / "loss.safetensors", loss, jax.tree.map(lay, params))
+    chex.assert_trees_all_equal(adalfl_jax.load_learned_loss(tmp_path / "loss.safetensors").params, params)
+
+
 def test_a_loaded_loss_drops_into_grad_jit_and_a_task_step(saved):
     frozen = adalfl_jax.load_learned_loss(saved)
     model, inner, _, theta, _ = make_problem()
@@ -148,6 +156,7 @@ def test_parameters_that_do_not_fit_are_refused(saved, edit, message):
         (LOSSES["scaled"], {"log_scale": np.float32(np.inf)}, {}, "not finite: log_scale"),
         (LOSSES["scaled"], {"log_scale": np.float32(0)}, {"when": object()}, "metadata must be JSON"),
         (LOSSES["scaled"], {"log_scale": np.float32(0)}, {"score": float("nan")}, "metadata must be JSON"),
+        (LOSSES["scaled"], {"log_scale": np.float32(0)}, [1, 2], "metadata must be JSON, a dict"),
     ],
 )
 def test_what_cannot_be_kept_is_refused_and_the_old_file_stays(saved, loss, params, metadata, message):
