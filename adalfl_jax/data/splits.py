@@ -219,7 +219,9 @@ def _arrange(
 def _check_alike(
     where: str, train: tuple[np.ndarray, np.ndarray], split: str, other: tuple[np.ndarray, np.ndarray]
 ) -> None:
-    described = [f"inputs {x.shape[1:]} {x.dtype} and targets {y.shape[1:]}" for x, y in (train, other)]
+    types = ["uint8" if x.dtype == np.uint8 else "numbers" for x, _ in (train, other)]
+    shapes = [(x.shape[1:], y.shape[1:]) for x, y in (train, other)]
+    described = [f"inputs {x} {kind} and targets {y}" for (x, y), kind in zip(shapes, types, strict=True)]
     if described[0] != described[1]:
         raise DatasetError(f"{where}: training examples have {described[0]}, {split} examples {described[1]}")
 
@@ -228,11 +230,17 @@ def standardize(values: np.ndarray, train: np.ndarray, axis: tuple[int, ...] | N
     """Subtracts the mean and divides by the standard deviation, over `axis`, of the rows `train`.
 
     What does not vary among those rows is only centred. Missing values (nan) take no part and stay missing.
+
+    Args:
+      values: float32 or float64, of which the result is float32: what varies little beside its mean, as times of day in
+        seconds since 1970 do, would be rounded away before.
+      train: row numbers.
+      axis: of the mean and the deviation.
     """
     rows = values[train].astype(np.float64)
     mean, deviation = np.nanmean(rows, axis, keepdims=True), np.nanstd(rows, axis, keepdims=True)
-    varies = deviation > 1e-6 * np.abs(mean)  # what float32 leaves of a constant
-    return ((values - mean) / np.where(varies, deviation, 1.0)).astype(values.dtype)
+    varies = deviation > 8 * np.finfo(values.dtype).eps * np.abs(mean)  # what rounding leaves of a constant
+    return ((values - mean) / np.where(varies, deviation, 1.0)).astype(np.float32)
 
 
 def byte_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -320,10 +328,10 @@ def _clean(where: str, inputs: np.ndarray, targets: np.ndarray, examples: Exampl
     if examples.num_tokens:
         _check_tokens(where, inputs, examples.num_tokens)
         inputs = inputs.astype(np.uint8)
-    inputs = inputs if is_image(inputs) or examples.num_tokens else _to_float32(inputs)
+    inputs = inputs if is_image(inputs) or examples.num_tokens else _to_floats(inputs)
     _check_finite(where, inputs=np.where(np.isnan(inputs), 0, inputs) if examples.fill_missing else inputs)
     if examples.num_classes is None:
-        targets = _to_float32(targets).reshape(len(targets), -1)
+        targets = _to_floats(targets).reshape(len(targets), -1)
         _check_finite(where, targets=targets)
         return inputs, targets
     _check_finite(where, targets=targets)
@@ -335,15 +343,17 @@ def _clean(where: str, inputs: np.ndarray, targets: np.ndarray, examples: Exampl
     return inputs, targets.astype(np.int32)
 
 
-def _to_float32(values: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # what is too large is refused as not finite
-        return values.astype(np.float32)
+def _to_floats(values: np.ndarray) -> np.ndarray:
+    """In float32 if that holds every number of their type, or else in float64."""
+    return values.astype(np.float32 if np.can_cast(values.dtype, np.float32) else np.float64)
 
 
 def _check_finite(where: str, **arrays: np.ndarray) -> None:
     for kind, values in arrays.items():
-        if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
-            rows = np.unique(np.nonzero(~np.isfinite(values))[0])
+        with np.errstate(over="ignore"):
+            is_finite = np.isfinite(values.astype(np.float32))
+        if not is_finite.all():
+            rows = np.unique(np.nonzero(~is_finite)[0])
             raise DatasetError(
                 f"{where}: {kind} are not finite, or not in float32, in {len(rows)} of {len(values)} examples, the "
                 f"first of them number {rows[0]}; drop, fill or scale them before training"
@@ -366,6 +376,8 @@ def _check_labels(where: str, labels: np.ndarray, num_classes: int) -> None:
         if labels.ndim == 2:
             of_rows = "; targets.argmax(1) makes labels of one-hot rows"
             remedy = "; targets[:, 0] is one column" if labels.shape[1] == 1 else of_rows
+        elif labels.size and labels.max() >= num_classes:
+            remedy = "; if there are more classes, say how many with num_classes"
         raise DatasetError(
             f"{where}: labels must be [N] integers from 0 to {num_classes - 1}; got shape {labels.shape} with {span}"
             f"{remedy}"

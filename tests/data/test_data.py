@@ -129,6 +129,28 @@ def test_labels_that_do_not_fit_are_refused(targets, message):
         data.make_dataset("mine", Examples(INPUTS, targets, num_classes=4))
 
 
+@pytest.mark.parametrize("offset", [1.7e9, -3e10])
+def test_what_varies_little_beside_its_mean_is_standardised_before_it_is_rounded(offset):
+    steps = np.random.default_rng(0).integers(-1000, 1000, (400, 1)).astype(np.float64)  # offset + steps is exact
+    dataset = data.make_dataset(
+        "mine", Examples(np.hstack([steps + offset, np.full_like(steps, offset)]), steps + offset)
+    )
+    alone = data.make_dataset("mine", Examples(steps, steps))
+    for split in ("train", "test"):
+        values, wanted = getattr(dataset, split), getattr(alone, split)
+        np.testing.assert_allclose(values.inputs[:, 0], wanted.inputs[:, 0], rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(values.targets, wanted.targets, rtol=1e-6, atol=1e-6)
+        np.testing.assert_array_equal(values.inputs[:, 1], 0)
+        assert values.inputs.dtype == values.targets.dtype == np.float32
+
+
+def test_splits_of_other_kinds_of_numbers_go_together():
+    test = INPUTS.astype(np.float32), LABELS
+    dataset = data.make_dataset("mine", Examples(INPUTS, LABELS, num_classes=4, test=test))
+    assert dataset.test.inputs.dtype == np.float32
+    assert len(dataset.test.inputs) == 100
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_data_that_is_not_finite_is_refused(value):
     inputs = INPUTS.copy()
