@@ -231,6 +231,10 @@ def _define(name: str, native: Operation, product: Operation, fast: Operation) -
     def run(left: jax.Array, right: jax.Array, geometry: Geometry) -> Any:
         return primitive.bind(left, right, geometry=geometry)
 
+    def evaluate(left: jax.Array, right: jax.Array, *, geometry: Geometry) -> Any:
+        with jax.disable_jit(False):  # where it is disabled, `run` would bind the primitive for ever
+            return run(left, right, geometry)
+
     def abstract(left: Any, right: Any, *, geometry: Geometry) -> Any:  # as JAX's own, the axes it varies over included
         return jax.make_jaxpr(functools.partial(native, geometry=geometry))(left, right).out_avals[0]
 
@@ -254,7 +258,7 @@ def _define(name: str, native: Operation, product: Operation, fast: Operation) -
         elsewhere = functools.partial(side_by_side, native)
         return jax.lax.platform_dependent(*arrays, cpu=on_cpu, default=elsewhere), 0
 
-    primitive.def_impl(run)
+    primitive.def_impl(evaluate)
     primitive.def_abstract_eval(abstract)
     batching.primitive_batchers[primitive] = batch
     mlir.register_lowering(primitive, mlir.lower_fun(native, multiple_results=False))

@@ -144,3 +144,14 @@ def test_what_it_cannot_do_is_refused(options, message):
     inputs, kernel = jnp.ones((1, 8, 8, 2)), jnp.ones((3, 3, 1, 2))
     with pytest.raises(ValueError, match=message):
         convolve(inputs, kernel, (1, 1), **options)
+
+
+def test_a_convolution_is_evaluated_and_differentiated_without_jit():
+    ours, theirs, arrays, _ = draw("first of LeNet-5")
+    wanted = jax.grad(lambda *arrays: jnp.sum(theirs(*arrays) ** 2), argnums=(0, 1))(*arrays)
+    with jax.disable_jit():
+        outputs = ours(*arrays)
+        found = jax.grad(lambda *arrays: jnp.sum(ours(*arrays) ** 2), argnums=(0, 1))(*arrays)
+    np.testing.assert_allclose(outputs, theirs(*arrays), rtol=1e-4, atol=1e-4)
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-3)
