@@ -237,7 +237,7 @@ def read_loss_shapes(folder: Path) -> tuple[list[int], np.ndarray] | None:
         return None
     # Of those there it reads the names alone: a run beside removes them.
     options = ocp.CheckpointManagerOptions(read_only=True, lightweight_initialize=True)
-    manager = ocp.CheckpointManager(folder, options=options)
+    manager = ocp.CheckpointManager(folder.resolve(), options=options)  # Orbax reads no relative path
     try:
         for step in sorted(manager.all_steps(), reverse=True):
             try:

@@ -274,7 +274,7 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_taken_for_damaged(error, tw
     assert snapshot(two_checkpoints) == before
 
 
-def test_loss_shapes_are_read_beside_the_run_that_writes_them(tmp_path):
+def test_loss_shapes_are_read_beside_the_run_that_writes_them(tmp_path, monkeypatch):
     folder = tmp_path / "stage"
     assert read_loss_shapes(folder) is None
     save_all(folder, History(make_history(4).state, 4))
@@ -286,6 +286,8 @@ def test_loss_shapes_are_read_beside_the_run_that_writes_them(tmp_path):
     steps, values = read_loss_shapes(folder)
     assert steps == [0, 10]
     np.testing.assert_array_equal(values.swapaxes(0, 1), make_history(10, seed=10).shapes)
+    monkeypatch.chdir(tmp_path)
+    assert read_loss_shapes(Path("stage"))[0] == [0, 10]
     flip(next(path for path in (folder / "10" / "record").rglob("*") if path.is_file() and path.stat().st_size > 100))
     before = snapshot(folder)
     assert read_loss_shapes(folder)[0] == [0, 5]
