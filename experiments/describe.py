@@ -47,8 +47,13 @@ def main(argv: list[str]) -> None:
     del argv
     with told_in_a_line():
         config = pin_start(TrainConfig.from_mapping(CONFIG.value))
+        settings = config.dataset
         spec = data.load_spec(
-            config.dataset.name, data_dir=config.dataset.data_dir, image_size=config.dataset.image_size
+            settings.name,
+            data_dir=settings.data_dir,
+            image_size=settings.image_size,
+            valid_fraction=settings.valid_fraction,
+            valid_examples=settings.valid_examples,
         )
         if spec.num_train:
             check_batch_size(config, *_splits(config, spec))

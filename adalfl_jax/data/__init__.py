@@ -39,6 +39,7 @@ DATASETS: dict[str, Callable[[Location], Examples]] = {
     "california": load_california,
     "crime": load_crime,
 }  # those that are not TensorFlow Datasets'; `register_dataset` adds to them
+OURS = frozenset(DATASETS) | frozenset(SPECS)  # names that are taken
 STREAMING = ("auto", "always", "never")
 
 
@@ -102,11 +103,16 @@ def load(
 
 
 def load_spec(
-    name: str | os.PathLike[str], *, data_dir: str | os.PathLike[str] | None = None, image_size: int = 0
+    name: str | os.PathLike[str],
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    image_size: int = 0,
+    valid_fraction: float = VALID_FRACTION,
+    valid_examples: int = 0,
 ) -> Spec:
     """The shapes of a dataset, without its data where they are known otherwise.
 
-    Arguments and errors are those of `load`.
+    Arguments and errors are those of `load`; that a validation split can be cut off is checked where there are data.
 
     Example:
       >>> load_spec("cifar10").input_shape
@@ -119,7 +125,8 @@ def load_spec(
         return spec._replace(input_shape=size) if image_size and spec.is_image else spec
     if name in DATASETS or is_file(name):
         examples = load_examples(name, location)
-        make_dataset(name, examples, on_device=False)  # for its errors
+        # for its errors
+        make_dataset(name, examples, valid_fraction=valid_fraction, valid_examples=valid_examples, on_device=False)
         return Spec.of(examples)
     return find_spec(name, location, others=DATASETS)
 
@@ -143,12 +150,11 @@ def register_dataset(name: str, load_examples: Callable[[], Examples]) -> None:
     """Makes a dataset known to `load` and to configurations, whose files are a good place to call this.
 
     Args:
-      name: a new name.
+      name: any but ours; one registered before is replaced.
       load_examples: called when the dataset is used.
 
     Raises:
-      ValueError: the name is one of `DATASETS` or `SPECS`, or there is nothing to call. Others of TFDS may be taken;
-        yours hides them.
+      ValueError: the name is one of `OURS`, or there is nothing to call. Others of TFDS may be taken; yours hides them.
 
     Example:
       >>> import numpy as np
@@ -156,8 +162,8 @@ def register_dataset(name: str, load_examples: Callable[[], Examples]) -> None:
       >>> load("noise").input_shape
       (3,)
     """
-    if name in DATASETS or name in SPECS:
-        raise ValueError(f"there is a dataset {name!r} already; register yours under another name")
+    if name in OURS:
+        raise ValueError(f"there is a dataset {name!r} in this package; register yours under another name")
     if not callable(load_examples):
         raise ValueError(
             f"dataset {name!r}: load_examples must be a function that returns Examples; got "

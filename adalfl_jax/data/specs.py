@@ -104,6 +104,7 @@ def random_dataset(name: str, spec: Spec, num_examples: int, *, seed: int = 0) -
         deviation=deviation,
         can_flip=spec.can_flip,
         num_tokens=spec.num_tokens,
+        has_own_valid=spec.num_valid > 0,
     )
 
 

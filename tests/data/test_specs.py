@@ -1,5 +1,6 @@
 """Shapes of datasets: those that are known without the data are those of the data."""
 
+import functools
 import socket
 
 import jax
@@ -263,6 +264,13 @@ def test_a_registered_dataset_has_the_shapes_of_its_examples(registry, tmp_path)
     assert data.load_spec("mine", data_dir=tmp_path) == Spec((4, 3, 2), 7, 50, 0, can_flip=True)
 
 
+def test_a_dataset_of_ones_own_is_registered_again_with_what_is_new(registry, tmp_path):
+    for num_columns in (3, 5):
+        examples = Examples(NOISE.normal(size=(50, num_columns)), np.arange(50) % 2, num_classes=2)
+        data.register_dataset("mine", functools.partial(lambda made: made, examples))
+        assert data.load("mine", data_dir=tmp_path).input_shape == (num_columns,)
+
+
 def test_a_registered_dataset_is_not_mistaken_for_one_of_tensorflow_datasets(registry, tmp_path):
     examples = Examples(NOISE.normal(size=(50, 3)), np.arange(50) % 2, num_classes=2, can_flip=False)
     data.register_dataset("beans", lambda: examples)
@@ -272,7 +280,7 @@ def test_a_registered_dataset_is_not_mistaken_for_one_of_tensorflow_datasets(reg
 def test_a_name_of_the_table_is_taken_and_examples_are_no_function(registry):
     before = dict(registry)
     for name in SPECS:
-        with pytest.raises(ValueError, match=f"there is a dataset '{name}' already"):
+        with pytest.raises(ValueError, match=f"there is a dataset '{name}' in this package"):
             data.register_dataset(name, lambda: Examples(NOISE.normal(size=(50, 3)), LABELS[:50], num_classes=4))
     with pytest.raises(ValueError, match=r"'mine': load_examples must be a function .*; got Examples$"):
         data.register_dataset("mine", Examples(NOISE.normal(size=(50, 3)), LABELS[:50], num_classes=4))

@@ -399,3 +399,17 @@ def test_arguments_that_are_no_flags_are_refused(run, no_measure):
     out, ended = run("config.num_seeds=1")
     assert ended == "unexpected arguments ['config.num_seeds=1']; flags look like --NAME=VALUE"
     assert out == ""
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("brings_valid", [False, True])
+def test_a_validation_split_of_a_users_own_is_described_as_it_would_be_loaded(brings_valid, run, no_measure, tmp_path):
+    inputs, targets = np.random.default_rng(0).random((60, 4)), np.arange(60) % 10
+    valid = {"valid_inputs": inputs, "valid_targets": targets} if brings_valid else {}
+    size = () if brings_valid else ("--config.dataset.valid_fraction=0.3",)
+    np.savez(tmp_path / "mine.npz", inputs=inputs, targets=targets, **valid)
+    dataset = f"--config.dataset.name={tmp_path / 'mine.npz'}"
+    split = "--config.outer.split=valid" if brings_valid else "--config.outer.split=train"
+    output, ended = run(dataset, *size, split, "--config.batch_size=10", config="default")
+    assert ended is None
+    assert f"{48 if brings_valid else 33} training examples of 4, 10 outputs" in output
