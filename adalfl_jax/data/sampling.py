@@ -46,5 +46,5 @@ def epoch_indices(
 
 
 def take(split: Batch | tuple[jax.Array, jax.Array], indices: jax.Array) -> Batch:
-    """The examples of a split at `indices` of any shape, which becomes the leading axes."""
-    return Batch(*(array[indices] for array in split))
+    """The examples of a split at `indices` of any shape, which becomes the leading axes of every array."""
+    return Batch(*jax.tree.map(lambda array: array[indices], tuple(split)))

@@ -53,6 +53,14 @@ def test_seeds_see_different_orders_under_vmap():
     np.testing.assert_array_equal(together[1], alone)
 
 
+def test_examples_are_taken_of_every_array_of_their_inputs():
+    split = Batch({"image": np.arange(20).reshape(10, 2), "age": np.arange(10)}, np.arange(10) % 3)
+    taken = take(split, np.array([[1, 4], [7, 0]]))
+    np.testing.assert_array_equal(taken.inputs["image"][1, 0], [14, 15])
+    np.testing.assert_array_equal(taken.inputs["age"], [[1, 4], [7, 0]])
+    np.testing.assert_array_equal(taken.targets, [[1, 1], [1, 0]])
+
+
 @pytest.mark.parametrize("batch_size", [0, 11])
 def test_a_batch_that_does_not_fit_is_refused(batch_size):
     with pytest.raises(ValueError, match=rf"a batch of {batch_size} cannot be drawn from a split of 10 examples"):
