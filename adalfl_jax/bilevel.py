@@ -21,6 +21,7 @@ from adalfl_jax.hypergradient import (
 )
 from adalfl_jax.hypergradient.problem import bind_learned_loss, first_examples, split
 from adalfl_jax.learned_losses import at_progress
+from adalfl_jax.settings import require_functions
 from adalfl_jax.types import (
     ApplyFn,
     Batch,
@@ -36,7 +37,6 @@ from adalfl_jax.types import (
 from adalfl_jax.validation import (
     require_batch,
     require_bilevel_batch,
-    require_functions,
     require_key,
     require_options,
     require_phi,

@@ -12,8 +12,9 @@ import optax
 from jax.core import Tracer
 
 from adalfl_jax.bilevel import BilevelStep
+from adalfl_jax.settings import require_functions
 from adalfl_jax.types import BilevelBatch, BilevelMetrics, InitFn, Phi, Theta
-from adalfl_jax.validation import require_functions, require_key
+from adalfl_jax.validation import require_key
 
 OfflineStep = Callable[[Phi, BilevelBatch], tuple[Phi, BilevelMetrics]]
 

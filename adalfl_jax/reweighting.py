@@ -11,10 +11,10 @@ import optax
 
 from adalfl_jax.hypergradient import BilevelProblem, descend, make_estimator
 from adalfl_jax.hypergradient.problem import num_inner_steps, split
+from adalfl_jax.settings import require_functions
 from adalfl_jax.types import ApplyFn, BilevelBatch, LossFn, PyTree, Theta
 from adalfl_jax.validation import (
     require_bilevel_batch,
-    require_functions,
     require_theta,
     returning_scalar,
     returning_state,

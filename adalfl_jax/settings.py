@@ -34,6 +34,25 @@ def require_flag(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be True or False; got {value!r}")
 
 
+def require_functions(**functions: Any) -> None:
+    """Raises ValueError for what cannot be called, or is no optimiser where the name says so."""
+    for name, given in functions.items():
+        if name.endswith("optimizer"):
+            require_optimizer(name, given)
+        elif not callable(given):
+            wanted = "init" if name == "init_fn" else "apply"
+            remedy = f"; give its function `{wanted}`" if hasattr(given, wanted) else ""
+            if isinstance(given, str) and "loss" in name:
+                remedy = "; adalfl_jax.task_losses has some"
+            raise ValueError(f"{name} must be a function; got {given!r}{remedy}")
+
+
+def require_params(name: str, value: Any, *, made_by: str) -> None:
+    """Raises ValueError for what has parameters made, given in their place."""
+    if hasattr(value, "init") and hasattr(value, "apply"):
+        raise ValueError(f"{name} must be parameters, as {made_by} makes; got {value!r}")
+
+
 def require_optimizer(name: str, value: Any) -> None:
     """Raises ValueError for what is no optimiser; of parameters given in its place a little is shown."""
     if not (hasattr(value, "init") and hasattr(value, "update")):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import optax
 
-from adalfl_jax.settings import require_optimizer
+from adalfl_jax.settings import require_optimizer, require_params
 
 PyTree = Any
 
@@ -47,8 +47,9 @@ class Theta(NamedTuple):
         """Pairs fresh parameters with the state `inner_optimizer` starts from.
 
         Raises:
-          ValueError: `inner_optimizer` is no optimiser.
+          ValueError: `inner_optimizer` is no optimiser, or `params` are what makes them.
         """
+        require_params("params", params, made_by="model.init(rng_key)[0]")
         require_optimizer("inner_optimizer", inner_optimizer)
         return cls(params, model_state, inner_optimizer.init(params))
 
@@ -65,8 +66,9 @@ class Phi(NamedTuple):
         """Pairs the parameters of a learned loss with the state `outer_optimizer` starts from.
 
         Raises:
-          ValueError: `outer_optimizer` is no optimiser.
+          ValueError: `outer_optimizer` is no optimiser, or `params` are what makes them.
         """
+        require_params("params", params, made_by="loss.init(rng_key)")
         require_optimizer("outer_optimizer", outer_optimizer)
         return cls(params, outer_optimizer.init(params))
 

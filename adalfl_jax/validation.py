@@ -19,19 +19,9 @@ from adalfl_jax.hypergradient import (
     estimator_name,
     reads_params,
 )
-from adalfl_jax.settings import require_count, require_flag, require_optimizer
+from adalfl_jax.learned_losses import FrozenLoss
+from adalfl_jax.settings import require_count, require_flag
 from adalfl_jax.types import ApplyFn, Batch, BilevelBatch, LearnedLossFn, Phi, PyTree, Theta
-
-
-def require_functions(**functions: Any) -> None:
-    """Raises ValueError for what cannot be called, or is no optimiser where the name says so."""
-    for name, given in functions.items():
-        if name.endswith("optimizer"):
-            require_optimizer(name, given)
-        elif not callable(given):
-            wanted = "init" if name == "init_fn" else "apply"
-            remedy = f"; give its function `{wanted}`" if hasattr(given, wanted) else ""
-            raise ValueError(f"{name} must be a function; got {given!r}{remedy}")
 
 
 def require_options(
@@ -46,6 +36,11 @@ def require_options(
     Raises:
       ValueError: options out of their range, or that do not fit each other, the estimator or the learned loss.
     """
+    if isinstance(learned_loss_fn, FrozenLoss):
+        raise ValueError(
+            "learned_loss_fn is a FrozenLoss, whose phi stays as it is; to learn it further give its `loss.apply`, and "
+            "start from Phi.create(frozen.params, outer_optimizer)"
+        )
     if isinstance(estimator, type) or not callable(estimator):
         raise ValueError(f"hypergradient must be a name or an estimator, as `make_estimator` makes; got {estimator!r}")
     name = estimator_name(estimator)

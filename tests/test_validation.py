@@ -10,6 +10,7 @@ import pytest
 
 import adalfl_jax
 from adalfl_jax.hypergradient import ESTIMATORS, Truncated
+from adalfl_jax.models import make_model
 from adalfl_jax.task_losses import example_cross_entropy, softmax_cross_entropy
 
 LOSS, INNER, OUTER = adalfl_jax.LossNetwork(hidden_sizes=(4,)), optax.sgd(0.1), optax.adam(1e-2)
@@ -54,6 +55,22 @@ def make_state(loss=LOSS, inner=INNER, outer=OUTER):
 def test_what_no_step_can_be_made_of_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         make_step(**changes)
+
+
+def test_a_loss_that_is_frozen_or_a_name_is_told_what_to_give():
+    frozen = adalfl_jax.FrozenLoss(LOSS, LOSS.init(jax.random.key(0)))
+    with pytest.raises(ValueError, match=r"a FrozenLoss, whose phi stays.*give its `loss.apply`.*Phi.create\(frozen"):
+        make_step(learned_loss_fn=frozen)
+    with pytest.raises(ValueError, match=r"task_loss_fn must be a function; .*; adalfl_jax\.task_losses has some"):
+        make_step(task_loss_fn="softmax_cross_entropy")
+
+
+def test_what_has_parameters_made_is_no_parameters():
+    with pytest.raises(ValueError, match=r"params must be parameters, as loss\.init\(rng_key\) makes; got LossNetwork"):
+        adalfl_jax.Phi.create(LOSS, OUTER)
+    model = make_model("logistic", (5,), 3)
+    with pytest.raises(ValueError, match=r"params must be parameters, as model\.init\(rng_key\)\[0\] makes; got"):
+        adalfl_jax.Theta.create(model, (), INNER)
 
 
 def test_the_other_makers_of_steps_want_functions_too():

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from adalfl_jax.learned_losses.arguments import at_progress, require_family
-from adalfl_jax.settings import require_count, require_flag, require_number
+from adalfl_jax.settings import require_count, require_flag, require_functions, require_number
 from adalfl_jax.types import LearnedLoss, LossFn, PyTree
 
 SCALES = (0.1, 5.0)  # of the outputs it is fitted on, from those of a fresh model to those of a confident one
@@ -50,9 +50,10 @@ def fit_to_task_loss(
       phi.
 
     Raises:
-      ValueError: no learned loss, or a setting out of its range.
+      ValueError: no learned loss, no function, or a setting out of its range.
     """
     require_family(loss)
+    require_functions(task_loss_fn=task_loss_fn)
     for name, count in (("num_outputs", num_outputs), ("num_steps", num_steps), ("batch_size", batch_size)):
         require_count(name, count)
     require_flag("is_classification", is_classification)

@@ -8,6 +8,7 @@ import jax
 from flax import nnx
 
 from adalfl_jax.models.layers import ConvNormRelu, Stack, global_average, require_images
+from adalfl_jax.settings import require_number
 
 
 class AllCNNC(nnx.Module):
@@ -17,7 +18,8 @@ class AllCNNC(nnx.Module):
     follows the last one too.
 
     Raises:
-      ValueError: images smaller than 9x9, which the unpadded convolution could not be applied to.
+      ValueError: images smaller than 9x9, which the unpadded convolution could not be applied to, or a dropout rate
+        outside of [0, 1).
     """
 
     def __init__(
@@ -30,6 +32,9 @@ class AllCNNC(nnx.Module):
         remat: bool = False,
     ):
         num_in = require_images("allcnnc", input_shape, 9)
+        require_number("dropout_rate", dropout_rate, least=0.0)
+        if dropout_rate >= 1:
+            raise ValueError(f"dropout_rate must be a share below 1; got {dropout_rate}")
         stages = []
         for width in (96, 192):
             layers = [

@@ -30,9 +30,21 @@ def redraw_as_pytorch(rng_key: jax.Array, params: PyTree) -> PyTree:
 
     Returns:
       Parameters of the same structure, shapes and types.
+
+    Raises:
+      ValueError: there is no "kernel" among them, so that nothing would be drawn.
     """
     leaves, structure = jax.tree.flatten_with_path(params)
-    fan_ins = {path[:-1]: math.prod(leaf.shape[:-1]) for path, leaf in leaves if path[-1].key == "kernel"}
+    fan_ins = {
+        path[:-1]: math.prod(leaf.shape[:-1])
+        for path, leaf in leaves
+        if path and getattr(path[-1], "key", None) == "kernel"
+    }
+    if not fan_ins:
+        raise ValueError(
+            'params must be nested dictionaries with a "kernel" [..., num_in, num_out] in each layer; got '
+            f"{jax.tree.map(jax.typeof, params)}"
+        )
 
     def draw(key: jax.Array, path: tuple, leaf: jax.Array) -> jax.Array:
         if path[:-1] not in fan_ins:

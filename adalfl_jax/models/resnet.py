@@ -77,7 +77,7 @@ class ResNet(nnx.Module):
     ):
         channels = require_images("resnet", input_shape, 8)
         if depth not in DEPTHS:
-            raise ValueError(f"resnet has a depth of {', '.join(map(str, DEPTHS))}; got {depth}")
+            raise ValueError(f"resnet has a depth of {', '.join(map(str, DEPTHS))}; got {depth!r}")
         block, counts = DEPTHS[depth]
         num_in = WIDTHS[0]
         self.stem = ConvNormRelu(channels, num_in, 3, bias=False, rngs=rngs)

@@ -9,6 +9,7 @@ from flax import nnx
 
 from adalfl_jax.models.initializers import glorot
 from adalfl_jax.models.layers import Stack, batch_norm, conv, global_average, require_images
+from adalfl_jax.settings import is_count
 
 
 class PreActivation(nnx.Module):
@@ -35,7 +36,7 @@ class WideResNet(nnx.Module):
     On 32x32x3 and 10 classes 10,961,370 parameters at 16-8, 36,479,194 at 28-10.
 
     Raises:
-      ValueError: a depth that is not 6n + 4, a width below 1, or images smaller than 4x4.
+      ValueError: a depth that is not 6n + 4, a width that is no whole number of at least 1, or images smaller than 4x4.
     """
 
     def __init__(
@@ -49,10 +50,10 @@ class WideResNet(nnx.Module):
         remat: bool = False,
     ):
         channels = require_images("wide_resnet", input_shape, 4)
-        if depth < 10 or (depth - 4) % 6 or width < 1:
+        if not (is_count(depth) and is_count(width)) or depth < 10 or (depth - 4) % 6:
             raise ValueError(
-                "wide_resnet has a depth of 6n + 4 with n of at least 1 (10, 16, 22, 28, 40, ...) and a width of at "
-                f"least 1; got depth {depth}, width {width}"
+                "wide_resnet has a depth of 6n + 4 with n of at least 1 (10, 16, 22, 28, 40, ...) and a width that is "
+                f"a whole number of at least 1; got depth {depth!r}, width {width!r}"
             )
         self.stem = conv(channels, 16, 3, rngs=rngs)
         num_in, blocks = 16, []

@@ -9,6 +9,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from adalfl_jax.registry import suggestion
 
 _type_hints = functools.cache(typing.get_type_hints)  # half the time of building a config otherwise
@@ -77,7 +79,12 @@ _EXPECTED = {int: "a whole number", float: "a finite number", str: "a string", b
 
 
 def _coerce(hint: Any, value: Any, where: str, expected: str = "") -> Any:
-    """Returns `value` as the type `hint`; the only conversions are a whole number to a float and a list to a tuple."""
+    """Returns `value` as the type `hint`.
+
+    The only conversions are a whole number to a float, a list to a tuple, and NumPy's scalars to Python's.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
     if dataclasses.is_dataclass(hint):
         return build(typing.cast(type, hint), value, where)
     if typing.get_origin(hint) is tuple:

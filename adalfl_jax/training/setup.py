@@ -179,7 +179,7 @@ def _check_augmentation(config: TrainConfig, dataset: Dataset) -> None:
 
 
 def _check_kinds(config: TrainConfig, dataset: Dataset) -> None:
-    """Raises ConfigError for a loss or a metric of labels for a regression, or the other way around."""
+    """Raises ConfigError for a loss, a metric or predictions of labels for a regression, or the other way around."""
     named = {
         "task_loss": (config.task_loss, TASK_LOSSES),
         "metric": (config.metric, METRICS),
@@ -194,6 +194,10 @@ def _check_kinds(config: TrainConfig, dataset: Dataset) -> None:
         fitting = [each for each in known if (each in FOR_LABELS) == dataset.is_classification]
         expected = f"one of {', '.join(fitting)} for dataset {dataset.name!r}, whose targets are {targets}"
         require(field, name, name in fitting or name not in known, expected)
+    learned = config.learned_loss
+    are_numbers = learned.family != "network" or learned.predictions == "raw" or dataset.is_classification
+    expected = f"'raw' for dataset {dataset.name!r}, whose outputs are numbers and no logits"
+    require("learned_loss.predictions", learned.predictions, are_numbers, expected)
 
 
 def _check_losses(setup: Setup) -> None:

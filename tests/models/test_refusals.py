@@ -11,6 +11,8 @@ import pytest
 from flax import linen, nnx
 
 from adalfl_jax.models import functionalize, make_model
+from adalfl_jax.models.all_cnn import AllCNNC
+from adalfl_jax.models.initializers import redraw_as_pytorch
 from tests.models.zoo import (
     MIN_SIZES,
 )
@@ -41,7 +43,9 @@ def test_images_are_taken_from_a_smallest_size_on_and_nothing_else(name):
         (("resnet", (8, 8, 3), 2), {"depth": 19}, r"resnet has a depth of 18, 34, 50; got 19"),
         (("wide_resnet", (8, 8, 3), 2), {"depth": 17}, r"depth of 6n \+ 4 .*10, 16, 22.*got depth 17, width 8"),
         (("wide_resnet", (8, 8, 3), 2), {"depth": 4}, r"with n of at least 1 .*got depth 4, width 8"),
-        (("wide_resnet", (8, 8, 3), 2), {"width": 0}, r"a width of at least 1; got depth 16, width 0"),
+        (("wide_resnet", (8, 8, 3), 2), {"width": 0}, r"a width .* of at least 1; got depth 16, width 0"),
+        (("wide_resnet", (8, 8, 3), 2), {"width": 1.5}, r"a width that is a whole number.*got depth 16, width 1\.5"),
+        (("resnet", (8, 8, 3), 2), {"depth": "18"}, r"resnet has a depth of 18, 34, 50; got '18'"),
         (("resnet", (8, 8, 0), 2), {}, r"inputs and has outputs; got \(8, 8, 0\) and 2"),
         (("mlp", (4,), 0), {}, r"inputs and has outputs; got \(4,\) and 0"),
         (("mlp", (4,), 2.5), {}, r"inputs and has outputs; got \(4,\) and 2.5"),
@@ -53,6 +57,18 @@ def test_images_are_taken_from_a_smallest_size_on_and_nothing_else(name):
 def test_what_a_model_cannot_be_is_refused(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         make_model(*arguments, **options)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, "half"])
+def test_a_share_of_dropped_units_is_below_one(rate):
+    with pytest.raises(ValueError, match=rf"dropout_rate must be .*; got '?{rate}"):
+        AllCNNC((16, 16, 3), 10, rngs=nnx.Rngs(0), dropout_rate=rate)
+
+
+@pytest.mark.parametrize("params", [jnp.ones((3, 2)), [jnp.ones((3, 2))], {"scale": jnp.ones(3)}, {}])
+def test_parameters_without_a_layer_are_not_redrawn(params):
+    with pytest.raises(ValueError, match=r'nested dictionaries with a "kernel" .*; got'):
+        redraw_as_pytorch(jax.random.key(0), params)
 
 
 class Scaled(nnx.Module):

@@ -1,5 +1,6 @@
 import copy
 import json
+import operator
 import re
 
 import jax
@@ -46,6 +47,23 @@ def test_whole_number_serves_as_a_float():
     config = TrainConfig.from_mapping(with_value("inner.learning_rate", 1))
     assert config.inner.learning_rate == 1.0
     assert type(config.inner.learning_rate) is float
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("num_steps", np.int64(5)),
+        ("inner.learning_rate", np.float32(0.5)),
+        ("outer.pipelined", np.False_),
+        ("inner.milestones", [np.int32(3), 4]),
+        ("model.name", np.str_("mlp")),
+    ],
+)
+def test_numbers_of_numpy_serve_as_those_of_python(path, value):
+    with_numpy = TrainConfig.from_mapping(with_value(path, value))
+    plain = value.item() if isinstance(value, np.generic) else [3, 4]
+    assert with_numpy == TrainConfig.from_mapping(with_value(path, plain))
+    assert type(operator.attrgetter(path)(with_numpy)) is (tuple if path == "inner.milestones" else type(plain))
 
 
 def test_list_serves_as_a_tuple():
@@ -298,6 +316,10 @@ def test_batch_as_large_as_its_split_is_taken():
         (
             DIABETES | {"metric": "top_5_error_rate"},
             "whose targets are numbers [N, 1] (labels are integers [N]: targets.astype(int), or targets.argmax(1)",
+        ),
+        (
+            DIABETES | {"learned_loss.predictions": "probabilities"},
+            "learned_loss.predictions must be 'raw' for dataset 'diabetes', whose outputs are numbers and no logits",
         ),
     ],
 )
