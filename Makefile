@@ -34,8 +34,8 @@ test: setup  ## Lint, and run all tests but the slow ones.
 	$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest
 
-test-slow: setup  ## Run the slow tests; installs PyTorch, higher and TorchOpt to compare with, and Weights & Biases.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,bench,wandb]"
+test-slow: setup  ## Run the slow tests; installs PyTorch, higher and TorchOpt to compare with, Weights & Biases and gymnax.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,bench,wandb,rl]"
 	$(BIN)/python -m pytest -m slow
 
 lint: setup  ## Check style, types and the direction of imports.

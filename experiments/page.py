@@ -7,6 +7,7 @@ made piece by piece has a line `<!-- part: NAME -->` before each; a part that is
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -112,12 +113,14 @@ def require_section(name: str, *, in_parts: bool = False) -> None:
     """Looks for a section on the page that `--write` names, if it names one: before what takes time, not after.
 
     Raises:
-      OSError: there is no such page.
+      OSError: there is no such page, or it may not be written to.
       ValueError: it has no such section, or several, or one that is not made of parts where it should be.
     """
     if WRITE.value:
         if not (path := Path(WRITE.value)).is_file():
             raise FileNotFoundError(f"there is no page {path} for --write to renew; make it first")
+        if not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK):
+            raise PermissionError(f"page {path} and its folder may not be written to; change their permissions")
         text = path.read_text(encoding="utf-8")
         if in_parts:
             replace_parts(text, name, {})

@@ -25,7 +25,7 @@ from experiments.page import Row, Table
 
 Point = Mapping[str, float]
 FORGETFUL = joblib.Memory(None)
-PACKAGES = ("adalfl_jax", "jax", "jaxlib", "optax")  # that every trial depends on
+PACKAGES = ("adalfl_jax", "jax", "jaxlib", "flax", "optax", "scikit-learn")  # that trials depend on
 WORST = 1e30  # what JSON can hold
 
 
@@ -73,9 +73,9 @@ def publish_trials(
       ylabel: of the picture.
       every: steps between the values of a curve.
     """
-    workdir = studies_folder()
     command = command_line(name)
     with told_in_a_line(ValueError):  # before what takes time, not after
+        workdir = studies_folder()
         page.require_section(name)
         workdir.mkdir(parents=True, exist_ok=True)
     with told_in_a_line(TrialDivergedError):

@@ -105,12 +105,12 @@ _ARMS = flags.DEFINE_multi_string(
     "arm", None, "Arm to train beside the reference, all by default; may be repeated. The table leaves out the others."
 )
 _SEEDS = flags.DEFINE_integer(
-    "num_seeds", None, "Seeds that arms are compared on, mostly 10 by default; --quick takes 2.", lower_bound=2
+    "num_seeds", None, "Seeds that arms are compared on, mostly 10 by default, 2 with --quick.", lower_bound=2
 )
 _TUNING_SEEDS = flags.DEFINE_integer(
     "num_tuning_seeds",
     None,
-    "Seeds that grids are searched with, mostly 2 by default; --quick takes 1.",
+    "Seeds that grids are searched with, mostly 2 by default, 1 with --quick.",
     lower_bound=1,
     upper_bound=FIRST_SEED,
 )
@@ -124,14 +124,17 @@ _HELPER = flags.DEFINE_integer(
 def main(argv: list[str]) -> None:
     """Makes the comparisons, and writes the numbers after each."""
     del argv
+    cores = set[int]()
     with told_in_a_line(ValueError):  # before hours of training, not after
         _check_flags()
         if _JOBS.value > 1:
             if not _HELPER.value:
                 jobs.require_locks(studies_folder())
-            jobs.take_share(_HELPER.value, _JOBS.value)
-        _read_numbers()
+            cores = jobs.take_share(_HELPER.value, _JOBS.value)
+        known = _read_numbers()
         comparisons = [_reduced(comparison) if _QUICK.value else comparison for comparison in _chosen()]
+        for comparison in comparisons if page.WRITE.value else ():
+            _require_whole(comparison, known)
         load = functools.lru_cache(maxsize=8)(load_dataset)  # many comparisons are on the same data
         for comparison in comparisons:
             _check(comparison, load)
@@ -140,7 +143,7 @@ def main(argv: list[str]) -> None:
             jobs.end_with_parent()
             _make_all(comparisons)
             return
-        with jobs.helpers(sys.argv[1:], _JOBS.value, studies_folder()):
+        with jobs.helpers(sys.argv[1:], _JOBS.value, studies_folder(), cores):
             _make_all(comparisons)
 
 
@@ -176,8 +179,24 @@ def _check_flags() -> None:
 
 def _chosen() -> list[Comparison]:
     known = {comparison.name: comparison for comparison in STUDIES[_STUDY.value or ""].comparisons()}
-    chosen = [lookup("comparison", known, name) for name in _COMPARISONS.value or known]
+    chosen = [lookup("comparison", known, name) for name in dict.fromkeys(_COMPARISONS.value or known)]
     return [comparison.select(_ARMS.value) for comparison in chosen] if _ARMS.value else chosen
+
+
+def _require_whole(comparison: Comparison, known: Mapping[str, Any]) -> None:
+    """Raises ValueError where arms or seeds that the page has would be lost from it."""
+    published = known.get(comparison.name)
+    if published is None:
+        return
+    (whole,) = (each for each in STUDIES[_STUDY.value or ""].comparisons() if each.name == comparison.name)
+    left_out = {arm.name for arm in whole.arms} - {arm.name for arm in comparison.arms}
+    lost = [*sorted(left_out & set(published["arms"]))]
+    lost += [f"seed {seed}" for seed in published["seeds"] if seed not in _seeds_of(comparison)[1]]
+    if lost:
+        raise ValueError(
+            f"{_path_of_numbers()} has {', '.join(lost[:5])}{', ...' if lost[5:] else ''} of {comparison.name}, which "
+            "--arm or --num_seeds leaves out here and the page would lose; add them, or leave out --write"
+        )
 
 
 def _reduced(comparison: Comparison) -> Comparison:
@@ -257,10 +276,8 @@ def _machine_of(numbers: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
 
 def _seeds_of(comparison: Comparison) -> tuple[range, range]:
     """Seeds that grids are searched with, and those that arms are compared on."""
-    num_seeds = _SEEDS.value or comparison.num_seeds
-    num_tuning_seeds = _TUNING_SEEDS.value or comparison.num_tuning_seeds
-    if _QUICK.value:
-        num_seeds, num_tuning_seeds = 2, 1
+    usual = (2, 1) if _QUICK.value else (comparison.num_seeds, comparison.num_tuning_seeds)
+    num_seeds, num_tuning_seeds = _SEEDS.value or usual[0], _TUNING_SEEDS.value or usual[1]
     return range(num_tuning_seeds), range(FIRST_SEED, FIRST_SEED + num_seeds)
 
 

@@ -94,9 +94,9 @@ def _errors_table(title: str, contests: Sequence[Contest]) -> Table:
 
     cells = {contest.noise: functools.partial(error, contest) for contest in contests}
     arms = (arm for arm in (*COMPARED, LEARNED) if all(arm.name in contest.numbers["arms"] for contest in contests))
-    seeds = contests[0].numbers["seeds"]
+    seeds = page.either(f"{each.numbers['seeds'][0]} to {each.numbers['seeds'][-1]}" for each in contests)
     about = (
-        f'Seeds {seeds[0]} to {seeds[-1]}. After "at" stands the learning rate that tuning took. p-values are of the '
+        f'Seeds {seeds}. After "at" stands the learning rate that tuning took. p-values are of the '
         f"difference from {LEARNED.title}, adjusted for their number with each kind of labels."
     )
     return Table(

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
 from adalfl_jax.training.files import BusyError, WorkdirError, hold_workdir, is_worked_on
@@ -29,25 +29,44 @@ def require_locks(workdir: Path) -> None:
             raise WorkdirError(f"--jobs needs a file system with locks, which {workdir} is not on; leave it out")
 
 
-def take_share(position: int, num_jobs: int) -> None:
+def take_share(position: int, num_jobs: int) -> set[int]:
     """Keeps this process to its share of the cores, before JAX counts them, and takes no memory of a GPU in advance.
 
     Where there are fewer cores than jobs, or the system cannot tell, all processes use all cores.
+
+    Returns:
+      The cores there were, for `helpers` to share in their turn; none where the system cannot tell.
     """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
     if len(cores) >= num_jobs:
         os.sched_setaffinity(0, cores[position * len(cores) // num_jobs : (position + 1) * len(cores) // num_jobs])
+    return set(cores)
 
 
 @contextlib.contextmanager
-def helpers(arguments: Sequence[str], num_jobs: int, workdir: Path) -> Iterator[None]:
+def _allowed(cores: Set[int]) -> Iterator[None]:
+    """Processes that are started here may run on these cores, whatever this one keeps to."""
+    if not cores:
+        yield
+        return
+    own = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, own)
+
+
+@contextlib.contextmanager
+def helpers(arguments: Sequence[str], num_jobs: int, workdir: Path, cores: Set[int] = frozenset()) -> Iterator[None]:
     """Starts `num_jobs` - 1 further processes, and at the end lets them save what they are at, and waits for them.
 
     Args:
       arguments: the command line of the study; a helper is given `--helper=POSITION` too.
       num_jobs: of all processes together.
       workdir: of the study; each helper prints to a file in its folder `LOGS`.
+      cores: all that processes share, from `take_share`.
     """
     with contextlib.ExitStack() as started:
         processes: dict[Path, subprocess.Popen] = {}
@@ -57,9 +76,10 @@ def helpers(arguments: Sequence[str], num_jobs: int, workdir: Path) -> Iterator[
             log = started.enter_context(path.open("w"))
             command = [sys.executable, "-m", "experiments.study", *arguments, f"--helper={position}"]
             # In a group of its own, a helper is not reached by a terminal's Ctrl-C, which it would save for twice.
-            processes[path] = started.enter_context(
-                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, process_group=0)  # noqa: S603
-            )
+            with _allowed(cores):
+                processes[path] = started.enter_context(
+                    subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, process_group=0)  # noqa: S603
+                )
         try:
             yield
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
@@ -166,9 +167,17 @@ def average_tables(contests: Sequence[Contest], title: str) -> tuple[Table, ...]
             "at worst, divided by the best there": lambda row: f"{row['most']:.2f}",
         },
         rows,
-        (AVERAGE_NOTE,),
+        (AVERAGE_NOTE, *_left_out(contests, rows)),
     )
     return (table,)
+
+
+def _left_out(contests: Sequence[Contest], rows: Sequence[Row]) -> list[str]:
+    """A note on problems that have enough contests for a row, and not of the same seeds."""
+    counts = collections.Counter(contest.problem for contest in contests)
+    shown = {row["problem"] for row in rows}
+    missing = [problem for problem, count in counts.items() if count >= FEWEST and problem not in shown]
+    return [f"Left out are problems whose tables are of different seeds: {'; '.join(missing)}."] if missing else []
 
 
 def _averages(contests: Sequence[Contest]) -> list[Row]:

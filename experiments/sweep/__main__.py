@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
         if _SUBMIT.value:
             require_whole_table(root, points)
             if to_start := [point for point in points if not point.is_running() and point.summary() is None]:
-                begin_table(root)
+                begin_table(root, points)
                 _run(to_start, root)
         rows = make_rows(points)
         print(render_table(results_table(rows, list(points[0].overrides))))

@@ -44,9 +44,11 @@ class TrainingJob:
         # SLURM may send its warning to all processes of a job. It would end the training, which so inherits it blocked.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
         group = 0 if is_local else -1  # its own, or the signals of a terminal or of `timeout` would come beside ours
+        # Several at once may share a GPU.
+        environment = ({"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if is_local else {}) | dict(os.environ)
         with (
             self.log.open("a") as log,
-            subprocess.Popen(self.command, stdout=log, stderr=log, process_group=group) as process,  # noqa: S603
+            subprocess.Popen(self.command, stdout=log, stderr=log, process_group=group, env=environment) as process,  # noqa: S603
         ):
             self._pid = process.pid
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -102,7 +104,7 @@ def run_jobs(jobs: Sequence[TrainingJob], executor: str, resources: Mapping[str,
 
     Raises:
       ConfigError: submitit is missing, or does not take these jobs.
-      PreemptionError: a signal came, and the runs of this machine have saved and ended.
+      PreemptionError: a signal came, and the runs of this machine have saved and ended, or those of a cluster go on.
     """
     submitter = _make_executor(executor, resources, folder)
     for job in jobs:
@@ -116,6 +118,13 @@ def run_jobs(jobs: Sequence[TrainingJob], executor: str, resources: Mapping[str,
     for job, task in zip(jobs, submitted, strict=True):
         try:
             error = task.exception()
+        except KeyboardInterrupt as interrupt:
+            numbers = " ".join(str(each.job_id) for each in submitted if not each.done())
+            raise PreemptionError(
+                signal.SIGINT,
+                f"jobs {numbers} go on without this program, which --nosubmit shows the table of; cancel them before "
+                "you give the same command again",
+            ) from interrupt
         except Exception as raised:  # of submitit, for a job that was cancelled, say
             error = raised
         if error is None or task.state.startswith(CUT_SHORT) or last_line(job.log).startswith(FAILED):

@@ -16,6 +16,7 @@ from experiments.sweep.grid import Point
 from experiments.sweep.jobs import FAILED, last_line
 
 TABLE = "sweep.json"  # by which a folder is known as a sweep's
+SHARED = ("dataset", "metric", "seeds", "state")  # by rows that are compared
 
 
 def require_whole_table(root: Path, points: Sequence[Point]) -> None:
@@ -32,12 +33,14 @@ def require_whole_table(root: Path, points: Sequence[Point]) -> None:
         )
 
 
-def begin_table(root: Path) -> None:
-    """Makes the folder of a sweep, which is known as one by its table, before the runs are in it."""
+def begin_table(root: Path, points: Sequence[Point]) -> None:
+    """Makes the folder of a sweep, which is known as one by its table, and names the runs there before they begin."""
+    path = root / TABLE
     with writing(root):
         root.mkdir(parents=True, exist_ok=True)
-        if not (root / TABLE).exists():
-            write_json(root / TABLE, [])
+        rows = json.loads(path.read_text()) if path.exists() else []
+        known = {row["run"] for row in rows}
+        write_json(path, [*rows, *({"run": name} for point in points if (name := point.workdir.name) not in known)])
 
 
 def write_table(rows: Sequence[Row], root: Path) -> None:
@@ -84,19 +87,21 @@ def _rows_of(point: Point, trained_on: dict[DatasetConfig, tuple[str, str]]) -> 
     }
     rates = {method: info["learning_rate"] for method, info in summary["methods"].items()}
     return [
-        row | {"state": state, "method": method, "metric": summary["metric"], "learning_rate": rates[method]} | found
+        row
+        | {"state": state, "method": method, "dataset": point.config.dataset.name, "metric": summary["metric"]}
+        | {"learning_rate": rates[method], **found}
         for method, found in numbers.items()
     ]
 
 
 def add_differences(rows: Sequence[Row]) -> None:
-    """Gives finished rows what they are less the first, in the test split, where metric, seeds and state are the same.
+    """Gives finished rows what they are less the first, where data, metric, seeds and state are the same.
 
-    A row gets its mean `difference` and the `p_value` of a paired t-test, adjusted for the number of rows (Benjamini
-    and Hochberg), None where there is none.
+    A row gets its mean `difference` in the test split and the `p_value` of a paired t-test, adjusted for the number of
+    rows (Benjamini and Hochberg), None where there is none.
     """
     first, *others = [row for row in rows if "test_per_seed" in row] or [{}]
-    alike = [row for row in others if all(row[key] == first[key] for key in ("metric", "seeds", "state"))]
+    alike = [row for row in others if all(row[key] == first[key] for key in SHARED)]
     tests = [paired_difference(first["test_per_seed"], row["test_per_seed"]) for row in alike]
     adjust_p_values(tests)
     for row, test in zip(alike, tests, strict=True):

@@ -75,6 +75,28 @@ def test_processes_share_the_cores(num_cores, num_jobs, shares, monkeypatch):
         assert taken == ({} if expected is None else {0: expected})
 
 
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2, reason="there are no cores to share"
+)
+def test_helpers_share_all_cores_and_not_those_of_the_first_process(tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "")  # brought back at the end
+    cores, start = os.sched_getaffinity(0), subprocess.Popen
+    code = "import os, sys; print(sorted(os.sched_getaffinity(0))); sys.stdin.read()"
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda command, **settings: start([sys.executable, "-c", code], **settings)
+    )
+    try:
+        there_were = jobs.take_share(0, 2)
+        own = os.sched_getaffinity(0)
+        with jobs.helpers([], 2, tmp_path, there_were):
+            assert os.sched_getaffinity(0) == own
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert there_were == cores
+    assert own < cores
+    assert (tmp_path / "jobs" / "1.log").read_text() == f"{sorted(cores)}\n"
+
+
 def test_no_memory_of_a_gpu_is_taken_in_advance_unless_the_user_says_so(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(), raising=False)
     for given, kept in ((None, "false"), ("true", "true")):
@@ -125,7 +147,10 @@ def test_helpers_end_however_their_parent_does(number, tmp_path):
     command = [sys.executable, "-m", "experiments.study", *arguments]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:  # noqa: S603
         logs = [tmp_path / "jobs" / f"{position}.log" for position in (1, 2)]
+        deadline = time.monotonic() + 120
         while not all(log.exists() and "seeds" in log.read_text() for log in logs):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
             time.sleep(0.1)
         process.send_signal(number)
     deadline = time.monotonic() + 60

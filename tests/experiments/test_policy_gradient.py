@@ -68,3 +68,16 @@ def test_agents_of_a_few_updates_learn_the_right_action(learned):
     curves = program.make_training(choice(), 25, *learned)(jnp.arange(2), 1.0, 1e-3)
     assert curves.shape == (2, 25)
     assert float(curves[:, -1].min()) > 0.8 * LENGTH > float(curves[:, 0].max())
+
+
+@pytest.mark.slow
+def test_a_pole_is_balanced_on_the_environment_of_the_study(monkeypatch):
+    pytest.importorskip("gymnax")
+    monkeypatch.setattr(program, "NUM_STEPS", 20)
+    env = program.cartpole()
+    model = make_model("mlp", (env.num_observations,), env.num_actions, hidden_sizes=(4,))
+    params, _ = model.init(jax.random.key(0))
+    batch, score = program.play(env, model, params, jax.random.key(1))
+    assert batch.inputs.shape == (20 * program.NUM_EPISODES, 4)
+    assert 5 < score <= 20  # no policy falls at once
+    np.testing.assert_array_equal(np.unique(batch.targets[:, 0]), [0, 1])

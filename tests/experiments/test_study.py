@@ -342,6 +342,11 @@ def test_the_program_writes_numbers_a_picture_and_its_section(tmp_path, program_
     assert kept["arms"].keys() == {"untuned", "adalfl"}
     assert kept["seeds"] == [100, 101]
     assert "| AdaLFL " in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"thrift\.json has untuned of tiny, which --arm or --num_seeds leaves out"):
+        program._require_whole(COMPARISON.select(["adalfl"]), {"tiny": kept})
+    with pytest.raises(ValueError, match=r"thrift\.json has seed 102 of tiny, which"):
+        program._require_whole(COMPARISON, {"tiny": kept | {"seeds": [100, 101, 102]}})
+    program._require_whole(COMPARISON, {"tiny": kept})
 
 
 @pytest.mark.parametrize(
@@ -350,6 +355,7 @@ def test_the_program_writes_numbers_a_picture_and_its_section(tmp_path, program_
         ((), (range(4), range(100, 130))),
         (("--num_seeds=5", "--num_tuning_seeds=1"), (range(1), range(100, 105))),
         (("--quick",), (range(1), range(100, 102))),
+        (("--quick", "--num_seeds=3"), (range(1), range(100, 103))),
     ],
 )
 def test_a_comparison_has_as_many_seeds_as_it_says_where_nobody_says_otherwise(given, expected, program_flags):

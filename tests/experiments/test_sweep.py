@@ -280,20 +280,32 @@ def test_a_grid_that_would_leave_finished_runs_out_of_the_table_is_refused(run, 
     ]
 
 
+def test_a_sweep_that_was_killed_at_once_still_knows_its_grid(run, started, monkeypatch):
+    def killed(points, root):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(program, "_run", killed)
+    run("--vary=num_steps=2,4")
+    _, ended = run("--vary=num_steps=8")
+    assert "sweep.json has runs of another grid, num_steps=2, num_steps=4" in ended
+
+
 def row_of(per_seed, **changes):
     found = {"test_per_seed": per_seed, "test_mean": np.mean(per_seed), "test_std": 0.1, "valid_mean": 0.2}
-    return {"metric": "error_rate", "seeds": [0, 1, 2], "state": "finished", "valid_std": None, **found, **changes}
+    shared = {"dataset": "digits", "metric": "error_rate", "seeds": [0, 1, 2], "state": "finished"}
+    return {**shared, "valid_std": None, **found, **changes}
 
 
 def test_rows_are_compared_with_the_first_that_is_finished_seed_by_seed():
     first, better, level = [0.3, 0.2, 0.4], [0.2, 0.11, 0.29], [0.3, 0.25, 0.35]
     others = [{"seeds": [1, 2, 3]}, {"metric": "mean_squared_error"}, {"state": "finished, on other data than a"}]
+    others += [{"dataset": "mnist"}]
     rows = [{"state": "running"}, row_of(first), row_of(better), row_of(level), *(row_of(level, **o) for o in others)]
     add_differences(rows)
     p_values = [scipy.stats.ttest_rel(each, first).pvalue for each in (better, level)]
-    assert [row.get("difference") for row in rows] == [None, None, pytest.approx(-0.1), pytest.approx(0), *[None] * 3]
+    assert [row.get("difference") for row in rows] == [None, None, pytest.approx(-0.1), pytest.approx(0), *[None] * 4]
     assert [row.get("p_value") for row in rows[2:4]] == [pytest.approx(2 * p_values[0]), pytest.approx(p_values[1])]
-    _, reference, best, *_ = render_table(results_table(rows, [])).splitlines()[-7:]
+    _, reference, best, *_ = render_table(results_table(rows, [])).splitlines()[-8:]
     assert [cell.strip() for cell in best.split("|")][4:6] == ["-0.1000", f"{2 * p_values[0]:.1g}"]
     assert [cell.strip() for cell in reference.split("|")][4:6] == ["", ""]
     add_differences([{"state": "running"}])

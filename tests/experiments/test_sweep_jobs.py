@@ -10,6 +10,7 @@ import sys
 import cloudpickle
 import pytest
 
+from adalfl_jax.training import PreemptionError
 from experiments.sweep import jobs
 from experiments.sweep.jobs import TrainingJob
 from tests.training.tiny import ROOT
@@ -36,6 +37,42 @@ def test_a_job_needs_neither_jax_nor_this_library_to_start(tmp_path):
     loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()  # noqa: S603
     assert (tmp_path / "log").read_text() == "trains\n"
     assert not {name for name in loaded if name.partition(".")[0] in ("jax", "adalfl_jax", "experiments")}
+
+
+class Queued:
+    """A job of a cluster that Ctrl-C finds waiting."""
+
+    def __init__(self, job_id):
+        self.job_id = job_id
+
+    def done(self):
+        return self.job_id == "7_0"
+
+    def exception(self):
+        if not self.done():
+            raise KeyboardInterrupt
+
+
+def test_an_interrupt_tells_of_jobs_that_a_cluster_goes_on_with(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "_make_executor", lambda *given: None)
+    monkeypatch.setattr(jobs, "_submit", lambda *given: [Queued("7_0"), Queued("7_1"), Queued("7_2")])
+    trainings = [TrainingJob([], tmp_path / "logs" / f"{number}") for number in range(3)]
+    with pytest.raises(PreemptionError, match=r"jobs 7_1 7_2 go on without this program.*--nosubmit.*cancel them be"):
+        jobs.run_jobs(trainings, "slurm", {}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("executor", "given", "kept"), [("local", None, "false"), ("local", "1", "1"), ("slurm", None, "")]
+)
+def test_runs_beside_each_other_take_no_memory_of_a_gpu_in_advance(executor, given, kept, tmp_path, monkeypatch):
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", executor)
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
+    if given is not None:
+        monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", given)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    code = "import os; print(os.environ.get('XLA_PYTHON_CLIENT_PREALLOCATE', ''))"
+    TrainingJob([sys.executable, "-c", code], tmp_path / "log")()
+    assert (tmp_path / "log").read_text() == f"{kept}\n"
 
 
 # Signals

@@ -1,5 +1,6 @@
 """Runs in several processes that meet over the network of one machine."""
 
+import functools
 import json
 import os
 import re
@@ -34,14 +35,17 @@ SETTINGS = {
 }
 
 
-with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    ADDRESS = f"127.0.0.1:{probe.getsockname()[1]}"  # a run's learned loss says where its processes met
+@functools.cache  # a run's learned loss says where its processes met
+def address():
+    """A port that is free when the first run begins."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 def start(workdir, overrides, num_processes=2, of_last=(), **environment):
     """The processes of a run, of two devices each; the last of them may have flags of its own."""
-    hosts = {"connect": ADDRESS, "num_processes": num_processes, "timeout_seconds": 10}
+    hosts = {"connect": address(), "num_processes": num_processes, "timeout_seconds": 10}
     settings = SETTINGS | {f"hosts.{name}": value for name, value in hosts.items()} | overrides
     flags = [f"--config.{name}={value}" for name, value in settings.items()]
     program = [sys.executable, "-m", "experiments.train", "--config=configs/digits_mlp.py", f"--workdir={workdir}"]
@@ -172,7 +176,7 @@ def test_a_process_that_has_computed_already_cannot_be_connected():
 def test_a_signal_before_a_run_listens_ends_the_process():
     program = (
         "import signal; from adalfl_jax.training.hosts import connect, HostsConfig; "
-        f"connect(HostsConfig('{ADDRESS}', 1, 0, 10)); signal.raise_signal(signal.SIGTERM)"
+        f"connect(HostsConfig('{address()}', 1, 0, 10)); signal.raise_signal(signal.SIGTERM)"
     )
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, check=False)  # noqa: S603, it is ours
