@@ -155,7 +155,9 @@ def symmetric_cross_entropy(
         _require(name, weight, lambda weight: weight >= 0, "a number of at least 0")
     _require("log_zero", log_zero, lambda number: number < 0, "a number below 0")
     forward = softmax_cross_entropy(targets, outputs)
-    log_targets = jnp.log(jnp.maximum(to_dense(targets, outputs), jnp.exp(log_zero)))
+    dense = to_dense(targets, outputs)
+    is_some = dense > 0
+    log_targets = jnp.where(is_some, jnp.maximum(jnp.log(jnp.where(is_some, dense, 1)), log_zero), log_zero)
     reverse = -(jax.nn.softmax(outputs) * log_targets).sum(axis=-1).mean()
     return alpha * forward + beta * reverse
 

@@ -1,5 +1,7 @@
 """Losses and metrics against definitions written out in NumPy, and their errors."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,6 +102,17 @@ def test_settings_of_robust_losses_are_taken():
     reverse = task_losses.symmetric_cross_entropy(labels, logits, alpha=0.0, log_zero=-7.0)
     wrong = 1 - probabilities(LOGITS)[np.arange(4), LABELS].mean()
     np.testing.assert_allclose(reverse, 7 * wrong, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("log_zero", [-20.0, -100.0])
+def test_the_symmetric_loss_is_finite_however_little_a_zero_is(log_zero, dtype):
+    labels, logits = jnp.array(LABELS), jnp.array(LOGITS, dtype)
+    loss = functools.partial(task_losses.symmetric_cross_entropy, labels, alpha=0.0, log_zero=log_zero)
+    value, gradient = jax.value_and_grad(loss)(logits)
+    wrong = 1 - probabilities(LOGITS)[np.arange(4), LABELS].mean()
+    np.testing.assert_allclose(value, -log_zero * wrong, rtol=1e-5 if dtype == jnp.float32 else 0.05)
+    assert jnp.isfinite(gradient).all()
 
 
 # Logits of +-1000 leave probabilities of exactly 0 and 1. Label 0 is right, label 1 wrong, in as many examples.

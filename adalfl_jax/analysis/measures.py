@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -65,6 +66,9 @@ def compare_gradients(
             outputs, _ = apply_fn(params, theta.model_state, batch.inputs, train=False, rng_key=None)
             return loss_fn(batch.targets, outputs)
 
+        if num_batches == 1:  # outside of jit a scan would be compiled at every call
+            return jax.grad(objective)(theta.params, Batch(*examples))
+
         def add(total: PyTree, batch: Batch) -> tuple[PyTree, None]:
             return optax.tree.add(total, jax.grad(objective)(theta.params, batch)), None
 
@@ -77,13 +81,23 @@ def compare_gradients(
     else:
         size = len(task_batch[1])
         task = gradient(task_loss_fn, task_batch, size if batch_size is None else min(batch_size, size))
-    product = optax.tree.vdot(learned, task)
-    learned_norm, task_norm = jnp.asarray(optax.tree.norm(learned)), jnp.asarray(optax.tree.norm(task))
-    return GradientComparison(
-        gradient_scale=jnp.where(jnp.maximum(learned_norm, task_norm) == 0, 1.0, _ratio(learned_norm, task_norm)),
-        gradient_cosine=_ratio(product, learned_norm * task_norm),
-        implicit_learning_rate=learning_rate * _ratio(product, task_norm**2),
-    )
+    (learned_norm, learned_direction), (task_norm, task_direction) = map(_norm_and_direction, (learned, task))
+    scale = jnp.where(jnp.maximum(learned_norm, task_norm) == 0, 1.0, _ratio(learned_norm, task_norm))
+    cosine = jnp.clip(jnp.asarray(optax.tree.vdot(learned_direction, task_direction)), -1, 1)
+    return GradientComparison(scale, cosine, learning_rate * scale * cosine)
+
+
+def _norm_and_direction(tree: PyTree) -> tuple[jax.Array, PyTree]:
+    """The length of a gradient, and the gradient in lengths; 0 both where it vanishes.
+
+    Squares of entries below 1e-19 would vanish in float32, and sums in bfloat16 are of eight bits.
+    """
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), tree)
+    largest = functools.reduce(jnp.maximum, (jnp.abs(leaf).max(initial=0.0) for leaf in jax.tree.leaves(wide)))
+    unit = jnp.where(largest == 0, 1, largest)
+    scaled = jax.tree.map(lambda leaf: leaf / unit, wide)
+    norm = jnp.asarray(optax.tree.norm(scaled))
+    return unit * norm, jax.tree.map(lambda leaf: leaf / jnp.where(norm == 0, 1, norm), scaled)
 
 
 def make_loss_shape(loss: LossNetwork, *, num_points: int = 101) -> tuple[jax.Array, Callable[..., jax.Array]]:
@@ -234,7 +248,8 @@ def implied_smoothing(
     return (1 - probabilities[total.argmin(axis=-1)]) * num_outputs / (num_outputs - 1)
 
 
-def _ratio(numerator: jax.typing.ArrayLike, denominator: jax.Array) -> jax.Array:
-    """0 where the denominator is; nan stays nan."""
-    is_zero = denominator <= 1e-30  # below it the quotient may overflow in float32
-    return jnp.where(is_zero, 0, numerator / jnp.where(is_zero, 1, denominator))
+def _ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    """0 where the denominator is, and at most the largest finite number; nan stays nan."""
+    is_zero = denominator == 0
+    ratio = numerator / jnp.where(is_zero, 1, denominator)
+    return jnp.where(is_zero, 0, jnp.minimum(ratio, jnp.finfo(ratio.dtype).max))

@@ -131,6 +131,15 @@ def _select(condition: jax.Array, if_true: Theta, if_false: Theta) -> Theta:
 
 def _value_and_derivative(value: jax.Array, derivative: jax.Array) -> jax.Array:
     """The value of one, so that rounding in a replay never reaches theta, with the derivative of the other."""
-    if not jnp.issubdtype(value.dtype, jnp.inexact):
-        return value
-    return value + (derivative - jax.lax.stop_gradient(derivative))
+    return _differentiated_as(value, derivative) if jnp.issubdtype(value.dtype, jnp.inexact) else value
+
+
+@jax.custom_jvp
+def _differentiated_as(value: jax.Array, derivative: jax.Array) -> jax.Array:
+    del derivative
+    return value
+
+
+@_differentiated_as.defjvp
+def _tangent_of_the_second(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    return primals[0], tangents[1]

@@ -100,6 +100,8 @@ class RescaledLoss:
         )
         has_direction = squares > 0
         ratio = task_unit / unit * jnp.sqrt(task_squares) / jnp.sqrt(jnp.where(has_direction, squares, 1))
+        if self.floor == self.ceiling:  # the derivative of a clip would be halved where both bounds are met
+            return jnp.where(has_direction, self.floor * ratio, 1)
         ceiling = None if self.ceiling is None else self.ceiling * ratio
         return jnp.where(has_direction, jnp.clip(jnp.ones_like(ratio), self.floor * ratio, ceiling), 1)
 

@@ -20,10 +20,10 @@ TOO_LONG = 1.0  # as a rate on the task loss; docs/noisy_labels.md has what begi
 _is_finite = jax.jit(jax.vmap(all_finite))  # of each seed, so that a state stays on its devices
 
 
-def updates_of_phi(steps: range, every: int = 1, end: float = math.inf) -> np.ndarray:
-    """Whether phi is updated at each of some steps, `[num_steps]` bool: at every n-th, and from `end` on at none."""
+def updates_of_phi(steps: range, every: int = 1, end: float = math.inf, first: int = 0) -> np.ndarray:
+    """Whether phi is updated at each of some steps, `[num_steps]` bool: at every n-th from `first` on, before `end`."""
     numbers = np.array(steps)
-    return (numbers % every == every - 1) & (numbers < end)
+    return (numbers % every == every - 1) & (numbers >= first) & (numbers < end)
 
 
 def chunk_means(metrics: dict[str, np.ndarray], updates: np.ndarray) -> dict[str, np.ndarray]:

@@ -118,9 +118,12 @@ class StageRunner:
             factor = self._factor_of_first_step(stage, measured)
             state = state._replace(rate_factor=replicate(self._setup.mesh, jnp.asarray(factor)))
             measured["implicit_learning_rate"] = measured["implicit_learning_rate"] * factor
+        # Clipping bounds the step, whatever the scale of the loss.
+        is_clipped = self._setup.config.inner.clip_norm > 0
+        rates = np.asarray(learning_rate_of(state, stage.learning_rate))
         self._alarm(
             stage,
-            seeds_with_long_steps(measured, np.asarray(learning_rate_of(state, stage.learning_rate))),
+            [] if is_clipped else seeds_with_long_steps(measured, rates),
             f"the first step is as long as one on the task loss at a rate above {TOO_LONG:g}",
             "theta may be thrown to where nothing trains it; a config.inner.first_step_rate of 0.3, say, shortens it",
         )
@@ -166,8 +169,10 @@ class StageRunner:
             metrics = jax.device_get(metrics)
         measured = self._measure(stage, state, done)
         self._require_finite(stage, history, metrics, measured, state)
-        limits = (config.outer.every, config.first_joint_step) if stage.method == "adalfl" else ()
-        updates = updates_of_phi(range(first_step, done), *limits)
+        updates = updates_of_phi(range(first_step, done))
+        if stage.method == "adalfl":
+            outer, first = config.outer, int(config.outer.pipelined)  # a pipelined step updates phi for the one before
+            updates = updates_of_phi(range(first_step, done), outer.every, config.first_joint_step, first)
         self._watch_gradients(stage, metrics, measured, first_step, updates)
         means = {f"train/{name}": value for name, value in chunk_means(metrics, updates).items()}
         if config.on_nonfinite == "back_off" and stage.backed_off is not None:

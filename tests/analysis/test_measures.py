@@ -46,6 +46,40 @@ def test_multiple_of_the_task_loss_is_measured_exactly(factor):
     assert comparison.implicit_learning_rate == pytest.approx(factor * RATE)
 
 
+@pytest.mark.parametrize("margin", [1.0, 20.0, 40.0, 60.0, 80.0])
+def test_gradients_of_a_fitted_model_are_compared_as_others(margin):
+    inputs, targets = jnp.eye(4), jnp.arange(4)
+    theta = Theta.create({"kernel": margin * jnp.eye(4)}, {}, optax.sgd(RATE))
+    batch = Batch(inputs, targets)
+
+    def tripled(targets, outputs):
+        return 3 * softmax_cross_entropy(targets, outputs)
+
+    comparison = compare_gradients(apply_fn, tripled, softmax_cross_entropy, theta, batch, RATE)
+    np.testing.assert_allclose(comparison, [3, 1, 3 * RATE], rtol=1e-5)
+    assert comparison.gradient_cosine <= 1
+
+
+def test_a_cosine_is_no_more_than_one_in_few_bits_too():
+    rng = np.random.default_rng(0)
+    theta = Theta.create(
+        {"kernel": jnp.array(rng.normal(size=THETA.params["kernel"].shape), jnp.bfloat16)}, {}, optax.sgd(1)
+    )
+    comparison = compare_gradients(apply_fn, lambda y, f: 3 * squared_error(y, f), squared_error, theta, BATCH, RATE)
+    assert 0.999 < comparison.gradient_cosine <= 1
+    assert comparison.gradient_scale == pytest.approx(3, rel=0.01)
+
+
+def test_gradients_are_compared_outside_of_jit_without_compiling_anew(caplog):
+    def task_loss_fn(targets, outputs):
+        return squared_error(targets, outputs)
+
+    compared(squared_error, task_loss_fn)
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        compared(squared_error, task_loss_fn)
+    assert not [record for record in caplog.records if "Compiling" in record.getMessage()]
+
+
 def test_opposite_of_the_task_loss_points_away():
     comparison = compared(lambda targets, outputs: -squared_error(targets, outputs))
     assert comparison.gradient_scale == 1

@@ -78,6 +78,32 @@ def test_differences_equal_but_for_rounding_share_a_rank():
     assert signed_rank_test(*as_measured)["p_value"] == pytest.approx(p_value)
 
 
+@pytest.mark.parametrize("num_seeds", [5, 14, 17])
+def test_ties_leave_the_test_by_ranks_exact(num_seeds):
+    rng = np.random.default_rng(num_seeds)
+    differences = rng.integers(-2, 6, num_seeds)
+    ranks = scipy.stats.rankdata(np.abs(differences[differences != 0]))
+    sums = np.zeros(1)
+    for rank in ranks:  # of every choice of signs
+        sums = np.concatenate([sums, sums + rank])
+    found = ranks[differences[differences != 0] > 0].sum()
+    is_as_far = np.abs(sums - ranks.sum() / 2) >= abs(found - ranks.sum() / 2) - 1e-9
+    p_value = signed_rank_test(np.zeros(num_seeds), differences.astype(float))["p_value"]
+    assert p_value == pytest.approx(is_as_far.mean(), rel=1e-9)
+
+
+def test_ties_of_many_seeds_have_nearly_the_p_value_of_all_signs():
+    differences = np.repeat([-1.0, 2.0, 2.0, 3.0, -4.0, 5.0], 4)
+    ranks = (2 * scipy.stats.rankdata(np.abs(differences))).astype(int)
+    counts = np.ones(1)
+    for rank in ranks:
+        counts = np.pad(counts, (0, rank)) + np.pad(counts, (rank, 0))
+    is_as_far = np.abs(np.arange(len(counts)) - ranks.sum() / 2) >= abs(ranks[differences > 0].sum() - ranks.sum() / 2)
+    p_value = signed_rank_test(np.zeros(24), differences)["p_value"]
+    assert p_value == pytest.approx(counts[is_as_far].sum() / counts.sum(), rel=0.05)
+    assert p_value == signed_rank_test(np.zeros(24), differences)["p_value"]
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
     [([1.0], [2.0]), ([1.0, 2.0], [1.0, 2.0]), ([1.0, 2.0], [1.0 + 1e-7, 2.0 - 1e-7]), ([0.0, 0.0], [0.0, 0.0])],

@@ -65,6 +65,49 @@ def test_theta_goes_where_the_unrolled_step_takes_it():
         chex.assert_trees_all_close(result.theta, expected, rtol=1e-14, atol=1e-15)
 
 
+@pytest.mark.parametrize("num_steps", [2, 3])
+def test_steps_may_be_differentiated_through(num_steps):
+    """By the inner learning rate, as reverse and forward mode do it and as a difference has it."""
+    model, _, loss, theta, phi_params = make_problem("plain")
+    batches = [make_batch(key) for key in jax.random.split(jax.random.key(2), num_steps)]
+
+    @jax.jit
+    def last_loss(rate):
+        inner, outer = optax.sgd(rate), optax.sgd(0.5)
+        step = adalfl_jax.make_bilevel_step(
+            model.apply, loss.apply, softmax_cross_entropy, inner, outer, hypergradient=Truncated(2)
+        )
+        states = (
+            adalfl_jax.Theta.create(theta.params, theta.model_state, inner),
+            adalfl_jax.Phi.create(phi_params, outer),
+        )
+        for batch in batches:
+            *states, metrics = step(*states, batch)
+        return metrics.outer_loss
+
+    difference = (last_loss(0.5 + 1e-5) - last_loss(0.5 - 1e-5)) / 2e-5
+    for differentiate in (jax.grad, jax.jacfwd):
+        assert jax.jit(differentiate(last_loss))(0.5) == pytest.approx(float(difference), rel=1e-6)
+
+
+def test_what_the_state_of_a_model_begins_with_may_be_infinite():
+    def apply_fn(params, lowest, inputs, *, train, rng_key):
+        outputs = inputs @ params
+        return outputs, jnp.minimum(lowest, outputs.min(axis=0))
+
+    batch = make_batch(jax.random.key(1))
+    inner, outer, loss = optax.sgd(0.1), optax.sgd(0.1), adalfl_jax.LossNetwork((3,))
+    params, lowest = jnp.ones((batch.inner.inputs.shape[-1], 3)), jnp.full(3, jnp.inf)
+    theta = adalfl_jax.Theta.create(params, lowest, inner)
+    phi = adalfl_jax.Phi.create(loss.init(jax.random.key(0)), outer)
+    for _ in range(2):
+        step = adalfl_jax.make_bilevel_step(
+            apply_fn, loss.apply, softmax_cross_entropy, inner, outer, hypergradient=Truncated(2)
+        )
+        theta, phi, _ = step(theta, phi, batch)
+        assert jnp.isfinite(theta.model_state).all()
+
+
 def test_a_window_of_one_is_the_unrolled_estimator():
     problem, past = walk(window=1, num_steps=2)
     chex.assert_trees_all_close(past[1][3].gradient, written_out(problem, past, 1, 1), rtol=1e-12)

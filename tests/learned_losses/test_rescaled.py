@@ -178,6 +178,15 @@ def test_phi_cannot_learn_a_scale():
     assert optax.tree.norm(found["set"]["network"]) > 1e-5
 
 
+@pytest.mark.parametrize("bound", [1.0, 2.0])
+def test_a_length_that_is_set_has_no_derivative_where_it_is_that_of_the_loss_itself(bound):
+    loss = adalfl_jax.RescaledLoss(adalfl_jax.ScaledTaskLoss(), floor=bound, ceiling=bound)
+    targets, outputs = jnp.array([0, 2]), jnp.array([[0.3, -1.0, 0.2], [1.0, 0.1, -0.4]])
+    for log_scale in (0.0, 0.1):
+        by_scale = jax.jacfwd(lambda scale: jax.grad(lambda f: loss.apply({"log_scale": scale}, targets, f))(outputs))
+        np.testing.assert_allclose(by_scale(jnp.float32(log_scale)), 0, atol=1e-6)
+
+
 def test_a_flat_loss_stays_flat_and_has_finite_derivatives():
     loss = adalfl_jax.RescaledLoss(NETWORK, floor=1.0, ceiling=1.0)
     flat = jax.tree.map(jnp.zeros_like, NETWORK.init(jax.random.key(0)))

@@ -77,6 +77,7 @@ def test_means_of_updates_leave_out_the_steps_between():
     assert chunk_means(metrics, updates_of_phi(range(6), 100))["outer_loss"] == 2.5  # none is an update: all of them
     assert chunk_means(metrics, updates_of_phi(range(6)))["outer_loss"] == 2.5
     assert chunk_means(metrics, updates_of_phi(range(2, 8), 1, 4))["outer_loss"] == 0.5  # steps 2 and 3
+    assert chunk_means(metrics, updates_of_phi(range(6), first=1))["outer_loss"] == 3.0  # all but step 0
 
 
 @pytest.mark.parametrize("others", [{}, {"skipped_steps": np.zeros((1, 4))}], ids=["all", "skipped"])

@@ -232,6 +232,20 @@ def test_a_frozen_loss_that_saturates_the_outputs_is_told_once_unless_the_clean_
     assert [bool(re.search(*pair)) for pair in zip(expected, texts, strict=True)] == [True] * len(expected)
 
 
+def test_a_first_step_that_is_clipped_is_not_told_to_be_long(tmp_path, recwarn):
+    loss = tiny_config().learned_loss.network()
+    phi = jax.tree.map(lambda leaf: 10 * leaf, loss.init(jax.random.key(0)))
+    save_learned_loss(tmp_path / "steep.safetensors", loss, phi)
+    overrides = {"learned_loss.start": str(tmp_path / "steep.safetensors"), "offline.num_steps": 0, "num_steps": 1}
+    overrides |= {"inner.learning_rate": 10.0, "method": "ml3", "eval_every": 1, "num_seeds": 1}
+    told = []
+    for clip_norm in (0.0, 1e-3):
+        train(tiny_config(overrides | {"inner.clip_norm": clip_norm}), tmp_path / f"{clip_norm}")
+        told.append(any("the first step is as long" in str(warning.message) for warning in recwarn))
+        recwarn.clear()
+    assert told == [True, False]
+
+
 def test_update_ratio_is_that_of_the_norms():
     before, after = {"a": jnp.array([3.0, 0.0]), "b": jnp.array(4.0)}, {"a": jnp.array([3.0, 3.0]), "b": jnp.array(8.0)}
     assert phi_metrics(Phi(before, ()), Phi(after, ()))["phi_update_ratio"] == pytest.approx(1.0)
