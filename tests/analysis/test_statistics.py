@@ -92,16 +92,17 @@ def test_ties_leave_the_test_by_ranks_exact(num_seeds):
     assert p_value == pytest.approx(is_as_far.mean(), rel=1e-9)
 
 
-def test_ties_of_many_seeds_have_nearly_the_p_value_of_all_signs():
-    differences = np.repeat([-1.0, 2.0, 2.0, 3.0, -4.0, 5.0], 4)
-    ranks = (2 * scipy.stats.rankdata(np.abs(differences))).astype(int)
-    counts = np.ones(1)
-    for rank in ranks:
-        counts = np.pad(counts, (0, rank)) + np.pad(counts, (rank, 0))
-    is_as_far = np.abs(np.arange(len(counts)) - ranks.sum() / 2) >= abs(ranks[differences > 0].sum() - ranks.sum() / 2)
-    p_value = signed_rank_test(np.zeros(24), differences)["p_value"]
-    assert p_value == pytest.approx(counts[is_as_far].sum() / counts.sum(), rel=0.05)
-    assert p_value == signed_rank_test(np.zeros(24), differences)["p_value"]
+@pytest.mark.parametrize("num_seeds", [2, 10, 50])
+def test_without_ties_the_test_by_ranks_is_that_of_scipy(num_seeds):
+    differences = np.random.default_rng(num_seeds).normal(0.2, 1, num_seeds)
+    expected = scipy.stats.wilcoxon(differences, method="exact").pvalue
+    assert signed_rank_test(np.zeros(num_seeds), differences)["p_value"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_of_many_seeds_the_test_by_ranks_is_nearly_normal():
+    differences = np.random.default_rng(0).integers(-5, 6, 200).astype(float)
+    expected = scipy.stats.wilcoxon(differences, method="asymptotic").pvalue
+    assert signed_rank_test(np.zeros(200), differences)["p_value"] == pytest.approx(expected, rel=0.02)
 
 
 @pytest.mark.parametrize(
