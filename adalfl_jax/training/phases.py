@@ -151,8 +151,7 @@ def warn_of_poor_fit(setup: Setup, phi: Phi) -> None:
         warnings.warn(
             f"config.learned_loss.start: a loss that was fitted to {setup.config.learned_loss.start!r} lacks "
             f"{worst:.0%} of its gradient, at most {POOR_FIT:.0%} is expected, so training does not begin as on that; "
-            'try other config.learned_loss.predictions ("raw" for a regression, "sigmoid" for several labels at once) '
-            "or larger hidden_sizes",
+            "try larger config.learned_loss.hidden_sizes or, of classes, other predictions",
             stacklevel=2,
         )
 

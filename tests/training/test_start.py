@@ -65,10 +65,10 @@ def test_a_start_at_a_loss_has_its_gradients(start):
 
 
 def test_a_start_far_from_the_loss_it_was_fitted_to_is_told(tmp_path):
-    """Of a regression, whose outputs went through a sigmoid; and not where they did not."""
+    """Of a network of one unit; and not of one that is large enough."""
     start = {**BRIEF, **DIABETES, "learned_loss.start": "task_loss"}
-    with pytest.warns(UserWarning, match=r"fitted to 'task_loss' lacks \d+% of its gradient, at most 55% .*\"raw\""):
-        train(tiny_config(start | {"learned_loss.predictions": "probabilities"}, num_seeds=1), tmp_path / "run")
+    with pytest.warns(UserWarning, match=r"fitted to 'task_loss' lacks \d+% of its gradient, at most 55% .*larger"):
+        train(tiny_config(start | {"learned_loss.hidden_sizes": (1,)}, num_seeds=1), tmp_path / "run")
     setup = make_setup(tiny_config(start | {"learned_loss.hidden_sizes": (40, 40)}, num_seeds=1))
     warn_of_poor_fit(setup, init_phi(setup, make_seed_keys((0,))))
 
