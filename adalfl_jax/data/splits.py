@@ -239,7 +239,9 @@ def standardize(values: np.ndarray, train: np.ndarray, axis: tuple[int, ...] | N
     """
     rows = values[train].astype(np.float64)
     mean, deviation = np.nanmean(rows, axis, keepdims=True), np.nanstd(rows, axis, keepdims=True)
-    varies = deviation > 8 * np.finfo(values.dtype).eps * np.abs(mean)  # what rounding leaves of a constant
+    rounding = 8 * np.finfo(values.dtype).eps * np.abs(mean)
+    # Of a constant the mean, and so the deviation, has an error of its own.
+    varies = (deviation > rounding) & (np.nanmax(rows, axis, keepdims=True) > np.nanmin(rows, axis, keepdims=True))
     return ((values - mean) / np.where(varies, deviation, 1.0)).astype(np.float32)
 
 
@@ -350,6 +352,8 @@ def _to_floats(values: np.ndarray) -> np.ndarray:
 
 def _check_finite(where: str, **arrays: np.ndarray) -> None:
     for kind, values in arrays.items():
+        if not np.issubdtype(values.dtype, np.floating):
+            continue
         with np.errstate(over="ignore"):
             is_finite = np.isfinite(values.astype(np.float32))
         if not is_finite.all():

@@ -195,7 +195,8 @@ def _check_kinds(config: TrainConfig, dataset: Dataset) -> None:
         expected = f"one of {', '.join(fitting)} for dataset {dataset.name!r}, whose targets are {targets}"
         require(field, name, name in fitting or name not in known, expected)
     learned = config.learned_loss
-    are_numbers = learned.family != "network" or learned.predictions == "raw" or dataset.is_classification
+    takes_part = config.method in ("ml3", "adalfl") and learned.family == "network"
+    are_numbers = not takes_part or learned.predictions == "raw" or dataset.is_classification
     expected = f"'raw' for dataset {dataset.name!r}, whose outputs are numbers and no logits"
     require("learned_loss.predictions", learned.predictions, are_numbers, expected)
 

@@ -118,7 +118,7 @@ class StageRunner:
             factor = self._factor_of_first_step(stage, measured)
             state = state._replace(rate_factor=replicate(self._setup.mesh, jnp.asarray(factor)))
             measured["implicit_learning_rate"] = measured["implicit_learning_rate"] * factor
-        # Clipping bounds the step, whatever the scale of the loss.
+        # What clipping leaves of a step is not measured.
         is_clipped = self._setup.config.inner.clip_norm > 0
         rates = np.asarray(learning_rate_of(state, stage.learning_rate))
         self._alarm(

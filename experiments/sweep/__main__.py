@@ -29,7 +29,7 @@ from experiments.launch import CONFIG, WORKDIR, parse_flags, told_in_a_line
 from experiments.page import render_table
 from experiments.sweep.grid import Point, literal, make_points, parse_grid
 from experiments.sweep.jobs import FAILED, TrainingJob, run_jobs
-from experiments.sweep.table import TABLE, begin_table, make_rows, require_whole_table, results_table, write_table
+from experiments.sweep.table import TABLE, begun_table, make_rows, require_whole_table, results_table, write_table
 
 _VARY = flags.DEFINE_multi_string(
     "vary",
@@ -63,8 +63,8 @@ def main(argv: list[str]) -> None:
         if _SUBMIT.value:
             require_whole_table(root, points)
             if to_start := [point for point in points if not point.is_running() and point.summary() is None]:
-                begin_table(root, points)
-                _run(to_start, root)
+                with begun_table(root, points):
+                    _run(to_start, root)
         rows = make_rows(points)
         print(render_table(results_table(rows, list(points[0].overrides))))
         if _SUBMIT.value:

@@ -119,6 +119,8 @@ def run_jobs(jobs: Sequence[TrainingJob], executor: str, resources: Mapping[str,
         try:
             error = task.exception()
         except KeyboardInterrupt as interrupt:
+            if executor != "slurm":
+                raise
             numbers = " ".join(str(each.job_id) for each in submitted if not each.done())
             raise PreemptionError(
                 signal.SIGINT,

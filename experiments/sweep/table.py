@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from adalfl_jax.analysis.statistics import adjust_p_values, paired_difference
+from adalfl_jax.training import ConfigError
 from adalfl_jax.training.files import WorkdirError, reading, write_json, writing
 from adalfl_jax.training.sections import DatasetConfig
 from experiments.page import Row, Table
@@ -33,14 +35,23 @@ def require_whole_table(root: Path, points: Sequence[Point]) -> None:
         )
 
 
-def begin_table(root: Path, points: Sequence[Point]) -> None:
-    """Makes the folder of a sweep, which is known as one by its table, and names the runs there before they begin."""
+@contextlib.contextmanager
+def begun_table(root: Path, points: Sequence[Point]) -> Iterator[None]:
+    """Makes the folder of a sweep, which is known as one by its table, and names the runs there before they begin.
+
+    The table stays as it was where none can begin.
+    """
     path = root / TABLE
     with writing(root):
         root.mkdir(parents=True, exist_ok=True)
         rows = json.loads(path.read_text()) if path.exists() else []
         known = {row["run"] for row in rows}
         write_json(path, [*rows, *({"run": name} for point in points if (name := point.workdir.name) not in known)])
+    try:
+        yield
+    except ConfigError:
+        write_json(path, rows)
+        raise
 
 
 def write_table(rows: Sequence[Row], root: Path) -> None:

@@ -144,6 +144,12 @@ def test_what_varies_little_beside_its_mean_is_standardised_before_it_is_rounded
         assert values.inputs.dtype == values.targets.dtype == np.float32
 
 
+def test_a_constant_whose_mean_is_rounded_is_centred_alone():
+    dataset = data.make_dataset("mine", Examples(np.full((1500, 1), 0.1), np.arange(1500) % 4, num_classes=4))
+    for split in (dataset.train, dataset.valid, dataset.test):
+        np.testing.assert_allclose(split.inputs, 0, atol=1e-12)
+
+
 def test_splits_of_other_kinds_of_numbers_go_together():
     test = INPUTS.astype(np.float32), LABELS
     dataset = data.make_dataset("mine", Examples(INPUTS, LABELS, num_classes=4, test=test))

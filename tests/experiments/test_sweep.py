@@ -13,7 +13,7 @@ from absl import flags
 from absl.testing import flagsaver
 from ml_collections.config_flags import get_config_filename
 
-from adalfl_jax.training import TrainConfig
+from adalfl_jax.training import ConfigError, TrainConfig
 from adalfl_jax.training.files import hold_workdir
 from experiments import launch
 from experiments.page import render_table
@@ -288,6 +288,17 @@ def test_a_sweep_that_was_killed_at_once_still_knows_its_grid(run, started, monk
     run("--vary=num_steps=2,4")
     _, ended = run("--vary=num_steps=8")
     assert "sweep.json has runs of another grid, num_steps=2, num_steps=4" in ended
+
+
+def test_a_grid_of_which_nothing_could_begin_is_forgotten(run, started, monkeypatch):
+    def refused(points, root):
+        raise ConfigError("no such partition")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(program, "_run", refused)
+        assert "no such partition" in run("--vary=num_steps=2,4")[1]
+    run("--vary=num_steps=8")
+    assert [point.workdir.name for point in started] == ["num_steps=8"]
 
 
 def row_of(per_seed, **changes):

@@ -57,6 +57,8 @@ def test_an_interrupt_tells_of_jobs_that_a_cluster_goes_on_with(tmp_path, monkey
     monkeypatch.setattr(jobs, "_make_executor", lambda *given: None)
     monkeypatch.setattr(jobs, "_submit", lambda *given: [Queued("7_0"), Queued("7_1"), Queued("7_2")])
     trainings = [TrainingJob([], tmp_path / "logs" / f"{number}") for number in range(3)]
+    with pytest.raises(KeyboardInterrupt):  # here it ends them
+        jobs.run_jobs(trainings, "debug", {}, tmp_path)
     with pytest.raises(PreemptionError, match=r"jobs 7_1 7_2 go on without this program.*--nosubmit.*cancel them be"):
         jobs.run_jobs(trainings, "slurm", {}, tmp_path)
 
