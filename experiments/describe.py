@@ -74,7 +74,7 @@ def measure(setup: Setup, spec: data.Spec, method: str) -> dict[str, float]:
     config = setup.config
     train, outer = _splits(config, spec)
     state, keys = jax.eval_shape(lambda: _start(setup, method))
-    phase: Any = make_training_program(setup, method)
+    program: Any = make_training_program(setup, method)
     rate, step = config.inner.learning_rate, _sources(config, train, num_steps=1)
     chunk_length = min(config.eval_every, config.num_steps)
     # One seed, and as on a GPU: for a CPU convolutions become products with zeros among their factors, and those of
@@ -82,18 +82,18 @@ def measure(setup: Setup, spec: data.Spec, method: str) -> dict[str, float]:
     alone = dataclasses.replace(
         setup, mesh=None, config=dataclasses.replace(config, num_seeds=1, outer=_before_joint_steps(config))
     )
-    program: Any = make_training_program(alone, method)
+    of_one_seed: Any = make_training_program(alone, method)
     with on_a_cpu():
         state_alone, _ = jax.eval_shape(lambda: _start(alone, method))
-        traced = program.advance_block.trace(state_alone, _sources(alone.config, train, num_steps=1), rate)
+        traced = of_one_seed.advance_block.trace(state_alone, _sources(alone.config, train, num_steps=1), rate)
         one_step = traced.lower(lowering_platforms=("cuda",))
     if spec.num_train and not is_streamed(config, spec):
         splits, waiting = (train, outer), 0
-        chunk = phase.advance.lower(state, keys, splits, rate, 0, num_steps=chunk_length)
+        chunk = program.advance.lower(state, keys, splits, rate, 0, num_steps=chunk_length)
     else:
         sources = _sources(config, train, block_length(chunk_length, _bytes((step.inner, step.outer))))
         waiting = _bytes((sources.inner, sources.outer))
-        chunk = phase.advance_block.lower(state, sources, rate)
+        chunk = program.advance_block.lower(state, sources, rate)
     memory = chunk.compile().memory_analysis()
     return {
         "flops": one_step.cost_analysis()["flops"],

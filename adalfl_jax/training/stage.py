@@ -169,10 +169,9 @@ class StageRunner:
             metrics = jax.device_get(metrics)
         measured = self._measure(stage, state, done)
         self._require_finite(stage, history, metrics, measured, state)
-        updates = updates_of_phi(range(first_step, done))
-        if stage.method == "adalfl":
-            outer, first = config.outer, int(config.outer.pipelined)  # a pipelined step updates phi for the one before
-            updates = updates_of_phi(range(first_step, done), outer.every, config.first_joint_step, first)
+        first_update = int(config.outer.pipelined)  # such a step updates phi for what the one before did
+        limits = (config.outer.every, config.first_joint_step, first_update) if stage.method == "adalfl" else ()
+        updates = updates_of_phi(range(first_step, done), *limits)
         self._watch_gradients(stage, metrics, measured, first_step, updates)
         means = {f"train/{name}": value for name, value in chunk_means(metrics, updates).items()}
         if config.on_nonfinite == "back_off" and stage.backed_off is not None:

@@ -97,6 +97,10 @@ def test_an_average_weighs_every_noise_alike_and_is_tested_seed_by_seed(known):
 def test_noises_of_other_seeds_are_not_averaged(known):
     known["mine_20"]["seeds"] = [7, 8, 9, 10]
     assert overview.average_tables(contests_of(known), "All") == ()
+    known |= {f"other_{noise}": known["mine_0"] for noise in NOISES}
+    (table,) = overview.average_tables(contests_of(known), "All")
+    assert {row[0] for row in cells(table)} == {"Other"}
+    assert table.notes[-1] == "Left out are problems whose tables are of different seeds: Mine."
 
 
 def test_a_rival_is_drawn_at_its_share_and_hollow_where_it_is_level(known):

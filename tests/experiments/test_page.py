@@ -1,7 +1,10 @@
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 from experiments import page
 
@@ -58,6 +61,18 @@ def test_of_several_that_publish_at_once_none_loses_what_another_wrote(tmp_path)
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(add, names))
     assert sorted(json.loads(path.read_text())) == sorted(names)
+
+
+def test_a_page_that_may_not_be_written_to_is_told_before_anything_is_done(tmp_path, monkeypatch):
+    path = tmp_path / "page.md"
+    path.write_text("<!-- tables: mine -->\n<!-- end of tables -->\n")
+    flags.FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver((page.WRITE, str(path))):
+        page.require_section("mine")
+        for closed in (path, tmp_path):  # the page is replaced in one move, so its folder counts too
+            monkeypatch.setattr(os, "access", lambda asked, mode, closed=closed: asked != closed)
+            with pytest.raises(PermissionError, match=r"page\.md and its folder may not be written to; change their"):
+                page.require_section("mine")
 
 
 def test_numbers_are_written_to_six_digits(tmp_path):

@@ -178,3 +178,11 @@ def test_a_page_without_the_section_is_told_before_anything_runs(content, messag
         launch.parse_flags(["tried", f"--workdir={tmp_path}", "--compilation_cache=", f"--write={target}"])
         with pytest.raises(SystemExit, match=message):
             publish_trials("tried", lambda memory: pytest.fail("ran"), title="", measure="", xlabel="", ylabel="")
+
+
+def test_a_folder_of_no_file_system_is_told_in_a_line():
+    with (
+        flagsaver.flagsaver((launch.WORKDIR, "gs://bucket/runs")),
+        pytest.raises(SystemExit, match=r"WorkdirError: .*gs://bucket"),
+    ):
+        publish_trials("tried", lambda memory: pytest.fail("ran"), title="", measure="", xlabel="", ylabel="")
