@@ -371,6 +371,25 @@ def test_the_pages_have_the_errors_over_noises_with_the_clean_set_at_the_end(tit
         assert errors in " ".join(text.split())
 
 
+def test_the_pages_say_how_far_tuning_anew_may_lead():
+    """Of the rivals that two studies trained at the same noises."""
+    first, anew = (
+        json.loads((ROOT / "docs" / "results" / f"{study}.json").read_text()) for study in ("noisy_labels", "clean_set")
+    )
+    moved = {True: [], False: []}  # points of the error rate, where tuning took the same rate and where another
+    for comparison, numbers in anew.items():
+        for arm in ("fine_tuned", "symmetric_decayed", "symmetric_fine_tuned"):
+            one, other = numbers["arms"][arm], first[comparison]["arms"][arm]
+            points = 100 * abs(round(one["test"]["mean"], 4) - round(other["test"]["mean"], 4))
+            moved[one["chosen"] == other["chosen"]].append(points)
+    assert (len(moved[False]), sum(map(len, moved.values()))) == (6, 18)
+    furthest = f"{max(moved[True]):.2f} points; at another one by {min(moved[False]):.2f} to {max(moved[False]):.2f}"
+    (section,) = re.findall(r"^## The clean set at the end\n(.*?)^<!--", RESULTS, re.DOTALL | re.MULTILINE)
+    assert f"At the same rate no mean moved by more than {furthest}" in " ".join(section.split())
+    for text in (RESULTS, README):
+        assert "other rates for six arms of 18" in " ".join(text.split())
+
+
 @pytest.mark.parametrize("arm", ["AdaLFL, untuned", "cross-entropy, then the clean set"])
 def test_the_guide_says_what_a_hundred_clean_labels_are_worth(arm):
     text = (ROOT / "docs" / "noisy_labels.md").read_text()
