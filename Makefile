@@ -9,7 +9,7 @@ WORKDIR ?= runs/digits_mlp
 # every program would spend half of its start on compiling what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup quickstart pictures test test-slow lint format benchmark results results-quick clean
+.PHONY: help setup quickstart pictures test test-slow lint format benchmark results results-more results-quick clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list.
@@ -54,9 +54,15 @@ benchmark: setup  ## Measure the cost of a step and of several seeds (two minute
 STUDY := $(BIN)/python -m experiments.study
 JOBS ?= 2
 
-results: setup  ## Make every table of docs/results.md anew, by the command above it: one to two days on two cores; goes on where it was stopped.
+results: setup  ## Make every table of docs/results.md anew, by the command above it: a long night on two cores; goes on where it was stopped.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[rl]"
-	sed -n 's|^\.venv/bin/\(python -m experiments\..* --write=docs/results\.md\)$$|$(BIN)/\1|p' docs/results.md | sed '/experiments\.study/s/$$/ --jobs=$(JOBS)/' | awk '!seen[$$0]++ { print $$0 " </dev/null" }' | sh -ex
+	$(call anew,docs/results.md)
+
+results-more: setup  ## Make every table of docs/results_more.md anew: another night.
+	$(call anew,docs/results_more.md)
+
+# Runs the commands that write into a page, each once.
+anew = sed -n 's|^\.venv/bin/\(python -m experiments\..* --write=$(1)\)$$|$(BIN)/\1|p' $(1) | sed '/experiments\.study/s/$$/ --jobs=$(JOBS)/' | awk '!seen[$$0]++ { print $$0 " </dev/null" }' | sh -ex
 
 results-quick: setup  ## Make a reduced form of most studies on digits: that they work, not what comes out.
 	$(STUDY) --study=clean_labels --comparison=mnist_mlp --quick

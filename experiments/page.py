@@ -21,7 +21,7 @@ from adalfl_jax.training.files import hold_workdir, write_json, write_text
 WRITE = flags.DEFINE_string("write", None, "Markdown page that the tables are also written into, section by section.")
 
 Row = dict[str, Any]
-PICTURES, NUMBERS = "images/results", "results"  # beside the page
+NUMBERS = "results"  # beside the page
 FOLDED = 3  # so many commands are shown
 END = "<!-- end of tables -->"
 COLUMNS = "What the columns are: docs/results.md, How to read the tables."  # on the terminal, below tables
@@ -134,6 +134,13 @@ def path_of_numbers(name: str, workdir: Path) -> Path:
     return folder / f"{name}.json"
 
 
+def folder_of_pictures(target: Path) -> Path:
+    """Where the pictures of a page are kept, beside it; made if need be."""
+    folder = target.parent / "images" / target.stem
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def publishing(path: Path) -> contextlib.AbstractContextManager[None]:
     """Keeps off others that would publish what they read, numbers or the page, before this process wrote its own.
 
@@ -170,10 +177,9 @@ def publish(
     draw(workdir / f"{name}.png")
     if WRITE.value:
         target = Path(WRITE.value)
-        (target.parent / PICTURES).mkdir(parents=True, exist_ok=True)
-        picture = f"{PICTURES}/{name}.png"
-        draw(target.parent / picture)
-        section = render_section(command, machine, [table], {table.title: picture})
+        picture = folder_of_pictures(target) / f"{name}.png"
+        draw(picture)
+        section = render_section(command, machine, [table], {table.title: f"{picture.relative_to(target.parent)}"})
         renew(target, replace_section, name, section)
 
 

@@ -251,7 +251,8 @@ def _publish(comparison: Comparison, comparisons: list[Comparison], numbers: dic
     """Writes the numbers of a comparison, prints its tables and, where `--write` says, puts them into a page."""
     workdir, command = studies_folder(), command_line("study")
     metric = make_config(comparison, comparison.arms[0], {}, range(1)).metric
-    numbers = {"command": command, "machine": _machine_of(numbers, workdir), "metric": metric, **numbers}
+    made = {"command": command, "page": _page(), "machine": _machine_of(numbers, workdir), "metric": metric}
+    numbers = {**made, **numbers}
     numbers |= STUDIES[_STUDY.value or ""].measure(numbers, workdir)
     with page.publishing(_path_of_numbers()):
         known = page.write_numbers(_path_of_numbers(), _read_numbers() | {comparison.name: numbers})
@@ -290,18 +291,23 @@ def _read_numbers() -> dict[str, Any]:
         raise WorkdirError(f"{path} cannot be read ({error}); move it away, the runs it was made of stay") from error
 
 
+def _page() -> str | None:
+    """The page that `--write` names, if it names one: the comparisons of a study may be spread over several."""
+    return Path(page.WRITE.value).name if page.WRITE.value else None
+
+
 def _path_of_numbers() -> Path:
     return page.path_of_numbers(_STUDY.value or "", studies_folder())
 
 
 def _write_page(target: Path, known: dict[str, Any]) -> None:
-    """Puts all parts of the study there are numbers of into its section of the page, with their pictures."""
-    folder = target.parent / page.PICTURES
-    folder.mkdir(parents=True, exist_ok=True)
+    """Puts all parts of the study that were made for this page into its section there, with their pictures."""
+    there = {name: numbers for name, numbers in known.items() if numbers["page"] == target.name}
     study, made = STUDIES[_STUDY.value or ""], {}
-    for part in study.parts(study.comparisons(), known):
-        save_figure(part.figure, folder / f"{part.name}.png")
-        made[part.name] = _section(part, known, {part.title: f"{page.PICTURES}/{part.name}.png"})
+    for part in study.parts(study.comparisons(), there):
+        picture = page.folder_of_pictures(target) / f"{part.name}.png"
+        save_figure(part.figure, picture)
+        made[part.name] = _section(part, there, {part.title: f"{picture.relative_to(target.parent)}"})
     page.renew(target, page.replace_parts, _STUDY.value or "", made)
 
 
