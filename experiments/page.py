@@ -93,6 +93,12 @@ def show_difference(test: Row | None, scale: float = 1.0) -> str:
     return f"{scale * test['mean_difference']:+.2f}{around}"
 
 
+def show_p_value(test: Mapping[str, Any] | None) -> str:
+    """The adjusted p-value of a test, to a digit, or to two where one would hide on which side of 0.05 it is."""
+    p_value = (test or {}).get("adjusted_p_value")
+    return show_number(p_value, ".1g" if p_value is None or not 0.045 <= p_value < 0.055 else ".2g")
+
+
 def show_number(value: float | None, form: str) -> str:
     """A number, or nothing."""
     return "" if value is None else format(value, form)
@@ -199,7 +205,7 @@ def replace_section(text: str, name: str, content: str) -> str:
 
 
 def replace_parts(text: str, name: str, parts: Mapping[str, str]) -> str:
-    """The page with some parts of a section, name -> content, made anew; new ones come last.
+    """The page with some parts of a section, name -> content, made anew and put first, in their order.
 
     Raises:
       ValueError: as `replace_section`, or the section has something before its first part.
@@ -212,7 +218,8 @@ def replace_parts(text: str, name: str, parts: Mapping[str, str]) -> str:
             "put a line `<!-- part: NAME -->` before it, or take it out"
         )
     there = {part: text.strip() for part, text in zip(pieces[::2], pieces[1::2], strict=True)}
-    shown = (f"<!-- part: {part} -->\n{content}" for part, content in {**there, **parts}.items())
+    there = {part: content for part, content in there.items() if part not in parts}
+    shown = (f"<!-- part: {part} -->\n{content}" for part, content in {**parts, **there}.items())
     return replace_section(text, name, "\n\n".join(shown))
 
 

@@ -205,8 +205,8 @@ def trials_table(numbers: Mapping[str, Any], title: str, measure: str, scale: fl
         "way": lambda row: row["title"],
         "tuned": lambda row: page.show_point(row["chosen"], row["tuning"]),
         measure: lambda row: page.show_mean(row["score"], scale),
-        f"{reference} less it": lambda row: page.show_difference(row["difference"], scale),
-        "p": lambda row: page.show_number((row["difference"] or {}).get("adjusted_p_value"), ".1g"),
+        f"{reference} minus it": lambda row: page.show_difference(row["difference"], scale),
+        "p": lambda row: page.show_p_value(row["difference"]),
         "effect": lambda row: page.show_number((row["difference"] or {}).get("effect_size"), "+.1f"),
     }
     if any(row["notes"] for row in rows):

@@ -262,7 +262,7 @@ def test_what_was_reached_of_the_results_is_what_the_tables_have(where):
 def test_the_pairs_of_the_mlp_on_clean_labels_are_those_of_its_table(against, p_value):
     (goals,) = re.findall(r"^## What was aimed at\n(.*?)^## ", RESULTS, re.DOTALL | re.MULTILINE)
     (section,) = re.findall(r"<!-- part: mnist_mlp -->(.*?)<!-- part", RESULTS, re.DOTALL)
-    pair = re.search(rf"AdaLFL from the task loss less {against}, [^;]*?, p = ([\d.]+) \(([\d.]+) by ranks\)", section)
+    pair = re.search(rf"AdaLFL from the task loss minus {against}, [^;]*?, p = ([\d.]+) \(([\d.]+) by ranks\)", section)
     assert pair is not None
     assert p_value.format(pair[2] if "ranks" in p_value else pair[1]) in goals
 
@@ -276,10 +276,10 @@ def test_the_readme_has_the_errors_on_clean_labels(arm):
     "arm",
     [
         "cross-entropy, decayed",
-        "cross-entropy, then the clean set",
+        "cross-entropy, fine-tuned",
         "generalised cross-entropy",
         "symmetric cross-entropy, decayed",
-        "symmetric cross-entropy, then the clean set",
+        "symmetric cross-entropy, fine-tuned",
         "Meta-Weight-Net",
         "Learning to Reweight",
         "Learning to Reweight, decayed",
@@ -331,7 +331,7 @@ def test_the_pages_have_the_errors_over_all_noises(problem, page, ahead):
 def test_the_readme_says_where_a_learned_loss_fails(model, page):
     (line,) = re.findall(r"^- \*\*It can fail\.\*\*(.*?)^- ", README, re.DOTALL | re.MULTILINE)
     worst = ("noisy_labels", f"Fashion-MNIST, {model}, 80 % wrong labels")
-    for arm in ("AdaLFL, untuned", "symmetric cross-entropy, then the clean set"):
+    for arm in ("AdaLFL, untuned", "symmetric cross-entropy, fine-tuned"):
         assert figure(*worst, arm, ERROR, page=page) in line
 
 
@@ -339,9 +339,9 @@ def test_the_readme_says_where_a_learned_loss_fails(model, page):
     ("arm", "noise"),
     [
         ("AdaLFL, untuned", "80 % wrong labels"),
-        ("AdaLFL, untuned, then with the clean set", "80 % wrong labels"),
+        ("AdaLFL, untuned, joint at the end", "80 % wrong labels"),
         *(
-            ("symmetric cross-entropy, decayed, then with the clean set", noise)
+            ("symmetric cross-entropy, decayed, joint at the end", noise)
             for noise in ("40 % wrong labels", "80 % wrong labels")
         ),
     ],
@@ -365,7 +365,7 @@ def test_the_pages_have_the_errors_over_noises_with_the_clean_set_at_the_end(tit
     )
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
     best, second = rows[:2]
-    assert second[2] == "AdaLFL, untuned, then with the clean set"
+    assert second[2] == "AdaLFL, untuned, joint at the end"
     errors = f"({best[3].partition(' ')[0]} and {second[3].partition(' ')[0]} %, p = {best[5]})"
     (section,) = re.findall(r"^## The clean set at the end\n(.*?)^<!--", RESULTS, re.DOTALL | re.MULTILINE)
     for text in (section, README) if "all" in title else (section,):
@@ -388,10 +388,10 @@ def test_the_pages_say_how_far_tuning_anew_may_lead():
     (section,) = re.findall(r"^## The clean set at the end\n(.*?)^<!--", RESULTS, re.DOTALL | re.MULTILINE)
     assert f"At the same rate no mean moved by more than {furthest}" in " ".join(section.split())
     for text in (RESULTS, README):
-        assert "other rates for six arms of 18" in " ".join(text.split())
+        assert "other learning rates for six arms of 18" in " ".join(text.split())
 
 
-@pytest.mark.parametrize("arm", ["AdaLFL, untuned", "cross-entropy, then the clean set"])
+@pytest.mark.parametrize("arm", ["AdaLFL, untuned", "cross-entropy, fine-tuned"])
 def test_the_guide_says_what_a_hundred_clean_labels_are_worth(arm):
     text = (ROOT / "docs" / "noisy_labels.md").read_text()
     of_a_hundred = ("noisy_labels", r"MNIST, MLP 784-256-10, 40 % wrong labels, 100 clean ones")

@@ -315,7 +315,7 @@ def _section(part: Part, known: dict[str, Any], pictures: Mapping[str, str]) -> 
     made = [known[name] for name in part.comparisons]
     commands = "\n".join(dict.fromkeys(numbers["command"] for numbers in made))
     machine = page.join_machines([numbers["machine"] for numbers in made])
-    return page.render_section(commands, machine, part.tables, pictures)
+    return f"### {part.title}\n\n{page.render_section(commands, machine, part.tables, pictures)}"
 
 
 if __name__ == "__main__":

@@ -31,9 +31,7 @@ SHARE = 0.2  # of the steps: as many as those of "fine_tuned"
 
 def _then_joint(arm: Arm) -> Arm:
     overrides = {**arm.overrides, "outer.joint_share": SHARE}
-    return arm._replace(
-        name=f"{arm.name}_then_joint", title=f"{arm.title}, then with the clean set", overrides=overrides
-    )
+    return arm._replace(name=f"{arm.name}_then_joint", title=f"{arm.title}, joint at the end", overrides=overrides)
 
 
 RIVALS = {arm.name: arm for arm in ARMS if arm.name in AHEAD}
@@ -77,7 +75,7 @@ def parts(comparisons: Sequence[Comparison], known: Mapping[str, Any]) -> list[P
         tables += average_tables(contests, "The clean set at the end, over wrong labels and right ones")
     figure = contests_figure(contests, [arm.name for arm in COMPARED])
     names = tuple(contest.name for contest in contests)
-    return [Part(f"clean_set{suffix}", "The clean set at the end", names, figure, tables)]
+    return [Part(f"clean_set{suffix}", "Ways to use the clean set, by the labels", names, figure, tables)]
 
 
 def _errors_table(title: str, contests: Sequence[Contest]) -> Table:
@@ -90,7 +88,7 @@ def _errors_table(title: str, contests: Sequence[Contest]) -> Table:
             return "diverged"
         point = page.show_point(found["chosen"], found["tuning"], lambda field: "at")
         mean = f"{page.show_mean(found['test'], 100)} {point}".strip()
-        return mean if name == contest.reference else f"{mean}, p = {page.show_number(contest.p_value(name), '.1g')}"
+        return mean if name == contest.reference else f"{mean}, p = {page.show_p_value(contest.test(name))}"
 
     cells = {contest.noise: functools.partial(error, contest) for contest in contests}
     arms = (arm for arm in (*COMPARED, LEARNED) if all(arm.name in contest.numbers["arms"] for contest in contests))
@@ -116,4 +114,4 @@ def _further_differences(pair: tuple[str, str], contests: Sequence[Contest]) -> 
         if (test["arm"], test["against"]) == pair
     ]
     titles = {arm.name: arm.title for arm in COMPARED}
-    return f"Further differences: {titles[pair[0]]}, less {titles[pair[1]]}: {'; '.join(shown)}." if shown else ""
+    return f"Further differences: {titles[pair[0]]} minus {titles[pair[1]]}: {'; '.join(shown)}." if shown else ""

@@ -71,14 +71,14 @@ ARMS = (
     Arm("cross_entropy", "cross-entropy", _fixed(), _rates(0.003, 0.01, 0.03, 0.1, 0.3)),
     Arm("decayed", "cross-entropy, decayed", _fixed() | LINEAR, _rates(0.01, 0.03, 0.1, 0.3)),
     Arm("early_stopped", "cross-entropy, early-stopped", _fixed(), _rates(0.003, 0.01, 0.03, 0.1, 0.3), True),
-    Arm("fine_tuned", "cross-entropy, then the clean set", _fixed(method="fine_tuned"), _rates(0.03, 0.1, 0.3, 1.0)),
+    Arm("fine_tuned", "cross-entropy, fine-tuned", _fixed(method="fine_tuned"), _rates(0.03, 0.1, 0.3, 1.0)),
     Arm(
         "fine_tuned_decayed",
-        "cross-entropy, then the clean set, decayed",
+        "cross-entropy, fine-tuned, decayed",
         _fixed(method="fine_tuned") | LINEAR,
         _rates(0.03, 0.1, 0.3, 1.0),
     ),
-    Arm("joint", "cross-entropy, with the clean set", _fixed() | JOINT, _rates(0.003, 0.01, 0.03, 0.1)),
+    Arm("joint", "cross-entropy, joint", _fixed() | JOINT, _rates(0.003, 0.01, 0.03, 0.1)),
     Arm(
         BOUND,
         "cross-entropy on the right labels alone, decayed",
@@ -103,31 +103,31 @@ ARMS = (
     ),
     Arm(
         "symmetric_joint",
-        "symmetric cross-entropy, with the clean set",
+        "symmetric cross-entropy, joint",
         _fixed(SYMMETRIC) | JOINT,
         _rates(0.01, 0.03, 0.1, 0.3),
     ),
     Arm(
         "symmetric_fine_tuned",
-        "symmetric cross-entropy, then the clean set",
+        "symmetric cross-entropy, fine-tuned",
         _fixed(SYMMETRIC, "fine_tuned"),
         _rates(0.03, 0.1, 0.3, 1.0),
     ),
     Arm(
         "generalized_joint",
-        "generalised cross-entropy, with the clean set",
+        "generalised cross-entropy, joint",
         _fixed(GENERALIZED) | JOINT,
         _rates(0.03, 0.1, 0.3, 1.0),
     ),
     Arm(
         "generalized_joint_decayed",
-        "generalised cross-entropy, with the clean set, decayed",
+        "generalised cross-entropy, joint, decayed",
         _fixed(GENERALIZED) | JOINT | LINEAR,
         _rates(0.1, 0.3, 1.0),
     ),
     Arm(
         "generalized_fine_tuned",
-        "generalised cross-entropy, then the clean set",
+        "generalised cross-entropy, fine-tuned",
         _fixed(GENERALIZED, "fine_tuned"),
         _rates(0.1, 0.3, 1.0),
     ),
@@ -285,9 +285,9 @@ def measure(numbers: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
 
 
 def parts(comparisons: Sequence[Comparison], known: Mapping[str, Any]) -> list[Part]:
-    """An overview, every comparison and, for each problem, errors and what AdaLFL learned, by the noise."""
+    """An overview; for each problem, errors and what AdaLFL learned, by the noise; and every comparison."""
     suffix = "_quick" if comparisons[0].name.endswith("_quick") else ""
-    made = [*_overview(known, suffix), *comparison_parts(comparisons, known)]
+    made = _overview(known, suffix)
     for problem, (title, _) in PROBLEMS.items():
         names = [f"{problem}_{noise}{suffix}" for noise in NOISE]
         names = [name for name in names if "learned_losses" in known.get(name, {})]
@@ -298,7 +298,7 @@ def parts(comparisons: Sequence[Comparison], known: Mapping[str, Any]) -> list[P
             picture = f"{problem}_learned_losses{suffix}"
             tables = _errors_by_noise(title, {name: known[name] for name in names})
             made.append(Part(picture, f"What AdaLFL learned: {title}", tuple(names), figure, tables))
-    return made
+    return [*made, *comparison_parts(comparisons, known)]
 
 
 def _overview(known: Mapping[str, Any], suffix: str) -> list[Part]:

@@ -25,11 +25,6 @@ BEST_NOTE = (
     "The best rival is the one that has the lowest mean in the test split, which nobody knows beforehand. p-values are "
     f"those of the tables below; level means p of {SIGNIFICANT} or more."
 )
-AVERAGE_NOTE = (
-    "Geometric means over labels of a problem as the tables above have them, seed by seed, and paired t-tests of their "
-    "logarithms, adjusted for their number: they are about other seeds, not about other noises. The last column is how "
-    "far an arm is from the best of these arms with the labels that suit it least. What is tuned is so for each noise."
-)
 FEWEST = 3  # noises that are averaged over
 TICKS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0)
 OTHERS = "#9ca3af"  # the colour of rivals that few contests have
@@ -61,13 +56,13 @@ class Contest(NamedTuple):
         """The rival whose mean error is lowest."""
         return min(self.rivals, key=lambda arm: self.errors(arm).mean())
 
-    def p_value(self, rival: str) -> float | None:
-        """That of the difference from the reference, as the table of the comparison has it; None if it is undefined."""
-        return self.numbers["differences"][rival].get("adjusted_p_value")
+    def test(self, rival: str) -> Mapping[str, Any]:
+        """That of the difference from the reference, as the table of the comparison has it."""
+        return self.numbers["differences"][rival]
 
     def is_level(self, rival: str) -> bool:
         """Whether no difference from the reference is found."""
-        p_value = self.p_value(rival)
+        p_value = self.test(rival).get("adjusted_p_value")  # none where it is undefined
         return p_value is None or p_value >= SIGNIFICANT
 
     def ratio(self, rival: str) -> float:
@@ -117,13 +112,13 @@ def contests_table(contests: Sequence[Contest]) -> Table:
             name: lambda row: error(row["contest"], row["contest"].reference),
             "the best rival": lambda row: row["contest"].title(row["best"]),
             "its error": lambda row: error(row["contest"], row["best"]),
-            f"{name} less it": lambda row: page.show_difference(
+            f"{name} minus it": lambda row: page.show_difference(
                 row["contest"].numbers["differences"][row["best"]], 100
             ),
-            "p": lambda row: page.show_number(row["contest"].p_value(row["best"]), ".1g"),
-            "rivals above it": lambda row: count(row, 1),
+            "p": lambda row: page.show_p_value(row["contest"].test(row["best"])),
+            "worse rivals": lambda row: count(row, 1),
             "level": lambda row: count(row, 0),
-            "below": lambda row: count(row, -1),
+            "better": lambda row: count(row, -1),
         },
         [{"contest": contest, "best": contest.best()} for contest in contests],
         (BEST_NOTE,),
@@ -163,11 +158,11 @@ def average_tables(contests: Sequence[Contest], title: str) -> tuple[Table, ...]
             "arm": lambda row: row["arm"],
             "mean over them": lambda row: page.show_mean(row["error"], 100),
             f"divided by that of {name}": ratio,
-            "p": lambda row: page.show_number((row["test"] or {}).get("adjusted_p_value"), ".1g"),
+            "p": lambda row: page.show_p_value(row["test"]),
             "at worst, divided by the best there": lambda row: f"{row['most']:.2f}",
         },
         rows,
-        (AVERAGE_NOTE, *_left_out(contests, rows)),
+        tuple(_left_out(contests, rows)),
     )
     return (table,)
 

@@ -59,8 +59,8 @@ def comparison_table(numbers: dict[str, Any], metric: str) -> Table:
                 "diverged" if "diverged" in row else page.show_mean(row["test"], scale)
             ),
             "worst": lambda row: page.show_number(scale * max(row["test"]["per_seed"]), ".2f") if "test" in row else "",
-            f"{reference} less it": lambda row: page.show_difference(row["difference"], scale),
-            "p": lambda row: page.show_number((row["difference"] or {}).get("adjusted_p_value"), ".1g"),
+            f"{reference} minus it": lambda row: page.show_difference(row["difference"], scale),
+            "p": lambda row: page.show_p_value(row["difference"]),
             "effect": lambda row: page.show_number((row["difference"] or {}).get("effect_size"), "+.1f"),
             "steps": lambda row: page.show_number(row.get("steps_to_target"), "d"),
             "seconds": lambda row: page.show_number(row.get("seconds_to_target"), ".0f"),
@@ -118,17 +118,16 @@ def _note(numbers: dict[str, Any], name: str, scale: int, unit: str) -> str:
 def _pairs(numbers: dict[str, Any], scale: float) -> list[str]:
     titles = {name: arm["title"] for name, arm in numbers["arms"].items()}
     tests = [
-        f"{titles[pair['arm']]} less {titles[pair['against']]}, {show_pair(pair, scale)}" for pair in numbers["pairs"]
+        f"{titles[pair['arm']]} minus {titles[pair['against']]}, {show_pair(pair, scale)}" for pair in numbers["pairs"]
     ]
     return [f"Further differences, adjusted for their own number: {'; '.join(tests)}."] if tests else []
 
 
 def show_pair(pair: dict[str, Any], scale: float) -> str:
     """The difference of a further pair of arms, and its p-values."""
-    p_value = page.show_number(pair.get("adjusted_p_value"), ".1g")
-    return f"{page.show_difference(pair, scale)}, p = {p_value}{_by_ranks(pair)}"
+    return f"{page.show_difference(pair, scale)}, p = {page.show_p_value(pair)}{_by_ranks(pair)}"
 
 
 def _by_ranks(pair: dict[str, Any]) -> str:
-    p_value = pair.get("signed_rank", {}).get("adjusted_p_value")  # older numbers have none
-    return "" if p_value is None else f" ({page.show_number(p_value, '.1g')} by ranks)"
+    p_value = page.show_p_value(pair.get("signed_rank"))  # older numbers have none
+    return f" ({p_value} by ranks)" if p_value else ""

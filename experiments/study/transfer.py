@@ -101,7 +101,7 @@ def parts(comparisons: Sequence[Comparison], known: Mapping[str, Any]) -> list[P
     trained = {name for target in numbers for name in target["arms"]}
     rows = ["task_loss", TASK_LOSS, *(f"{whose}_{mode}" for mode in MODES for whose in ("own", *PROBLEMS))]
     titles = {name: arms[name].title for name in rows if name in arms and name in trained}
-    title = "Losses learned elsewhere"
+    title = "Losses learned here and elsewhere"
     quick = "_quick" if names and names[0].endswith("_quick") else ""
     return [Part(f"transfer{quick}", title, names, _figure(titles, numbers), (_table(title, titles, numbers),))]
 

@@ -90,11 +90,11 @@ def test_errors_stand_in_a_column_for_each_noise(comparisons):
     rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in page.render_table(second).splitlines()[4:8]]
     assert rows == [
         ["symmetric cross-entropy, decayed", "2.00 at 0.3, p = 0.01"],
-        ["symmetric cross-entropy, decayed, then with the clean set", "1.50 at 0.3, p = 0.02"],
+        ["symmetric cross-entropy, decayed, joint at the end", "1.50 at 0.3, p = 0.02"],
         ["AdaLFL, untuned", "4.00, p = 0.03"],
-        ["AdaLFL, untuned, then with the clean set", "3.00"],
+        ["AdaLFL, untuned, joint at the end", "3.00"],
     ]
-    further = "then with the clean set, less symmetric cross-entropy, decayed: 40 % wrong labels -0.50, p = 0.03."
+    further = "joint at the end minus symmetric cross-entropy, decayed: 40 % wrong labels -0.50, p = 0.03."
     assert second.notes[-1].endswith(further)
     (average,) = averages  # of MNIST, which has three noises
     assert [row["arm"] for row in average.rows] == [rows[place][0] for place in (1, 0, 3, 2)]

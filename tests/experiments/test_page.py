@@ -11,13 +11,13 @@ from experiments import page
 PAGE = f"Before\n\n<!-- tables: thrift -->\n{page.END}\n\nBetween\n\n<!-- tables: clean -->\nold\n\n{page.END}\n"
 
 
-def test_a_part_is_made_anew_and_the_others_stay():
+def test_parts_are_made_anew_in_their_order_and_the_others_stay_behind_them():
     first = page.replace_parts(PAGE, "thrift", {"logistic": "one | \\1", "mlp": "two"})
     second = page.replace_parts(first, "thrift", {"mlp": "anew", "lenet5": "three"})
     assert second == PAGE.replace(
         "<!-- tables: thrift -->\n",
-        "<!-- tables: thrift -->\n<!-- part: logistic -->\none | \\1\n\n<!-- part: mlp -->\nanew\n\n"
-        "<!-- part: lenet5 -->\nthree\n\n",
+        "<!-- tables: thrift -->\n<!-- part: mlp -->\nanew\n\n<!-- part: lenet5 -->\nthree\n\n"
+        "<!-- part: logistic -->\none | \\1\n\n",
     )
     assert page.replace_parts(second, "thrift", {}) == second
 

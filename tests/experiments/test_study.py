@@ -114,7 +114,9 @@ def test_pairs_are_tested_beside_the_reference(numbers):
     assert re.search(r", p = 0\.\d+ \(0\.\d+ by ranks\)\.$", note)
     older = [{name: value for name, value in pair.items() if name != "signed_rank"}]
     assert "by ranks" not in comparison_table({**numbers, "pairs": older}, "error_rate").notes[-1]
-    assert f"learned elsewhere less {numbers['arms']['untuned']['title']}, {100 * (means[0] - means[1]):+.2f} (" in note
+    assert (
+        f"learned elsewhere minus {numbers['arms']['untuned']['title']}, {100 * (means[0] - means[1]):+.2f} (" in note
+    )
 
 
 def test_the_source_of_a_transfer_is_the_frozen_arm_of_its_own_comparison():
@@ -158,7 +160,7 @@ def test_a_part_of_several_comparisons_says_of_each_how_it_was_made():
     machines = [{"processor": "A", "jax": "0.10"}, {"processor": "B", "device": "H100", "jax": "0.10"}]
     known = {name: {"command": name, "machine": machine} for name, machine in zip("ab", machines, strict=True)}
     text = program._section(Part("both", "Both", ("a", "b"), Figure()), known, {})
-    assert text == "```sh\na\nb\n```\n\nprocessor A or B, jax 0.10, device cpu or H100."
+    assert text == "### Both\n\n```sh\na\nb\n```\n\nprocessor A or B, jax 0.10, device cpu or H100."
     assert page.either(["A", "A or B", "B"]) == "A or B"
 
     chosen = [item for item in transfer.comparisons() if item.name in ("transfer_digits_mlp", "transfer_mnist_mlp")]
@@ -213,14 +215,14 @@ def test_wrong_labels_show_what_was_learned_beside_hand_made_losses(numbers, wor
     kept = {**numbers, "metric": "error_rate", "title": comparison.title}
     assert len(noisy_labels.parts([comparison], {"mnist_mlp_40": kept})) == 1  # numbers without what was learned
     kept |= json.loads(json.dumps(noisy_labels.measure(kept, workdir)))
-    table, shapes = noisy_labels.parts([comparison], {"mnist_mlp_40": kept})
+    shapes, table = noisy_labels.parts([comparison], {"mnist_mlp_40": kept})
     assert (table.name, shapes.name) == ("mnist_mlp_40", "mnist_mlp_learned_losses")
     assert shapes.figure.axes[0].get_title(loc="left") == "40 % wrong labels"
     assert len(shapes.figure.axes[1].lines) == 3 + 4  # seeds and hand-made losses
     assert not shapes.tables
 
     both = [item for item in noisy_labels.comparisons() if item.name in ("mnist_mlp_clean", "mnist_mlp_40")]
-    *_, shapes = noisy_labels.parts(both, {item.name: {**kept, "title": item.title} for item in both})
+    _, shapes, *_ = noisy_labels.parts(both, {item.name: {**kept, "title": item.title} for item in both})
     error = page.show_mean(kept["arms"]["adalfl"]["test"], 100)
     heading, _, *rows = page.render_table(*shapes.tables).splitlines()[2:]
     assert heading.split(" | ")[1:] == ["clean labels", "40 % wrong labels |"]
