@@ -94,9 +94,9 @@ def show_difference(test: Row | None, scale: float = 1.0) -> str:
 
 
 def show_p_value(test: Mapping[str, Any] | None) -> str:
-    """The adjusted p-value of a test, to a digit, or to two where one would hide on which side of 0.05 it is."""
+    """The adjusted p-value of a test, to a digit, or to three where one would hide on which side of 0.05 it is."""
     p_value = (test or {}).get("adjusted_p_value")
-    return show_number(p_value, ".1g" if p_value is None or not 0.045 <= p_value < 0.055 else ".2g")
+    return show_number(p_value, ".1g" if p_value is None or not 0.045 <= p_value < 0.055 else ".3g")
 
 
 def show_number(value: float | None, form: str) -> str:

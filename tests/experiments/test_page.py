@@ -28,6 +28,15 @@ def test_a_cell_is_one_line_and_ends_no_cell():
     assert last == r"| a\|b | failed: no room |"
 
 
+@pytest.mark.parametrize(
+    ("p_value", "shown"),
+    [(0.0449, "0.04"), (0.0482, "0.0482"), (0.0499, "0.0499"), (0.0503, "0.0503"), (0.0571, "0.06")],
+)
+def test_a_p_value_near_the_threshold_has_three_digits(p_value, shown):
+    assert page.show_p_value({"adjusted_p_value": p_value}) == shown
+    assert page.show_p_value(None) == page.show_p_value({}) == ""
+
+
 def test_what_is_no_part_is_not_lost():
     with pytest.raises(ValueError, match=r"section 'clean' begins with something that is no part .* 'old'"):
         page.replace_parts(PAGE, "clean", {"mlp": "new"})
