@@ -25,9 +25,8 @@ from rich.table import Table
 from rich.text import Text
 
 from adalfl_jax.data import DatasetError
-from adalfl_jax.registry import require_known
 from adalfl_jax.training import ConfigError, DivergenceError, PreemptionError, TrainConfig
-from adalfl_jax.training.fields import field_paths
+from adalfl_jax.training.fields import field_paths, require_path
 from adalfl_jax.training.files import find_folder
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -137,9 +136,13 @@ def parse_flags(arguments: list[str], *, unused: str = "") -> list[str]:
         if unused and name.partition(".")[0] == unused:
             sys.exit(f"--{name} has no effect on this program; leave it out")
         given.append(name)
+        if re.fullmatch(r"config=.*\.json", argument.lstrip("-")):
+            sys.exit(
+                f"ConfigError: {argument} is what a run was made with; give the .py file, and fields of it as flags"
+            )
         if name.startswith("config."):
             try:
-                require_known("field of the configuration", field_paths(TrainConfig), name.removeprefix("config."))
+                require_path(TrainConfig, name.removeprefix("config."))
             except ValueError as error:
                 sys.exit(f"ConfigError: {error}")
     if any(name.startswith("config.") for name in given) and "config" not in given:
@@ -156,7 +159,9 @@ def parse_flags(arguments: list[str], *, unused: str = "") -> list[str]:
         if not traceback:
             if missing := re.match(r"flag --(\w+)=None", str(error)):
                 sys.exit(f"--{missing[1]} must be given (--help shows the flags)")
-            sys.exit(f"{error} (--help shows the flags)")
+            fields = [path for path in field_paths(TrainConfig) if f"flag '{path}'" in str(error)]
+            hint = f"did you mean --config.{fields[0]}?" if fields else "--help shows the flags"
+            sys.exit(f"{error} ({hint})")
         _, *below = innermost.splitlines()  # lines of code, and then what the file raised, which may have several
         sys.exit(_NOT_LOADED.format(" ".join(itertools.dropwhile(lambda line: line.startswith("    "), below))))
     except Exception as error:  # whatever a user's configuration file raises while it is loaded

@@ -94,6 +94,12 @@ def check_known(name: str, others: Iterable[str] = ()) -> None:
     """Raises DatasetError for a name TFDS has no code for, with the nearest of its names and of `others`."""
     if not NAME.fullmatch(name) or name.partition("/")[0] not in known_names():
         known = sorted(others)
+        if name and Path(name).expanduser().exists():
+            kind = "folder" if Path(name).expanduser().is_dir() else "file of another format"
+            raise DatasetError(
+                f"dataset {name!r} is a {kind}; of own data an .npz file is read, which np.savez(path, inputs=..., "
+                "targets=...) writes"
+            )
         raise DatasetError(
             f"unknown dataset {name!r}; {suggestion(name, [*known, *known_names()])}Known: {', '.join(known)}, the "
             "path of an .npz file, and the image classifications of TensorFlow Datasets (mnist, cifar10, ...)"

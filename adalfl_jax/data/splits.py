@@ -380,6 +380,8 @@ def _check_labels(where: str, labels: np.ndarray, num_classes: int) -> None:
         if labels.ndim == 2:
             of_rows = "; targets.argmax(1) makes labels of one-hot rows"
             remedy = "; targets[:, 0] is one column" if labels.shape[1] == 1 else of_rows
+        elif labels.size and labels.min() < 0:
+            remedy = "; np.unique(targets, return_inverse=True)[1] numbers classes from 0"
         elif labels.size and labels.max() >= num_classes:
             remedy = "; if there are more classes, say how many with num_classes"
         raise DatasetError(

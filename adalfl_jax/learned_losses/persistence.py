@@ -117,6 +117,8 @@ def load_learned_loss(path: str | os.PathLike[str]) -> FrozenLoss:
     """
     path = Path(path)
     if not path.is_file():
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder; name a file in it")
         raise FileNotFoundError(f"no learned loss at {path}")
     path.open("rb").close()  # safetensors calls one that may not be read missing
     try:

@@ -100,7 +100,8 @@ class TrainConfig:
         require_known("on_nonfinite", FAULT_POLICIES, self.on_nonfinite)
         self._check_hypergradient()
         for field in ("num_seeds", "batch_size", "num_steps", "eval_every"):
-            require(field, getattr(self, field), getattr(self, field) >= 1, "a whole number of at least 1")
+            number = getattr(self, field)
+            require(field, number, 1 <= number < 2**31, "a whole number of at least 1, below 2**31")
         require("outer.every", self.outer.every, self.outer.every <= self.num_steps, "at most config.num_steps")
         require("num_loss_figures", self.num_loss_figures, self.num_loss_figures >= 0, "a whole number of at least 0")
         steps = self.profile_steps

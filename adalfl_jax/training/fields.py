@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -38,6 +37,16 @@ def field_paths(cls: type) -> list[str]:
     return paths
 
 
+def require_path(cls: type, path: str) -> None:
+    """Raises ValueError for a dotted name that is no field, and for that of a section."""
+    known = field_paths(cls)
+    if fields := [each for each in known if each.startswith(f"{path}.")]:
+        raise ValueError(f"{path!r} is a section of the configuration; its fields are {', '.join(fields)}")
+    if path not in known:
+        nearest = suggestion(path, known).strip() or f"known are {', '.join(known)}"
+        raise ValueError(f"unknown field of the configuration {path!r}; {nearest}")
+
+
 def differing_keys(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Lines `key: left -> right` for every leaf in which two nested dictionaries differ."""
     lines = []
@@ -62,7 +71,8 @@ def build(cls: type, values: Any, where: str) -> Any:
     given = dict(values.items())
     for key in given:
         if key not in hints:
-            raise ConfigError(f"{where}.{key} is no field; {suggestion(key, hints)}Known: {', '.join(hints)}")
+            known = f"known are {', '.join(hints)}"
+            raise ConfigError(f"{where}.{key} is no field; {suggestion(key, hints).strip() or known}")
     missing = [key for key in hints if key not in given]
     if missing:
         raise ConfigError(f"{where} lacks {', '.join(missing)}")
@@ -75,7 +85,12 @@ def build(cls: type, values: Any, where: str) -> Any:
         raise ConfigError(f"{where}: {error}") from error
 
 
-_EXPECTED = {int: "a whole number", float: "a finite number", str: "a string", bool: "True or False"}
+_EXPECTED = {int: "a whole number", float: "a finite number that float32 holds", str: "a string", bool: "True or False"}
+
+
+def _is_in_float32(value: float) -> bool:
+    limits = np.finfo(np.float32)
+    return value == 0 or float(limits.tiny) <= abs(value) <= float(limits.max)
 
 
 def _coerce(hint: Any, value: Any, where: str, expected: str = "") -> Any:
@@ -92,7 +107,7 @@ def _coerce(hint: Any, value: Any, where: str, expected: str = "") -> Any:
         expected = f"a tuple of {_EXPECTED[item_hint].removeprefix('a ')}s"
         if isinstance(value, list | tuple):
             return tuple(_coerce(item_hint, item, where, expected) for item in value)
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool) and _is_in_float32(value):
         return float(value)
     if isinstance(hint, type) and type(value) is hint and hint is not float:
         return value

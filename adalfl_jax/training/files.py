@@ -48,12 +48,16 @@ def find_folder(path: str | os.PathLike[str]) -> Path:
     """The folder that a user named, as an absolute path.
 
     Raises:
-      WorkdirError: an empty name, or that of a bucket.
+      WorkdirError: an empty name, or that of a bucket or a file.
     """
     name = os.fspath(path)
-    if not name or re.match(r"\w{2,}:/", name):  # a letter would be a drive
+    if not name.strip():
+        raise WorkdirError(f"a workdir must be named; got {name!r}")
+    if re.match(r"\w{2,}:/", name):  # a letter would be a drive
         raise WorkdirError(f"a workdir must be a folder of this machine, where a bucket may be mounted; got {name!r}")
-    return Path(name).expanduser().resolve()
+    if (path := Path(name).expanduser().resolve()).is_file():
+        raise WorkdirError(f"a workdir must be a folder, and {name} is a file; name another")
+    return path
 
 
 @contextlib.contextmanager

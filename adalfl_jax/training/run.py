@@ -40,7 +40,7 @@ from adalfl_jax.training.phases import (
 from adalfl_jax.training.preemption import Preemption, PreemptionError
 from adalfl_jax.training.progress import tell
 from adalfl_jax.training.results import DivergenceError, MethodResult, Scalars
-from adalfl_jax.training.setup import Setup, make_setup
+from adalfl_jax.training.setup import Setup, check_predictions, make_setup
 from adalfl_jax.training.sharding import to_host
 from adalfl_jax.training.stage import Observer, Stage, StageRunner
 from adalfl_jax.training.start import pin_start
@@ -100,18 +100,12 @@ def _run(
     offline_dir: str | os.PathLike[str] | None,
     wait: bool,
 ) -> dict[str, Any]:
-    for method in methods:
-        fits = config.outer.split == "valid" or method not in FOR_CLEAN_SETS
-        require("outer.split", config.outer.split, fits, f'"valid" for the method {method!r}, which needs a clean set')
-    if "adalfl" in methods:
-        first = config.first_joint_step
-        fits = config.outer.every <= first
-        wanted = f"so small that adalfl updates phi before the clean set joins, which it would after {first} steps"
-        require("outer.joint_share", config.outer.joint_share, fits, wanted)
+    _check_methods(config, methods)
     connect(config.hosts)
     require_wandb(config)
     config = pin_start(config)
     setup = make_setup(config)
+    check_predictions(config, methods, setup.dataset)
     _warn_of_a_random_loss(config, methods)
     learns_offline = config.offline.num_steps > 0 and any(method in LEARNING for method in methods)
     shares_offline = offline_dir is not None and learns_offline
@@ -139,6 +133,25 @@ def _run(
             raise
         except OSError as error:  # a full disk, a folder that is gone
             raise WorkdirError(f"the run in {folder} broke off: {error}. Once that is mended it goes on") from error
+
+
+def _check_methods(config: TrainConfig, methods: tuple[str, ...]) -> None:
+    """Raises ConfigError if methods are to be run that the other settings do not fit."""
+    outer = config.outer
+    is_read = any(method not in LEARNING for method in methods)
+    alone = f'"" with {" and ".join(methods)} alone, which learn the loss'
+    require("baseline.loss", config.baseline.loss, is_read or not config.baseline.loss, alone)
+    for method in methods:
+        fits = outer.split == "valid" or method not in FOR_CLEAN_SETS
+        require("outer.split", outer.split, fits, f'"valid" for the method {method!r}, which needs a clean set')
+    if "tuned_task_loss" in methods:
+        fits = not outer.joint_share or outer.split_fraction < 1
+        expected = '0 for "tuned_task_loss", or outer.split_fraction below 1: it would choose by examples it trains on'
+        require("outer.joint_share", outer.joint_share, fits, expected)
+    if "adalfl" in methods:
+        first = config.first_joint_step
+        expected = f"so small that adalfl updates phi before the clean set joins, which it would after {first} steps"
+        require("outer.joint_share", outer.joint_share, outer.every <= first, expected)
 
 
 def _refuse_if_busy(shared: Path) -> None:

@@ -160,7 +160,8 @@ class OfflineConfig:
     learning_rate: float
 
     def __post_init__(self) -> None:
-        require("offline.num_steps", self.num_steps, self.num_steps >= 0, "a whole number of at least 0")
+        fits = 0 <= self.num_steps < 2**31
+        require("offline.num_steps", self.num_steps, fits, "a whole number of at least 0, below 2**31")
         require("offline.num_inner_steps", self.num_inner_steps, self.num_inner_steps >= 1, "at least 1")
         require("offline.learning_rate", self.learning_rate, self.learning_rate > 0, "a number above 0")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from adalfl_jax.data import Dataset, DatasetError
 from adalfl_jax.learned_losses import at_progress
 from adalfl_jax.models import Model
 from adalfl_jax.task_losses import FOR_LABELS, METRICS, TASK_LOSSES
-from adalfl_jax.training.config import TrainConfig
+from adalfl_jax.training.config import LEARNING, TrainConfig
 from adalfl_jax.training.fields import ConfigError, require
 from adalfl_jax.training.hosts import is_first
 from adalfl_jax.training.sections import DatasetConfig
@@ -96,8 +97,9 @@ def _set_outer_examples_apart(config: TrainConfig, dataset: Dataset) -> tuple[Da
 
 def _warn_of_unchecked_labels(config: TrainConfig, dataset: Dataset) -> None:
     """Warns where nobody may have checked the labels of the clean set, since it was cut off a user's own examples."""
-    is_made_here = config.dataset.label_noise > 0 and dataset.is_classification
-    if data.is_file(dataset.name) and not (dataset.has_own_valid or is_made_here) and is_first():
+    is_made_here = config.dataset.label_noise > 0
+    is_own = data.is_file(dataset.name) and dataset.is_classification
+    if is_own and not (dataset.has_own_valid or is_made_here) and is_first():
         warnings.warn(
             f'config.outer.split is "valid", and {dataset.name!r} has no valid_inputs and valid_targets, so that split '
             "was cut off its training examples: where their labels are wrong, those of the clean set are too; put "
@@ -120,9 +122,11 @@ def check_batch_size(config: TrainConfig, train: Batch, outer: Batch | None) -> 
     """Raises ConfigError if a split that batches are drawn from is smaller than a batch."""
     for name, split in (("train", train), (config.outer.split, outer)):
         if split is not None and config.batch_size > (num_examples := split.inputs.shape[0]):
+            is_part = split is outer and config.outer.split_fraction < 1
+            held_out = f" (config.outer.split_fraction {config.outer.split_fraction:g} holds others out)"
             raise ConfigError(
                 f"config.batch_size is {config.batch_size}, and split {name!r} of {config.dataset.name!r} has only "
-                f"{num_examples} examples to draw from; take a smaller batch"
+                f"{num_examples} examples to draw from{held_out if is_part else ''}; take a smaller batch"
             )
 
 
@@ -194,11 +198,15 @@ def _check_kinds(config: TrainConfig, dataset: Dataset) -> None:
         fitting = [each for each in known if (each in FOR_LABELS) == dataset.is_classification]
         expected = f"one of {', '.join(fitting)} for dataset {dataset.name!r}, whose targets are {targets}"
         require(field, name, name in fitting or name not in known, expected)
+
+
+def check_predictions(config: TrainConfig, methods: Iterable[str], dataset: Dataset) -> None:
+    """Raises ConfigError if one of the methods would learn a loss of probabilities for a regression."""
     learned = config.learned_loss
-    takes_part = config.method in ("ml3", "adalfl") and learned.family == "network"
-    are_numbers = not takes_part or learned.predictions == "raw" or dataset.is_classification
-    expected = f"'raw' for dataset {dataset.name!r}, whose outputs are numbers and no logits"
-    require("learned_loss.predictions", learned.predictions, are_numbers, expected)
+    if any(method in LEARNING for method in methods) and learned.family == "network":
+        fits = learned.predictions == "raw" or dataset.is_classification
+        expected = f"'raw' for dataset {dataset.name!r}, whose outputs are numbers and no logits"
+        require("learned_loss.predictions", learned.predictions, fits, expected)
 
 
 def _check_losses(setup: Setup) -> None:

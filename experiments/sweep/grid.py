@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from adalfl_jax import data
-from adalfl_jax.registry import require_known
 from adalfl_jax.training import ConfigError, TrainConfig
-from adalfl_jax.training.fields import field_paths
+from adalfl_jax.training.fields import require_path
 from adalfl_jax.training.files import is_worked_on
 from adalfl_jax.training.start import pin_start
 from adalfl_jax.training.workdir import finished_summary
@@ -56,7 +55,7 @@ def parse_grid(texts: Sequence[str]) -> dict[str, list[str]]:
     for text in texts:
         field, _, listed = text.partition("=")
         try:
-            require_known("field of the configuration", field_paths(TrainConfig), field)
+            require_path(TrainConfig, field)
         except ValueError as error:
             raise ConfigError(f"--vary={text}: {error}") from error
         values = re.findall(r"(?:\([^)]*\)|\[[^]]*\]|[^,([])+", listed)

@@ -118,7 +118,10 @@ LABELS = np.arange(100) % 4
     ("targets", "message"),
     [
         (LABELS + 1, r"labels must be \[N\] integers from 0 to 3; got .* values from 1 to 4"),
-        (LABELS - 1, r"labels must be \[N\] integers from 0 to 3; got .* values from -1 to 2"),
+        (
+            LABELS - 1,
+            r"labels must be \[N\] integers from 0 to 3; got .* values from -1 to 2; np.unique\(targets, return",
+        ),
         (LABELS + 0.5, r"labels must be whole numbers; got float64 values"),
         (LABELS[:50], r"100 inputs but 50 targets"),
         (np.stack([LABELS, LABELS], axis=1), r"labels must be \[N\]"),

@@ -2,6 +2,7 @@
 
 import functools
 import socket
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -338,6 +339,11 @@ def refusal(load, name, tmp_path):
         ("nothing/like/it", "unknown dataset 'nothing/like/it'; Known:"),
         ("", "unknown dataset ''; Known:"),
         ("nosuch.npz", "there is no file nosuch.npz"),
+        (
+            str(Path(__file__).parent),
+            "is a folder; of own data an .npz file is read, which np.savez(path, inputs=..., targets=..",
+        ),
+        (__file__, "is a file of another format; of own data an .npz file is read"),
     ],
 )
 def test_an_unknown_name_is_refused_as_it_is_when_data_are_loaded(name, text, tmp_path):

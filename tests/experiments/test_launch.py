@@ -140,6 +140,25 @@ def test_a_flag_without_effect_is_refused(flag, unused):
         parse_flags(["program", flag], unused=unused)
 
 
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--config=runs/one/config.json", r"^ConfigError: .* is what a run was made with; give the \.py file"),
+        ("--config.inner=0.1", r"^ConfigError: 'inner' is a section .* its fields are inner\.learning_rate, inner\.f"),
+        (
+            "--config.inner.learning_rat=1",
+            r"unknown field .* 'inner\.learning_rat'; did you mean 'inner.learning_rate'\?$",
+        ),
+        ("--config.nonesuch=1", r"unknown field of the configuration 'nonesuch'; known are method, methods, "),
+        ("--batch_size=10", r"Unknown command line flag 'batch_size' .*\(did you mean --config\.batch_size\?\)$"),
+        ("--nonesuch=10", r"Unknown command line flag 'nonesuch'.* \(--help shows the flags\)$"),
+    ],
+)
+def test_a_flag_that_is_none_is_told_with_what_was_meant(flag, message):
+    with flagsaver.flagsaver(), pytest.raises(SystemExit, match=message):
+        parse_flags(["program", flag])
+
+
 def test_help_has_the_shared_flags_that_a_program_takes(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["a program"])
     with flagsaver.flagsaver():

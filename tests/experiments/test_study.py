@@ -222,7 +222,7 @@ def test_wrong_labels_show_what_was_learned_beside_hand_made_losses(numbers, wor
     assert not shapes.tables
 
     both = [item for item in noisy_labels.comparisons() if item.name in ("mnist_mlp_clean", "mnist_mlp_40")]
-    _, shapes, *_ = noisy_labels.parts(both, {item.name: {**kept, "title": item.title} for item in both})
+    shapes, *_ = noisy_labels.parts(both, {item.name: {**kept, "title": item.title} for item in both})
     error = page.show_mean(kept["arms"]["adalfl"]["test"], 100)
     heading, _, *rows = page.render_table(*shapes.tables).splitlines()[2:]
     assert heading.split(" | ")[1:] == ["clean labels", "40 % wrong labels |"]

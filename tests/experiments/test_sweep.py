@@ -171,7 +171,7 @@ def test_without_runs_the_table_is_shown_and_nothing_written(run, tmp_path):
 
 def test_a_workdir_that_cannot_be_written_to_is_told(run, tmp_path):
     (tmp_path / "sweep").write_text("mine")
-    assert run(*ONE)[1].startswith(f"WorkdirError: cannot write to workdir {tmp_path / 'sweep'}: ")
+    assert run(*ONE)[1] == f"WorkdirError: a workdir must be a folder, and {tmp_path / 'sweep'} is a file; name another"
     assert (tmp_path / "sweep").read_text() == "mine"
 
 

@@ -173,3 +173,5 @@ def test_a_folder_is_no_file_to_save_in_and_stays_alone(tmp_path):
     with pytest.raises(IsADirectoryError, match=r"losses is a folder; name a file in it"):
         adalfl_jax.save_learned_loss(folder, loss, loss.init(jax.random.key(0)))
     assert list(tmp_path.iterdir()) == [folder]
+    with pytest.raises(IsADirectoryError, match=r"losses is a folder; name a file in it"):
+        adalfl_jax.load_learned_loss(folder)

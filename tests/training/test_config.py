@@ -209,7 +209,11 @@ def test_value_at_the_edge_of_its_range_is_taken(path, value):
     ("path", "value", "expected"),
     [
         ("num_steps", "10", "a whole number"),
-        ("inner.learning_rate", "a", "a finite number"),
+        ("inner.learning_rate", "a", "a finite number that float32 holds"),
+        ("inner.learning_rate", 1e-60, "a finite number that float32 holds"),
+        ("inner.learning_rate", 1e40, "a finite number that float32 holds"),
+        ("num_steps", 2**31, r"a whole number of at least 1, below 2\*\*31"),
+        ("offline.num_steps", 2**31, r"a whole number of at least 0, below 2\*\*31"),
         ("inner.nesterov", 1, "True or False"),
         ("method", 3, "a string"),
         ("model.hidden_sizes", ("(8,a)",), "a tuple of whole numbers"),
@@ -281,10 +285,19 @@ def test_differing_keys_name_nested_and_absent_ones():
 
 
 @pytest.mark.parametrize(
-    ("overrides", "size"), [({"batch_size": 1294}, 1293), ({"batch_size": 145, "outer.split": "valid"}, 144)]
+    ("overrides", "told"),
+    [
+        ({"batch_size": 1294}, "1293 examples to draw from; take"),
+        ({"batch_size": 145, "outer.split": "valid"}, "144 examples to draw from; take"),
+        (
+            {"batch_size": 80, "outer.split": "valid", "outer.split_fraction": 0.5},
+            r"72 examples to draw from \(config.outer.split_fraction 0.5 holds others out\); take",
+        ),
+    ],
+    ids=["train", "valid", "half_of_valid"],
 )
-def test_batch_larger_than_a_split_it_is_drawn_from_is_refused(overrides, size):
-    with pytest.raises(ConfigError, match=rf"config\.batch_size is \d+, .* of 'digits' has only {size} examples"):
+def test_batch_larger_than_a_split_it_is_drawn_from_is_refused(overrides, told):
+    with pytest.raises(ConfigError, match=rf"config\.batch_size is \d+, .* of 'digits' has only {told}"):
         make_setup(tiny_config(overrides))
 
 
@@ -317,10 +330,6 @@ def test_batch_as_large_as_its_split_is_taken():
             DIABETES | {"metric": "top_5_error_rate"},
             "whose targets are numbers [N, 1] (labels are integers [N]: targets.astype(int), or targets.argmax(1)",
         ),
-        (
-            DIABETES | {"learned_loss.predictions": "probabilities"},
-            "learned_loss.predictions must be 'raw' for dataset 'diabetes', whose outputs are numbers and no logits",
-        ),
     ],
 )
 def test_loss_or_metric_of_the_other_kind_of_targets_is_refused(overrides, text):
@@ -340,6 +349,8 @@ def test_a_clean_set_that_is_cut_off_a_users_own_examples_is_told(tmp_path):
     make_setup(tiny_config(clean_set | {"dataset.name": str(own)}))
     make_setup(tiny_config(clean_set | {"dataset.name": str(path), "dataset.label_noise": 0.2}))
     make_setup(tiny_config(size | {"dataset.name": str(path)}))
+    np.savez(path, inputs=inputs, targets=np.linspace(0, 1, 60))  # a regression has no clean set
+    make_setup(tiny_config(DIABETES | clean_set | {"dataset.name": str(path)}))
 
 
 @pytest.mark.parametrize("family", ["scaled_task_loss", "weight_network"])

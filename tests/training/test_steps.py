@@ -1,6 +1,7 @@
 """The steps of methods that train on a loss nobody learns, each against what it is by definition."""
 
 import dataclasses
+import re
 
 import chex
 import jax
@@ -21,7 +22,7 @@ from adalfl_jax.training.phases import splits_of
 from adalfl_jax.training.setup import examples_for_a_batch, make_setup
 from adalfl_jax.training.state import RunState
 from adalfl_jax.training.steps import STEPS
-from tests.training.tiny import tiny_config, with_value
+from tests.training.tiny import DIABETES, tiny_config, with_value
 
 RATE, SIZE = 0.1, 50
 ROBUST = "generalized_cross_entropy"
@@ -245,6 +246,38 @@ def test_a_loss_that_is_learned_in_no_step_is_refused(share, every, first, tmp_p
         with pytest.raises(ConfigError, match=message):
             run(tiny_config(changes, **method), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "methods", "message"),
+    [
+        (
+            {"outer.split": "valid", "outer.joint_share": 0.2},
+            ("task_loss", "tuned_task_loss"),
+            'config.outer.joint_share must be 0 for "tuned_task_loss", or outer.split_fraction below 1: it would',
+        ),
+        (
+            {"baseline.loss": ROBUST},
+            ("ml3", "adalfl"),
+            'config.baseline.loss must be "" with ml3 and adalfl alone, whi',
+        ),
+        (
+            DIABETES | {"learned_loss.predictions": "probabilities", "method": "task_loss"},
+            ("task_loss", "adalfl"),
+            "config.learned_loss.predictions must be 'raw' for dataset 'diabetes', whose outputs are numbers and no l",
+        ),
+    ],
+    ids=["tuned_jointly", "unread", "probabilities"],
+)
+def test_methods_that_the_settings_do_not_fit_are_refused(changes, methods, message, tmp_path):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        compare(tiny_config(changes, methods=methods), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_setting_of_methods_that_do_not_run_matters_to_none(tmp_path):
+    unread = DIABETES | {"learned_loss.predictions": "probabilities", "method": "adalfl"}
+    assert compare(tiny_config(unread, methods=("task_loss",)), tmp_path / "run")["methods"].keys() == {"task_loss"}
 
 
 def test_a_baseline_of_another_kind_of_targets_is_refused():

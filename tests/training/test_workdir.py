@@ -83,7 +83,8 @@ def test_foreign_folder_is_refused_and_left_alone(tmp_path):
 @pytest.mark.parametrize("below", ["", "run", "deep/run"])
 def test_workdir_at_or_below_a_regular_file_is_refused(tmp_path, below):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(WorkdirError, match="cannot write to workdir"):
+    told = "cannot write to workdir" if below else "file is a file; name another"
+    with pytest.raises(WorkdirError, match=told):
         open_workdir(tmp_path / "file" / below, tiny_config(), "train")
     assert (tmp_path / "file").read_text() == "mine"
 
