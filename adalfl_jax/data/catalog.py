@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -94,8 +95,8 @@ def check_known(name: str, others: Iterable[str] = ()) -> None:
     """Raises DatasetError for a name TFDS has no code for, with the nearest of its names and of `others`."""
     if not NAME.fullmatch(name) or name.partition("/")[0] not in known_names():
         known = sorted(others)
-        if name and Path(name).expanduser().exists():
-            kind = "folder" if Path(name).expanduser().is_dir() else "file of another format"
+        if name and os.path.exists(path := os.path.expanduser(name)):
+            kind = "folder" if os.path.isdir(path) else "file of another format"
             raise DatasetError(
                 f"dataset {name!r} is a {kind}; of own data an .npz file is read, which np.savez(path, inputs=..., "
                 "targets=...) writes"

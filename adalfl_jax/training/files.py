@@ -55,9 +55,10 @@ def find_folder(path: str | os.PathLike[str]) -> Path:
         raise WorkdirError(f"a workdir must be named; got {name!r}")
     if re.match(r"\w{2,}:/", name):  # a letter would be a drive
         raise WorkdirError(f"a workdir must be a folder of this machine, where a bucket may be mounted; got {name!r}")
-    if (path := Path(name).expanduser().resolve()).is_file():
+    folder = Path(name).expanduser().resolve()
+    if os.path.isfile(folder):  # False where that may not be looked at
         raise WorkdirError(f"a workdir must be a folder, and {name} is a file; name another")
-    return path
+    return folder
 
 
 @contextlib.contextmanager
