@@ -275,6 +275,7 @@ def test_methods_that_the_settings_do_not_fit_are_refused(changes, methods, mess
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_setting_of_methods_that_do_not_run_matters_to_none(tmp_path):
     unread = DIABETES | {"learned_loss.predictions": "probabilities", "method": "adalfl"}
     assert compare(tiny_config(unread, methods=("task_loss",)), tmp_path / "run")["methods"].keys() == {"task_loss"}
