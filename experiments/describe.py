@@ -32,7 +32,14 @@ from adalfl_jax.training.phases import (
     make_training_program,
 )
 from adalfl_jax.training.sections import OuterConfig
-from adalfl_jax.training.setup import Setup, check_batch_size, examples_for_a_batch, make_setup, num_outer_examples
+from adalfl_jax.training.setup import (
+    Setup,
+    check_batch_size,
+    check_predictions,
+    examples_for_a_batch,
+    make_setup,
+    num_outer_examples,
+)
 from adalfl_jax.training.start import pin_start
 from adalfl_jax.training.state import RunState
 from adalfl_jax.types import Batch
@@ -58,9 +65,11 @@ def main(argv: list[str]) -> None:
         if spec.num_train:
             check_batch_size(config, *_splits(config, spec))
         setup = make_setup(config, data.random_dataset(config.dataset.name, spec, examples_for_a_batch(config)))
+        methods = ("task_loss", "adalfl")
+        check_predictions(config, methods, setup.dataset)
         console = Console(width=100)
         console.print(_summary(setup, spec), soft_wrap=True, highlight=False)
-        rows = {method: measure(setup, spec, method) for method in ("task_loss", "adalfl")}
+        rows = {method: measure(setup, spec, method) for method in methods}
         console.print(_table(rows, config.num_seeds))
 
 

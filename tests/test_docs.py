@@ -272,6 +272,16 @@ def test_the_readme_has_the_errors_on_clean_labels(arm):
     assert f"{figure(*CLEAN_MLP, arm, ERROR, page=RESULTS)} %" in (ROOT / "README.md").read_text()
 
 
+@pytest.mark.parametrize("problem", ["MNIST, LeNet-5", "Fashion-MNIST, LeNet-5"])
+def test_the_pages_say_between_what_errors_lenet5_ends_on_clean_labels(problem):
+    numbers = json.loads((ROOT / "docs" / "results" / "clean_labels.json").read_text())
+    (found,) = (each for each in numbers.values() if each["title"] == problem)
+    errors = [100 * arm["test"]["mean"] for name, arm in found["arms"].items() if name != "task_loss"]
+    ends = f"{min(errors):.2f}", f"{max(errors):.2f}"
+    assert f"{' to '.join(ends)} %" in " ".join(README.split())
+    assert all(f"{end} %" in RESULTS for end in ends)
+
+
 @pytest.mark.parametrize(
     "arm",
     [
@@ -370,6 +380,11 @@ def test_the_pages_have_the_errors_over_noises_with_the_clean_set_at_the_end(tit
     (section,) = re.findall(r"^## The clean set at the end\n(.*?)^<!--", RESULTS, re.DOTALL | re.MULTILINE)
     for text in (section, README) if "all" in title else (section,):
         assert errors in " ".join(text.split())
+    if "all" in title:  # and those without it, as in Wrong labels
+        means = {row[2]: row[3].partition(" ")[0] for row in rows}
+        rival, own = means["symmetric cross-entropy, fine-tuned"], means["AdaLFL, untuned"]
+        assert f"({rival} and {own} %)" in " ".join(README.split())
+        assert f"with {rival} % where AdaLFL had {own} %" in " ".join(RESULTS.split())
 
 
 def test_the_pages_say_how_far_tuning_anew_may_lead():

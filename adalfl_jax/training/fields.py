@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from adalfl_jax.registry import suggestion
+from adalfl_jax.registry import nearest_or_all
 
 _type_hints = functools.cache(typing.get_type_hints)  # half the time of building a config otherwise
 
@@ -43,8 +43,7 @@ def require_path(cls: type, path: str) -> None:
     if fields := [each for each in known if each.startswith(f"{path}.")]:
         raise ValueError(f"{path!r} is a section of the configuration; its fields are {', '.join(fields)}")
     if path not in known:
-        nearest = suggestion(path, known).strip() or f"known are {', '.join(known)}"
-        raise ValueError(f"unknown field of the configuration {path!r}; {nearest}")
+        raise ValueError(f"unknown field of the configuration {path!r}; {nearest_or_all(path, known)}")
 
 
 def differing_keys(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -71,8 +70,7 @@ def build(cls: type, values: Any, where: str) -> Any:
     given = dict(values.items())
     for key in given:
         if key not in hints:
-            known = f"known are {', '.join(hints)}"
-            raise ConfigError(f"{where}.{key} is no field; {suggestion(key, hints).strip() or known}")
+            raise ConfigError(f"{where}.{key} is no field; {nearest_or_all(key, hints)}")
     missing = [key for key in hints if key not in given]
     if missing:
         raise ConfigError(f"{where} lacks {', '.join(missing)}")

@@ -56,7 +56,7 @@ class Contest(NamedTuple):
         """The rival whose mean error is lowest."""
         return min(self.rivals, key=lambda arm: self.errors(arm).mean())
 
-    def test(self, rival: str) -> Mapping[str, Any]:
+    def test(self, rival: str) -> Row:
         """That of the difference from the reference, as the table of the comparison has it."""
         return self.numbers["differences"][rival]
 
@@ -112,9 +112,7 @@ def contests_table(contests: Sequence[Contest]) -> Table:
             name: lambda row: error(row["contest"], row["contest"].reference),
             "the best rival": lambda row: row["contest"].title(row["best"]),
             "its error": lambda row: error(row["contest"], row["best"]),
-            f"{name} minus it": lambda row: page.show_difference(
-                row["contest"].numbers["differences"][row["best"]], 100
-            ),
+            f"{name} minus it": lambda row: page.show_difference(row["contest"].test(row["best"]), 100),
             "p": lambda row: page.show_p_value(row["contest"].test(row["best"])),
             "worse rivals": lambda row: count(row, 1),
             "level": lambda row: count(row, 0),

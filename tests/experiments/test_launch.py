@@ -149,7 +149,7 @@ def test_a_flag_without_effect_is_refused(flag, unused):
             "--config.inner.learning_rat=1",
             r"unknown field .* 'inner\.learning_rat'; did you mean 'inner.learning_rate'\?$",
         ),
-        ("--config.nonesuch=1", r"unknown field of the configuration 'nonesuch'; known are method, methods, "),
+        ("--config.nonesuch=1", r"unknown field of the configuration 'nonesuch'; Known: method, methods, "),
         ("--batch_size=10", r"Unknown command line flag 'batch_size' .*\(did you mean --config\.batch_size\?\)$"),
         ("--nonesuch=10", r"Unknown command line flag 'nonesuch'.* \(--help shows the flags\)$"),
     ],
