@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import optax
 
+from adalfl_jax.hypergradient.closures import hoist_closure
 from adalfl_jax.hypergradient.problem import (
     AnyBatch,
     BilevelProblem,
@@ -146,24 +147,21 @@ def _mixed_mode_step(
         loss = bind_learned_loss(problem.learned_loss_fn, phi_params)(targets, outputs, params)
         return loss, (loss, model_state)
 
-    # What the loss and the model close over, a traced progress say, becomes an argument and can be differentiated too.
-    objective, closed_over = jax.closure_convert(written, given, params, phi_params)
-
+    objective, inexact, others = hoist_closure(written, given, params, phi_params)
     plain_gradient = jax.grad(objective, argnums=1, has_aux=True)
     gradient_fn = jax.custom_vjp(plain_gradient)
 
     def backward(point: tuple, cotangents: tuple) -> tuple:
-        given, params, *others = point
+        given, params, *moved, others = point
         direction, _ = cotangents
 
         def gradients(params: PyTree) -> tuple[PyTree, ...]:
-            differentiate = jax.grad(objective, argnums=range(1, len(point)), has_aux=True)
-            return differentiate(given, params, *others)[0]
+            return jax.grad(objective, argnums=(1, 2, 3), has_aux=True)(given, params, *moved, others)[0]
 
         require_forward_mode("mixed_mode", gradients, params)
-        return None, *jax.jvp(gradients, (params,), (direction,))[1]
+        return None, *jax.jvp(gradients, (params,), (direction,))[1], None
 
     gradient_fn.defvjp(lambda *point: (plain_gradient(*point), point), backward)
-    gradient, (loss, model_state) = problem.mean(gradient_fn(given, params, phi_params, *closed_over))
+    gradient, (loss, model_state) = problem.mean(gradient_fn(given, params, phi_params, inexact, others))
     updates, opt_state = differentiable_update(problem.inner_optimizer, gradient, theta.opt_state, theta.params)
     return Theta(optax.apply_updates(theta.params, updates), model_state, opt_state), loss

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from adalfl_jax.hypergradient.closures import hoist_closure
 from adalfl_jax.types import PyTree
 
 
@@ -18,9 +19,8 @@ def differentiable_update(
     a gradient of exactly zero, which dead units and constant pixels produce all the time. The values here are those
     of `optimizer.update`, bit for bit; the derivative is taken a hair away from zero, where it is the limit.
     """
-    # What the optimiser closes over, a traced learning rate say, becomes an argument and can be differentiated too.
     try:
-        plain_update, closed_over = jax.closure_convert(optimizer.update, gradient, opt_state, params)
+        plain_update, *closed_over = hoist_closure(optimizer.update, gradient, opt_state, params)
     except TypeError as error:
         if "keyword-only" not in str(error):
             raise
