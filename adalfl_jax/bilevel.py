@@ -191,8 +191,9 @@ def make_bilevel_step(
 def prime(bilevel_step: BilevelStep, theta: Theta, phi: Phi, batch: BilevelBatch) -> Phi:
     """phi with an empty carry of the shape that the step will give it, which `jax.lax.scan` wants from the start.
 
-    A step called on an empty carry does what it does on none. Steps that remember nothing return phi as it is. Call it
-    again when theta is replaced by another, and before a checkpoint is restored into phi, which has the carry too.
+    A step called on an empty carry does what it does on none, and so does one on the carry of a theta that has been
+    moved by another step or replaced since. Steps that remember nothing return phi as it is. Call it before a
+    checkpoint is restored into phi, which has the carry too.
 
     Args:
       bilevel_step: from `make_bilevel_step`.

@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from adalfl_jax.hypergradient.carry import is_where_left, landmarks, require_carry
 from adalfl_jax.hypergradient.problem import (
     BilevelProblem,
     Hypergradient,
     outer_objective,
     outputs_of,
     require_32_bits,
-    require_carry,
 )
 from adalfl_jax.hypergradient.unrolled import run_inner_steps
 from adalfl_jax.settings import require_count, require_number
@@ -75,6 +75,7 @@ class PrimedParticles(NamedTuple):
     theta: Theta  # [2N], the displaced upwards first
     displacement: PyTree  # [N], the sum of all since the last restart, in units of sigma
     age: jax.Array  # [] int32, steps since the last restart
+    left: PyTree  # landmarks of the real one's parameters after the last step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,8 @@ class PersistentEvolutionStrategies:
 
     .. math:: \frac{1}{2 N \sigma} \sum_{i=1}^{N} (L_i^+ - L_i^-)\, \sum_{s \le t} \epsilon_{i,s}
 
-    After `horizon` steps all models start again from the real theta, so that sums do not grow without bound.
+    After `horizon` steps all models start again from the real theta, so that sums do not grow without bound; and where
+    that is not what the last step made of it, moved by another step or replaced.
 
     Attributes:
       num_pairs: N.
@@ -128,7 +130,8 @@ class PersistentEvolutionStrategies:
         total = optax.tree.add(particles.displacement, noise)
         gradient = _correlate(losses.reshape(2, -1), total, self.sigma)
         theta_next, inner_loss, loss = _run(problem, theta, phi_params, batch, keys)
-        return Hypergradient(theta_next, gradient, inner_loss, loss, PrimedParticles(thetas, total, particles.age + 1))
+        after = PrimedParticles(thetas, total, particles.age + 1, landmarks(theta_next.params))
+        return Hypergradient(theta_next, gradient, inner_loss, loss, after)
 
     def _started(self, theta: Theta, phi_params: PyTree, carry: PyTree) -> PrimedParticles:
         """The particles, or new ones at theta where there are none or their horizon is reached."""
@@ -136,11 +139,12 @@ class PersistentEvolutionStrategies:
             theta=jax.tree.map(lambda leaf: jnp.stack([leaf] * 2 * self.num_pairs), theta),
             displacement=jax.tree.map(lambda leaf: jnp.stack([jnp.zeros_like(leaf)] * self.num_pairs), phi_params),
             age=jnp.zeros((), jnp.int32),
+            left=landmarks(theta.params),
         )
         if not carry:
             return fresh
         require_carry("persistent_evolution_strategies", carry, fresh)
-        restart = carry.age % self.horizon == 0
+        restart = (carry.age % self.horizon == 0) | ~is_where_left(theta.params, carry.left)
         return jax.tree.map(lambda new, old: jnp.where(restart, new, old), fresh, carry)
 
 

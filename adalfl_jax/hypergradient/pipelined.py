@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from adalfl_jax.hypergradient.carry import as_array, is_where_left, landmarks, require_carry
 from adalfl_jax.hypergradient.one_step import (
     Linearization,
     forward,
@@ -19,7 +20,7 @@ from adalfl_jax.hypergradient.one_step import (
     require_product,
     update_theta,
 )
-from adalfl_jax.hypergradient.problem import AnyBatch, BilevelProblem, Estimator, as_array, require_carry, split
+from adalfl_jax.hypergradient.problem import AnyBatch, BilevelProblem, Estimator, split
 from adalfl_jax.types import BilevelBatch, BilevelMetrics, Phi, PyTree, Theta
 
 
@@ -36,6 +37,7 @@ class PrimedCarry(NamedTuple):
     """The arrays of a `LastStep`. Its functions are the same at every step, and so made from those of this one."""
 
     is_taken: jax.Array  # [] bool
+    left: PyTree  # landmarks of the parameters after it
     arrays: list[jax.Array]
 
 
@@ -43,6 +45,8 @@ def make_pipelined_step(
     problem: BilevelProblem, estimator: Estimator, update_phi: Callable[[Phi, PyTree, jax.Array, PyTree], Phi]
 ) -> Callable[[Theta, Phi, BilevelBatch], tuple[Theta, Phi, BilevelMetrics]]:
     """Makes a step that updates phi for the step before it, then theta: 7 forward passes with `forward`, not 8.
+
+    Where theta is not what the step before made of it, moved by another step or replaced, phi waits for the next.
 
     Args:
       problem: without a meta batch.
@@ -72,28 +76,31 @@ def make_pipelined_step(
 
         norm = jnp.zeros_like(outer_loss)
         if phi.carry:
-            last = _restored(phi.carry, jax.eval_shape(lambda phi: finish(phi)[0], phi))
+            like, *_ = jax.eval_shape(finish, phi)
+            last = _restored(phi.carry, theta.params, like)
             (direction,) = last.to_direction(problem.mean(point.pullback(task_gradient)[0]))
             outputs_tangent = jacobian_product(estimator, last.point, problem.own(direction))
             before = problem.at_progress(last.progress)
             *_, to_phi = loss_gradient_of(before, phi.params, last.targets, last.point.outputs)
             (gradient,) = problem.mean(to_phi(outputs_tangent))
             updated = update_phi(phi, gradient, outer_loss, ())
-            is_taken = phi.carry.is_taken
+            is_taken = phi.carry.is_taken & is_where_left(theta.params, phi.carry.left)
             phi = jax.tree.map(lambda new, old: jnp.where(is_taken, new, old), updated, phi._replace(carry=()))
             norm = jnp.where(is_taken, optax.tree.norm(gradient), norm)
         last, theta_next, inner_loss = finish(phi)
         # Without jit, arrays of NumPy come to here, whose types need not be those that JAX computes in.
-        carry = PrimedCarry(jnp.array(True), [jnp.asarray(leaf) for leaf in jax.tree.leaves(last)])
+        arrays = [jnp.asarray(leaf) for leaf in jax.tree.leaves(last)]
+        carry = PrimedCarry(jnp.array(True), landmarks(theta_next.params), arrays)
         return theta_next, phi._replace(carry=carry), BilevelMetrics(inner_loss, outer_loss, norm)
 
     return pipelined_step
 
 
-def _restored(carry: PrimedCarry, like: LastStep) -> LastStep:
+def _restored(carry: PrimedCarry, params: PyTree, like: LastStep) -> LastStep:
     """The functions of this step with the arrays of the one before."""
     arrays, functions = jax.tree.flatten(like)
-    require_carry("pipelined", carry, PrimedCarry(jax.ShapeDtypeStruct((), bool), arrays))  # pyright: ignore[reportArgumentType]
+    is_taken, left = jax.eval_shape(lambda params: (jnp.array(True), landmarks(params)), params)
+    require_carry("pipelined", carry, PrimedCarry(is_taken, left, arrays))
     return jax.tree.unflatten(functions, carry.arrays)
 
 

@@ -172,11 +172,6 @@ def outer_gradient(
     return problem.mean(differentiate(problem, problem.own(params), model_state, batch, rng_key))
 
 
-def as_array(progress: jax.Array | float | None) -> jax.Array | None:
-    """A progress to remember: never weakly typed, nor an integer."""
-    return None if progress is None else jnp.asarray(progress, float)
-
-
 def num_inner_steps(batch: BilevelBatch) -> int | None:
     """K when `batch.inner` carries a leading axis of inner steps, None when it is one plain batch.
 
@@ -224,21 +219,6 @@ def require_one_step(name: str, batch: BilevelBatch) -> None:
             f"the estimator {name!r} differentiates through exactly one inner step, and batch.inner carries a leading "
             f"axis K = {num_steps}; drop that axis, or take make_bilevel_step with the hypergradient "
             '"unrolled", "checkpointed" or "mixed_mode"'
-        )
-
-
-def require_carry(name: str, carry: PyTree, like: PyTree) -> None:
-    """Raises ValueError where a carry is not of the structure and shapes that an estimator would give it here."""
-    given, expected = (jax.tree.flatten(tree) for tree in (carry, like))
-    shapes, wanted = ([(leaf.shape, leaf.dtype) for leaf in leaves] for leaves in (given[0], expected[0]))
-    if type(carry) is not type(like) or len(shapes) != len(wanted):
-        difference = f"a {type(carry).__name__} of {len(shapes)} arrays for a {type(like).__name__} of {len(wanted)}"
-    else:
-        difference = next((f"{a} for {b}" for a, b in zip(shapes, wanted, strict=True) if a != b), "")
-    if difference:
-        raise ValueError(
-            f"phi.carry is not that of this step, which is {name}: {difference}. It belongs to one step, one theta and "
-            "one size of batch; begin anew with Phi.create, or adalfl_jax.prime of this very step and batch"
         )
 
 

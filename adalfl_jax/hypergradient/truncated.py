@@ -8,13 +8,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from adalfl_jax.hypergradient.carry import as_array, is_where_left, landmarks, require_carry
 from adalfl_jax.hypergradient.problem import (
     BilevelProblem,
     Hypergradient,
-    as_array,
     inner_step,
     outer_objective,
-    require_carry,
     require_one_step,
     split,
 )
@@ -38,6 +37,7 @@ class PrimedWindow(NamedTuple):
 
     theta: Theta  # before the oldest of the steps
     steps: PastSteps
+    left: PyTree  # landmarks of the parameters after the latest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Truncated:
 
     .. math:: \sum_{s=t-K+1}^{t} \frac{\partial L(\theta_{t+1})}{\partial \phi_s}
 
-    Every step updates phi, and replays the K - 1 before it from the theta it keeps. K = 1 is `unrolled`. When theta is
-    replaced by another, start with an empty carry.
+    Every step updates phi, and replays the K - 1 before it from the theta it keeps. K = 1 is `unrolled`. Where theta is
+    not what the last of them made of it, moved by another step or replaced, the window begins anew.
 
     Attributes:
       window: K, the number of steps.
@@ -93,19 +93,21 @@ class Truncated:
         taken = window.steps.is_taken
         gradient = jax.tree.map(lambda past, last: _where(taken, past, 0).sum(axis=0) + last, *gradients)
         steps = jax.tree.map(lambda past, last: jnp.concatenate([past[1:], last[None]]), window.steps, now)
-        return Hypergradient(theta_next, gradient, inner_loss, outer_loss, PrimedWindow(second, steps))
+        after = PrimedWindow(second, steps, landmarks(theta_next.params))
+        return Hypergradient(theta_next, gradient, inner_loss, outer_loss, after)
 
     def _empty_window(self, theta: Theta, now: PastSteps) -> PrimedWindow:
         steps = jax.tree.map(lambda leaf: jnp.stack([leaf] * (self.window - 1)), now)
-        return PrimedWindow(theta, steps._replace(is_taken=jnp.zeros(self.window - 1, bool)))
+        steps = steps._replace(is_taken=jnp.zeros(self.window - 1, bool))
+        return PrimedWindow(theta, steps, landmarks(theta.params))
 
 
 def _opened(window: PrimedWindow, theta: Theta, now: PastSteps) -> PrimedWindow:
     """What stands for steps before the first is this one, which can be differentiated; the zeros of a primed carry may
-    not. A window without a step yet begins at theta."""
-    taken = window.steps.is_taken
+    not. A window without a step yet, or of steps that do not lead to theta, begins there."""
+    taken = window.steps.is_taken & is_where_left(theta.params, window.left)
     steps = jax.tree.map(lambda past, last: _where(taken, past, last[None]), window.steps, now)
-    return PrimedWindow(_select(taken[-1], window.theta, theta), steps._replace(is_taken=taken))
+    return window._replace(theta=_select(taken[-1], window.theta, theta), steps=steps._replace(is_taken=taken))
 
 
 def _where(rows: jax.Array, if_true: jax.Array, if_false: jax.Array | int) -> jax.Array:
