@@ -18,6 +18,7 @@ from adalfl_jax.data.files import load_npz
 from adalfl_jax.data.images import load_images
 from adalfl_jax.data.sampling import epoch_indices as epoch_indices
 from adalfl_jax.data.sampling import take as take
+from adalfl_jax.data.scaling import Scaling as Scaling
 from adalfl_jax.data.specs import SPECS
 from adalfl_jax.data.specs import Spec as Spec
 from adalfl_jax.data.specs import abstract_splits as abstract_splits

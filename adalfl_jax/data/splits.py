@@ -16,6 +16,7 @@ from adalfl_jax.data.cache import digest_of_arrays
 from adalfl_jax.data.corruption import Corruption
 from adalfl_jax.data.errors import DatasetError
 from adalfl_jax.data.examples import Examples, is_image
+from adalfl_jax.data.scaling import Scaling, byte_statistics
 from adalfl_jax.settings import is_count
 from adalfl_jax.types import Batch
 
@@ -29,7 +30,8 @@ class Dataset:
     """A supervised dataset in three disjoint splits, on the device or, if it is streamed, on the host.
 
     Images of bytes stay bytes, and so do tokens: `normalize` makes of a batch of them what a model takes. Everything
-    else is standardised once, when the dataset is made.
+    else is standardised once, when the dataset is made; new rows are by `inputs_scaling.apply`, and outputs of a
+    regression get the units of the target back by `targets_scaling.invert`.
 
     Raises:
       DatasetError: shapes that do not fit together, labels out of range, values that are not finite.
@@ -46,6 +48,8 @@ class Dataset:
     num_tokens: int = 0  # of the vocabulary, where inputs are tokens
     has_own_valid: bool = False  # whether the data bring their validation split, so that none was cut off the examples
     content: str = ""  # digits that any change of the raw examples, or of the splits they are in, changes
+    inputs_scaling: Scaling | None = None  # what standardised the inputs; None where they are as they were given
+    targets_scaling: Scaling | None = None  # the same of a regression's targets
 
     def __post_init__(self) -> None:
         for split in ("train", "valid", "test"):
@@ -128,15 +132,16 @@ def make_dataset(
         train, targets = corruption.apply(where, targets, train, num_classes, seed=SPLIT_SEED)
         if not examples.num_tokens:  # a rare character may only occur in another part of a text
             _warn_of_empty_classes(where, targets[train])
-    mean = deviation = None
+    mean = deviation = inputs_scaling = targets_scaling = None
     if is_image(inputs):
         _warn_of_channels_first(where, inputs)
         mean, deviation = byte_statistics(inputs[train])
     elif not examples.num_tokens:
-        inputs = standardize(inputs, train, axis=(0,) if inputs.ndim == 2 else None)
-        inputs = np.nan_to_num(inputs, copy=False) if examples.fill_missing else inputs
+        inputs_scaling = Scaling.of(inputs[train], fill_missing=examples.fill_missing)
+        inputs = inputs_scaling.apply(inputs)
     if num_classes is None:
-        targets = standardize(targets, train, axis=(0,))
+        targets_scaling = Scaling.of(targets[train])
+        targets = targets_scaling.apply(targets)
     convert = jnp.asarray if on_device else np.asarray
     splits = [Batch(convert(inputs[part]), convert(targets[part])) for part in (train, valid, test)]  # pyright: ignore[reportArgumentType]
     num_outputs = num_classes if num_classes is not None else targets.shape[1]
@@ -150,6 +155,8 @@ def make_dataset(
         num_tokens=examples.num_tokens,
         has_own_valid=examples.valid is not None,
         content=content,
+        inputs_scaling=inputs_scaling,
+        targets_scaling=targets_scaling,
     )
 
 
@@ -224,40 +231,6 @@ def _check_alike(
     described = [f"inputs {x} {kind} and targets {y}" for (x, y), kind in zip(shapes, types, strict=True)]
     if described[0] != described[1]:
         raise DatasetError(f"{where}: training examples have {described[0]}, {split} examples {described[1]}")
-
-
-def standardize(values: np.ndarray, train: np.ndarray, axis: tuple[int, ...] | None) -> np.ndarray:
-    """Subtracts the mean and divides by the standard deviation, over `axis`, of the rows `train`.
-
-    What does not vary among those rows is only centred. Missing values (nan) take no part and stay missing.
-
-    Args:
-      values: float32 or float64, of which the result is float32: what varies little beside its mean, as times of day in
-        seconds since 1970 do, would be rounded away before.
-      train: row numbers.
-      axis: of the mean and the deviation.
-    """
-    rows = values[train].astype(np.float64)
-    mean, deviation = np.nanmean(rows, axis, keepdims=True), np.nanstd(rows, axis, keepdims=True)
-    rounding = 8 * np.finfo(values.dtype).eps * np.abs(mean)
-    # Of a constant the mean, and so the deviation, has an error of its own.
-    varies = (deviation > rounding) & (np.nanmax(rows, axis, keepdims=True) > np.nanmin(rows, axis, keepdims=True))
-    return ((values - mean) / np.where(varies, deviation, 1.0)).astype(np.float32)
-
-
-def byte_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of uint8 images `[N, H, W, channels]`; 1 for one that is constant."""
-    levels = np.arange(256.0)
-    means, deviations = [], []
-    for channel in range(images.shape[-1]):
-        # block by block: bincount takes a copy of its input in 8-byte integers
-        blocks = (images[start : start + 1000, ..., channel] for start in range(0, len(images), 1000))
-        counts = sum(np.bincount(block.ravel(), minlength=256) for block in blocks)
-        share = counts / images[..., channel].size
-        mean = float(share @ levels)
-        means.append(mean)
-        deviations.append(float(np.sqrt(share @ (levels - mean) ** 2)) or 1.0)
-    return tuple(means), tuple(deviations)
 
 
 def split_indices(

@@ -10,7 +10,7 @@ import sklearn.datasets
 
 from adalfl_jax import data
 from adalfl_jax.data import Examples
-from adalfl_jax.data.splits import representative_rows, split_indices, standardize
+from adalfl_jax.data.splits import representative_rows, split_indices
 
 
 @pytest.mark.parametrize(("name", "sizes"), [("digits", (1293, 144, 360)), ("diabetes", (317, 36, 89))])
@@ -54,20 +54,6 @@ def test_every_split_of_digits_has_the_classes_in_proportion():
         for split in (dataset.train, dataset.valid, dataset.test)
     ]
     assert np.abs(np.array(shares) - shares[0]).max() < 0.01
-
-
-def test_statistics_come_from_the_training_rows_alone():
-    values = np.array([[0.0, 5.0], [2.0, 5.0], [1e6, -1e6]], np.float32)
-    np.testing.assert_allclose(standardize(values, np.array([0, 1]), axis=(0,))[:2], [[-1, 0], [1, 0]])
-
-
-@pytest.mark.parametrize("constant", [0.1, 1 / 3, 123.456, 0.0])
-def test_a_column_that_does_not_vary_is_only_centred(constant):
-    values = np.full((1000, 1), constant, np.float32)
-    values[-1] += 0.5
-    standardised = standardize(values, np.arange(999), axis=(0,))
-    np.testing.assert_allclose(standardised[:-1], 0, atol=1e-5)
-    assert standardised[-1] == pytest.approx(0.5, abs=1e-4)
 
 
 def test_digits_have_one_mean_and_deviation_for_the_image():

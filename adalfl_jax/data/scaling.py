@@ -1,0 +1,85 @@
+"""The mean and the standard deviation of the training split, and what they make of numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from adalfl_jax.data.errors import DatasetError
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaling:
+    """Standardises numbers in their own units, and gives those that are standardised their units back.
+
+    Example:
+      >>> scaling = Scaling(mean=(20.0, 0.5), deviation=(10.0, 0.25))
+      >>> scaling.apply([[30.0, 0.0]]).tolist(), scaling.invert([[1.0, -2.0]]).tolist()
+      ([[1.0, -2.0]], [[30.0, 0.0]])
+    """
+
+    mean: tuple[float, ...]  # [C], one a column, or [1], of all numbers
+    deviation: tuple[float, ...]  # [C] or [1], standard deviations; 1 where nothing varies
+    fill_missing: bool = False  # whether nan stands for a missing value; it becomes the mean
+
+    @classmethod
+    def of(cls, values: np.ndarray, *, fill_missing: bool = False) -> Scaling:
+        """That of a training split: by column of a table `[N, C]`, of all numbers together in any other shape.
+
+        What does not vary is only centred. Missing values (nan) take no part.
+
+        Args:
+          values: float32 or float64, as they were read: what varies little beside its mean, as times of day in seconds
+            since 1970 do, would be rounded away.
+          fill_missing: whether `apply` fills missing values.
+        """
+        axis = 0 if values.ndim == 2 else None
+        precision = np.finfo(values.dtype).eps
+        values = values.astype(np.float64)
+        mean, deviation = np.nanmean(values, axis), np.nanstd(values, axis)
+        # Of a constant the mean, and so the deviation, has an error of its own.
+        varies = (deviation > 8 * precision * np.abs(mean)) & (np.nanmax(values, axis) > np.nanmin(values, axis))
+        statistics = (np.atleast_1d(value).tolist() for value in (mean, np.where(varies, deviation, 1.0)))
+        return cls(*map(tuple, statistics), fill_missing=fill_missing)
+
+    def apply(self, values: Any) -> np.ndarray:
+        """Numbers `[..., C]` in their own units as the splits hold them: float32, `(values - mean) / deviation`.
+
+        A missing value (nan) becomes 0 with `fill_missing`, and stays missing without.
+
+        Raises:
+          DatasetError: another number of columns.
+        """
+        scaled = ((self._check(values) - self.mean) / self.deviation).astype(np.float32)
+        return np.where(np.isnan(scaled), np.float32(0), scaled) if self.fill_missing else scaled
+
+    def invert(self, values: Any) -> np.ndarray:
+        """Standardised numbers `[..., C]`, outputs of a model say, in their own units: float64.
+
+        Raises:
+          DatasetError: another number of columns.
+        """
+        return self._check(values).astype(np.float64) * self.deviation + self.mean
+
+    def _check(self, values: Any) -> np.ndarray:
+        values, num_columns = np.asarray(values), len(self.mean)
+        if num_columns > 1 and values.shape[-1:] != (num_columns,):
+            raise DatasetError(f"there must be {num_columns} columns, those of the examples; got shape {values.shape}")
+        return values
+
+
+def byte_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of uint8 images `[N, H, W, channels]`; 1 for one that is constant."""
+    levels = np.arange(256.0)
+    means, deviations = [], []
+    for channel in range(images.shape[-1]):
+        # block by block: bincount takes a copy of its input in 8-byte integers
+        blocks = (images[start : start + 1000, ..., channel] for start in range(0, len(images), 1000))
+        counts = sum(np.bincount(block.ravel(), minlength=256) for block in blocks)
+        share = counts / images[..., channel].size
+        mean = float(share @ levels)
+        means.append(mean)
+        deviations.append(float(np.sqrt(share @ (levels - mean) ** 2)) or 1.0)
+    return tuple(means), tuple(deviations)
