@@ -25,17 +25,24 @@ class Scaling:
     fill_missing: bool = False  # whether nan stands for a missing value; it becomes the mean
 
     @classmethod
-    def of(cls, values: np.ndarray, *, fill_missing: bool = False) -> Scaling:
+    def of(cls, where: str, values: np.ndarray, *, fill_missing: bool = False) -> Scaling:
         """That of a training split: by column of a table `[N, C]`, of all numbers together in any other shape.
 
         What does not vary is only centred. Missing values (nan) take no part.
 
         Args:
+          where: for error texts.
           values: float32 or float64, as they were read: what varies little beside its mean, as times of day in seconds
             since 1970 do, would be rounded away.
           fill_missing: whether `apply` fills missing values.
+
+        Raises:
+          DatasetError: a column without any value.
         """
         axis = 0 if values.ndim == 2 else None
+        if (is_empty := np.atleast_1d(np.isnan(values).all(axis))).any():
+            columns = ", ".join(map(str, np.flatnonzero(is_empty)))
+            raise DatasetError(f"{where}: no training example has a value in column {columns}, counted from 0; drop it")
         precision = np.finfo(values.dtype).eps
         values = values.astype(np.float64)
         mean, deviation = np.nanmean(values, axis), np.nanstd(values, axis)

@@ -119,7 +119,7 @@ def make_dataset(
     Raises:
       DatasetError: different numbers of inputs and targets, labels out of range, values that are not finite, splits too
         small to be stratified, settings out of range or without effect, corruption of a regression or that leaves a
-        class empty.
+        class empty, a column without any value.
     """
     where, num_classes = f"dataset {name!r}", examples.num_classes
     corruption = Corruption(label_noise, noise_kind, imbalance)
@@ -137,10 +137,10 @@ def make_dataset(
         _warn_of_channels_first(where, inputs)
         mean, deviation = byte_statistics(inputs[train])
     elif not examples.num_tokens:
-        inputs_scaling = Scaling.of(inputs[train], fill_missing=examples.fill_missing)
+        inputs_scaling = Scaling.of(where, inputs[train], fill_missing=examples.fill_missing)
         inputs = inputs_scaling.apply(inputs)
     if num_classes is None:
-        targets_scaling = Scaling.of(targets[train])
+        targets_scaling = Scaling.of(where, targets[train])
         targets = targets_scaling.apply(targets)
     convert = jnp.asarray if on_device else np.asarray
     splits = [Batch(convert(inputs[part]), convert(targets[part])) for part in (train, valid, test)]  # pyright: ignore[reportArgumentType]

@@ -20,7 +20,7 @@ MISSING = np.where(RNG.uniform(size=TABLE.shape) < 0.2, np.nan, TABLE)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_numbers_are_those_of_scikit_learn_both_ways(dtype):
     values = TABLE.astype(dtype)
-    ours, theirs = Scaling.of(values), StandardScaler().fit(values.astype(np.float64))
+    ours, theirs = Scaling.of("mine", values), StandardScaler().fit(values.astype(np.float64))
     np.testing.assert_allclose(ours.mean, theirs.mean_, rtol=1e-12)
     np.testing.assert_allclose(ours.deviation, theirs.scale_, rtol=1e-9)
     new = RNG.normal(size=(3, 5, 4))  # any leading axes
@@ -34,7 +34,7 @@ def test_numbers_are_those_of_scikit_learn_both_ways(dtype):
 def test_a_column_that_does_not_vary_is_only_centred(constant):
     values = np.full((1000, 1), constant, np.float32)
     values[-1] += 0.5
-    scaling = Scaling.of(values[:-1])
+    scaling = Scaling.of("mine", values[:-1])
     assert scaling.deviation == (1.0,) == tuple(StandardScaler().fit(values[:-1]).scale_)
     standardised = scaling.apply(values)
     np.testing.assert_allclose(standardised[:-1], 0, atol=1e-5)
@@ -46,7 +46,7 @@ def test_a_column_that_does_not_vary_is_only_centred(constant):
 def test_what_varies_in_the_last_bit_alone_is_only_centred(dtype):
     value = dtype(123.456)
     values = np.where(np.arange(1000)[:, None] % 2, value, np.nextafter(value, dtype(200)))
-    assert Scaling.of(values).deviation == (1.0,)
+    assert Scaling.of("mine", values).deviation == (1.0,)
 
 
 EXAMPLES = {
@@ -86,12 +86,12 @@ def test_splits_are_what_the_scaling_makes_of_the_raw_rows_and_it_is_of_the_trai
 
 
 def test_missing_values_become_the_mean_where_the_dataset_fills_them():
-    scaling = Scaling.of(MISSING, fill_missing=True)
+    scaling = Scaling.of("mine", MISSING, fill_missing=True)
     rows = np.array([[np.nan, 1.0, np.nan, 2e6]])
     scaled = scaling.apply(rows)
     np.testing.assert_array_equal(scaled == 0, np.isnan(rows))
     np.testing.assert_allclose(scaling.invert(scaled), [[scaling.mean[0], 1.0, scaling.mean[2], 2e6]], rtol=1e-6)
-    np.testing.assert_array_equal(np.isnan(Scaling.of(MISSING).apply(rows)), np.isnan(rows))
+    np.testing.assert_array_equal(np.isnan(Scaling.of("mine", MISSING).apply(rows)), np.isnan(rows))
 
 
 def test_outputs_get_units_back_that_float32_would_round_away():
@@ -116,6 +116,16 @@ def test_what_is_not_standardised_has_no_scaling():
 @pytest.mark.parametrize("shape", [(5, 3), (5, 1), (4, 1), (5,), ()])
 @pytest.mark.parametrize("way", ["apply", "invert"])
 def test_another_number_of_columns_is_refused(way, shape):
-    scaling = Scaling.of(TABLE)
+    scaling = Scaling.of("mine", TABLE)
     with pytest.raises(DatasetError, match=r"there must be 4 columns, .*; got shape \("):
         getattr(scaling, way)(np.zeros(shape))
+
+
+def test_a_column_without_any_value_for_training_is_refused():
+    inputs = TABLE.copy()
+    train, _, test = split_indices("mine", LABELS, stratify=False)
+    inputs[train, 2] = np.nan
+    with pytest.raises(DatasetError, match=r"'mine': no training example has a value in column 2, counted from 0"):
+        data.make_dataset("mine", Examples(inputs, TARGETS, fill_missing=True))
+    inputs[train[0], 2] = inputs[test[0], 2]
+    assert data.make_dataset("mine", Examples(inputs, TARGETS, fill_missing=True)).inputs_scaling.deviation[2] == 1
