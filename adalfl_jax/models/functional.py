@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -32,7 +33,8 @@ def functionalize(
     a key, as in eval mode, a module that draws nevertheless draws the same at every call.
 
     Args:
-      make_module: builds the module from an `nnx.Rngs`, for example `lambda rngs: MLP((64,), 10, rngs=rngs)`.
+      make_module: builds the module from an `nnx.Rngs`, for example `lambda rngs: MLP((64,), 10, rngs=rngs)`. It is
+        called as `module(inputs)`; several inputs are one pytree.
       compute_dtype: "float32" computes in the types of the parameters and inputs. "bfloat16" casts both on the way in
         and the outputs back on the way out: parameters, gradients and losses stay as they were, and so do the
         statistics of batch norm, which flax reduces in float32.
@@ -44,8 +46,8 @@ def functionalize(
       holds random streams gets no key in train mode, or makes other variables when it is called.
 
     Raises:
-      ValueError: an unknown `compute_dtype`, a module in place of a function, what is no `flax.nnx` module, or one with
-        an array of JAX that is no `nnx.Variable`.
+      ValueError: an unknown `compute_dtype`, a module in place of a function, what is no `flax.nnx` module, one that
+        takes other arguments than inputs, or one with an array of JAX that is no `nnx.Variable`.
 
     Example:
       >>> import jax
@@ -71,6 +73,7 @@ def functionalize(
             raise ValueError(
                 f"functionalize takes a function that makes a flax.nnx module; it made a {type(module).__name__}"
             )
+        _require_one_argument(module)
         return module
 
     structure = nnx.eval_shape(make)
@@ -130,6 +133,16 @@ def _require_no_linen(given: Any) -> None:
         )
 
 
+def _require_one_argument(module: Any) -> None:
+    try:
+        inspect.signature(type(module).__call__).bind("self", "inputs")
+    except TypeError as error:
+        raise ValueError(
+            f"a module is called as module(inputs), which {type(module).__name__} is not made for: {error}. Several "
+            "inputs are one pytree, and train or eval mode is what nnx.Module.train() and eval() set"
+        ) from error
+
+
 def _require_shapes(name: str, given: PyTree, expected: PyTree) -> None:
     """Raises ValueError where names or shapes are not the module's: flax goes by the order of leaves alone."""
     found = jax.tree.map(jnp.shape, given)
@@ -139,7 +152,7 @@ def _require_shapes(name: str, given: PyTree, expected: PyTree) -> None:
 
 def _cast(dtype: jnp.dtype) -> Callable[[PyTree], PyTree]:
     def cast(leaf: jax.Array) -> jax.Array:
-        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+        return jnp.asarray(leaf, dtype) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else leaf
 
     return functools.partial(jax.tree.map, cast)
 

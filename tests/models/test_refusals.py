@@ -120,6 +120,16 @@ def test_what_is_made_is_a_module():
         functionalize(lambda rngs: {"kernel": rngs.params()})  # pyright: ignore[reportArgumentType]
 
 
+class Masked(nnx.Linear):
+    def __call__(self, inputs, mask, *, scale=1.0):
+        return scale * super().__call__(inputs) * mask
+
+
+def test_a_module_of_several_arguments_is_told_of_pytrees():
+    with pytest.raises(ValueError, match=r"module\(inputs\), which Masked is not .*argument: 'mask'. Several inputs"):
+        functionalize(lambda rngs: Masked(4, 3, rngs=rngs))
+
+
 def test_a_module_in_place_of_a_function_is_named():
     with pytest.raises(ValueError, match=r"takes a function that makes the module.*got the module Linear itself"):
         functionalize(nnx.Linear(4, 3, rngs=nnx.Rngs(0)))
