@@ -20,6 +20,7 @@ from adalfl_jax.hypergradient import (
     num_inner_steps,
 )
 from adalfl_jax.hypergradient.problem import bind_learned_loss, first_examples, split
+from adalfl_jax.hypergradient.update import outer_update
 from adalfl_jax.learned_losses import at_progress
 from adalfl_jax.settings import require_functions
 from adalfl_jax.types import (
@@ -38,6 +39,8 @@ from adalfl_jax.validation import (
     require_batch,
     require_bilevel_batch,
     require_key,
+    require_loss,
+    require_model,
     require_options,
     require_phi,
     require_theta,
@@ -79,7 +82,8 @@ def make_bilevel_step(
         normalises by its own batch and what it would record is dropped. A `flax.nnx` module becomes one by
         `adalfl_jax.models.functionalize`; by hand, merge it with `nnx.merge(..., copy=True)`, since it is called inside
         transformations.
-      learned_loss_fn: M_phi, `(phi_params, targets, outputs) -> scalar`. If it declares a keyword argument `params` it
+      learned_loss_fn: M_phi, `(phi_params, targets, outputs) -> scalar`. Targets are the batch's and outputs the
+        model's, arrays for the losses of this package, or pytrees. If it declares a keyword argument `params` it
         reads theta and receives it there; if it declares `progress` it receives `batch.progress`. A function around one
         that declares them declares them too by `functools.wraps`, and hands them on.
       task_loss_fn: L, `(targets, outputs) -> scalar`.
@@ -114,9 +118,9 @@ def make_bilevel_step(
       "persistent_evolution_strategies", pipelined) keeps it in `phi.carry`; see `prime` for its use under a scan.
 
     Raises:
-      ValueError: an unknown hypergradient, options that do not fit each other or the learned loss; by the returned
-        step, states of other optimisers, shapes that do not fit together, parameters without gradients, losses that are
-        not one number.
+      ValueError: an unknown hypergradient, functions of other arguments, options that do not fit each other or the
+        learned loss; by the returned step, states of other optimisers, shapes that do not fit together, parameters
+        without gradients, losses that are not one number, no progress for a loss that needs it.
 
     Example:
       >>> import jax, optax, adalfl_jax
@@ -147,6 +151,11 @@ def make_bilevel_step(
     inner_fraction, outer_fraction = require_options(
         estimate, learned_loss_fn, meta_batch_fraction, outer_every, pipelined
     )
+    require_model(apply_fn)
+    require_loss(
+        "learned_loss_fn", learned_loss_fn, "phi_params", "targets", "outputs", optional=("params", "progress")
+    )
+    require_loss("task_loss_fn", task_loss_fn, "targets", "outputs")
     problem = BilevelProblem(
         with_own_keys(axis_name, returning_state(apply_fn)),
         returning_scalar("learned_loss_fn", learned_loss_fn),
@@ -156,10 +165,8 @@ def make_bilevel_step(
         axis_name,
     )
 
-    outer_update = optax.with_extra_args_support(outer_optimizer).update
-
     def update_phi(phi: Phi, gradient: PyTree, outer_loss: jax.Array, carry: PyTree) -> Phi:
-        updates, opt_state = outer_update(gradient, phi.opt_state, phi.params, value=outer_loss)
+        updates, opt_state = outer_update(outer_optimizer, gradient, phi.opt_state, phi.params, outer_loss)
         return Phi(optax.apply_updates(phi.params, updates), opt_state, carry)
 
     def take_step(
@@ -242,29 +249,32 @@ def make_task_step(
       inputs are what `apply_fn` takes, an array or a pytree, and progress is t / T, `[]` in [0, 1].
 
     Raises:
-      ValueError: what is no function or optimiser; by the returned step, a theta of another optimiser, a batch that is
-        no pair of arrays or empty, a loss that is not one number.
+      ValueError: what is no optimiser, or no function of such arguments; by the returned step, a theta of another
+        optimiser, a batch that is no pair of arrays or empty, a loss that is not one number, no progress for one that
+        needs it.
     """
 
     require_functions(apply_fn=apply_fn, loss_fn=loss_fn, optimizer=optimizer)
+    require_model(apply_fn)
+    require_loss("loss_fn", loss_fn, "targets", "outputs", optional=("progress",))
     own_apply_fn = with_own_keys(axis_name, returning_state(apply_fn))
     loss_fn = returning_scalar("loss_fn", loss_fn)
 
     def task_step(
         theta: Theta,
-        batch: Batch | tuple[jax.Array, jax.Array],
+        batch: Batch | tuple[PyTree, PyTree],
         rng_key: jax.Array | None = None,
         progress: jax.Array | float | None = None,
     ) -> tuple[Theta, TaskMetrics]:
         require_theta(theta, "optimizer", optimizer)
         require_batch("batch", batch)
-        if 0 in jnp.shape(batch[1]):
-            raise ValueError(f"the batch is empty; got targets {jnp.shape(batch[1])}")
+        if any(0 in jnp.shape(leaf) for leaf in jax.tree.leaves(batch[1])):
+            raise ValueError(f"the batch is empty; got targets {jax.tree.map(jnp.shape, batch[1])}")
         if rng_key is not None:
             require_key("rng_key", rng_key)
         loss_now = at_progress(loss_fn, progress)
 
-        def loss(targets: jax.Array, outputs: jax.Array, _) -> jax.Array:
+        def loss(targets: PyTree, outputs: PyTree, _) -> jax.Array:
             return loss_now(targets, outputs)
 
         theta, value, _ = descend(own_apply_fn, loss, optimizer, theta, batch, rng_key, axis_name)

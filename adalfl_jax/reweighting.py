@@ -15,6 +15,8 @@ from adalfl_jax.settings import require_functions
 from adalfl_jax.types import ApplyFn, BilevelBatch, LossFn, PyTree, Theta
 from adalfl_jax.validation import (
     require_bilevel_batch,
+    require_loss,
+    require_model,
     require_theta,
     returning_scalar,
     returning_state,
@@ -61,8 +63,8 @@ def make_reweighting_step(
       `reweighting_step(theta, batch) -> (theta, metrics)`, pure.
 
     Raises:
-      ValueError: what is no function or optimiser; by the returned step, a theta of another optimiser, shapes that do
-        not fit together or losses that are not one an example.
+      ValueError: what is no optimiser, or no function of such arguments; by the returned step, a theta of another
+        optimiser, shapes that do not fit together or losses that are not one an example.
 
     Example:
       >>> import jax, optax, adalfl_jax
@@ -87,6 +89,9 @@ def make_reweighting_step(
         task_loss_fn=task_loss_fn,
         inner_optimizer=inner_optimizer,
     )
+    require_model(apply_fn)
+    for name, loss_fn in (("example_loss_fn", example_loss_fn), ("task_loss_fn", task_loss_fn)):
+        require_loss(name, loss_fn, "targets", "outputs")
     apply_fn = returning_state(apply_fn)
     task_loss_fn = returning_scalar("task_loss_fn", task_loss_fn)
 
@@ -109,7 +114,7 @@ def make_reweighting_step(
                 f"a reweighting step takes one inner batch, and batch.inner carries a leading axis K = {num_steps}; "
                 "drop that axis"
             )
-        nothing = jnp.zeros(batch.inner[1].shape[:1])
+        nothing = jnp.zeros(jnp.shape(jax.tree.leaves(batch.inner[1])[0])[:1])
         ahead = estimate(problem, theta._replace(opt_state=lookahead.init(theta.params)), nothing, batch)
         weights = _normalize(jnp.maximum(-ahead.gradient, 0))
         theta, loss, _ = descend(

@@ -28,6 +28,7 @@ def is_labels(targets: jax.Array, outputs: jax.Array) -> bool:
     Raises:
       ValueError: neither, or labels out of range; the text names both shapes.
     """
+    _require_arrays(targets, outputs)
     if outputs.ndim == 2 and targets.shape == outputs.shape:
         return False
     if outputs.ndim == 2 and targets.shape == outputs.shape[:1] and jnp.issubdtype(targets.dtype, jnp.integer):
@@ -37,6 +38,14 @@ def is_labels(targets: jax.Array, outputs: jax.Array) -> bool:
         "targets must be integer labels [B] or an array [B, C] like the outputs; got outputs [B, C] = "
         f"{outputs.shape} and targets {targets.shape} of {targets.dtype}"
     )
+
+
+def _require_arrays(targets: jax.Array, outputs: jax.Array) -> None:
+    if not (hasattr(targets, "ndim") and hasattr(outputs, "ndim")):
+        raise ValueError(
+            "this loss takes one array of targets and one of outputs; of pytrees choose them in a function around it. "
+            f"Got targets {jax.tree.map(jnp.shape, targets)} and outputs {jax.tree.map(jnp.shape, outputs)}"
+        )
 
 
 def _check_range(labels: jax.Array, outputs: jax.Array) -> None:
@@ -124,8 +133,8 @@ def generalized_cross_entropy(targets: jax.Array, outputs: jax.Array, *, q: floa
     _require("q", q, lambda power: 0 < power <= 1, "a number in (0, 1]")
     _require_classes(outputs)
     # Of the logarithm: p^q and its slope vanish where p does, and 1 - p^q keeps its digits where p is nearly 1.
-    values = -jnp.expm1(q * jax.nn.log_softmax(outputs)) / q
-    return (to_dense(targets, outputs) * values).sum(axis=-1).mean()
+    dense, values = to_dense(targets, outputs), -jnp.expm1(q * jax.nn.log_softmax(outputs)) / q
+    return (dense * values).sum(axis=-1).mean()
 
 
 def symmetric_cross_entropy(
@@ -169,7 +178,7 @@ def _require(name: str, value: Any, is_valid: Callable[[Any], bool], wanted: str
 
 
 def _require_classes(outputs: jax.Array) -> None:
-    if outputs.ndim == 2 and outputs.shape[1] < 2:
+    if getattr(outputs, "ndim", 0) == 2 and outputs.shape[1] < 2:
         raise ValueError(
             f"softmax of a single output is constant; use sigmoid_cross_entropy for outputs [B, C] = {outputs.shape}"
         )
@@ -213,7 +222,7 @@ def top_k_error_rate(targets: jax.Array, outputs: jax.Array, *, k: int = 5) -> j
     Raises:
       ValueError: `k` is not between 1 and C.
     """
-    num_outputs, dense = outputs.shape[-1], to_dense(targets, outputs)
+    dense, num_outputs = to_dense(targets, outputs), outputs.shape[-1]
     if not 1 <= k <= num_outputs:
         raise ValueError(f"top-k error needs 1 <= k <= C; got k = {k} and outputs [B, C] = {outputs.shape}")
     if num_outputs == 1:
@@ -226,6 +235,7 @@ def top_k_error_rate(targets: jax.Array, outputs: jax.Array, *, k: int = 5) -> j
 
 
 def _dense(targets: jax.Array, outputs: jax.Array) -> jax.Array:
+    _require_arrays(targets, outputs)
     if targets.shape != outputs.shape:
         raise ValueError(
             "a regression needs targets [B, C] shaped like the outputs [B, C]; got outputs "

@@ -5,9 +5,11 @@ Letters used in every shape: `B` examples in a batch, `C` outputs of the base mo
 
 from __future__ import annotations
 
+from numbers import Number
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from adalfl_jax.settings import require_optimizer, require_params
@@ -19,7 +21,7 @@ class Batch(NamedTuple):
     """Examples and their targets; a plain `(inputs, targets)` tuple does as well."""
 
     inputs: PyTree  # an array [B, ...], or a pytree of such
-    targets: jax.Array  # [B] integer labels, or [B, C] one-hot, soft or real-valued
+    targets: PyTree  # [B] integer labels, or [B, C] one-hot, soft or real-valued; or a pytree, for losses of your own
 
 
 class BilevelBatch(NamedTuple):
@@ -28,8 +30,8 @@ class BilevelBatch(NamedTuple):
     For a K-step unroll every array of `inner` carries a leading axis K, and `outer` does not.
     """
 
-    inner: Batch | tuple[PyTree, jax.Array]  # the batch of the update of theta on M_phi
-    outer: Batch | tuple[PyTree, jax.Array]  # the batch the task loss is taken on at the new theta
+    inner: Batch | tuple[PyTree, PyTree]  # the batch of the update of theta on M_phi
+    outer: Batch | tuple[PyTree, PyTree]  # the batch the task loss is taken on at the new theta
     rng_key: jax.Array | None = None  # for dropout and the like; None for a deterministic model
     step: jax.Array | int | None = None  # [] number of the step, from 0; read by `outer_every` alone
     progress: jax.Array | float | None = None  # [] t / T, the same for all K steps; for a learned loss that reads it
@@ -51,7 +53,8 @@ class Theta(NamedTuple):
         """
         require_params("params", params, made_by="model.init(rng_key)[0]")
         require_optimizer("inner_optimizer", inner_optimizer)
-        return cls(params, model_state, inner_optimizer.init(params))
+        params = _strongly_typed(params)
+        return cls(params, *_strongly_typed((model_state, inner_optimizer.init(params))))
 
 
 class Phi(NamedTuple):
@@ -70,7 +73,18 @@ class Phi(NamedTuple):
         """
         require_params("params", params, made_by="loss.init(rng_key)")
         require_optimizer("outer_optimizer", outer_optimizer)
-        return cls(params, outer_optimizer.init(params))
+        params = _strongly_typed(params)
+        return cls(params, _strongly_typed(outer_optimizer.init(params)))
+
+
+def _strongly_typed(tree: PyTree) -> PyTree:
+    """Arrays as a step returns them. It would be compiled anew for a Python number's type, as `jnp.array(-2.0)` has."""
+
+    def convert(leaf: Any) -> Any:
+        is_weak = isinstance(leaf, Number) or getattr(leaf, "weak_type", False)
+        return jnp.asarray(leaf, jnp.result_type(leaf)) if is_weak else leaf
+
+    return jax.tree.map(convert, tree)
 
 
 class BilevelMetrics(NamedTuple):
@@ -94,28 +108,31 @@ class InitFn(Protocol):
 
 
 class ApplyFn(Protocol):
-    """The base model f_theta: inputs `[B, ...]`, or a pytree of such, to outputs `[B, C]` and the updated state."""
+    """The base model f_theta: inputs `[B, ...]` to outputs `[B, C]`, or pytrees of such, and the updated state."""
 
     def __call__(
         self, params: PyTree, model_state: PyTree, inputs: PyTree, /, *, train: bool, rng_key: jax.Array | None
-    ) -> tuple[jax.Array, PyTree]: ...
+    ) -> tuple[PyTree, PyTree]: ...
 
 
 class LossFn(Protocol):
-    """A fixed loss or a metric: a scalar from targets `[B]` or `[B, C]` and outputs `[B, C]`."""
+    """A fixed loss or a metric: a scalar from targets `[B]` or `[B, C]` and outputs `[B, C]`.
 
-    def __call__(self, targets: jax.Array, outputs: jax.Array, /) -> jax.Array: ...
+    One of your own may take pytrees, as the batch and the base model have them.
+    """
+
+    def __call__(self, targets: Any, outputs: Any, /) -> jax.Array: ...
 
 
 class LearnedLossFn(Protocol):
-    """M_phi: a scalar from phi, targets `[B]` or `[B, C]` and outputs `[B, C]`.
+    """M_phi: a scalar from phi, targets `[B]` or `[B, C]` and outputs `[B, C]`; or pytrees, for one of your own.
 
     A loss that reads theta itself, a learned regulariser say, declares a keyword argument `params` and receives
     the parameters of the base model there. The one-step estimators cannot differentiate it, all others can. A loss that
     reads how far training is declares `progress` in the same way and receives `batch.progress`.
     """
 
-    def __call__(self, phi_params: PyTree, targets: jax.Array, outputs: jax.Array, /) -> jax.Array: ...
+    def __call__(self, phi_params: PyTree, targets: Any, outputs: Any, /) -> jax.Array: ...
 
 
 class LearnedLoss(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from numbers import Number, Real
 from typing import Any
@@ -19,7 +20,7 @@ from adalfl_jax.hypergradient import (
     estimator_name,
     reads_params,
 )
-from adalfl_jax.learned_losses import FrozenLoss
+from adalfl_jax.learned_losses import FrozenLoss, declares
 from adalfl_jax.settings import require_count, require_flag
 from adalfl_jax.types import ApplyFn, Batch, BilevelBatch, LearnedLossFn, Phi, PyTree, Theta
 
@@ -80,6 +81,43 @@ def _shares(given: float | tuple[float, float]) -> tuple[float, float]:
     return shares[0], shares[1]
 
 
+def require_model(apply_fn: ApplyFn) -> None:
+    """Raises ValueError for a function that cannot be called as a base model."""
+    _require_call("apply_fn", apply_fn, ("params", "model_state", "inputs"), ("train", "rng_key"))
+
+
+def require_loss(name: str, loss_fn: Callable[..., Any], *arguments: str, optional: Sequence[str] = ()) -> None:
+    """Raises ValueError for a function that cannot be called as a loss.
+
+    Args:
+      name: of the function.
+      loss_fn: the function.
+      *arguments: names of those it is given by position.
+      optional: names of those it is given by keyword where it declares them.
+    """
+    _require_call(name, loss_fn, arguments, [keyword for keyword in optional if declares(loss_fn, keyword)], optional)
+
+
+def _require_call(
+    name: str,
+    function: Callable[..., Any],
+    arguments: Sequence[str],
+    keywords: Sequence[str],
+    optional: Sequence[str] = (),
+) -> None:
+    try:
+        signature = inspect.signature(function, follow_wrapped=False)
+    except (TypeError, ValueError):  # of a callable that does not tell
+        return
+    try:
+        signature.bind(*arguments, **dict.fromkeys(keywords))
+    except TypeError as error:
+        call = ", ".join((*arguments, *(f"{keyword}={keyword}" for keyword in keywords)))
+        unheard = [keyword for keyword in optional if keyword in signature.parameters and keyword not in keywords]
+        remedy = f"; declare {' and '.join(unheard)} behind a `*`, to be given it by keyword" if unheard else ""
+        raise ValueError(f"{name} is called as {name}({call}), and takes {signature}: {error}{remedy}") from error
+
+
 def returning_state(apply_fn: ApplyFn) -> ApplyFn:
     """The model, which raises ValueError where it does not return outputs and state."""
 
@@ -92,10 +130,11 @@ def returning_state(apply_fn: ApplyFn) -> ApplyFn:
                 "apply_fn must return two things, (outputs [B, C], model_state); a model without state returns the one "
                 f"it was given. Got {jax.tree.map(jax.typeof, returned)}"
             )
-        if not hasattr(returned[0], "ndim"):
+        outputs = jax.tree.leaves(returned[0])
+        if not (outputs and all(hasattr(array, "ndim") for array in outputs)):
             raise ValueError(
-                "apply_fn must return its outputs as one array, [B, C] for the losses of this package; got "
-                f"{jax.tree.map(jax.typeof, returned[0])}"
+                "apply_fn must return its outputs as an array, [B, C] for the losses of this package, or as a pytree; "
+                f"got {returned[0]!r}"
             )
         return returned[0], returned[1]
 
@@ -140,12 +179,12 @@ def require_bilevel_batch(batch: BilevelBatch, parts: Sequence[str]) -> None:
         require_key("batch.rng_key", batch.rng_key)
 
 
-def require_batch(name: str, batch: Batch | tuple[jax.Array, jax.Array]) -> None:
-    """Raises ValueError for what is not two things, inputs and targets, arrays each."""
+def require_batch(name: str, batch: Batch | tuple[PyTree, PyTree]) -> None:
+    """Raises ValueError for what is not two things, inputs and targets, arrays each or pytrees of such."""
     if not (isinstance(batch, tuple | list) and len(batch) == 2):
         raise _no_batch(name, batch)
     inputs, targets = map(jax.tree.leaves, batch)
-    if not inputs or len(targets) != 1 or not all(hasattr(array, "ndim") for array in (*inputs, *targets)):
+    if not (inputs and targets and all(hasattr(array, "ndim") for array in (*inputs, *targets))):
         raise _no_batch(name, batch)
 
 
@@ -195,6 +234,6 @@ def _require_opt_state(
 def _no_batch(name: str, batch: Any) -> ValueError:
     kinds = f" of {', '.join(type(item).__name__ for item in batch)}" if isinstance(batch, tuple | list) else ""
     return ValueError(
-        f"{name} must be two arrays, (inputs [B, ...], targets [B] or [B, C]), or inputs a pytree of such; got a "
+        f"{name} must be two arrays, (inputs [B, ...], targets [B] or [B, C]), or pytrees of such; got a "
         f"{type(batch).__name__}{kinds}"
     )

@@ -78,24 +78,36 @@ def test_an_outer_optimizer_is_given_the_value_of_the_loss(options):
     + [{"pipelined": True}, {"outer_every": 2}, {"meta_batch_fraction": 0.5}],
     ids=lambda options: "-".join(map(str, options.values())),
 )
-def test_inputs_may_be_a_pytree(options):
-    """A model of two arrays does what the model of one does that is these two side by side."""
+def test_inputs_targets_and_outputs_may_be_pytrees(options):
+    """A model of parts does what the model does of which they are, side by side, inputs and outputs."""
     model, inner, loss, theta, phi_params = make_problem()
     outer = optax.adam(1e-2)
 
-    def of_parts(params, model_state, inputs, **keywords):
-        return model.apply(params, model_state, jnp.concatenate([inputs["left"], inputs["right"]], axis=-1), **keywords)
+    def apply_to_parts(params, model_state, inputs, **keywords):
+        inputs = jnp.concatenate([inputs["left"], inputs["right"]], axis=-1)
+        outputs, model_state = model.apply(params, model_state, inputs, **keywords)
+        return {"first": outputs[..., 0], "others": outputs[..., 1:]}, model_state
+
+    def of_parts(loss_fn):
+        def of_whole(*arguments):
+            *phi_params, targets, outputs = arguments
+            outputs = jnp.concatenate([outputs["first"][..., None], outputs["others"]], axis=-1)
+            return targets["weights"].mean() * loss_fn(*phi_params, targets["labels"], outputs)
+
+        return of_whole
+
+    def parted(inputs, targets):
+        inputs = {"left": inputs[..., :2], "right": inputs[..., 2:]}
+        return inputs, {"labels": targets, "weights": jnp.ones(targets.shape)}
 
     batches = stacked_batches(2)._replace(step=jnp.arange(2))
-    parts = batches._replace(
-        **{
-            name: ({"left": inputs[..., :2], "right": inputs[..., 2:]}, targets)
-            for name, (inputs, targets) in (("inner", batches.inner), ("outer", batches.outer))
-        }
-    )
+    parts = batches._replace(inner=parted(*batches.inner), outer=parted(*batches.outer))
     results = []
-    for apply_fn, given in ((model.apply, batches), (of_parts, parts)):
-        step = adalfl_jax.make_bilevel_step(apply_fn, loss.apply, softmax_cross_entropy, inner, outer, **options)
+    for functions, given in (
+        ((model.apply, loss.apply, softmax_cross_entropy), batches),
+        ((apply_to_parts, of_parts(loss.apply), of_parts(softmax_cross_entropy)), parts),
+    ):
+        step = adalfl_jax.make_bilevel_step(*functions, inner, outer, **options)
         *found, _ = loop(jax.jit(step), theta, adalfl_jax.Phi.create(phi_params, outer), given)
         results.append((found[0], found[1].params))
     chex.assert_trees_all_close(*results, rtol=1e-8, atol=1e-12)
@@ -108,7 +120,7 @@ def test_inputs_of_which_one_does_not_fit_are_told():
     for inner, message in (
         (({"a": inputs, "b": inputs[:3]}, targets), r"share their leading axes \[B\]; got inputs \{'a': \(8, 5\), 'b'"),
         (({"a": inputs, "b": inputs[None]}, targets), r"or have one leading axis K more"),
-        (({}, targets), r"batch.inner must be two arrays.*or inputs a pytree of such; got a tuple of dict"),
+        (({}, targets), r"batch.inner must be two arrays.*or pytrees of such; got a tuple of dict"),
     ):
         outer = ({"a": inputs, "b": inputs}, targets)
         with pytest.raises(ValueError, match=message):
@@ -173,8 +185,42 @@ def test_an_inner_optimizer_that_needs_more_than_a_gradient_is_refused(hypergrad
         model.apply, loss.apply, softmax_cross_entropy, inner, outer, hypergradient=hypergradient
     )
     theta = adalfl_jax.Theta.create(*model.init(jax.random.key(0)), inner)
-    with pytest.raises(ValueError, match=r"must need no more than gradient, state and parameters, .*argument: 'value'"):
+    with pytest.raises(
+        ValueError, match=r"the inner optimiser gets gradient, state and parameters and no more, .*: 'value'"
+    ):
         step(theta, adalfl_jax.Phi.create(phi_params, outer), make_batch(jax.random.key(1)))
+
+
+def test_an_outer_optimizer_that_searches_a_line_is_refused():
+    model, inner, loss, theta, phi_params = make_problem()
+    outer = optax.lbfgs()
+    step = adalfl_jax.make_bilevel_step(model.apply, loss.apply, softmax_cross_entropy, inner, outer)
+    with pytest.raises(
+        ValueError, match=r"the outer optimiser gets gradient, .* value of the loss and no more, .*fn'$"
+    ):
+        step(theta, adalfl_jax.Phi.create(phi_params, outer), make_batch(jax.random.key(1)))
+
+
+@pytest.mark.parametrize("scale", [1.0, np.float32(1.0), jnp.array(1.0)])
+def test_numbers_without_a_type_of_their_own_compile_a_step_once(scale):
+    outer, inner = optax.adam(1e-2), optax.adam(1e-2)
+    times = []
+
+    def apply_fn(params, model_state, inputs, *, train, rng_key):
+        times.append(train)
+        return params["scale"] * inputs, model_state
+
+    def learned_loss(phi_params, targets, outputs):
+        return phi_params["scale"] * softmax_cross_entropy(targets, outputs)
+
+    step = jax.jit(adalfl_jax.make_bilevel_step(apply_fn, learned_loss, softmax_cross_entropy, inner, outer))
+    theta = adalfl_jax.Theta.create({"scale": scale}, {"count": scale}, inner)
+    phi = adalfl_jax.Phi.create({"scale": scale}, outer)
+    traces = []
+    for _ in range(3):
+        theta, phi, _ = step(theta, phi, make_batch(jax.random.key(1))._replace(step=None))
+        traces.append(len(times))
+    assert traces[0] == traces[-1] > 0
 
 
 def test_phi_moves_by_the_outer_optimizer_on_the_hypergradient():

@@ -283,3 +283,12 @@ def test_under_jit_the_error_of_a_label_without_a_class_is_nan(num_outputs):
 def test_outputs_that_are_whole_numbers_are_refused_rather_than_targets_rounded(loss_fn):
     with pytest.raises(ValueError, match="outputs of a regression must be floats; got int32"):
         loss_fn(jnp.full((3, 1), 0.5), jnp.zeros((3, 1), jnp.int32))
+
+
+@pytest.mark.parametrize("name", [*TASK_LOSSES, *METRICS])
+def test_of_pytrees_it_is_told_to_choose(name):
+    loss = (TASK_LOSSES | METRICS)[name]
+    targets, outputs = {"labels": jnp.zeros(4, int)}, {"logits": jnp.zeros((4, 3))}
+    for given in ((targets, outputs), (targets["labels"], outputs), (targets, outputs["logits"])):
+        with pytest.raises(ValueError, match=r"one array of targets and one of outputs; .*Got targets .*\(4,\)"):
+            loss(*given)

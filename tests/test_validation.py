@@ -1,6 +1,7 @@
 """What the makers of steps and their steps refuse, and what their errors say."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -80,6 +81,61 @@ def test_the_other_makers_of_steps_want_functions_too():
         adalfl_jax.make_reweighting_step(apply_fn, softmax_cross_entropy, softmax_cross_entropy, None)
     with pytest.raises(ValueError, match=r"init_fn must be a function; got LossNetwork.*give its function `init`"):
         adalfl_jax.make_offline_step(make_step(), LOSS, INNER)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"apply_fn": lambda params, inputs: None},
+            r"called as apply_fn\(params, model_state, inputs, train=train, rng_key=rng_key\), and takes \(params, in",
+        ),
+        (
+            {"learned_loss_fn": lambda phi, targets, outputs, params: 0.0, "hypergradient": "unrolled"},
+            r"called as learned_loss_fn\(phi_params, targets, outputs\), .*'params'; declare params behind a `\*`",
+        ),
+        ({"learned_loss_fn": softmax_cross_entropy}, r"learned_loss_fn is called .* too many positional arguments$"),
+        ({"task_loss_fn": LOSS.apply}, r"task_loss_fn is called as task_loss_fn\(targets, outputs\), .*'outputs'$"),
+        (
+            {"task_loss_fn": lambda targets, outputs, *, progress: 0.0},
+            r"task_loss_fn is called .*argument: 'progress'$",
+        ),
+    ],
+)
+def test_a_function_of_other_arguments_is_told_how_it_is_called(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_step(**changes)
+
+
+def test_the_other_makers_say_it_too():
+    with pytest.raises(ValueError, match=r"loss_fn is called as loss_fn\(targets, outputs, progress=progress\), and"):
+        adalfl_jax.make_task_step(apply_fn, LOSS.apply, INNER)
+    with pytest.raises(ValueError, match=r"example_loss_fn is called as example_loss_fn\(targets, outputs\), and"):
+        adalfl_jax.make_reweighting_step(apply_fn, LOSS.apply, softmax_cross_entropy, INNER)
+
+
+def test_what_does_not_tell_its_arguments_is_called():
+    class Untold:
+        __signature__ = "none"
+
+        def __call__(self, targets, outputs):
+            return softmax_cross_entropy(targets, outputs)
+
+    theta, phi = make_state()
+    assert jnp.isfinite(make_step(task_loss_fn=Untold())(theta, phi, BATCH)[2].outer_loss)
+
+
+def test_a_loss_that_reads_progress_is_given_it():
+    def loss(*arguments, progress):
+        return (1 + progress) * softmax_cross_entropy(*arguments[-2:])
+
+    theta, phi = make_state()
+    for step in (make_step(learned_loss_fn=loss), make_step(learned_loss_fn=loss, pipelined=True)):
+        with pytest.raises(ValueError, match=r"the loss reads `progress`, .*BilevelBatch.progress.* got None"):
+            step(theta, phi, BATCH)
+        step(theta, phi, BATCH._replace(progress=0.5))
+    with pytest.raises(ValueError, match=r"the loss reads `progress`"):
+        adalfl_jax.make_task_step(apply_fn, loss, INNER)(theta, BATCH.inner)
 
 
 @pytest.mark.parametrize(
@@ -269,12 +325,13 @@ def test_a_model_that_returns_outputs_alone_is_told_of_its_state():
         adalfl_jax.make_task_step(outputs_alone, softmax_cross_entropy, INNER)(theta, BATCH.inner)
 
 
-def test_a_model_that_returns_no_array_is_named():
-    def outputs_by_name(params, model_state, inputs, *, train, rng_key):
-        return {"logits": inputs @ params}, model_state
+@pytest.mark.parametrize("outputs", [{"logits": "none"}, None, ()])
+def test_a_model_that_returns_no_array_is_named(outputs):
+    def without_array(params, model_state, inputs, *, train, rng_key):
+        return outputs, model_state
 
-    with pytest.raises(ValueError, match=r"must return its outputs as one array.*got \{'logits': .*float32\[8,3\]"):
-        make_step(apply_fn=outputs_by_name)(*make_state(), BATCH)
+    with pytest.raises(ValueError, match=rf"its outputs as an array.*or as a pytree; got {re.escape(repr(outputs))}"):
+        make_step(apply_fn=without_array)(*make_state(), BATCH)
 
 
 def test_priming_refuses_what_the_step_does():

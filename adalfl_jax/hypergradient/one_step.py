@@ -40,10 +40,10 @@ from adalfl_jax.types import BilevelBatch, PyTree, Theta
 class Linearization(NamedTuple):
     """The base model at theta on one batch. A pytree, its functions included."""
 
-    model: Callable[[PyTree], jax.Array]  # params -> outputs
+    model: Callable[[PyTree], PyTree]  # params -> outputs
     params: PyTree
-    outputs: jax.Array  # [B, C]
-    pullback: Callable[[jax.Array], tuple[PyTree]]  # c -> J_f^T c
+    outputs: PyTree  # [B, C], or a pytree of such
+    pullback: Callable[[PyTree], tuple[PyTree]]  # c -> J_f^T c
 
 
 def forward(
@@ -108,29 +108,33 @@ def central_difference(
     return _one_step(central_difference, problem, theta, phi_params, batch, carry)
 
 
-def _transposed_pullback(point: Linearization, direction: PyTree) -> jax.Array:
+def _transposed_pullback(point: Linearization, direction: PyTree) -> PyTree:
     return jax.linear_transpose(lambda c: point.pullback(c)[0], point.outputs)(direction)[0]
 
 
-def _new_evaluation(point: Linearization, direction: PyTree) -> jax.Array:
+def _new_evaluation(point: Linearization, direction: PyTree) -> PyTree:
     # XLA would find f(theta) computed already and keep all of that pass for this one; theta + 0 w it cannot simplify.
     # (`optimization_barrier` does not help: the compiler for CPUs drops it before it looks for equal subexpressions.)
     params = jax.tree.map(lambda leaf, tangent: leaf + 0 * tangent.astype(leaf.dtype), point.params, direction)
     return jax.jvp(point.model, (params,), (direction,))[1]
 
 
-def _one_sided(point: Linearization, direction: PyTree) -> jax.Array:
+def _one_sided(point: Linearization, direction: PyTree) -> PyTree:
     step = _difference_step(point, direction, order=1)
-    return (point.model(_moved(point.params, direction, step)) - point.outputs) / step
+    return _quotient(point.model(_moved(point.params, direction, step)), point.outputs, step)
 
 
-def _central(point: Linearization, direction: PyTree) -> jax.Array:
+def _central(point: Linearization, direction: PyTree) -> PyTree:
     step = _difference_step(point, direction, order=2)
     above, below = (point.model(_moved(point.params, direction, sign * step)) for sign in (1, -1))
-    return (above - below) / (2 * step)
+    return _quotient(above, below, 2 * step)
 
 
-JACOBIAN_PRODUCTS: dict[Estimator, Callable[[Linearization, PyTree], jax.Array]] = {
+def _quotient(above: PyTree, below: PyTree, distance: jax.Array) -> PyTree:
+    return jax.tree.map(lambda left, right: (left - right) / distance.astype(left.dtype), above, below)
+
+
+JACOBIAN_PRODUCTS: dict[Estimator, Callable[[Linearization, PyTree], PyTree]] = {
     forward: _transposed_pullback,
     recompute: _new_evaluation,
     finite_difference: _one_sided,
@@ -196,11 +200,11 @@ def update_theta(
 
 
 def loss_gradient_of(
-    problem: BilevelProblem, phi_params: PyTree, targets: jax.Array, outputs: jax.Array
-) -> tuple[jax.Array, jax.Array, Callable[[jax.Array], tuple[PyTree]]]:
-    """M_phi, dM_phi/df `[B, C]`, and the pullback t -> d/dphi <dM_phi/df, t>."""
+    problem: BilevelProblem, phi_params: PyTree, targets: PyTree, outputs: PyTree
+) -> tuple[jax.Array, PyTree, Callable[[PyTree], tuple[PyTree]]]:
+    """M_phi, dM_phi/df of the outputs' shape, and the pullback t -> d/dphi <dM_phi/df, t>."""
 
-    def loss_gradient(phi_params: PyTree) -> tuple[jax.Array, jax.Array]:
+    def loss_gradient(phi_params: PyTree) -> tuple[PyTree, jax.Array]:
         loss, gradient = jax.value_and_grad(lambda f: problem.learned_loss_fn(phi_params, targets, f))(outputs)
         return gradient, loss
 
@@ -208,7 +212,7 @@ def loss_gradient_of(
     return loss, gradient, pullback
 
 
-def jacobian_product(estimator: Estimator, point: Linearization, direction: PyTree) -> jax.Array:
+def jacobian_product(estimator: Estimator, point: Linearization, direction: PyTree) -> PyTree:
     """J_f w by an estimator that is a key of `JACOBIAN_PRODUCTS`.
 
     Raises:
@@ -249,7 +253,7 @@ def _difference_step(point: Linearization, direction: PyTree, *, order: int) -> 
     distance = eps ** (1 / (1 + order)) * _norm(point.params)
     length = _norm(direction)
     is_defined = (length > 0) & (distance > 0)
-    return jnp.where(is_defined, distance / jnp.where(is_defined, length, 1.0), 1.0).astype(point.outputs.dtype)
+    return jnp.where(is_defined, distance / jnp.where(is_defined, length, 1.0), 1.0)
 
 
 def _norm(tree: PyTree) -> jax.Array:

@@ -28,7 +28,7 @@ class LastStep(NamedTuple):
     """How the step of theta before this one turns a gradient of the task loss into one of phi. A pytree."""
 
     point: Linearization  # of the base model, without what the estimator does not use
-    targets: jax.Array
+    targets: PyTree
     progress: jax.Array | None
     to_direction: Callable[[PyTree], tuple[PyTree]]  # dL/dtheta' -> w
 

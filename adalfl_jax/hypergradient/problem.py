@@ -16,7 +16,7 @@ from adalfl_jax.axes import mean_over, own_copy
 from adalfl_jax.hypergradient.update import differentiable_update
 from adalfl_jax.types import ApplyFn, Batch, BilevelBatch, LearnedLossFn, LossFn, PyTree, Theta
 
-AnyBatch = Batch | tuple[PyTree, jax.Array]
+AnyBatch = Batch | tuple[PyTree, PyTree]
 
 
 class BilevelProblem(NamedTuple):
@@ -82,7 +82,7 @@ def no_forward_mode(name: str, reason: Exception | None = None) -> NotImplemente
     )
 
 
-def require_32_bits(name: str, outputs: Callable[[PyTree], jax.Array], params: PyTree) -> None:
+def require_32_bits(name: str, outputs: Callable[[PyTree], PyTree], params: PyTree) -> None:
     """Raises ValueError for a model that computes in 16 bits, of an estimator that takes differences."""
     program = jax.make_jaxpr(outputs)(params).jaxpr
     variables = (*program.invars, *(var for equation in equations(program) for var in equation.outvars))
@@ -100,10 +100,10 @@ def require_32_bits(name: str, outputs: Callable[[PyTree], jax.Array], params: P
 
 def outputs_of(
     problem: BilevelProblem, theta: Theta, inputs: PyTree, rng_key: jax.Array | None
-) -> tuple[Callable[[PyTree], jax.Array], PyTree]:
+) -> tuple[Callable[[PyTree], PyTree], PyTree]:
     """The outputs in train mode as a function of the parameters, and those."""
 
-    def outputs(params: PyTree) -> jax.Array:
+    def outputs(params: PyTree) -> PyTree:
         return problem.apply_fn(params, theta.model_state, inputs, train=True, rng_key=rng_key)[0]
 
     return outputs, problem.own(theta.params)
@@ -119,13 +119,13 @@ def equations(program: core.Jaxpr) -> Iterator[core.JaxprEqn]:
 
 def descend(
     apply_fn: ApplyFn,
-    loss_fn: Callable[[jax.Array, jax.Array, PyTree], jax.Array],
+    loss_fn: Callable[[PyTree, PyTree, PyTree], jax.Array],
     optimizer: optax.GradientTransformation,
     theta: Theta,
     batch: AnyBatch,
     rng_key: jax.Array | None,
     axis_name: str | None = None,
-) -> tuple[Theta, jax.Array, jax.Array]:
+) -> tuple[Theta, jax.Array, PyTree]:
     """One differentiable optimiser step of theta on `loss_fn(targets, outputs, params)`.
 
     Returns:
@@ -133,7 +133,7 @@ def descend(
     """
     inputs, targets = batch
 
-    def objective(params: PyTree) -> tuple[jax.Array, tuple[PyTree, jax.Array]]:
+    def objective(params: PyTree) -> tuple[jax.Array, tuple[PyTree, PyTree]]:
         outputs, model_state = apply_fn(params, theta.model_state, inputs, train=True, rng_key=rng_key)
         return loss_fn(targets, outputs, params), (model_state, outputs)
 
@@ -179,32 +179,34 @@ def num_inner_steps(batch: BilevelBatch) -> int | None:
     batch's.
 
     Raises:
-      ValueError: leading axes of inputs and targets or ranks of inner and outer inputs differ, or a batch is empty.
+      ValueError: leading axes within a batch or ranks of inner and outer inputs differ, or a batch is empty.
     """
-    inner_inputs, outer_inputs = (jax.tree.map(jnp.shape, part[0]) for part in (batch.inner, batch.outer))
-    inner_targets, outer_targets = (jnp.shape(part[1]) for part in (batch.inner, batch.outer))
+    inner, outer = (jax.tree.map(jnp.shape, tuple(part)) for part in (batch.inner, batch.outer))
     ranks = [[jnp.ndim(leaf) for leaf in jax.tree.leaves(part[0])] for part in (batch.inner, batch.outer)]
     extra_axes = {inner - outer for inner, outer in zip(*ranks, strict=False)}
     if len(ranks[0]) != len(ranks[1]) or extra_axes not in ({0}, {1}):
         raise ValueError(
             "batch.inner inputs must be shaped like batch.outer inputs, or have one leading axis K more; got "
-            f"inner {inner_inputs} and outer {outer_inputs}"
+            f"inner {inner[0]} and outer {outer[0]}"
         )
     (num_extra,) = extra_axes
-    for name, part, shapes, targets, axes in (
-        ("inner", batch.inner, inner_inputs, inner_targets, 1 + num_extra),
-        ("outer", batch.outer, outer_inputs, outer_targets, 1),
+    leading = []
+    for name, part, shapes, axes in (
+        ("inner", batch.inner, inner, 1 + num_extra),
+        ("outer", batch.outer, outer, 1),
     ):
-        leaves = jax.tree.leaves(part[0])
-        if any(jnp.shape(leaf)[:axes] != targets[:axes] or jnp.ndim(leaf) < axes for leaf in leaves):
+        leaves = jax.tree.leaves(tuple(part))
+        own = {jnp.shape(leaf)[:axes] for leaf in leaves}
+        if len(own) > 1 or any(jnp.ndim(leaf) < axes for leaf in leaves):
             letters = "[K, B]" if axes == 2 else "[B]"
             raise ValueError(
                 f"batch.{name}: inputs and targets must share their leading axes {letters}; got inputs "
-                f"{shapes} and targets {targets}"
+                f"{shapes[0]} and targets {shapes[1]}"
             )
-    if 0 in outer_targets[:1] + inner_targets[: 1 + num_extra]:
-        raise ValueError(f"batches are empty; got inner {inner_inputs} and outer {outer_inputs}")
-    return inner_targets[0] if num_extra else None
+        leading.append(*own)
+    if 0 in leading[0] + leading[1]:
+        raise ValueError(f"batches are empty; got inner {inner[0]} and outer {outer[0]}")
+    return leading[0][0] if num_extra else None
 
 
 def first_examples(batch: AnyBatch, fraction: float) -> Batch:
@@ -229,7 +231,7 @@ def reads_params(learned_loss_fn: LearnedLossFn) -> bool:
 
 def bind_learned_loss(
     learned_loss_fn: LearnedLossFn, phi_params: PyTree
-) -> Callable[[jax.Array, jax.Array, PyTree], jax.Array]:
+) -> Callable[[PyTree, PyTree, PyTree], jax.Array]:
     """M_phi as a function of (targets, outputs, params), whether it reads theta or not."""
     if reads_params(learned_loss_fn):
         return lambda targets, outputs, params: learned_loss_fn(phi_params, targets, outputs, params=params)  # pyright: ignore[reportCallIssue]

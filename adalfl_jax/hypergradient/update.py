@@ -1,4 +1,4 @@
-"""An optimiser's update as a function that can be differentiated everywhere."""
+"""Updates of the two optimisers; that of the inner one can be differentiated everywhere."""
 
 from __future__ import annotations
 
@@ -22,12 +22,8 @@ def differentiable_update(
     try:
         plain_update, *closed_over = hoist_closure(optimizer.update, gradient, opt_state, params)
     except TypeError as error:
-        if "keyword-only" not in str(error):
-            raise
-        raise ValueError(
-            "the inner optimiser must need no more than gradient, state and parameters, unlike a line search or a "
-            f"reduction on a plateau; {str(error).splitlines()[0]}"
-        ) from error
+        _explain(error, "inner", "gradient, state and parameters")
+        raise
     update = jax.custom_jvp(plain_update)
 
     @update.defjvp
@@ -37,6 +33,28 @@ def differentiable_update(
         return update(*primals), tangents_out
 
     return update(gradient, opt_state, params, *closed_over)
+
+
+def outer_update(
+    optimizer: optax.GradientTransformation,
+    gradient: PyTree,
+    opt_state: optax.OptState,
+    params: PyTree,
+    value: jax.Array,
+) -> tuple[PyTree, optax.OptState]:
+    """`optimizer.update`, told the value of the loss where it takes one."""
+    try:
+        return optax.with_extra_args_support(optimizer).update(gradient, opt_state, params, value=value)
+    except TypeError as error:
+        _explain(error, "outer", "gradient, state, parameters and value of the loss")
+        raise
+
+
+def _explain(error: TypeError, which: str, given: str) -> None:
+    """Raises ValueError where an optimiser takes other arguments."""
+    said = str(error).splitlines()[0]
+    if "keyword" in said:
+        raise ValueError(f"the {which} optimiser gets {given} and no more, unlike a line search; {said}") from error
 
 
 def _away_from_zero(gradient: jax.Array) -> jax.Array:

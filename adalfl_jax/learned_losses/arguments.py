@@ -55,7 +55,17 @@ def at_progress(loss_fn: Loss, progress: jax.Array | float | None) -> Loss:
     Args:
       loss_fn: M_phi, or a fixed loss.
       progress: t / T, `[]` in [0, 1]; None where it is not known.
+
+    Raises:
+      ValueError: no progress for a loss that declares it without a default.
     """
-    if progress is None or not declares(loss_fn, "progress"):
+    if not declares(loss_fn, "progress"):
+        return loss_fn
+    if progress is None:
+        if inspect.signature(loss_fn).parameters["progress"].default is inspect.Parameter.empty:
+            raise ValueError(
+                "the loss reads `progress`, the share of training that is done: give it, to a bilevel step as "
+                "BilevelBatch.progress, or the loss a default for it; got None"
+            )
         return loss_fn
     return _AtProgress(loss_fn, progress=progress)  # pyright: ignore[reportReturnType]
