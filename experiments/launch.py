@@ -62,7 +62,7 @@ def launch(run: Callable[[TrainConfig, str], dict[str, Any]]) -> None:
         with told_in_a_line():
             summary = run(TrainConfig.from_mapping(CONFIG.value), WORKDIR.value or "")
         if jax.process_index() == 0:
-            _print_summary(summary, WORKDIR.value or "")
+            print_summary(summary, WORKDIR.value or "")
 
     app.run(main, flags_parser=parse_flags)
 
@@ -215,7 +215,8 @@ def _processor() -> str:
     return f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:8]}"
 
 
-def _print_summary(summary: dict[str, Any], workdir: str) -> None:
+def print_summary(summary: dict[str, Any], workdir: str) -> None:
+    """Prints the table of a run."""
     first, last = summary["seeds"][0], summary["seeds"][-1]
     title = f"{summary['dataset']}, {summary['num_steps']} steps, seeds {first} to {last}"
     table = Table(title=Text(title))  # names in brackets are no markup
@@ -224,8 +225,13 @@ def _print_summary(summary: dict[str, Any], workdir: str) -> None:
         table.add_column(f"{split} {summary['metric']}", justify="right")
     table.add_column("learning rate", justify="right")
     for info in summary["methods"].values():
-        errors = (_show_spread(info[split]) for split in ("valid", "test"))
+        mark = "*" if "trains_on_valid" in info else ""
+        errors = (mark + _show_spread(info["valid"]), _show_spread(info["test"]))
         table.add_row(info["title"], *errors, f"{info['learning_rate']:.4g}")
+        if mark:
+            table.caption = (
+                "* of examples that the method trains on, and no guide: outer.split_fraction below 1 holds some out"
+            )
     console = Console()
     console.print(table)
     console.print(f"Everything is in {workdir}", soft_wrap=True, markup=False)

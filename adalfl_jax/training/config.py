@@ -146,6 +146,11 @@ class TrainConfig:
         share = self.outer.joint_share
         return first_of_the_last(self.num_steps, share) if share else self.num_steps
 
+    def trains_on_valid(self, method: str) -> bool:
+        """Whether theta trains on the very examples that a method's validation metric is of."""
+        is_whole = self.outer.split == "valid" and self.outer.split_fraction == 1
+        return is_whole and (method in FOR_CLEAN_SETS or self.outer.joint_share > 0)
+
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> TrainConfig:
         """Builds a config from nested mappings: a `ConfigDict`, or what `json.load` gives.

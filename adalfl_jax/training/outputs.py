@@ -109,6 +109,7 @@ def _summarize(setup: Setup, results: Sequence[MethodResult]) -> dict[str, Any]:
             **({"learning_rates": result.learning_rates} if result.learning_rates else {}),
             "test": describe(result.test.tolist()),
             "valid": describe(result.valid.tolist()),
+            **({"trains_on_valid": True} if config.trains_on_valid(result.method) else {}),
             "seconds": {"training": round(result.seconds, 2), "offline": round(result.offline_seconds, 2)},
             **({"tuning": result.tuning} if result.tuning else {}),
         }

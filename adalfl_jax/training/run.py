@@ -145,7 +145,7 @@ def _check_methods(config: TrainConfig, methods: tuple[str, ...]) -> None:
         fits = outer.split == "valid" or method not in FOR_CLEAN_SETS
         require("outer.split", outer.split, fits, f'"valid" for the method {method!r}, which needs a clean set')
     if "tuned_task_loss" in methods:
-        fits = not outer.joint_share or outer.split_fraction < 1
+        fits = not config.trains_on_valid("tuned_task_loss")
         expected = '0 for "tuned_task_loss", or outer.split_fraction below 1: it would choose by examples it trains on'
         require("outer.joint_share", outer.joint_share, fits, expected)
     if "adalfl" in methods:

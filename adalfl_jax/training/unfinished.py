@@ -81,6 +81,7 @@ def _summary_of(rows: Rows, method: str, config: TrainConfig) -> dict[str, Any]:
         "learning_rate": None if is_found else config.inner.learning_rate,
         "test": describe(test),
         "valid": describe(valid),
+        **({"trains_on_valid": True} if config.trains_on_valid(method) else {}),
         "seconds": {"training": None, "offline": None},
     }
 

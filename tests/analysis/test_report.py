@@ -105,6 +105,17 @@ def test_report_names_every_method_and_comparison(page):
     assert all(f"AdaLFL less {title}" in text for name, title in TITLES.items() if name != "adalfl")
 
 
+def test_report_marks_a_validation_metric_of_examples_that_a_method_trains_on(page, tmp_path):
+    assert "*" not in Reader(page).text
+    record = make_record()
+    record.summary["methods"]["ml3"]["trains_on_valid"] = True
+    write_report(tmp_path / "report.html", record, {})
+    marked = Reader((tmp_path / "report.html").read_text()).text
+    assert f"*{record.summary['methods']['ml3']['valid']['mean'] * 100:.2f}" in marked
+    assert marked.count("*") == 2
+    assert "* of examples that the method trains on, and no guide" in marked
+
+
 def test_report_escapes_html_in_settings(page):
     assert "<script" not in page
     assert NASTY in Reader(page).text

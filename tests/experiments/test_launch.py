@@ -10,9 +10,10 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
+from adalfl_jax.analysis.statistics import describe
 from adalfl_jax.training import PreemptionError, WorkdirError
 from adalfl_jax.training.workdir import open_workdir
-from experiments.launch import CONFIG, WORKDIR, keep_compiled_programs, parse_flags, told_in_a_line
+from experiments.launch import CONFIG, WORKDIR, keep_compiled_programs, parse_flags, print_summary, told_in_a_line
 from tests.training.tiny import DIABETES, ROOT, SETTINGS, snapshot, tiny_config
 
 # ml_collections loads a configuration in a way that Python means to drop
@@ -50,6 +51,20 @@ def test_train_prints_the_table(tmp_path):
     for split in ("valid", "test"):
         assert f"{split} error_rate" in done.stdout
         assert f"{found[split]['mean']:.4f} ± {found[split]['std']:.4f}" in done.stdout
+
+
+def test_a_validation_error_of_examples_that_a_method_trains_on_is_marked(capsys):
+    told = {"learning_rate": 0.1, "test": describe([0.2, 0.3]), "valid": describe([0.0, 0.125])}
+    methods = {"task_loss": {"title": "task loss"} | told}
+    summary = {"dataset": "digits", "metric": "error_rate", "num_steps": 5, "seeds": [0, 1], "methods": methods}
+    print_summary(summary, "runs/a")
+    assert "*" not in capsys.readouterr().out
+    methods["fine_tuned"] = {"title": "task loss, fine-tuned", "trains_on_valid": True} | told
+    print_summary(summary, "runs/a")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "task loss │ 0.0625 ± " in printed
+    assert "task loss, fine-tuned │ *0.0625 ± 0.0884 │ 0.2500 ± 0.0707 │" in printed
+    assert "* of examples that the method trains on" in printed
 
 
 @pytest.mark.slow

@@ -536,3 +536,20 @@ def test_what_the_summary_says_is_whole_is_on_the_disk_before_it(tmp_path, monke
     names = ("metrics.jsonl", "loss_shapes.npz", "learned_loss.safetensors", "summary.json")
     *results, summary = (order.index((tmp_path / name).stat().st_ino) for name in names)
     assert all(place < summary for place in results)
+
+
+@pytest.mark.usefixtures("without_figures")
+@pytest.mark.parametrize(
+    ("changes", "marked"),
+    [
+        ({"outer.split": "valid"}, {"fine_tuned"}),
+        pytest.param(
+            {"outer.split": "valid", "outer.joint_share": 0.5}, {"task_loss", "fine_tuned"}, marks=pytest.mark.slow
+        ),
+        pytest.param({"outer.split": "valid", "outer.split_fraction": 0.5}, set(), marks=pytest.mark.slow),
+    ],
+)
+def test_a_summary_tells_who_trains_on_the_examples_of_the_validation_metric(changes, marked, tmp_path):
+    config = tiny_config(changes, methods=("task_loss", "fine_tuned"), num_steps=4, eval_every=2, num_seeds=1)
+    methods = compare(config, tmp_path)["methods"]
+    assert {name for name, info in methods.items() if info.get("trains_on_valid")} == marked
