@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import re
 import signal
 
@@ -38,7 +37,7 @@ from adalfl_jax.training.steps import phi_metrics
 from adalfl_jax.types import Batch, Phi, Theta
 from tests.training.same_run import assert_same_run
 from tests.training.test_resume import run_in_pieces
-from tests.training.tiny import DIABETES, final_state, tiny_config
+from tests.training.tiny import DIABETES, final_state, records, tiny_config
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The inplace keyword"),  # tbparse's, of pandas
@@ -47,10 +46,6 @@ pytestmark = [
 
 SEEDS = 3
 PHASES = [*(pytest.param(name, marks=pytest.mark.slow) for name in ("task_loss", "offline")), "adalfl"]
-
-
-def records(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @functools.cache

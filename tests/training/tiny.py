@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,11 @@ def tiny_config(overrides: Mapping[str, Any] | None = None, /, **more: Any) -> T
 def final_state(config: TrainConfig, workdir: Path, method: str) -> RunState:
     """The trained state of a method, from its checkpoint."""
     return load_state(workdir / "states" / method, state_structure(config, method))
+
+
+def records(workdir: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics."""
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
