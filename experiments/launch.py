@@ -100,6 +100,14 @@ def told_in_a_line(*errors: type[Exception]) -> Iterator[None]:
         yield
     except (ConfigError, DatasetError, DivergenceError, OSError, *errors) as error:
         _end(f"{type(error).__name__}: {error}")
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        first_line, *_ = *str(error).splitlines(), type(error).__name__
+        _end(
+            f"out of memory: {first_line}\nLess is taken by a smaller batch_size or num_seeds, by model.remat and by "
+            "dataset.streaming; experiments.describe says how much a step takes"
+        )
     except PreemptionError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(128 + error.signal)

@@ -6,6 +6,8 @@ import sys
 import warnings
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
@@ -128,6 +130,26 @@ def test_what_ends_a_run_is_told_in_a_line(error, code, said, capsys):
         raise error
     assert ended.value.code == code
     assert capsys.readouterr().err == said
+
+
+@pytest.mark.usefixtures("verbosity")
+@pytest.mark.parametrize("library", [jnp, np])
+def test_memory_that_does_not_suffice_is_told_with_what_takes_less(library):
+    with pytest.raises(SystemExit) as ended, told_in_a_line():
+        library.zeros(2**46)
+    said, remedy = str(ended.value.code).splitlines()
+    assert said.startswith("out of memory: ")
+    assert len(said) > len("out of memory: ")
+    assert remedy.startswith("Less is taken by a smaller batch_size or num_seeds")
+
+
+@pytest.mark.usefixtures("verbosity")
+def test_another_error_of_the_device_keeps_its_traceback():
+    def fail(value):
+        raise ValueError(value)
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="ValueError"), told_in_a_line():
+        jax.pure_callback(fail, jnp.ones(()), jnp.ones(())).block_until_ready()
 
 
 @pytest.mark.usefixtures("verbosity")
