@@ -43,6 +43,7 @@ from adalfl_jax.validation import (
     require_model,
     require_options,
     require_phi,
+    require_progress,
     require_theta,
     returning_scalar,
     returning_state,
@@ -190,6 +191,7 @@ def make_bilevel_step(
         require_theta(theta, "inner_optimizer", inner_optimizer)
         require_phi(phi, outer_optimizer)
         require_bilevel_batch(batch, parts)
+        require_progress(learned_loss_fn, batch.progress)
         return step(theta, phi, batch)
 
     return bilevel_step
@@ -258,7 +260,7 @@ def make_task_step(
     require_model(apply_fn)
     require_loss("loss_fn", loss_fn, "targets", "outputs", optional=("progress",))
     own_apply_fn = with_own_keys(axis_name, returning_state(apply_fn))
-    loss_fn = returning_scalar("loss_fn", loss_fn)
+    scalar_loss_fn = returning_scalar("loss_fn", loss_fn)
 
     def task_step(
         theta: Theta,
@@ -268,11 +270,12 @@ def make_task_step(
     ) -> tuple[Theta, TaskMetrics]:
         require_theta(theta, "optimizer", optimizer)
         require_batch("batch", batch)
-        if any(0 in jnp.shape(leaf) for leaf in jax.tree.leaves(batch[1])):
+        if any(jnp.shape(leaf)[:1] == (0,) for leaf in jax.tree.leaves(batch[1])):
             raise ValueError(f"the batch is empty; got targets {jax.tree.map(jnp.shape, batch[1])}")
         if rng_key is not None:
             require_key("rng_key", rng_key)
-        loss_now = at_progress(loss_fn, progress)
+        require_progress(loss_fn, progress)
+        loss_now = at_progress(scalar_loss_fn, progress)
 
         def loss(targets: PyTree, outputs: PyTree, _) -> jax.Array:
             return loss_now(targets, outputs)

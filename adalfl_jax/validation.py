@@ -113,7 +113,8 @@ def _require_call(
         signature.bind(*arguments, **dict.fromkeys(keywords))
     except TypeError as error:
         call = ", ".join((*arguments, *(f"{keyword}={keyword}" for keyword in keywords)))
-        unheard = [keyword for keyword in optional if keyword in signature.parameters and keyword not in keywords]
+        further = list(signature.parameters)[len(arguments) :]
+        unheard = [keyword for keyword in optional if keyword in further and keyword not in keywords]
         remedy = f"; declare {' and '.join(unheard)} behind a `*`, to be given it by keyword" if unheard else ""
         raise ValueError(f"{name} is called as {name}({call}), and takes {signature}: {error}{remedy}") from error
 
@@ -136,6 +137,11 @@ def returning_state(apply_fn: ApplyFn) -> ApplyFn:
                 "apply_fn must return its outputs as an array, [B, C] for the losses of this package, or as a pytree; "
                 f"got {returned[0]!r}"
             )
+        if not all(jnp.issubdtype(array.dtype, jnp.inexact) for array in outputs):
+            raise ValueError(
+                "outputs of apply_fn must be floats, which have gradients; leave others out, or return them in "
+                f"model_state. Got {jax.tree.map(jax.typeof, returned[0])}"
+            )
         return returned[0], returned[1]
 
     return apply
@@ -154,6 +160,17 @@ def returning_scalar(name: str, loss_fn: Callable[..., jax.Array]) -> Callable[.
         return value
 
     return loss
+
+
+def require_progress(loss_fn: Callable[..., Any], progress: jax.Array | float | None) -> None:
+    """Raises ValueError where a loss declares a progress without a default, and there is none."""
+    if progress is None and declares(loss_fn, "progress"):
+        declared = inspect.signature(loss_fn, follow_wrapped=False).parameters.get("progress")
+        if declared is not None and declared.default is inspect.Parameter.empty:
+            raise ValueError(
+                "the loss reads `progress`, the share of training that is done: give it, to a bilevel step as "
+                "BilevelBatch.progress, or the loss a default for it; got None"
+            )
 
 
 def require_theta(theta: Theta, optimizer_name: str, optimizer: optax.GradientTransformation) -> None:

@@ -238,7 +238,8 @@ def print_summary(summary: dict[str, Any], workdir: str) -> None:
         table.add_row(info["title"], *errors, f"{info['learning_rate']:.4g}")
         if mark:
             table.caption = (
-                "* of examples that the method trains on, and no guide: outer.split_fraction below 1 holds some out"
+                "* measured on examples that the method trains on, and so no guide; out"
+                "er.split_fraction below 1 holds some out"
             )
     console = Console()
     console.print(table)

@@ -1,6 +1,7 @@
 """What the makers of steps and their steps refuse, and what their errors say."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -95,6 +96,7 @@ def test_the_other_makers_of_steps_want_functions_too():
             r"called as learned_loss_fn\(phi_params, targets, outputs\), .*'params'; declare params behind a `\*`",
         ),
         ({"learned_loss_fn": softmax_cross_entropy}, r"learned_loss_fn is called .* too many positional arguments$"),
+        ({"learned_loss_fn": lambda params, targets: 0.0}, r"learned_loss_fn is called .* positional arguments$"),
         ({"task_loss_fn": LOSS.apply}, r"task_loss_fn is called as task_loss_fn\(targets, outputs\), .*'outputs'$"),
         (
             {"task_loss_fn": lambda targets, outputs, *, progress: 0.0},
@@ -123,6 +125,36 @@ def test_what_does_not_tell_its_arguments_is_called():
 
     theta, phi = make_state()
     assert jnp.isfinite(make_step(task_loss_fn=Untold())(theta, phi, BATCH)[2].outer_loss)
+
+
+def test_a_function_around_a_loss_may_give_the_progress_itself():
+    def reads(phi_params, targets, outputs, *, progress):
+        return progress * LOSS.apply(phi_params, targets, outputs)
+
+    @functools.wraps(reads)
+    def of_any(*arguments, **keywords):
+        return reads(*arguments, **({"progress": 0.5} | keywords))
+
+    @functools.wraps(reads)
+    def of_three(phi_params, targets, outputs):
+        return reads(phi_params, targets, outputs, progress=0.5)
+
+    theta, phi = make_state()
+    half = make_step(learned_loss_fn=of_three)(theta, phi, BATCH)[2].inner_loss
+    for loss, progress, expected in ((of_three, 1.0, half), (of_any, None, half), (of_any, 1.0, 2 * half)):
+        metrics = make_step(learned_loss_fn=loss)(theta, phi, BATCH._replace(progress=progress))[2]
+        np.testing.assert_allclose(metrics.inner_loss, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("hypergradient", ["forward", "unrolled"])
+def test_outputs_without_gradients_are_refused(hypergradient):
+    def with_classes(params, model_state, inputs, *, train, rng_key):
+        outputs = inputs @ params
+        return {"outputs": outputs, "classes": outputs.argmax(axis=1)}, model_state
+
+    step = make_step(apply_fn=with_classes, hypergradient=hypergradient)
+    with pytest.raises(ValueError, match=r"must be floats, .* Got \{'classes': .*int32\[8\]"):
+        step(*make_state(), BATCH)
 
 
 def test_a_loss_that_reads_progress_is_given_it():

@@ -20,8 +20,8 @@ class Scaling:
       ([[1.0, -2.0]], [[30.0, 0.0]])
     """
 
-    mean: tuple[float, ...]  # [C], one a column, or [1], of all numbers
-    deviation: tuple[float, ...]  # [C] or [1], standard deviations; 1 where nothing varies
+    mean: tuple[float, ...] | float  # [C], one a column, or one of all numbers
+    deviation: tuple[float, ...] | float  # standard deviations; 1 where nothing varies
     fill_missing: bool = False  # whether nan stands for a missing value; it becomes the mean
 
     @classmethod
@@ -48,8 +48,9 @@ class Scaling:
         mean, deviation = np.nanmean(values, axis), np.nanstd(values, axis)
         # Of a constant the mean, and so the deviation, has an error of its own.
         varies = (deviation > 8 * precision * np.abs(mean)) & (np.nanmax(values, axis) > np.nanmin(values, axis))
-        statistics = (np.atleast_1d(value).tolist() for value in (mean, np.where(varies, deviation, 1.0)))
-        return cls(*map(tuple, statistics), fill_missing=fill_missing)
+        deviation = np.where(varies, deviation, 1.0)
+        statistics = (tuple(value.tolist()) if value.ndim else value.item() for value in (mean, deviation))
+        return cls(*statistics, fill_missing=fill_missing)
 
     def apply(self, values: Any) -> np.ndarray:
         """Numbers `[..., C]` in their own units as the splits hold them: float32, `(values - mean) / deviation`.
@@ -71,9 +72,11 @@ class Scaling:
         return self._check(values).astype(np.float64) * self.deviation + self.mean
 
     def _check(self, values: Any) -> np.ndarray:
-        values, num_columns = np.asarray(values), len(self.mean)
-        if num_columns > 1 and values.shape[-1:] != (num_columns,):
-            raise DatasetError(f"there must be {num_columns} columns, those of the examples; got shape {values.shape}")
+        values = np.asarray(values)
+        if isinstance(self.mean, tuple) and values.shape[-1:] != (len(self.mean),):
+            raise DatasetError(
+                f"there must be {len(self.mean)} columns, as the examples have; got shape {values.shape}"
+            )
         return values
 
 

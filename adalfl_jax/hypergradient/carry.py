@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from adalfl_jax.types import PyTree
-
-PER_AXIS = 8  # landmarks of an array, at least, where it is so long
 
 
 def as_array(progress: jax.Array | float | None) -> jax.Array | None:
@@ -15,26 +14,16 @@ def as_array(progress: jax.Array | float | None) -> jax.Array | None:
     return None if progress is None else jnp.asarray(progress, float)
 
 
-def landmarks(params: PyTree) -> PyTree:
-    """Some numbers of each parameter, evenly spaced, by which the next step knows them again."""
-
-    def spaced(leaf: jax.Array) -> jax.Array:
-        return jnp.asarray(leaf)[tuple(slice(None, None, max(1, length // PER_AXIS)) for length in jnp.shape(leaf))]
-
-    return jax.tree.map(spaced, params)
+def to_keep(tree: PyTree) -> PyTree:
+    """Arrays of JAX that nobody else has: without a trace they may be NumPy's, or others of a step's arguments and
+    results, which could not be donated to the next step then."""
+    return jax.tree.map(lambda leaf: leaf if isinstance(leaf, Tracer) else jnp.array(leaf), tree)
 
 
-def is_where_left(params: PyTree, left: PyTree) -> jax.Array:
-    """Whether parameters are those whose landmarks a step left, `[]`, or were moved by others or replaced meanwhile.
-
-    They may be off by their rounding: a compiler that computes parameters twice need not round them alike.
-    """
-
-    def is_same(now: jax.Array, then: jax.Array) -> jax.Array:
-        rounding = 2 * jnp.finfo(then.dtype).eps * jnp.abs(then).max(initial=0)
-        return (jnp.abs(now - then) <= rounding).all()
-
-    return jnp.stack(jax.tree.leaves(jax.tree.map(is_same, landmarks(params), left))).all()
+def is_same(one: PyTree, other: PyTree) -> jax.Array:
+    """Whether parameters are equal, `[]`, as those of a step are to what the last one left unless others moved them."""
+    equal = jax.tree.map(lambda left, right: (left == right).all(), one, other)
+    return jax.tree.reduce(jnp.logical_and, equal, jnp.array(True))
 
 
 def require_carry(name: str, carry: PyTree, like: PyTree) -> None:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adalfl_jax.hypergradient.carry import is_where_left, landmarks, require_carry
+from adalfl_jax.hypergradient.carry import is_same, require_carry, to_keep
 from adalfl_jax.hypergradient.problem import (
     BilevelProblem,
     Hypergradient,
@@ -75,7 +75,7 @@ class PrimedParticles(NamedTuple):
     theta: Theta  # [2N], the displaced upwards first
     displacement: PyTree  # [N], the sum of all since the last restart, in units of sigma
     age: jax.Array  # [] int32, steps since the last restart
-    left: PyTree  # landmarks of the real one's parameters after the last step
+    left: PyTree  # the parameters of the real one after the last step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +130,7 @@ class PersistentEvolutionStrategies:
         total = optax.tree.add(particles.displacement, noise)
         gradient = _correlate(losses.reshape(2, -1), total, self.sigma)
         theta_next, inner_loss, loss = _run(problem, theta, phi_params, batch, keys)
-        after = PrimedParticles(thetas, total, particles.age + 1, landmarks(theta_next.params))
+        after = PrimedParticles(thetas, total, particles.age + 1, to_keep(theta_next.params))
         return Hypergradient(theta_next, gradient, inner_loss, loss, after)
 
     def _started(self, theta: Theta, phi_params: PyTree, carry: PyTree) -> PrimedParticles:
@@ -139,12 +139,12 @@ class PersistentEvolutionStrategies:
             theta=jax.tree.map(lambda leaf: jnp.stack([leaf] * 2 * self.num_pairs), theta),
             displacement=jax.tree.map(lambda leaf: jnp.stack([jnp.zeros_like(leaf)] * self.num_pairs), phi_params),
             age=jnp.zeros((), jnp.int32),
-            left=landmarks(theta.params),
+            left=theta.params,
         )
         if not carry:
             return fresh
         require_carry("persistent_evolution_strategies", carry, fresh)
-        restart = (carry.age % self.horizon == 0) | ~is_where_left(theta.params, carry.left)
+        restart = (carry.age % self.horizon == 0) | ~is_same(theta.params, carry.left)
         return jax.tree.map(lambda new, old: jnp.where(restart, new, old), fresh, carry)
 
 

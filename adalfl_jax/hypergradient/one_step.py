@@ -174,7 +174,7 @@ def linearize(
 ) -> tuple[Linearization, PyTree]:
     """The base model in train mode on a batch, and the model state after it."""
 
-    def model(given: tuple, params: PyTree) -> tuple[jax.Array, PyTree]:
+    def model(given: tuple, params: PyTree) -> tuple[PyTree, PyTree]:
         model_state, inputs, rng_key = given
         return problem.apply_fn(params, model_state, inputs, train=True, rng_key=rng_key)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adalfl_jax.hypergradient.carry import as_array, is_where_left, landmarks, require_carry
+from adalfl_jax.hypergradient.carry import as_array, is_same, require_carry, to_keep
 from adalfl_jax.hypergradient.one_step import (
     Linearization,
     forward,
@@ -37,7 +38,7 @@ class PrimedCarry(NamedTuple):
     """The arrays of a `LastStep`. Its functions are the same at every step, and so made from those of this one."""
 
     is_taken: jax.Array  # [] bool
-    left: PyTree  # landmarks of the parameters after it
+    left: list[jax.Array]  # `_smaller` of the parameters after it
     arrays: list[jax.Array]
 
 
@@ -46,7 +47,8 @@ def make_pipelined_step(
 ) -> Callable[[Theta, Phi, BilevelBatch], tuple[Theta, Phi, BilevelMetrics]]:
     """Makes a step that updates phi for the step before it, then theta: 7 forward passes with `forward`, not 8.
 
-    Where theta is not what the step before made of it, moved by another step or replaced, phi waits for the next.
+    Where theta is not what the step before made of it, moved by another step or replaced, phi waits for the next. That
+    is seen by all but the largest of its arrays.
 
     Args:
       problem: without a meta batch.
@@ -84,13 +86,11 @@ def make_pipelined_step(
             *_, to_phi = loss_gradient_of(before, phi.params, last.targets, last.point.outputs)
             (gradient,) = problem.mean(to_phi(outputs_tangent))
             updated = update_phi(phi, gradient, outer_loss, ())
-            is_taken = phi.carry.is_taken & is_where_left(theta.params, phi.carry.left)
+            is_taken = phi.carry.is_taken & is_same(_smaller(theta.params), phi.carry.left)
             phi = jax.tree.map(lambda new, old: jnp.where(is_taken, new, old), updated, phi._replace(carry=()))
             norm = jnp.where(is_taken, optax.tree.norm(gradient), norm)
         last, theta_next, inner_loss = finish(phi)
-        # Without jit, arrays of NumPy come to here, whose types need not be those that JAX computes in.
-        arrays = [jnp.asarray(leaf) for leaf in jax.tree.leaves(last)]
-        carry = PrimedCarry(jnp.array(True), landmarks(theta_next.params), arrays)
+        carry = PrimedCarry(jnp.array(True), *to_keep((_smaller(theta_next.params), jax.tree.leaves(last))))
         return theta_next, phi._replace(carry=carry), BilevelMetrics(inner_loss, outer_loss, norm)
 
     return pipelined_step
@@ -99,9 +99,16 @@ def make_pipelined_step(
 def _restored(carry: PrimedCarry, params: PyTree, like: LastStep) -> LastStep:
     """The functions of this step with the arrays of the one before."""
     arrays, functions = jax.tree.flatten(like)
-    is_taken, left = jax.eval_shape(lambda params: (jnp.array(True), landmarks(params)), params)
-    require_carry("pipelined", carry, PrimedCarry(is_taken, left, arrays))
+    require_carry("pipelined", carry, PrimedCarry(jnp.array(True), _smaller(params), arrays))
     return jax.tree.unflatten(functions, carry.arrays)
+
+
+def _smaller(params: PyTree) -> list[jax.Array]:
+    """The smaller arrays, up to a sixteenth of all numbers and at least one. What moves theta moves them too, and to
+    keep and compare all would take a good part of what this step saves."""
+    leaves = sorted(map(jnp.asarray, jax.tree.leaves(params)), key=jnp.size)
+    sizes = list(itertools.accumulate(map(jnp.size, leaves)))
+    return [leaf for leaf, size in zip(leaves, sizes, strict=True) if 16 * size <= sizes[-1]] or leaves[:1]
 
 
 def _kept(estimator: Estimator, point: Linearization) -> Linearization:

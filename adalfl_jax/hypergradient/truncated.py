@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from adalfl_jax.hypergradient.carry import as_array, is_where_left, landmarks, require_carry
+from adalfl_jax.hypergradient.carry import as_array, is_same, require_carry, to_keep
 from adalfl_jax.hypergradient.problem import (
     BilevelProblem,
     Hypergradient,
@@ -37,7 +37,7 @@ class PrimedWindow(NamedTuple):
 
     theta: Theta  # before the oldest of the steps
     steps: PastSteps
-    left: PyTree  # landmarks of the parameters after the latest
+    left: PyTree  # the parameters after the latest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,19 +93,19 @@ class Truncated:
         taken = window.steps.is_taken
         gradient = jax.tree.map(lambda past, last: _where(taken, past, 0).sum(axis=0) + last, *gradients)
         steps = jax.tree.map(lambda past, last: jnp.concatenate([past[1:], last[None]]), window.steps, now)
-        after = PrimedWindow(second, steps, landmarks(theta_next.params))
+        after = PrimedWindow(second, steps, to_keep(theta_next.params))
         return Hypergradient(theta_next, gradient, inner_loss, outer_loss, after)
 
     def _empty_window(self, theta: Theta, now: PastSteps) -> PrimedWindow:
         steps = jax.tree.map(lambda leaf: jnp.stack([leaf] * (self.window - 1)), now)
         steps = steps._replace(is_taken=jnp.zeros(self.window - 1, bool))
-        return PrimedWindow(theta, steps, landmarks(theta.params))
+        return PrimedWindow(theta, steps, theta.params)
 
 
 def _opened(window: PrimedWindow, theta: Theta, now: PastSteps) -> PrimedWindow:
     """What stands for steps before the first is this one, which can be differentiated; the zeros of a primed carry may
     not. A window without a step yet, or of steps that do not lead to theta, begins there."""
-    taken = window.steps.is_taken & is_where_left(theta.params, window.left)
+    taken = window.steps.is_taken & is_same(theta.params, window.left)
     steps = jax.tree.map(lambda past, last: _where(taken, past, last[None]), window.steps, now)
     return window._replace(theta=_select(taken[-1], window.theta, theta), steps=steps._replace(is_taken=taken))
 

@@ -53,7 +53,7 @@ def outer_update(
 def _explain(error: TypeError, which: str, given: str) -> None:
     """Raises ValueError where an optimiser takes other arguments."""
     said = str(error).splitlines()[0]
-    if "keyword" in said:
+    if "required keyword-only" in said or "keyword argument 'value'" in said:
         raise ValueError(f"the {which} optimiser gets {given} and no more, unlike a line search; {said}") from error
 
 

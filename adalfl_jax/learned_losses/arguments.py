@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -21,32 +21,46 @@ def require_family(loss: LearnedLoss) -> None:
 
 
 def declares(loss_fn: Callable[..., Any], name: str) -> bool:
-    """Whether a loss declares an argument of this name that is keyword-only or has a default, and has not bound it."""
+    """Whether a loss declares an argument of this name that is keyword-only or has a default, and has not bound it.
+
+    By `functools.wraps` a function declares what the one inside it does, if it takes it.
+    """
     if _is_bound(loss_fn, name):
         return False
-    try:
-        parameter = inspect.signature(loss_fn).parameters.get(name)
-    except (TypeError, ValueError):  # a callable without an inspectable signature cannot ask for it
-        return False
-    if parameter is None or parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
-        return False
-    return parameter.kind is inspect.Parameter.KEYWORD_ONLY or parameter.default is not inspect.Parameter.empty
+    for function in _and_inside(loss_fn):
+        try:
+            parameters = inspect.signature(function, follow_wrapped=False).parameters
+        except (TypeError, ValueError):  # a callable without an inspectable signature cannot ask for it
+            return False
+        if (parameter := parameters.get(name)) is not None:
+            is_optional = parameter.default is not inspect.Parameter.empty
+            return parameter.kind is inspect.Parameter.KEYWORD_ONLY or (
+                is_optional and parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+            )
+        if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+            return False
+    return False
+
+
+def _and_inside(loss_fn: Callable[..., Any] | None) -> Iterator[Callable[..., Any]]:
+    """A loss, and those inside it by `functools.partial` and `functools.wraps`."""
+    while loss_fn is not None:
+        yield loss_fn
+        loss_fn = loss_fn.func if isinstance(loss_fn, functools.partial) else getattr(loss_fn, "__wrapped__", None)
 
 
 class _AtProgress(functools.partial):
     """A loss with a progress that is not the user's: another may take its place, as that of a past step does."""
 
 
-def _is_bound(loss_fn: Callable[..., Any] | None, name: str) -> bool:
+def _is_bound(loss_fn: Callable[..., Any], name: str) -> bool:
     """Whether a `functools.partial`, this loss or one inside it, has given the argument a value."""
-    while loss_fn is not None:
-        if isinstance(loss_fn, functools.partial):
-            if name in loss_fn.keywords and not (isinstance(loss_fn, _AtProgress) and name == "progress"):
-                return True
-            loss_fn = loss_fn.func
-        else:
-            loss_fn = getattr(loss_fn, "__wrapped__", None)
-    return False
+    return any(
+        isinstance(function, functools.partial)
+        and name in function.keywords
+        and not (isinstance(function, _AtProgress) and name == "progress")
+        for function in _and_inside(loss_fn)
+    )
 
 
 def at_progress(loss_fn: Loss, progress: jax.Array | float | None) -> Loss:
@@ -55,17 +69,7 @@ def at_progress(loss_fn: Loss, progress: jax.Array | float | None) -> Loss:
     Args:
       loss_fn: M_phi, or a fixed loss.
       progress: t / T, `[]` in [0, 1]; None where it is not known.
-
-    Raises:
-      ValueError: no progress for a loss that declares it without a default.
     """
-    if not declares(loss_fn, "progress"):
-        return loss_fn
-    if progress is None:
-        if inspect.signature(loss_fn).parameters["progress"].default is inspect.Parameter.empty:
-            raise ValueError(
-                "the loss reads `progress`, the share of training that is done: give it, to a bilevel step as "
-                "BilevelBatch.progress, or the loss a default for it; got None"
-            )
+    if progress is None or not declares(loss_fn, "progress"):
         return loss_fn
     return _AtProgress(loss_fn, progress=progress)  # pyright: ignore[reportReturnType]

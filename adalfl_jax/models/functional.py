@@ -135,7 +135,11 @@ def _require_no_linen(given: Any) -> None:
 
 def _require_one_argument(module: Any) -> None:
     try:
-        inspect.signature(type(module).__call__).bind("self", "inputs")
+        signature = inspect.signature(module.__call__, follow_wrapped=False)
+    except (AttributeError, TypeError, ValueError):  # of a call that does not tell, or of none
+        return
+    try:
+        signature.bind("inputs")
     except TypeError as error:
         raise ValueError(
             f"a module is called as module(inputs), which {type(module).__name__} is not made for: {error}. Several "

@@ -149,7 +149,8 @@ class TrainConfig:
     def trains_on_valid(self, method: str) -> bool:
         """Whether theta trains on the very examples that a method's validation metric is of."""
         is_whole = self.outer.split == "valid" and self.outer.split_fraction == 1
-        return is_whole and (method in FOR_CLEAN_SETS or self.outer.joint_share > 0)
+        joins = self.outer.joint_share > 0 and method != "reweighting"  # to which they give weights alone
+        return is_whole and (method == "fine_tuned" or joins)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> TrainConfig:

@@ -66,7 +66,8 @@ def main(argv: list[str]) -> None:
                 with begun_table(root, points):
                     _run(to_start, root)
         rows = make_rows(points)
-        print(render_table(results_table(rows, list(points[0].overrides))))
+        table = results_table(rows, list(points[0].overrides))
+        print(render_table(table), *table.notes, sep="\n\n")
         if _SUBMIT.value:
             write_table(rows, root)
             print(f"Everything is in {root}", file=sys.stderr)

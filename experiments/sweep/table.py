@@ -93,7 +93,11 @@ def _rows_of(point: Point, trained_on: dict[DatasetConfig, tuple[str, str]]) -> 
         state = state if digest == expected else f"finished, on other data than {first}"
     numbers = {
         method: {f"{split}_{part}": info[split][part] for split in ("test", "valid") for part in ("mean", "std")}
-        | {"seeds": summary["seeds"], "test_per_seed": info["test"]["per_seed"]}
+        | {
+            "trains_on_valid": info.get("trains_on_valid", False),
+            "seeds": summary["seeds"],
+            "test_per_seed": info["test"]["per_seed"],
+        }
         for method, info in summary["methods"].items()
     }
     rates = {method: info["learning_rate"] for method, info in summary["methods"].items()}
@@ -127,7 +131,8 @@ def results_table(rows: list[Row], fields: list[str]) -> Table:
     if any("difference" in row for row in rows):
         columns |= {"test, less the first": _difference, "p": _p_value}
     metric = next((row["metric"].replace("_", " ") for row in rows if "metric" in row), "no run is finished")
-    return Table(f"{len(rows)} results: {metric}", {**columns, "state": lambda row: row["state"]}, rows)
+    about = ("* measured on examples that the method trains on, and so no guide.",) * any(map(_is_marked, rows))
+    return Table(f"{len(rows)} results: {metric}", {**columns, "state": lambda row: row["state"]}, rows, about)
 
 
 def _cell(name: str, row: Row) -> str:
@@ -137,8 +142,12 @@ def _cell(name: str, row: Row) -> str:
 def _spread(split: str, row: Row) -> str:
     if f"{split}_mean" not in row:
         return ""
-    std = row[f"{split}_std"]
-    return f"{row[f'{split}_mean']:.4f}" + ("" if std is None else f" ± {std:.4f}")
+    std, mark = row[f"{split}_std"], "*" * (split == "valid" and _is_marked(row))
+    return f"{mark}{row[f'{split}_mean']:.4f}" + ("" if std is None else f" ± {std:.4f}")
+
+
+def _is_marked(row: Row) -> bool:
+    return row.get("trains_on_valid", False)
 
 
 def _difference(row: Row) -> str:

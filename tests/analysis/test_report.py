@@ -113,7 +113,7 @@ def test_report_marks_a_validation_metric_of_examples_that_a_method_trains_on(pa
     marked = Reader((tmp_path / "report.html").read_text()).text
     assert f"*{record.summary['methods']['ml3']['valid']['mean'] * 100:.2f}" in marked
     assert marked.count("*") == 2
-    assert "* of examples that the method trains on, and no guide" in marked
+    assert "* measured on examples that the method trains on" in marked
 
 
 def test_report_escapes_html_in_settings(page):

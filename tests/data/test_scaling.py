@@ -113,11 +113,13 @@ def test_what_is_not_standardised_has_no_scaling():
     assert len(labels.inputs_scaling.mean) == 4
 
 
-@pytest.mark.parametrize("shape", [(5, 3), (5, 1), (4, 1), (5,), ()])
+@pytest.mark.parametrize(
+    ("num_columns", "shape"), [(4, (5, 3)), (4, (5, 1)), (4, (4, 1)), (4, (5,)), (4, ()), (1, (5, 4)), (1, ())]
+)
 @pytest.mark.parametrize("way", ["apply", "invert"])
-def test_another_number_of_columns_is_refused(way, shape):
-    scaling = Scaling.of("mine", TABLE)
-    with pytest.raises(DatasetError, match=r"there must be 4 columns, .*; got shape \("):
+def test_another_number_of_columns_is_refused(way, num_columns, shape):
+    scaling = Scaling.of("mine", TABLE[:, :num_columns])
+    with pytest.raises(DatasetError, match=rf"there must be {num_columns} columns, .*; got shape \("):
         getattr(scaling, way)(np.zeros(shape))
 
 

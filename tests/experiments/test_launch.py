@@ -66,7 +66,7 @@ def test_a_validation_error_of_examples_that_a_method_trains_on_is_marked(capsys
     printed = " ".join(capsys.readouterr().out.split())
     assert "task loss │ 0.0625 ± " in printed
     assert "task loss, fine-tuned │ *0.0625 ± 0.0884 │ 0.2500 ± 0.0707 │" in printed
-    assert "* of examples that the method trains on" in printed
+    assert "* measured on examples that the method trains on" in printed
 
 
 @pytest.mark.slow

@@ -130,6 +130,23 @@ def test_a_module_of_several_arguments_is_told_of_pytrees():
         functionalize(lambda rngs: Masked(4, 3, rngs=rngs))
 
 
+def with_a_mask(call):
+    @functools.wraps(call)
+    def masked(self, inputs):
+        return call(self, inputs, jnp.ones((1, 3)))
+
+    return masked
+
+
+def test_a_module_that_gives_itself_what_else_it_takes_is_called():
+    class Given(Masked):
+        __call__ = with_a_mask(Masked.__call__)
+
+    model = functionalize(lambda rngs: Given(4, 3, rngs=rngs))
+    outputs, _ = model.apply(*model.init(jax.random.key(0)), jnp.ones((2, 4)), train=True, rng_key=None)
+    assert outputs.shape == (2, 3)
+
+
 def test_a_module_in_place_of_a_function_is_named():
     with pytest.raises(ValueError, match=r"takes a function that makes the module.*got the module Linear itself"):
         functionalize(nnx.Linear(4, 3, rngs=nnx.Rngs(0)))

@@ -384,6 +384,7 @@ def test_what_the_summary_says_is_whole_is_on_the_disk_before_it(tmp_path, monke
     ("changes", "marked"),
     [
         ({"outer.split": "valid"}, {"fine_tuned"}),
+        pytest.param({"outer.split": "valid", "methods": ("reweighting",)}, set(), marks=pytest.mark.slow),
         pytest.param(
             {"outer.split": "valid", "outer.joint_share": 0.5}, {"task_loss", "fine_tuned"}, marks=pytest.mark.slow
         ),
@@ -391,6 +392,7 @@ def test_what_the_summary_says_is_whole_is_on_the_disk_before_it(tmp_path, monke
     ],
 )
 def test_a_summary_tells_who_trains_on_the_examples_of_the_validation_metric(changes, marked, tmp_path):
-    config = tiny_config(changes, methods=("task_loss", "fine_tuned"), num_steps=4, eval_every=2, num_seeds=1)
+    changes = {"methods": ("task_loss", "fine_tuned")} | changes
+    config = tiny_config(changes, num_steps=4, eval_every=2, num_seeds=1)
     methods = compare(config, tmp_path)["methods"]
     assert {name for name, info in methods.items() if info.get("trains_on_valid")} == marked
