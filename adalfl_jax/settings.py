@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import reprlib
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -32,6 +34,19 @@ def require_flag(name: str, value: Any) -> None:
     """Raises ValueError unless a setting is True or False."""
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be True or False; got {value!r}")
+
+
+def why_not_called(function: Callable[..., Any], arguments: Sequence[str], keywords: Iterable[str] = ()) -> str:
+    """Why a function cannot be called with so many arguments and these keywords; "" if it can, or does not tell."""
+    try:
+        signature = inspect.signature(function, follow_wrapped=False)
+    except (TypeError, ValueError):
+        return ""
+    try:
+        signature.bind(*arguments, **dict.fromkeys(keywords))
+    except TypeError as error:
+        return str(error)
+    return ""
 
 
 def require_functions(**functions: Any) -> None:

@@ -21,7 +21,7 @@ from adalfl_jax.hypergradient import (
     reads_params,
 )
 from adalfl_jax.learned_losses import FrozenLoss, declares
-from adalfl_jax.settings import require_count, require_flag
+from adalfl_jax.settings import require_count, require_flag, why_not_called
 from adalfl_jax.types import ApplyFn, Batch, BilevelBatch, LearnedLossFn, Phi, PyTree, Theta
 
 
@@ -105,18 +105,13 @@ def _require_call(
     keywords: Sequence[str],
     optional: Sequence[str] = (),
 ) -> None:
-    try:
+    if reason := why_not_called(function, arguments, keywords):
         signature = inspect.signature(function, follow_wrapped=False)
-    except (TypeError, ValueError):  # of a callable that does not tell
-        return
-    try:
-        signature.bind(*arguments, **dict.fromkeys(keywords))
-    except TypeError as error:
         call = ", ".join((*arguments, *(f"{keyword}={keyword}" for keyword in keywords)))
         further = list(signature.parameters)[len(arguments) :]
         unheard = [keyword for keyword in optional if keyword in further and keyword not in keywords]
         remedy = f"; declare {' and '.join(unheard)} behind a `*`, to be given it by keyword" if unheard else ""
-        raise ValueError(f"{name} is called as {name}({call}), and takes {signature}: {error}{remedy}") from error
+        raise ValueError(f"{name} is called as {name}({call}), and takes {signature}: {reason}{remedy}")
 
 
 def returning_state(apply_fn: ApplyFn) -> ApplyFn:

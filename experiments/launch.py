@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from adalfl_jax.analysis.record import TRAINED_ON
 from adalfl_jax.data import DatasetError
 from adalfl_jax.training import ConfigError, DivergenceError, PreemptionError, TrainConfig
 from adalfl_jax.training.fields import field_paths, require_path
@@ -236,11 +237,8 @@ def print_summary(summary: dict[str, Any], workdir: str) -> None:
         mark = "*" if "trains_on_valid" in info else ""
         errors = (mark + _show_spread(info["valid"]), _show_spread(info["test"]))
         table.add_row(info["title"], *errors, f"{info['learning_rate']:.4g}")
-        if mark:
-            table.caption = (
-                "* measured on examples that the method trains on, and so no guide; out"
-                "er.split_fraction below 1 holds some out"
-            )
+    if any("trains_on_valid" in info for info in summary["methods"].values()):
+        table.caption = TRAINED_ON
     console = Console()
     console.print(table)
     console.print(f"Everything is in {workdir}", soft_wrap=True, markup=False)

@@ -8,6 +8,11 @@ from typing import Any
 
 import numpy as np
 
+# Of a validation metric, where the summary of a method has "trains_on_valid".
+TRAINED_ON = (
+    "* measured on examples that the method trains on, and so no guide; outer.split_fraction below 1 holds some out"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Series:

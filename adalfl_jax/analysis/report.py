@@ -9,7 +9,7 @@ from pathlib import Path
 import jinja2
 
 from adalfl_jax.analysis.figures import is_error_rate
-from adalfl_jax.analysis.record import RunRecord, flatten
+from adalfl_jax.analysis.record import TRAINED_ON, RunRecord, flatten
 
 _CAPTIONS = {
     "learning_curves": (
@@ -53,6 +53,7 @@ def write_report(path: Path, record: RunRecord, figures: Mapping[str, Path]) -> 
         number=lambda value: _number(value, is_rate),
         unit=" %" if is_rate else "",
         best=best,
+        trained_on=TRAINED_ON,
         pictures=[(*_CAPTIONS[name], _embed(figure)) for name, figure in figures.items()],
         settings=flatten(record.config).items(),
     )

@@ -190,23 +190,18 @@ def num_inner_steps(batch: BilevelBatch) -> int | None:
             f"inner {inner[0]} and outer {outer[0]}"
         )
     (num_extra,) = extra_axes
-    leading = []
-    for name, part, shapes, axes in (
-        ("inner", batch.inner, inner, 1 + num_extra),
-        ("outer", batch.outer, outer, 1),
-    ):
-        leaves = jax.tree.leaves(tuple(part))
-        own = {jnp.shape(leaf)[:axes] for leaf in leaves}
-        if len(own) > 1 or any(jnp.ndim(leaf) < axes for leaf in leaves):
+    leading = {}
+    for name, part, shapes, axes in (("inner", batch.inner, inner, 1 + num_extra), ("outer", batch.outer, outer, 1)):
+        leading[name], *others = {jnp.shape(leaf)[:axes] for leaf in jax.tree.leaves(tuple(part))}
+        if others or len(leading[name]) < axes:
             letters = "[K, B]" if axes == 2 else "[B]"
             raise ValueError(
                 f"batch.{name}: inputs and targets must share their leading axes {letters}; got inputs "
                 f"{shapes[0]} and targets {shapes[1]}"
             )
-        leading.append(*own)
-    if 0 in leading[0] + leading[1]:
+    if 0 in leading["inner"] + leading["outer"]:
         raise ValueError(f"batches are empty; got inner {inner[0]} and outer {outer[0]}")
-    return leading[0][0] if num_extra else None
+    return leading["inner"][0] if num_extra else None
 
 
 def first_examples(batch: AnyBatch, fraction: float) -> Batch:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen, nnx
 
 from adalfl_jax.registry import lookup
+from adalfl_jax.settings import why_not_called
 from adalfl_jax.types import ApplyFn, InitFn, PyTree
 
 
@@ -73,7 +73,11 @@ def functionalize(
             raise ValueError(
                 f"functionalize takes a function that makes a flax.nnx module; it made a {type(module).__name__}"
             )
-        _require_one_argument(module)
+        if reason := why_not_called(module, ["inputs"]):
+            raise ValueError(
+                f"a module is called as module(inputs), which {type(module).__name__} is not made for: {reason}. "
+                "Several inputs are one pytree, and train or eval mode is what nnx.Module.train() and eval() set"
+            )
         return module
 
     structure = nnx.eval_shape(make)
@@ -131,20 +135,6 @@ def _require_no_linen(given: Any) -> None:
             f"functionalize takes flax.nnx modules, and {type(given).__name__} is one of flax.linen, whose `init` and "
             "`apply` are functions of parameters already: call them in an `apply_fn` of your own"
         )
-
-
-def _require_one_argument(module: Any) -> None:
-    try:
-        signature = inspect.signature(module.__call__, follow_wrapped=False)
-    except (AttributeError, TypeError, ValueError):  # of a call that does not tell, or of none
-        return
-    try:
-        signature.bind("inputs")
-    except TypeError as error:
-        raise ValueError(
-            f"a module is called as module(inputs), which {type(module).__name__} is not made for: {error}. Several "
-            "inputs are one pytree, and train or eval mode is what nnx.Module.train() and eval() set"
-        ) from error
 
 
 def _require_shapes(name: str, given: PyTree, expected: PyTree) -> None:

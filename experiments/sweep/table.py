@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from adalfl_jax.analysis.record import TRAINED_ON
 from adalfl_jax.analysis.statistics import adjust_p_values, paired_difference
 from adalfl_jax.training import ConfigError
 from adalfl_jax.training.files import WorkdirError, reading, write_json, writing
@@ -131,7 +132,7 @@ def results_table(rows: list[Row], fields: list[str]) -> Table:
     if any("difference" in row for row in rows):
         columns |= {"test, less the first": _difference, "p": _p_value}
     metric = next((row["metric"].replace("_", " ") for row in rows if "metric" in row), "no run is finished")
-    about = ("* measured on examples that the method trains on, and so no guide.",) * any(map(_is_marked, rows))
+    about = (f"{TRAINED_ON}.",) * any(map(_is_marked, rows))
     return Table(f"{len(rows)} results: {metric}", {**columns, "state": lambda row: row["state"]}, rows, about)
 
 
