@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
                     _run(to_start, root)
         rows = make_rows(points)
         table = results_table(rows, list(points[0].overrides))
-        print(render_table(table), *table.notes, sep="\n\n")
+        print(render_table(table))
         if _SUBMIT.value:
             write_table(rows, root)
             print(f"Everything is in {root}", file=sys.stderr)

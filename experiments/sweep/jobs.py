@@ -17,6 +17,7 @@ from adalfl_jax.training.preemption import SIGNALS, Preemption
 
 MAX_TIMEOUTS = 1000  # after so many time limits a run is not requeued
 FAILED = "failed: "  # how the last line of a log begins where the run failed
+WARNING = "warning: "  # how `experiments.launch` begins the line of one
 INTERRUPTED = {code for number in SIGNALS for code in (128 + number, -number)}  # how trainings end that go on
 CUT_SHORT = ("CANCELLED", "NODE_FAIL", "PREEMPTED", "TIMEOUT")  # states of SLURM in which a run has not failed
 POLL = 0.1  # seconds
@@ -91,6 +92,12 @@ def last_line(log: Path) -> str:
     """What was printed last, "" where nothing was."""
     printed = log.read_text().splitlines() if log.exists() else []
     return printed[-1] if printed else ""
+
+
+def warnings_in(log: Path) -> list[str]:
+    """What a run's program warned of, each warning once."""
+    printed = log.read_text().splitlines() if log.exists() else []
+    return list(dict.fromkeys(line.removeprefix(WARNING) for line in printed if line.startswith(WARNING)))
 
 
 def run_jobs(jobs: Sequence[TrainingJob], executor: str, resources: Mapping[str, Any], folder: Path) -> None:

@@ -16,7 +16,7 @@ from adalfl_jax.training.files import WorkdirError, reading, write_json, writing
 from adalfl_jax.training.sections import DatasetConfig
 from experiments.page import Row, Table
 from experiments.sweep.grid import Point
-from experiments.sweep.jobs import FAILED, last_line
+from experiments.sweep.jobs import FAILED, last_line, warnings_in
 
 TABLE = "sweep.json"  # by which a folder is known as a sweep's
 SHARED = ("dataset", "metric", "seeds", "state")  # by rows that are compared
@@ -102,6 +102,8 @@ def _rows_of(point: Point, trained_on: dict[DatasetConfig, tuple[str, str]]) -> 
         for method, info in summary["methods"].items()
     }
     rates = {method: info["learning_rate"] for method, info in summary["methods"].items()}
+    if warned := warnings_in(point.log):
+        row["warnings"] = warned
     return [
         row
         | {"state": state, "method": method, "dataset": point.config.dataset.name, "metric": summary["metric"]}
@@ -131,8 +133,12 @@ def results_table(rows: list[Row], fields: list[str]) -> Table:
     columns |= {split: functools.partial(_spread, split) for split in ("test", "valid")}
     if any("difference" in row for row in rows):
         columns |= {"test, less the first": _difference, "p": _p_value}
+    is_warned = any("warnings" in row for row in rows)
+    if is_warned:
+        columns |= {"warnings": lambda row: str(len(row["warnings"])) if "warnings" in row else ""}
     metric = next((row["metric"].replace("_", " ") for row in rows if "metric" in row), "no run is finished")
     about = (f"{TRAINED_ON}.",) * any(map(_is_marked, rows))
+    about += ("Warnings of a run are in its log, and in sweep.json.",) * is_warned
     return Table(f"{len(rows)} results: {metric}", {**columns, "state": lambda row: row["state"]}, rows, about)
 
 

@@ -176,10 +176,11 @@ def test_a_workdir_that_cannot_be_written_to_is_told(run, tmp_path):
 
 
 def test_a_sweep_runs_what_is_not_finished_and_ends_in_a_table(run, tmp_path, monkeypatch):
-    settings, root = TINY | {"num_seeds": 1}, tmp_path / "sweep"
+    warned = {"method": "ml3", "offline.num_steps": 0}
+    settings, root = TINY | warned | {"num_seeds": 1}, tmp_path / "sweep"
     out, ended = run("--vary=inner.learning_rate=0.01", "--executor=local", settings=settings)
     assert ended is None
-    assert "finished" in out
+    assert out.endswith("| 1        | finished |\n\nWarnings of a run are in its log, and in sweep.json.\n")
 
     def diverge(points, root):
         again.extend(points)
@@ -189,7 +190,7 @@ def test_a_sweep_runs_what_is_not_finished_and_ends_in_a_table(run, tmp_path, mo
     monkeypatch.setattr(program, "_run", diverge)
     out, _ = run(vary, settings=settings)
     assert [point.workdir.name for point in again] == ["inner.learning_rate=1e30"]
-    good, bad = out.splitlines()[-2:]
+    good, bad, *_ = out.splitlines()[-4:]
     assert good.startswith("| 0.01 ")
     assert "| finished " in good
     assert "| failed: DivergenceError: task_loss diverged |" in bad
@@ -202,7 +203,8 @@ def test_a_sweep_runs_what_is_not_finished_and_ends_in_a_table(run, tmp_path, mo
 
     rows = json.loads((root / "sweep.json").read_text())
     summary = json.loads((root / "inner.learning_rate=0.01" / "summary.json").read_text())
-    assert rows[0]["test_mean"] == summary["methods"]["task_loss"]["test"]["mean"]
+    assert rows[0]["test_mean"] == summary["methods"]["ml3"]["test"]["mean"]
+    assert [text[:30] for text in rows[0]["warnings"]] == ["ml3 learns its loss offline al"]
     with (root / "sweep.csv").open() as file:
         table = list(csv.DictReader(file))
     assert [row["inner.learning_rate"] for row in table] == ["0.01", "1e30"]
