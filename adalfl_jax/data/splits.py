@@ -22,6 +22,7 @@ from adalfl_jax.types import Batch
 
 SPLIT_SEED = 2301  # of every split, so that all runs and all releases see the same examples in the same place
 TEST_FRACTION = 0.2  # where a dataset has no test split of its own
+FAR = 30.0  # training deviations, or times one, that a given split may be away without a warning
 VALID_FRACTION = 0.1  # of what is left for training, as in the paper
 
 
@@ -132,6 +133,7 @@ def make_dataset(
         train, targets = corruption.apply(where, targets, train, num_classes, seed=SPLIT_SEED)
         if not examples.num_tokens:  # a rare character may only occur in another part of a text
             _warn_of_empty_classes(where, targets[train])
+    own = {split: rows for split, rows in (("valid", valid), ("test", test)) if getattr(examples, split) is not None}
     mean = deviation = inputs_scaling = targets_scaling = None
     if is_image(inputs):
         _warn_of_channels_first(where, inputs)
@@ -139,9 +141,11 @@ def make_dataset(
     elif not examples.num_tokens:
         inputs_scaling = Scaling.of(where, inputs[train], fill_missing=examples.fill_missing)
         inputs = inputs_scaling.apply(inputs)
+        _warn_of_other_units(where, "inputs", inputs, train, own)
     if num_classes is None:
         targets_scaling = Scaling.of(where, targets[train])
         targets = targets_scaling.apply(targets)
+        _warn_of_other_units(where, "targets", targets, train, own)
     convert = jnp.asarray if on_device else np.asarray
     splits = [Batch(convert(inputs[part]), convert(targets[part])) for part in (train, valid, test)]  # pyright: ignore[reportArgumentType]
     num_outputs = num_classes if num_classes is not None else targets.shape[1]
@@ -179,6 +183,25 @@ def _warn_of_channels_first(where: str, images: np.ndarray) -> None:
             "where channels come first, write inputs.transpose(0, 2, 3, 1)",
             stacklevel=2,
         )
+
+
+def _warn_of_other_units(
+    where: str, kind: str, scaled: np.ndarray, train: np.ndarray, own: dict[str, np.ndarray]
+) -> None:
+    """Warns of a given split most of whose columns are far from those of the training split, standardised as those."""
+    axis = 0 if scaled.ndim == 2 else None
+    varies = np.atleast_1d(np.std(scaled[train], axis, np.float64) > 0)
+    for split, rows in own.items():
+        mean, deviation = (np.atleast_1d(of(scaled[rows], axis, np.float64)) for of in (np.mean, np.std))
+        # A rare value that no row of a small split has leaves a column without any deviation.
+        is_far = (np.abs(mean) > FAR) | (deviation > FAR) | ((deviation > 0) & (deviation < 1 / FAR))
+        if varies.any() and np.mean(is_far[varies]) > 0.5:
+            warnings.warn(
+                f"{where}: {split} {kind}, standardised as the training split is, have mean "
+                f"{np.median(mean[varies]):.2g} and standard deviation {np.median(deviation[varies]):.2g}, where those "
+                "for training have 0 and 1; give all splits the same units",
+                stacklevel=2,
+            )
 
 
 def valid_size(where: str, fraction: float, num_examples: int, *, is_given: bool) -> float | int | None:

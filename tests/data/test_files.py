@@ -242,6 +242,38 @@ def test_images_with_channels_first_are_told(file):
         assert data.load(str(file)).input_shape == (8, 8, 3)
 
 
+@pytest.mark.parametrize(
+    ("arrays", "told"),
+    [
+        ({"valid_inputs": 255 * TABLE, "valid_targets": LABELS}, "valid inputs, .* deviation 2.* have 0 and 1; give"),
+        ({"test_inputs": TABLE / 255, "test_targets": LABELS}, "test inputs, .* deviation 0.00"),
+        ({"valid_inputs": TABLE + 273, "valid_targets": LABELS}, r"valid inputs, .* have mean 3.1e\+02"),
+        (
+            {"targets": TABLE[:, 0], "test_inputs": TABLE, "test_targets": 1000 * TABLE[:, 0]},
+            "test targets, .* standard deviation 1e",
+        ),
+    ],
+)
+def test_a_split_in_other_units_is_told(arrays, told, file):
+    save(file, **arrays)
+    with pytest.warns(UserWarning, match=told):
+        data.load(str(file))
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"valid_inputs": 3 + 5 * TABLE, "valid_targets": LABELS},
+        {"valid_inputs": TABLE * [1, 1, 255, 1], "valid_targets": LABELS},
+        {"inputs": np.eye(60), "valid_inputs": np.zeros((60, 60)), "valid_targets": LABELS},
+        {"inputs": np.ones((60, 4)), "valid_inputs": np.ones((60, 4)), "valid_targets": LABELS},
+    ],
+)
+def test_a_split_that_differs_otherwise_is_not(arrays, file):
+    save(file, **arrays)  # a warning is an error in these tests
+    assert data.load(str(file)).has_own_valid
+
+
 def test_a_file_that_is_not_there_is_named(file):
     assert message(file) == f"there is no file {file}"
 

@@ -61,6 +61,7 @@ EXAMPLES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*give all splits the same units")
 @pytest.mark.parametrize("kind", EXAMPLES)
 @pytest.mark.parametrize("on_device", [True, False])
 def test_splits_are_what_the_scaling_makes_of_the_raw_rows_and_it_is_of_the_training_split(kind, on_device):
