@@ -88,7 +88,7 @@ def load(
       ((1293, 8, 8, 1), (144,), 10)
     """
     require_known("streaming", STREAMING, streaming)
-    name, location = os.fspath(name), _locate(data_dir, cache_dir, image_size)
+    name, location = os.fspath(name), _locate(name, data_dir, cache_dir, image_size)
     examples = load_examples(name, location)
     on_device = streaming == "never" or (streaming == "auto" and not exceeds_device(examples.num_bytes))
     return make_dataset(
@@ -119,7 +119,7 @@ def load_spec(
       >>> load_spec("cifar10").input_shape
       (32, 32, 3)
     """
-    name, location = os.fspath(name), _locate(data_dir, None, image_size)
+    name, location = os.fspath(name), _locate(name, data_dir, None, image_size)
     if name in SPECS:
         spec = SPECS[name]
         size = (image_size, image_size, spec.input_shape[-1])
@@ -179,10 +179,15 @@ def is_file(name: str) -> bool:
 
 
 def _locate(
-    data_dir: str | os.PathLike[str] | None, cache_dir: str | os.PathLike[str] | None, image_size: int
+    name: str, data_dir: str | os.PathLike[str] | None, cache_dir: str | os.PathLike[str] | None, image_size: int
 ) -> Location:
     if not (image_size == 0 or is_count(image_size)):
         raise DatasetError(f"image_size must be a number of pixels, or 0 for images as they are; got {image_size}")
+    if image_size and (name in DATASETS or is_file(name)):
+        raise DatasetError(
+            f"image_size scales images of TensorFlow Datasets, and {name!r} is not one of those; leave it at 0, and "
+            "bring images of your own in the size they are to have"
+        )
     return Location(
         data_dir=Path(data_dir).expanduser() if data_dir else default_data_dir(),
         cache_dir=Path(cache_dir).expanduser() if cache_dir else None,

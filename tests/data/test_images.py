@@ -294,6 +294,13 @@ def test_an_image_size_that_is_no_number_of_pixels_is_refused(size, tmp_path):
     )
 
 
+@pytest.mark.parametrize("name", ["digits", "mine.npz"])
+@pytest.mark.parametrize("load", [data.load, data.load_spec])
+def test_only_images_of_tensorflow_datasets_are_scaled(load, name):
+    with pytest.raises(DatasetError, match=f"image_size scales images of TensorFlow Datasets, and '{name}' is not one"):
+        load(name, image_size=28)
+
+
 def test_images_too_large_for_memory_are_not_called_damaged(tmp_path, monkeypatch):
     def fail(*arguments):
         raise MemoryError
