@@ -24,6 +24,10 @@ from adalfl_jax.learned_losses import FrozenLoss, declares
 from adalfl_jax.settings import require_count, require_flag, why_not_called
 from adalfl_jax.types import ApplyFn, Batch, BilevelBatch, LearnedLossFn, Phi, PyTree, Theta
 
+# What the arguments of losses are called elsewhere, where outputs often come first.
+TARGET_NAMES = {"label", "labels", "target", "targets", "y", "y_true"}
+OUTPUT_NAMES = {"logit", "logits", "output", "outputs", "pred", "preds", "prediction", "predictions", "y_hat", "y_pred"}
+
 
 def require_options(
     estimator: Estimator,
@@ -87,15 +91,29 @@ def require_model(apply_fn: ApplyFn) -> None:
 
 
 def require_loss(name: str, loss_fn: Callable[..., Any], *arguments: str, optional: Sequence[str] = ()) -> None:
-    """Raises ValueError for a function that cannot be called as a loss.
+    """Raises ValueError for a function that cannot be called as a loss, or names its arguments in optax's order.
 
     Args:
       name: of the function.
       loss_fn: the function.
-      *arguments: names of those it is given by position.
+      *arguments: names of those it is given by position, the last two of them targets and outputs.
       optional: names of those it is given by keyword where it declares them.
     """
     _require_call(name, loss_fn, arguments, [keyword for keyword in optional if declares(loss_fn, keyword)], optional)
+    first, second = [*_parameters(loss_fn), *arguments][len(arguments) - 2 : len(arguments)]
+    if first.lower() in OUTPUT_NAMES and second.lower() in TARGET_NAMES:
+        raise ValueError(
+            f"{name} is called as {name}({', '.join(arguments)}), and its arguments are named the other way round, "
+            f"{first} before {second}, as optax's losses have them: swap them"
+        )
+
+
+def _parameters(function: Callable[..., Any]) -> list[str]:
+    """Names of a function's parameters; none where it does not tell."""
+    try:
+        return list(inspect.signature(function, follow_wrapped=False).parameters)
+    except (TypeError, ValueError):
+        return []
 
 
 def _require_call(

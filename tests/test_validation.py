@@ -116,6 +116,20 @@ def test_the_other_makers_say_it_too():
         adalfl_jax.make_reweighting_step(apply_fn, LOSS.apply, softmax_cross_entropy, INNER)
 
 
+@pytest.mark.parametrize("make", [adalfl_jax.make_task_step, adalfl_jax.make_reweighting_step, None])
+def test_a_loss_with_the_arguments_of_optax_the_other_way_round_is_refused(make):
+    def of_optax(logits, labels):
+        return optax.softmax_cross_entropy(logits, labels).mean()
+
+    with pytest.raises(ValueError, match=r"named the other way round, logits before labels, as optax's .*: swap them"):
+        if make is None:
+            make_step(task_loss_fn=of_optax)
+        else:
+            make(apply_fn, *[of_optax] * (make is adalfl_jax.make_reweighting_step), of_optax, INNER)
+    with pytest.raises(ValueError, match=r"called as learned_loss_fn\(phi_params, targets, outputs\), .* way round, y_pred"):
+        make_step(learned_loss_fn=lambda phi_params, y_pred, y_true: jnp.mean(y_pred * y_true))
+
+
 def test_what_does_not_tell_its_arguments_is_called():
     class Untold:
         __signature__ = "none"

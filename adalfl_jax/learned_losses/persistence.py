@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -84,12 +85,15 @@ def save_learned_loss(
         raise FileNotFoundError(f"there is no folder {path.parent} to save {path.name} in; make it first")
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; name a file in it, {path / 'learned_loss.safetensors'} say")
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(safetensors.numpy.save(arrays, metadata={FORMAT: text}))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.partial")  # no other writer's
+    try:
+        with partial.open("wb") as file:
+            file.write(safetensors.numpy.save(arrays, metadata={FORMAT: text}))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def load_learned_loss(path: str | os.PathLike[str]) -> FrozenLoss:

@@ -1,5 +1,6 @@
 """A learned loss in a file: what goes in comes out, and nothing else does."""
 
+import concurrent.futures
 import json
 import pickle
 
@@ -164,6 +165,34 @@ def test_what_cannot_be_kept_is_refused_and_the_old_file_stays(saved, loss, para
     with pytest.raises(ValueError, match=message):
         adalfl_jax.save_learned_loss(saved, loss, params, metadata)
     assert saved.read_bytes() == before
+
+
+def test_two_may_save_to_one_path_at_once(saved):
+    loss = adalfl_jax.LossNetwork(hidden_sizes=(4,))
+    params = [jax.device_get(loss.init(jax.random.key(seed))) for seed in range(2)]
+
+    def save(one):
+        for _ in range(20):
+            adalfl_jax.save_learned_loss(saved, loss, one)
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        list(pool.map(save, params))  # for its errors
+    loaded = adalfl_jax.load_learned_loss(saved).params
+    assert any(jax.tree.all(jax.tree.map(np.array_equal, loaded, one)) for one in params)
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_a_save_that_fails_leaves_nothing(saved, monkeypatch):
+    def fail(handle):
+        raise OSError(28, "No space left on device")
+
+    before = saved.read_bytes()
+    monkeypatch.setattr("os.fsync", fail)
+    loss = adalfl_jax.LossNetwork(hidden_sizes=(4,))
+    with pytest.raises(OSError, match="No space left"):
+        adalfl_jax.save_learned_loss(saved, loss, loss.init(jax.random.key(0)))
+    assert saved.read_bytes() == before
+    assert list(saved.parent.iterdir()) == [saved]
 
 
 def test_a_folder_is_no_file_to_save_in_and_stays_alone(tmp_path):
