@@ -5,6 +5,7 @@ import json
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import sklearn.datasets
@@ -14,6 +15,7 @@ import adalfl_jax
 from adalfl_jax import data
 from adalfl_jax.data.splits import split_indices
 from adalfl_jax.hypergradient import ESTIMATORS, estimator_settings
+from adalfl_jax.task_losses import softmax_cross_entropy
 from adalfl_jax.training import train
 from tests.training.tiny import DIABETES, ROOT, tiny_config
 
@@ -63,6 +65,10 @@ def test_a_loss_is_learned_for_sequences_as_the_docs_say():
     _, sequences = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "method.md").read_text(), flags=re.DOTALL)
     exec(sequences, names)  # noqa: S102, the code is ours
     assert names["metrics"].outer_loss < 0.5
+    targets, outputs = jnp.array([[3, 1], [0, -1]]), jax.random.normal(jax.random.key(0), (2, 2, 5))
+    there = targets[targets >= 0], outputs[targets >= 0]
+    expected = softmax_cross_entropy(*there)
+    assert names["over_positions"](softmax_cross_entropy)(targets, outputs) == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_the_docs_list_every_estimator_and_its_settings():
