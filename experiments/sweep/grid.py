@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import functools
+import hashlib
 import itertools
 import operator
 import re
@@ -18,6 +19,8 @@ from adalfl_jax.training.fields import require_path
 from adalfl_jax.training.files import is_worked_on
 from adalfl_jax.training.start import pin_start
 from adalfl_jax.training.workdir import finished_summary
+
+LONGEST_NAME = 200  # bytes; most file systems take 255, and names of files beside a run's folder are longer
 
 
 class Point(NamedTuple):
@@ -58,8 +61,8 @@ def parse_grid(texts: Sequence[str]) -> dict[str, list[str]]:
             require_path(TrainConfig, field)
         except ValueError as error:
             raise ConfigError(f"--vary={text}: {error}") from error
-        values = re.findall(r"(?:\([^)]*\)|\[[^]]*\]|[^,([])+", listed)
-        if field in grid or not values:
+        values = re.findall(r"((?:\([^)]*\)|\[[^]]*\]|[^,([])*),", f"{listed},")
+        if field in grid or values == [""]:
             raise ConfigError(f"--vary={text} must be FIELD=VALUE,VALUE,..., each field once")
         grid[field] = values
     return grid
@@ -89,7 +92,7 @@ def make_points(
             config = _make_config(overrides, values)
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from error
-        points.append(Point(overrides, config, file, program, root / re.sub(r"[^\w.=,+-]+", "_", name)))
+        points.append(Point(overrides, config, file, program, root / _folder_name(name)))
     names = [point.workdir.name for point in points]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"several runs would be called {', '.join(repeated)}; give each value once")
@@ -102,6 +105,15 @@ def make_points(
     for name, data_dir, image_size in {(each.name, each.data_dir, each.image_size) for each in datasets}:
         data.load_spec(name, data_dir=data_dir, image_size=image_size)  # for its errors
     return points
+
+
+def _folder_name(name: str) -> str:
+    """The name of a run without what file systems take amiss; the end of a long one gives way to a digest of it."""
+    plain = re.sub(r"[^\w.=,+-]+", "_", name)
+    if len(plain.encode()) <= LONGEST_NAME:
+        return plain
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{plain.encode()[: LONGEST_NAME - 9].decode(errors='ignore')}_{digest}"
 
 
 def _make_config(overrides: Mapping[str, str], values: Mapping[str, Any]) -> TrainConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from adalfl_jax.training.preemption import SIGNALS, Preemption
 
 MAX_TIMEOUTS = 1000  # after so many time limits a run is not requeued
 FAILED = "failed: "  # how the last line of a log begins where the run failed
+ERROR = re.compile(r"[\w.]*Error: |out of memory: ")  # how the line of an error begins, ours or Python's
 WARNING = "warning: "  # how `experiments.launch` begins the line of one
 INTERRUPTED = {code for number in SIGNALS for code in (128 + number, -number)}  # how trainings end that go on
 CUT_SHORT = ("CANCELLED", "NODE_FAIL", "PREEMPTED", "TIMEOUT")  # states of SLURM in which a run has not failed
@@ -45,6 +47,7 @@ class TrainingJob:
         # SLURM may send its warning to all processes of a job. It would end the training, which so inherits it blocked.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
         group = 0 if is_local else -1  # its own, or the signals of a terminal or of `timeout` would come beside ours
+        start = self.log.stat().st_size if self.log.exists() else 0
         # Several at once may share a GPU.
         environment = ({"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if is_local else {}) | dict(os.environ)
         with (
@@ -55,9 +58,9 @@ class TrainingJob:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             code = process.wait()
         if code and code not in INTERRUPTED:
-            last = last_line(self.log) or f"it ended with {code}"
-            self.tell_failure(last)
-            raise RuntimeError(last)
+            reason = _error_in(self.log.read_bytes()[start:].decode(errors="replace")) or f"it ended with {code}"
+            self.tell_failure(reason)
+            raise RuntimeError(reason)
 
     def tell_failure(self, reason: str) -> None:
         """Ends the log with a line that marks the run as failed."""
@@ -88,6 +91,12 @@ class TrainingJob:
         return DelayedSubmission(TrainingJob(self.command, self.log))
 
 
+def _error_in(printed: str) -> str:
+    """The line in which the last error begins, which may have others behind it, or the last line."""
+    lines = printed.splitlines() or [""]
+    return next((line for line in reversed(lines) if ERROR.match(line)), lines[-1])
+
+
 def last_line(log: Path) -> str:
     """What was printed last, "" where nothing was."""
     printed = log.read_text().splitlines() if log.exists() else []
@@ -100,7 +109,9 @@ def warnings_in(log: Path) -> list[str]:
     return list(dict.fromkeys(line.removeprefix(WARNING) for line in printed if line.startswith(WARNING)))
 
 
-def run_jobs(jobs: Sequence[TrainingJob], executor: str, resources: Mapping[str, Any], folder: Path) -> None:
+def run_jobs(
+    jobs: Sequence[TrainingJob], executor: str, resources: Mapping[str, Any], folder: Path, at_once: int
+) -> None:
     """Starts trainings and waits for all of them; one that fails says so in the last line of its log.
 
     Args:
@@ -108,6 +119,7 @@ def run_jobs(jobs: Sequence[TrainingJob], executor: str, resources: Mapping[str,
       executor: where they run, "local", "slurm" or "debug", which is here, one after another.
       resources: what `submitit.AutoExecutor` asks for.
       folder: where submitit keeps its files.
+      at_once: how many run at the same time at most, of those of this machine.
 
     Raises:
       ConfigError: submitit is missing, or does not take these jobs.
@@ -117,11 +129,8 @@ def run_jobs(jobs: Sequence[TrainingJob], executor: str, resources: Mapping[str,
     for job in jobs:
         job.log.parent.mkdir(exist_ok=True)
         job.forget_failure()
-    with Preemption() if executor == "local" else contextlib.nullcontext() as preemption:
-        submitted = _submit(submitter, jobs, executor)
-        print(f"runs started: {len(jobs)}; each writes to a file in {jobs[0].log.parent}", file=sys.stderr)
-        if preemption is not None:
-            _wait_here(submitted, preemption)
+    print(f"runs to start: {len(jobs)}; each writes to a file in {jobs[0].log.parent}", file=sys.stderr)
+    submitted = _run_here(submitter, jobs, at_once) if executor == "local" else _submit(submitter, jobs, executor)
     for job, task in zip(jobs, submitted, strict=True):
         try:
             error = task.exception()
@@ -168,16 +177,25 @@ def _submit(submitter: Any, jobs: Sequence[TrainingJob], executor: str) -> list[
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _wait_here(jobs: Sequence[Any], preemption: Preemption) -> None:
-    """Waits for processes of this machine, and at a signal for what they save.
+def _run_here(submitter: Any, jobs: Sequence[TrainingJob], at_once: int) -> list[Any]:
+    """Runs trainings on this machine, so many at a time, and waits for all; at a signal for what they save.
 
     Raises:
       PreemptionError: a signal came.
     """
-    while running := [job for job in jobs if not job.done()]:
+    waiting, submitted = list(reversed(jobs)), []
+    with Preemption() as preemption:
+        while (running := [task for task in submitted if not task.done()]) or waiting:
+            if preemption.signal is not None:
+                waiting.clear()
+                for task in running:  # again and again, since one that only begins does not pass it on yet
+                    os.kill(int(task.job_id), signal.SIGTERM)
+            elif waiting and len(running) < at_once:
+                submitted += _submit(submitter, [waiting.pop()], "local")
+                continue
+            time.sleep(POLL)
         if preemption.signal is not None:
-            for job in running:  # again and again, since one that only begins does not pass it on yet
-                os.kill(int(job.job_id), signal.SIGTERM)
-        time.sleep(POLL)
-    if preemption.signal is not None:
-        raise PreemptionError(preemption.signal, "the runs have saved and ended; the same command goes on from there")
+            raise PreemptionError(
+                preemption.signal, "the runs have saved and ended; the same command goes on from there"
+            )
+    return submitted

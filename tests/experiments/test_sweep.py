@@ -81,6 +81,21 @@ def test_every_combination_is_a_run_of_its_own(run, started):
     assert out.count("not begun") == 4
 
 
+def test_the_empty_text_is_a_value_as_any_other(run, started):
+    run("--vary=baseline.loss=,symmetric_cross_entropy")
+    assert [point.config.baseline.loss for point in started] == ["", "symmetric_cross_entropy"]
+
+
+def test_runs_of_long_names_have_folders_of_their_own(run, started, tmp_path):
+    sizes = [f"({', '.join(['100'] * 60 + [last])})" for last in ("4", "5")]
+    _, ended = run(f"--vary=model.hidden_sizes={','.join(sizes)}", "--vary=num_steps=4")
+    assert ended is None
+    names = [point.workdir.name for point in started]
+    assert len(set(names)) == 2
+    assert {name.startswith("model.hidden_sizes=_100,_100,") and len(name) for name in names} == {200}
+    assert [point.config.model.hidden_sizes[-1] for point in started] == [4, 5]
+
+
 def test_a_run_is_started_with_its_own_configuration(run, started, monkeypatch):
     settings = TINY | {"methods": ("task_loss", "ml3"), "dataset.name": "diabetes", "inner.nesterov": False}
     run("--vary=task_loss=squared_error,huber", "--vary=inner.milestones=(),(3, 4)", settings=settings)
@@ -99,7 +114,7 @@ ONE = ["--vary=num_steps=4"]
 REFUSED = {
     "no_field": (["--vary=inner.learning_rat=1"], "--vary=inner.learning_rat=1: unknown field of the configuration"),
     "no_values": (["--vary=num_steps="], "--vary=num_steps= must be FIELD=VALUE,VALUE,..."),
-    "only_commas": (["--vary=num_steps=,"], "--vary=num_steps=, must be FIELD=VALUE,VALUE,..."),
+    "only_commas": (["--vary=num_steps=,"], "num_steps=: config.num_steps must be a whole number; got ''"),
     "twice": (["--vary=num_steps=1", "--vary=num_steps=2"], "--vary=num_steps=2 must be FIELD=VALUE,VALUE,..., each"),
     "a_wrong_type": (["--vary=num_steps=many"], "num_steps=many: config.num_steps must be a whole number; got 'many'"),
     "out_of_range": (["--vary=inner.momentum=0.5,1.5"], "inner.momentum=1.5: config.inner.momentum must be a number"),

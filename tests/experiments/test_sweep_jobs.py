@@ -22,10 +22,26 @@ def no_handlers(monkeypatch):
     monkeypatch.setenv("SUBMITIT_LOG_LEVEL", "NOCONFIG")
 
 
-def test_a_run_that_fails_tells_its_last_words(tmp_path):
-    code = "import sys; print('before'); sys.exit('ConfigError: it cannot be')"
-    with pytest.raises(RuntimeError, match=r"^ConfigError: it cannot be$"):
-        TrainingJob([sys.executable, "-c", code], tmp_path / "log")()
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("print('before'); sys.exit('ConfigError: it cannot be')", "ConfigError: it cannot be"),
+        (
+            "sys.exit('WorkdirError: it is of another config:\\n  num_steps: 4 -> 8')",
+            "WorkdirError: it is of another config:",
+        ),
+        ("sys.exit('out of memory: 1 TB\\nLess is taken by a smaller batch_size')", "out of memory: 1 TB"),
+        ("raise ValueError('one\\ntwo')", "ValueError: one"),
+        ("print('Error'); print('step 3'); sys.exit(3)", "step 3"),
+        ("sys.exit(3)", "it ended with 3"),
+    ],
+)
+def test_a_run_that_fails_tells_why(code, told, tmp_path):
+    (tmp_path / "log").write_text("ConfigError: of the time before\n")
+    with pytest.raises(RuntimeError) as caught:
+        TrainingJob([sys.executable, "-c", f"import sys; {code}"], tmp_path / "log")()
+    assert str(caught.value) == told
+    assert (tmp_path / "log").read_text().endswith(f"\nfailed: {told}\n")
 
 
 def test_a_job_needs_neither_jax_nor_this_library_to_start(tmp_path):
@@ -58,9 +74,9 @@ def test_an_interrupt_tells_of_jobs_that_a_cluster_goes_on_with(tmp_path, monkey
     monkeypatch.setattr(jobs, "_submit", lambda *given: [Queued("7_0"), Queued("7_1"), Queued("7_2")])
     trainings = [TrainingJob([], tmp_path / "logs" / f"{number}") for number in range(3)]
     with pytest.raises(KeyboardInterrupt):  # here it ends them
-        jobs.run_jobs(trainings, "debug", {}, tmp_path)
+        jobs.run_jobs(trainings, "debug", {}, tmp_path, 1)
     with pytest.raises(PreemptionError, match=r"jobs 7_1 7_2 go on without this program.*--nosubmit.*cancel them be"):
-        jobs.run_jobs(trainings, "slurm", {}, tmp_path)
+        jobs.run_jobs(trainings, "slurm", {}, tmp_path, 1)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +132,7 @@ def test_a_signal_lets_local_runs_save_and_end(number, send, tmp_path):
     os.mkfifo(fifo)
     program = SWEEP.format(training=ENDLESS.format(fifo=fifo))
     config = f"--config={ROOT / 'configs' / 'digits_mlp.py'}"
-    command = [sys.executable, "-c", program, config, f"--workdir={root}", "--vary=num_steps=4,8"]
+    command = [sys.executable, "-c", program, config, f"--workdir={root}", "--vary=num_steps=4,8,16", "--jobs=2"]
     begun = os.open(fifo, os.O_RDWR)  # so that it need not wait for a writer
     with subprocess.Popen(  # noqa: S603, the command is ours
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
