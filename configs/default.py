@@ -45,6 +45,8 @@ def get_config() -> ConfigDict:
     # What they become: "symmetric" (any other class, each as likely) or "pair" (class c + 1; the last, class 0); or
     # "removed" (the examples are left out: how far knowing which labels are wrong would lead).
     config.dataset.noise_kind = "symmetric"
+    # Seed of the examples that are drawn, for splits and for wrong labels; all of `config.seed`'s models share them.
+    config.dataset.seed = 0
     # "never" keeps all examples on the device, "always" on the host, from where batches are streamed; "auto" streams
     # what would fill more than a quarter of the device.
     config.dataset.streaming = "auto"

@@ -23,8 +23,10 @@ from adalfl_jax.data.specs import SPECS
 from adalfl_jax.data.specs import Spec as Spec
 from adalfl_jax.data.specs import abstract_splits as abstract_splits
 from adalfl_jax.data.specs import random_dataset as random_dataset
+from adalfl_jax.data.splits import LAST_SEED as LAST_SEED
 from adalfl_jax.data.splits import VALID_FRACTION
 from adalfl_jax.data.splits import Dataset as Dataset
+from adalfl_jax.data.splits import is_seed as is_seed
 from adalfl_jax.data.splits import make_dataset as make_dataset
 from adalfl_jax.data.splits import representative_rows as representative_rows
 from adalfl_jax.data.streaming import exceeds_device
@@ -55,6 +57,7 @@ def load(
     imbalance: float = 1.0,
     label_noise: float = 0.0,
     noise_kind: str = "symmetric",
+    seed: int = 0,
     streaming: str = "auto",
 ) -> Dataset:
     """Loads a dataset in fixed train, valid and test splits.
@@ -75,6 +78,7 @@ def load(
       label_noise: share of the training split's labels that are wrong, in [0, 1).
       noise_kind: "symmetric", any other class is as likely, "pair", class c becomes c + 1 and the last the first, or
         "removed", the examples whose labels would be wrong are left out.
+      seed: of the examples that are drawn, for splits and for wrong labels, 0 or more.
       streaming: "never" puts the examples on the device, "always" leaves them on the host, and "auto" does that where
         they would fill more than a quarter of the device.
 
@@ -88,7 +92,8 @@ def load(
       ((1293, 8, 8, 1), (144,), 10)
     """
     require_known("streaming", STREAMING, streaming)
-    name, location = os.fspath(name), _locate(name, data_dir, cache_dir, image_size)
+    name = os.fspath(name)
+    location = _locate(name, data_dir, cache_dir, image_size)
     examples = load_examples(name, location)
     on_device = streaming == "never" or (streaming == "auto" and not exceeds_device(examples.num_bytes))
     return make_dataset(
@@ -99,6 +104,7 @@ def load(
         imbalance=imbalance,
         label_noise=label_noise,
         noise_kind=noise_kind,
+        seed=seed,
         on_device=on_device,
     )
 
@@ -119,7 +125,8 @@ def load_spec(
       >>> load_spec("cifar10").input_shape
       (32, 32, 3)
     """
-    name, location = os.fspath(name), _locate(name, data_dir, None, image_size)
+    name = os.fspath(name)
+    location = _locate(name, data_dir, None, image_size)
     if name in SPECS:
         spec = SPECS[name]
         size = (image_size, image_size, spec.input_shape[-1])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
-from numbers import Real
+from numbers import Integral, Real
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,8 @@ from adalfl_jax.data.scaling import Scaling, byte_statistics
 from adalfl_jax.settings import is_count
 from adalfl_jax.types import Batch
 
-SPLIT_SEED = 2301  # of every split, so that all runs and all releases see the same examples in the same place
+SPLIT_SEED = 2301  # plus that of the dataset, so that all runs and all releases see the same examples in the same place
+LAST_SEED = 2**32 - 1 - SPLIT_SEED
 TEST_FRACTION = 0.2  # where a dataset has no test split of its own
 FAR = 30.0  # training deviations, or times one, that a given split may be away without a warning
 VALID_FRACTION = 0.1  # of what is left for training, as in the paper
@@ -95,15 +97,16 @@ def make_dataset(
     imbalance: float = 1.0,
     label_noise: float = 0.0,
     noise_kind: str = "symmetric",
+    seed: int = 0,
     on_device: bool = True,
 ) -> Dataset:
     """Splits and standardises raw arrays.
 
     Where there is no test split a fifth of the examples become one; then, where there is no validation split,
-    `valid_fraction` of the rest become it, or `valid_examples` of them. The same ones every time, stratified by class.
-    The training split alone is then corrupted, if it is asked for. Means and deviations come from what is left of it
-    alone: one a channel for images of bytes, one of each for other images, one a column for tables and for the targets
-    of a regression, whose metrics are thus in units of the target's standard deviation.
+    `valid_fraction` of the rest become it, or `valid_examples` of them. They are drawn by class, the same ones every
+    time for a seed. The training split alone is then corrupted, if it is asked for. Means and deviations come from what
+    is left of it alone: one a channel for images of bytes, one of each for other images, one a column for tables and
+    for the targets of a regression, whose metrics are thus in units of the target's standard deviation.
 
     Args:
       name: for error texts.
@@ -115,6 +118,7 @@ def make_dataset(
       label_noise: share of the training split's labels that are wrong, in [0, 1); of those that `imbalance` left.
       noise_kind: "symmetric", any other class is as likely, "pair", class c becomes c + 1 and the last the first, or
         "removed", the examples whose labels would be wrong are left out.
+      seed: of the examples that are drawn, for splits and for corruption, 0 or more.
       on_device: whether to move the arrays to the device; if not they stay NumPy's.
 
     Raises:
@@ -126,11 +130,13 @@ def make_dataset(
     corruption = Corruption(label_noise, noise_kind, imbalance)
     corruption.check(where, num_classes)
     size = valid_size(where, valid_fraction, valid_examples, is_given=examples.valid is not None)
-    inputs, targets, (train, valid, test) = _arrange(where, examples, size)
+    if not is_seed(seed):
+        raise DatasetError(f"{where}: seed must be a whole number from 0 to {LAST_SEED}; got {seed!r}")
+    inputs, targets, (train, valid, test) = _arrange(where, examples, size, seed)
     arrays = {"inputs": inputs, "targets": targets, "train": train, "valid": valid, "test": test}
     content = digest_of_arrays(arrays)[:12]  # before rounding that libraries may change
     if num_classes is not None:
-        train, targets = corruption.apply(where, targets, train, num_classes, seed=SPLIT_SEED)
+        train, targets = corruption.apply(where, targets, train, num_classes, seed=SPLIT_SEED + seed)
         if not examples.num_tokens:  # a rare character may only occur in another part of a text
             _warn_of_empty_classes(where, targets[train])
     own = {split: rows for split, rows in (("valid", valid), ("test", test)) if getattr(examples, split) is not None}
@@ -204,6 +210,11 @@ def _warn_of_other_units(
             )
 
 
+def is_seed(value: Any) -> bool:
+    """Whether splits can be drawn with a seed: a whole number from 0 to `LAST_SEED`."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and 0 <= int(value) <= LAST_SEED
+
+
 def valid_size(where: str, fraction: float, num_examples: int, *, is_given: bool) -> float | int | None:
     """The size of the validation split: a share, a whole number of examples, or None where there is one already."""
     if not (isinstance(fraction, Real) and 0 < fraction < 1):
@@ -219,7 +230,7 @@ def valid_size(where: str, fraction: float, num_examples: int, *, is_given: bool
 
 
 def _arrange(
-    where: str, examples: Examples, size: float | int | None
+    where: str, examples: Examples, size: float | int | None, seed: int
 ) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Inputs and targets of all examples, checked, and the row numbers of the train, valid and test split."""
     inputs, targets = _clean(where, examples.inputs, examples.targets, examples)
@@ -230,6 +241,7 @@ def _arrange(
         stratify=stratify,
         valid=size,
         test=None if examples.test else TEST_FRACTION,
+        seed=seed,
     )
     arrays: list[tuple[np.ndarray, np.ndarray]] = [(inputs, targets)]
     held_out = []
@@ -263,13 +275,14 @@ def split_indices(
     stratify: bool,
     valid: float | int | None = VALID_FRACTION,
     test: float | None = TEST_FRACTION,
+    seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row numbers of the train, valid and test split: disjoint, together all rows, the same every time.
+    """Row numbers of the train, valid and test split: disjoint, together all rows, the same every time for a seed.
 
     `valid` is a share of what the test split leaves, or a whole number of examples; None cuts nothing off.
     """
     rest, none = np.arange(len(targets)), np.arange(0)
-    cut = functools.partial(_cut, where, targets, stratify)
+    cut = functools.partial(_cut, where, targets, stratify, SPLIT_SEED + seed)
     for_valid = "a validation split of your own, or another valid_fraction or valid_examples"
     rest, test_rows = (rest, none) if test is None else cut(rest, test, "or a test split of your own")
     rest, valid_rows = (rest, none) if valid is None else cut(rest, valid, for_valid)
@@ -295,11 +308,11 @@ def representative_rows(targets: jax.Array | np.ndarray, count: int) -> np.ndarr
 
 
 def _cut(
-    where: str, targets: np.ndarray, stratify: bool, rows: np.ndarray, size: float | int, remedy: str
+    where: str, targets: np.ndarray, stratify: bool, seed: int, rows: np.ndarray, size: float | int, remedy: str
 ) -> tuple[np.ndarray, np.ndarray]:
     labels = targets[rows] if stratify else None
     try:
-        rest, held_out = train_test_split(rows, test_size=size, stratify=labels, random_state=SPLIT_SEED)
+        rest, held_out = train_test_split(rows, test_size=size, stratify=labels, random_state=seed)
     except ValueError as error:
         raise DatasetError(
             f"{where}: no split of {size} can be cut off {len(rows)} examples ({error}); bring more examples"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from adalfl_jax.data import STREAMING, Corruption
+from adalfl_jax.data import LAST_SEED, STREAMING, Corruption, is_seed
 from adalfl_jax.hypergradient import ESTIMATORS, Estimator, estimator_settings, make_estimator
 from adalfl_jax.learned_losses import LossNetwork, RescaledLoss, ScaledTaskLoss, WeightNetwork
 from adalfl_jax.models import COMPUTE_DTYPES, INITIALIZATIONS, MODELS, Model, make_model, model_options
@@ -61,6 +61,7 @@ class DatasetConfig:
     imbalance: float
     label_noise: float
     noise_kind: str
+    seed: int
     streaming: str
 
     def __post_init__(self) -> None:
@@ -68,6 +69,7 @@ class DatasetConfig:
         require("dataset.image_size", self.image_size, self.image_size >= 0, "a whole number of at least 0")
         require("dataset.valid_fraction", self.valid_fraction, 0 < self.valid_fraction < 1, "a number in (0, 1)")
         require("dataset.valid_examples", self.valid_examples, self.valid_examples >= 0, "a whole number of at least 0")
+        require("dataset.seed", self.seed, is_seed(self.seed), f"a whole number from 0 to {LAST_SEED}")
         require_known("streaming", STREAMING, self.streaming)
         self.corruption()
 

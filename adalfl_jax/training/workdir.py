@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from adalfl_jax.training.config import WITHOUT_EFFECT, TrainConfig
+from adalfl_jax.training.config import ADDED, WITHOUT_EFFECT, TrainConfig
 from adalfl_jax.training.fields import differing_keys
 from adalfl_jax.training.files import WorkdirError, find_folder, read_json, reading, write_json, writing
 
@@ -143,11 +143,15 @@ def _check_same_run(workdir: Path, wanted: dict[str, Any]) -> None:
 
 
 def _without_circumstances(values: dict[str, Any]) -> dict[str, Any]:
-    """What may not change from start to start: of learned losses to start from the content, and not the path."""
+    """What may not change from start to start: of learned losses to start from the content, and not the path.
+
+    Fields that came later are there as `ADDED` has them.
+    """
     learned_loss = dict(values.get("learned_loss") or {})
     if "start" in learned_loss:
         learned_loss["start"] = str(learned_loss["start"]).rpartition("#")[2]
-    return {**values, **dict[str, Any].fromkeys(WITHOUT_EFFECT), "learned_loss": learned_loss}
+    sections = {section: {**fields, **(values.get(section) or {})} for section, fields in ADDED.items()}
+    return {**values, **sections, **dict[str, Any].fromkeys(WITHOUT_EFFECT), "learned_loss": learned_loss}
 
 
 def _check_checkpoints(folder: Path, data: str | None) -> None:

@@ -100,6 +100,24 @@ def test_noise_changes_the_labels_of_the_training_split_and_nothing_else():
     assert (clean.train.targets != noisy.train.targets).sum() == round(0.4 * 1293)
 
 
+def test_another_seed_draws_other_splits_and_other_wrong_labels():
+    settings = {"label_noise": 0.4, "valid_examples": 100, "imbalance": 2.0}
+    first, again, other = (data.load("digits", seed=seed, **settings) for seed in (0, 0, 1))
+    assert all(same(getattr(first, split), getattr(again, split)) for split in ("train", "valid", "test"))
+    assert same(first.train, data.load("digits", **settings).train)
+    assert [len(split.targets) for split in (other.train, other.valid, other.test)] == [
+        len(first.train.targets),
+        100,
+        360,
+    ]
+    assert not any(
+        np.array_equal(getattr(first, split).inputs, getattr(other, split).inputs) for split in ("valid", "test")
+    )
+    pictures = [data.make_dataset("mine", WITH_SPLITS, label_noise=0.4, seed=seed) for seed in (0, 1)]
+    assert len({dataset.content for dataset in (first, other, *pictures)}) == 3  # before labels are made wrong
+    assert 0.2 < np.mean(pictures[0].train.targets != pictures[1].train.targets) < 0.8
+
+
 @pytest.mark.parametrize("imbalance", [1.0, 5.0])
 def test_examples_are_removed_whose_labels_are_wrong_with_the_other_kinds(imbalance):
     settings = {"label_noise": 0.4, "imbalance": imbalance}
@@ -145,6 +163,7 @@ def test_a_clean_set_has_the_number_of_examples_asked_for_class_by_class():
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (400, 4, 4, 1), np.uint8)
 PICTURES = Examples(IMAGES, np.arange(400) % 4, num_classes=4, test=(IMAGES[:40], np.arange(40) % 4))
+WITH_SPLITS = dataclasses.replace(PICTURES, valid=PICTURES.test)
 
 
 def test_streamed_data_and_data_with_a_test_split_are_corrupted_alike():
@@ -181,6 +200,9 @@ def test_one_class_is_not_corrupted():
         ({"noise_kind": "pairs"}, "unknown noise_kind 'pairs'; did you mean 'pair'"),
         ({"valid_examples": -1}, "valid_examples must be a number of examples, or 0 .*; got -1"),
         ({"valid_examples": 2.5}, "valid_examples must be a number of examples, or 0 .*; got 2.5"),
+        ({"seed": -1}, "seed must be a whole number from 0 to 4294964994; got -1"),
+        ({"seed": 2**32 - 1}, "seed must be a whole number"),
+        ({"seed": 1.0}, "seed must be a whole number"),
         ({"valid_fraction": "a"}, "valid_fraction must be a number between 0 and 1; got 'a'"),
         ({"valid_examples": 5}, "no split of 5 can be cut off 1437 examples"),
         ({"valid_examples": 1437}, "no split of 1437 can be cut off 1437 examples"),

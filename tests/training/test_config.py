@@ -141,6 +141,7 @@ def test_wrong_type_is_refused(path, value):
         ("dataset.valid_fraction", 0.0),
         ("dataset.valid_fraction", 1.0),
         ("dataset.valid_examples", -1),
+        ("dataset.seed", -1),
         ("dataset.label_noise", 1.0),
         ("dataset.label_noise", -0.1),
         ("dataset.imbalance", 0.5),
@@ -303,8 +304,8 @@ def test_batch_larger_than_a_split_it_is_drawn_from_is_refused(overrides, told):
 
 def test_the_settings_of_a_corrupted_training_split_reach_the_data():
     corruption = {"dataset.label_noise": 0.4, "dataset.noise_kind": "pair", "dataset.imbalance": 5.0}
-    dataset = make_setup(tiny_config(corruption | {"dataset.valid_examples": 60})).dataset
-    expected = data.load("digits", label_noise=0.4, noise_kind="pair", imbalance=5.0, valid_examples=60)
+    dataset = make_setup(tiny_config(corruption | {"dataset.valid_examples": 60, "dataset.seed": 3})).dataset
+    expected = data.load("digits", label_noise=0.4, noise_kind="pair", imbalance=5.0, valid_examples=60, seed=3)
     assert len(dataset.valid.targets) == 60
     assert np.array_equal(dataset.train.targets, expected.train.targets)
 

@@ -159,6 +159,15 @@ def test_other_checkpoint_settings_are_no_other_run(finished):
     assert json.loads((finished / "config.json").read_text())["checkpoint"]["keep"] == 5
 
 
+def test_a_run_from_before_there_was_a_field_is_that_at_its_value_then(finished):
+    config = json.loads((finished / "config.json").read_text())
+    assert config["dataset"].pop("seed") == 0
+    (finished / "config.json").write_text(json.dumps(config))
+    assert finished_summary(finished, tiny_config(), "train") == SUMMARY
+    with pytest.raises(WorkdirError, match=r"dataset\.seed: 0 -> 1"):
+        finished_summary(finished, tiny_config({"dataset.seed": 1}), "train")
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
