@@ -28,7 +28,7 @@ ExampleLossFn = Callable[[jax.Array, jax.Array], jax.Array]  # (targets, outputs
 class ReweightingMetrics(NamedTuple):
     """Scalars measured by one reweighted step."""
 
-    inner_loss: jax.Array  # [] sum of the weighed losses of the inner batch at theta_t
+    inner_loss: jax.Array  # [] sum of the weighted losses of the inner batch at theta_t
     outer_loss: jax.Array  # [] task loss of the outer batch at theta_t
     zero_share: jax.Array  # [] share of the examples that weigh nothing, in [0, 1]
     effective_size: jax.Array  # [] 1 / sum of squared weights: B if they are equal, 0 if all are zero
@@ -40,7 +40,7 @@ def make_reweighting_step(
     task_loss_fn: LossFn,
     inner_optimizer: optax.GradientTransformation,
 ) -> Callable[[Theta, BilevelBatch], tuple[Theta, ReweightingMetrics]]:
-    r"""Makes the step that weighs the examples of the inner batch by what they do for the outer one.
+    r"""Makes the step that weights the examples of the inner batch by what they do for the outer one.
 
     .. math::
       \tilde w_i = \max\Big(0,\, -\frac{\partial}{\partial \epsilon_i}
@@ -95,7 +95,7 @@ def make_reweighting_step(
     apply_fn = returning_state(apply_fn)
     task_loss_fn = returning_scalar("task_loss_fn", task_loss_fn)
 
-    def weighed_loss(weights: PyTree, targets: jax.Array, outputs: jax.Array) -> jax.Array:
+    def weighted_loss(weights: PyTree, targets: jax.Array, outputs: jax.Array) -> jax.Array:
         losses = example_loss_fn(targets, outputs)
         if losses.shape != weights.shape:
             raise ValueError(
@@ -104,7 +104,7 @@ def make_reweighting_step(
         return (weights.astype(losses.dtype) * losses).sum()
 
     lookahead, estimate = optax.sgd(1.0), make_estimator("forward")
-    problem = BilevelProblem(apply_fn, weighed_loss, task_loss_fn, lookahead)
+    problem = BilevelProblem(apply_fn, weighted_loss, task_loss_fn, lookahead)
 
     def reweighting_step(theta: Theta, batch: BilevelBatch) -> tuple[Theta, ReweightingMetrics]:
         require_theta(theta, "inner_optimizer", inner_optimizer)
@@ -119,7 +119,7 @@ def make_reweighting_step(
         weights = _normalize(jnp.maximum(-ahead.gradient, 0))
         theta, loss, _ = descend(
             apply_fn,
-            lambda targets, outputs, _: weighed_loss(weights, targets, outputs),
+            lambda targets, outputs, _: weighted_loss(weights, targets, outputs),
             inner_optimizer,
             theta,
             batch.inner,

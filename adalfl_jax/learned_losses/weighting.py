@@ -1,4 +1,4 @@
-"""Meta-Weight-Net: cross-entropy in which a small network weighs each example by its loss."""
+"""Meta-Weight-Net: cross-entropy in which a small network weights each example by its loss."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from adalfl_jax.types import PyTree
 
 @dataclasses.dataclass(frozen=True)
 class WeightNetwork:
-    r"""M_phi, the cross-entropy of the examples weighed by a network w_phi of one input and one hidden layer.
+    r"""M_phi, the cross-entropy of the examples weighted by a network w_phi of one input and one hidden layer.
 
     .. math:: M_\phi = \frac{1}{B} \sum_b w_\phi(\ell_b)\, \ell_b, \qquad
       \nabla_\theta M_\phi = \frac{1}{B} \sum_b w_\phi(\ell_b)\, \nabla_\theta \ell_b
 
-    The input of w_phi is held constant: theta moves along weighed gradients and does not try to change the weights. The
-    derivatives of this gradient, which meta-gradients through several steps need, do know that w_phi depends on theta.
-    They are those of the potential whose slope in l is w_phi(l), so that Hessians are symmetric.
+    The input of w_phi is held constant: theta moves along weighted gradients and does not try to change the weights.
+    The derivatives of this gradient, which meta-gradients through several steps need, do know that w_phi depends on
+    theta. They are those of the potential whose slope in l is w_phi(l), so that Hessians are symmetric.
 
     Holds settings only; the parameters are a pytree from `init`, given to `apply`.
 
