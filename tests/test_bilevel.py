@@ -80,7 +80,7 @@ def test_an_outer_optimizer_is_given_the_value_of_the_loss(options):
 )
 def test_inputs_targets_and_outputs_may_be_pytrees(options):
     """A model of parts does what the model does of which they are, side by side, inputs and outputs."""
-    model, inner, loss, theta, phi_params = make_problem()
+    model, inner, loss, theta, phi_params = make_problem(loss=adalfl_jax.LossNetwork((4,)))
     outer = optax.adam(1e-2)
 
     def apply_to_parts(params, model_state, inputs, **keywords):
@@ -108,7 +108,9 @@ def test_inputs_targets_and_outputs_may_be_pytrees(options):
         ((apply_to_parts, of_parts(loss.apply), of_parts(softmax_cross_entropy)), parts),
     ):
         step = adalfl_jax.make_bilevel_step(*functions, inner, outer, **options)
-        *found, _ = loop(jax.jit(step), theta, adalfl_jax.Phi.create(phi_params, outer), given)
+        first = jax.tree.map(lambda leaf: leaf[0], given)
+        phi = adalfl_jax.prime(step, theta, adalfl_jax.Phi.create(phi_params, outer), first)  # one program of all steps
+        *found, _ = loop(jax.jit(step), theta, phi, given)
         results.append((found[0], found[1].params))
     chex.assert_trees_all_close(*results, rtol=1e-8, atol=1e-12)
 
@@ -181,8 +183,10 @@ def golden_trajectory():
 def test_an_inner_optimizer_that_needs_more_than_a_gradient_is_refused(hypergradient):
     model, _, loss, _, phi_params = make_problem("plain", "sgd")
     inner, outer = optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau()), optax.adam(1e-3)
-    step = adalfl_jax.make_bilevel_step(
-        model.apply, loss.apply, softmax_cross_entropy, inner, outer, hypergradient=hypergradient
+    step = jax.jit(
+        adalfl_jax.make_bilevel_step(
+            model.apply, loss.apply, softmax_cross_entropy, inner, outer, hypergradient=hypergradient
+        )
     )
     theta = adalfl_jax.Theta.create(*model.init(jax.random.key(0)), inner)
     with pytest.raises(
@@ -194,10 +198,8 @@ def test_an_inner_optimizer_that_needs_more_than_a_gradient_is_refused(hypergrad
 def test_an_outer_optimizer_that_searches_a_line_is_refused():
     model, inner, loss, theta, phi_params = make_problem()
     outer = optax.lbfgs()
-    step = adalfl_jax.make_bilevel_step(model.apply, loss.apply, softmax_cross_entropy, inner, outer)
-    with pytest.raises(
-        ValueError, match=r"the outer optimiser gets gradient, .* value of the loss and no more, .*fn'$"
-    ):
+    step = jax.jit(adalfl_jax.make_bilevel_step(model.apply, loss.apply, softmax_cross_entropy, inner, outer))
+    with pytest.raises(ValueError, match=r"the outer optimiser gets gradient, .* value of the loss and no more, .*fn'"):
         step(theta, adalfl_jax.Phi.create(phi_params, outer), make_batch(jax.random.key(1)))
 
 
@@ -232,7 +234,7 @@ def test_phi_moves_by_the_outer_optimizer_on_the_hypergradient():
     moves = []
     for step in steps:
         phi = adalfl_jax.Phi.create(phi_params, optax.sgd(1.0))
-        _, after, metrics = step(theta, phi, make_batch(jax.random.key(1)))
+        _, after, metrics = jax.jit(step)(theta, phi, make_batch(jax.random.key(1)))
         moves.append(optax.tree.norm(optax.tree.sub(after.params, phi_params)))
     np.testing.assert_allclose(moves[0], metrics.hypergradient_norm, rtol=1e-3)
     np.testing.assert_allclose(moves[0], 2 * moves[1], rtol=1e-3)
@@ -251,7 +253,7 @@ def test_following_the_hypergradient_lowers_the_outer_loss():
 def test_the_inner_pass_updates_batch_statistics_and_the_outer_pass_does_not():
     step, theta, phi = make_step("batch_norm")
     batch = make_batch(jax.random.key(1))
-    after, _, _ = step(theta, phi, batch)
+    after, _, _ = jax.jit(step)(theta, phi, batch)
     model = make_model("batch_norm")
     _, expected = model.apply(theta.params, theta.model_state, batch.inner.inputs, train=True, rng_key=None)
     chex.assert_trees_all_close(after.model_state, expected, rtol=1e-6)
@@ -261,7 +263,7 @@ def test_the_inner_pass_updates_batch_statistics_and_the_outer_pass_does_not():
 def test_the_outer_pass_normalises_by_its_own_batch():
     step, theta, phi = make_step("batch_norm", "sgd")
     batch = make_batch(jax.random.key(1))
-    after, _, metrics = step(theta, phi, batch)
+    after, _, metrics = jax.jit(step)(theta, phi, batch)
     outputs, _ = make_model("batch_norm").apply(
         after.params, after.model_state, batch.outer.inputs, train=True, rng_key=None
     )
@@ -270,7 +272,7 @@ def test_the_outer_pass_normalises_by_its_own_batch():
 
 def test_dropout_differs_by_key_and_repeats_with_it():
     step, theta, phi = make_step("dropout")
-    batch = make_batch(jax.random.key(1))
+    step, batch = jax.jit(step), make_batch(jax.random.key(1))
     first, again = (step(theta, phi, batch)[2].outer_loss for _ in range(2))
     other = step(theta, phi, batch._replace(rng_key=jax.random.key(9)))[2].outer_loss
     assert first == again
@@ -290,9 +292,9 @@ def test_a_task_step_on_the_task_loss_is_plain_sgd():
     def objective(params):
         return softmax_cross_entropy(batch.targets, model.apply(params, {}, batch.inputs, train=True, rng_key=None)[0])
 
-    step = adalfl_jax.make_task_step(model.apply, softmax_cross_entropy, inner)
+    step = jax.jit(adalfl_jax.make_task_step(model.apply, softmax_cross_entropy, inner))
     after, metrics = step(theta, batch)
-    value, gradient = jax.value_and_grad(objective)(theta.params)
+    value, gradient = jax.jit(jax.value_and_grad(objective))(theta.params)
     chex.assert_trees_all_close(after.params, optax.apply_updates(theta.params, optax.tree.scale(-0.3, gradient)))
     np.testing.assert_allclose(metrics.loss, value, rtol=1e-6)
 
@@ -302,12 +304,12 @@ def test_a_task_step_on_the_frozen_loss_moves_theta_as_the_bilevel_step_does(hyp
     model, inner, loss, theta, phi_params = make_problem("batch_norm", "nesterov")
     batch = make_batch(jax.random.key(1))._replace(rng_key=None)
     frozen = adalfl_jax.FrozenLoss(loss, phi_params)
-    plain, _ = adalfl_jax.make_task_step(model.apply, frozen, inner)(theta, batch.inner)
+    plain, _ = jax.jit(adalfl_jax.make_task_step(model.apply, frozen, inner))(theta, batch.inner)
     outer = optax.adam(1e-2)
     step = adalfl_jax.make_bilevel_step(
         model.apply, loss.apply, softmax_cross_entropy, inner, outer, hypergradient=hypergradient
     )
-    bilevel, _, _ = step(theta, adalfl_jax.Phi.create(phi_params, outer), batch)
+    bilevel, _, _ = jax.jit(step)(theta, adalfl_jax.Phi.create(phi_params, outer), batch)
     chex.assert_trees_all_close(plain, bilevel, rtol=1e-5, atol=1e-7)
 
 
@@ -338,7 +340,7 @@ def test_a_loss_may_call_its_own_parameters_params():
 
     batch, outer = make_batch(jax.random.key(1)), optax.sgd(1.0)
     steps = [
-        adalfl_jax.make_bilevel_step(model.apply, function, softmax_cross_entropy, inner, outer)
+        jax.jit(adalfl_jax.make_bilevel_step(model.apply, function, softmax_cross_entropy, inner, outer))
         for function in (named_so, loss.apply)
     ]
     chex.assert_trees_all_equal(*(step(theta, adalfl_jax.Phi.create(phi_params, outer), batch) for step in steps))
