@@ -26,7 +26,7 @@ def compared(workdir):
     return compare_arms(COMPARISON, workdir, tuning_seeds=range(1), seeds=range(5, 7), say=lambda text: None)
 
 
-@pytest.mark.usefixtures("without_figures", "shared_programs")
+@pytest.mark.usefixtures("without_figures")
 def test_a_run_that_another_process_trains_is_passed_over_and_read_later(tmp_path):
     runs.run.cache_clear()
     configs = [make_config(COMPARISON, ARM, point, range(1), for_tuning=True) for point in ARM.grid]

@@ -1,5 +1,7 @@
 """Estimators that remember, and thrift, in the programs of a run: chunks, streams, seeds, what is written."""
 
+import functools
+
 import chex
 import jax
 import numpy as np
@@ -25,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("without_figures")
 
 REMEMBERING = [
     pytest.param({"outer.pipelined": True, "hypergradient": "finite_difference"}, marks=pytest.mark.slow),
-    {"hypergradient": "truncated", "estimator.window": 3},
+    {"hypergradient": "truncated", "estimator.window": 2},
     pytest.param(
         {"hypergradient": "persistent_evolution_strategies", "estimator.num_pairs": 2, "estimator.horizon": 4},
         marks=pytest.mark.slow,
@@ -35,12 +37,17 @@ REMEMBERING = [
 ]
 
 
+@functools.cache
+def make_phase(overrides):
+    setup = make_setup(tiny_config(dict(overrides)))
+    return setup, make_training_program(setup, "adalfl")
+
+
 def advance(overrides, chunks):
     """The state and the metrics of every step, in chunks of given lengths."""
-    setup = make_setup(tiny_config(overrides))
+    setup, phase = make_phase(tuple(overrides.items()))
     keys, splits, rate = make_seed_keys(setup.config.seeds), splits_of(setup), setup.config.inner.learning_rate
-    state = init_training(setup, "adalfl", keys)
-    phase, metrics, done = make_training_program(setup, "adalfl"), [], 0
+    state, metrics, done = init_training(setup, "adalfl", keys), [], 0
     for num_steps in chunks:
         state, chunk = phase.advance(state, keys, splits, rate, done, num_steps=num_steps)
         metrics.append(chunk)

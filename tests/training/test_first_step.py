@@ -7,8 +7,6 @@ import pytest
 
 from adalfl_jax.learned_losses import load_learned_loss, save_learned_loss
 from adalfl_jax.training import compare, outputs, train
-from adalfl_jax.training.evaluation import Evaluation
-from adalfl_jax.training.setup import make_setup
 from tests.training.tiny import final_state, records, tiny_config
 
 
@@ -16,12 +14,13 @@ from tests.training.tiny import final_state, records, tiny_config
 def test_implicit_learning_rate_follows_the_schedule(tmp_path):
     config = tiny_config({"inner.schedule": "linear", "num_seeds": 1}, method="ml3")
     train(config, tmp_path / "run")
-    rates = [row["implicit_learning_rate"] for row in records(tmp_path / "run") if row["method"] == "ml3"]
-    setup, rate = make_setup(config), config.inner.learning_rate
-    state = final_state(config, tmp_path / "run", "ml3")
-    (last,) = Evaluation(setup).scalars(state, rate / config.num_steps, 1.0)["implicit_learning_rate"]
-    assert rates[0] != 0
-    assert rates[-1] == pytest.approx(float(last), rel=1e-4)  # at the rate of the last step, and not at 0
+    rows = [row for row in records(tmp_path / "run") if row["method"] == "ml3"]
+    rate = config.inner.learning_rate
+    for row, expected in ((rows[0], rate), (rows[-1], rate / config.num_steps)):  # of the last step, and not 0
+        assert row["implicit_learning_rate"] != 0
+        assert row["implicit_learning_rate"] == pytest.approx(
+            expected * row["gradient_scale"] * row["gradient_cosine"], rel=1e-4
+        )
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +29,7 @@ def adjusted(tmp_path_factory):
     folder, common = tmp_path_factory.mktemp("adjusted"), {"offline.num_steps": 300, "offline.learning_rate": 0.01}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(outputs, "write_figures", lambda *_: {})
-        source = tiny_config(common, method="ml3", num_steps=1)
+        source = tiny_config(common, method="ml3", num_steps=1, eval_every=100)
         train(source, folder / "source")
         start = {"learned_loss.start": str(folder / "source"), "offline.num_steps": 0}
         config = tiny_config(start | {"inner.first_step_rate": 0.25, "methods": ("ml3", "adalfl")})
