@@ -33,8 +33,8 @@ class Dataset:
     """A supervised dataset in three disjoint splits, on the device or, if it is streamed, on the host.
 
     Images of bytes stay bytes, and so do tokens: `normalize` makes of a batch of them what a model takes. Everything
-    else is standardised once, when the dataset is made; new rows are by `inputs_scaling.apply`, and outputs of a
-    regression get the units of the target back by `targets_scaling.invert`.
+    else is standardised once, when the dataset is made; new rows are by `encode`, and outputs of a regression get the
+    units of the target back by `targets_scaling.invert`.
 
     Raises:
       DatasetError: shapes that do not fit together, labels out of range, values that are not finite.
@@ -73,6 +73,32 @@ class Dataset:
     def is_streamed(self) -> bool:
         """Whether examples wait in host memory rather than on the device."""
         return isinstance(self.train.inputs, np.ndarray)
+
+    def encode(self, inputs: Any) -> np.ndarray:
+        """New inputs `[N, ...]`, in the form and the units the raw examples have, as the splits hold them.
+
+        Images of bytes and tokens stay what they are, uint8, and images without colour may lack the axis of channels.
+        Everything else is standardised as the training split was, float32.
+
+        Raises:
+          DatasetError: inputs of another shape or type than the examples have, or that are not finite.
+        """
+        where, shape, is_image = f"dataset {self.name!r}", self.train.inputs.shape[1:], self.mean is not None
+        inputs = np.asarray(inputs)
+        if is_image and shape == (*inputs.shape[1:], 1):
+            inputs = inputs[..., None]
+        if inputs.ndim == 0 or inputs.shape[1:] != shape:
+            raise DatasetError(f"{where}: inputs must be [N, {', '.join(map(str, shape))}]; got {inputs.shape}")
+        _check_numbers(where, "inputs", inputs)
+        if is_image and inputs.dtype != np.uint8:
+            raise DatasetError(f"{where}: inputs must be images of uint8, from 0 to 255; got {inputs.dtype}")
+        if self.num_tokens and len(inputs):
+            _check_tokens(where, inputs, self.num_tokens)
+        if is_image or self.num_tokens:
+            return inputs.astype(np.uint8)
+        scaled = inputs.astype(np.float32) if self.inputs_scaling is None else self.inputs_scaling.apply(inputs)
+        _check_finite(where, inputs=scaled)
+        return scaled
 
     def normalize(self, inputs: jax.Array) -> jax.Array:
         """Inputs `[..., channels]` as a model takes them: float32, mean 0 and deviation 1 over the training split.
@@ -325,11 +351,7 @@ def _clean(where: str, inputs: np.ndarray, targets: np.ndarray, examples: Exampl
     """Checked arrays in the types a dataset has."""
     inputs, targets = np.asarray(inputs), np.asarray(targets)
     for kind, values in (("inputs", inputs), ("targets", targets)):
-        if not (np.issubdtype(values.dtype, np.number) or values.dtype == np.bool_) or np.iscomplexobj(values):
-            remedy = (
-                "; np.unique(targets, return_inverse=True)[1] numbers the names of classes" if kind == "targets" else ""
-            )
-            raise DatasetError(f"{where}: {kind} must be numbers; got {values.dtype} values{remedy}")
+        _check_numbers(where, kind, values)
         if values.ndim == 0:
             raise DatasetError(f"{where}: {kind} must be arrays [N, ...]; got the single number {values}")
     if len(inputs) != len(targets):
@@ -354,6 +376,12 @@ def _clean(where: str, inputs: np.ndarray, targets: np.ndarray, examples: Exampl
     return inputs, targets.astype(np.int32)
 
 
+def _check_numbers(where: str, kind: str, values: np.ndarray) -> None:
+    if not (np.issubdtype(values.dtype, np.number) or values.dtype == np.bool_) or np.iscomplexobj(values):
+        remedy = "; np.unique(targets, return_inverse=True)[1] numbers the names of classes"
+        raise DatasetError(f"{where}: {kind} must be numbers; got {values.dtype} values{remedy * (kind == 'targets')}")
+
+
 def _to_floats(values: np.ndarray) -> np.ndarray:
     """In float32 if that holds every number of their type, or else in float64."""
     return values.astype(np.float32 if np.can_cast(values.dtype, np.float32) else np.float64)
@@ -369,7 +397,7 @@ def _check_finite(where: str, **arrays: np.ndarray) -> None:
             rows = np.unique(np.nonzero(~is_finite)[0])
             raise DatasetError(
                 f"{where}: {kind} are not finite, or not in float32, in {len(rows)} of {len(values)} examples, the "
-                f"first of them number {rows[0]}; drop, fill or scale them before training"
+                f"first of them number {rows[0]}; drop, fill or scale them"
             )
 
 

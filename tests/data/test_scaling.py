@@ -74,6 +74,8 @@ def test_splits_are_what_the_scaling_makes_of_the_raw_rows_and_it_is_of_the_trai
     raw[1:] = [examples.valid, examples.test] if own else raw[1:]
     for (inputs, targets), split in zip(raw, (dataset.train, dataset.valid, dataset.test), strict=True):
         np.testing.assert_array_equal(dataset.inputs_scaling.apply(inputs), split.inputs)
+        np.testing.assert_array_equal(encoded := dataset.encode(inputs), split.inputs)
+        assert encoded.dtype == np.float32
         if examples.num_classes is None:
             np.testing.assert_array_equal(dataset.targets_scaling.apply(targets), split.targets)
             rounding = 1e-6 * max(dataset.targets_scaling.deviation)
@@ -132,3 +134,35 @@ def test_a_column_without_any_value_for_training_is_refused():
         data.make_dataset("mine", Examples(inputs, TARGETS, fill_missing=True))
     inputs[train[0], 2] = inputs[test[0], 2]
     assert data.make_dataset("mine", Examples(inputs, TARGETS, fill_missing=True)).inputs_scaling.deviation[2] == 1
+
+
+BYTES = Examples(RNG.integers(0, 256, (200, 4, 4, 1), np.uint8), LABELS, num_classes=3)
+TOKENS = Examples(RNG.integers(0, 7, (200, 5)), LABELS, num_classes=3, num_tokens=7)
+
+
+def test_images_of_bytes_and_tokens_stay_what_they_are():
+    images, text = data.make_dataset("images", BYTES), data.make_dataset("text", TOKENS)
+    np.testing.assert_array_equal(images.encode(BYTES.inputs[..., 0]), BYTES.inputs)
+    np.testing.assert_array_equal(images.encode(BYTES.inputs), BYTES.inputs)
+    np.testing.assert_array_equal(text.encode(TOKENS.inputs.tolist()), TOKENS.inputs)
+    assert (images.encode(BYTES.inputs).dtype, text.encode(TOKENS.inputs).dtype) == (np.uint8, np.uint8)
+    assert text.encode(TOKENS.inputs[:0]).shape == (0, 5)
+
+
+@pytest.mark.parametrize(
+    ("examples", "inputs", "message"),
+    [
+        (EXAMPLES["a regression"], TABLE[0], r"'mine': inputs must be \[N, 4\]; got \(4,\)"),
+        (EXAMPLES["a regression"], TABLE[:, :3], r"inputs must be \[N, 4\]; got \(200, 3\)"),
+        (EXAMPLES["a regression"], 1.0, r"inputs must be \[N, 4\]; got \(\)"),
+        (EXAMPLES["a regression"], MISSING, "inputs are not finite"),
+        (EXAMPLES["a regression"], np.full((2, 4), "a"), "inputs must be numbers; got <U1 values$"),
+        (BYTES, BYTES.inputs / 255, r"inputs must be images of uint8, from 0 to 255; got float64"),
+        (BYTES, BYTES.inputs[:, :3], r"inputs must be \[N, 4, 4, 1\]; got \(200, 3, 4, 1\)"),
+        (TOKENS, TOKENS.inputs + 1, r"tokens must be \[N, T\] integers below num_tokens"),
+        (TOKENS, TOKENS.inputs + 0.5, r"tokens must be \[N, T\] integers below num_tokens"),
+    ],
+)
+def test_inputs_of_another_kind_are_refused(examples, inputs, message):
+    with pytest.raises(DatasetError, match=message):
+        data.make_dataset("mine", examples).encode(inputs)
