@@ -18,7 +18,7 @@ from adalfl_jax.learned_losses import save_learned_loss
 from adalfl_jax.training import workdir as layout
 from adalfl_jax.training.checkpoint import save_state
 from adalfl_jax.training.config import METHODS
-from adalfl_jax.training.files import WorkdirError, keep_on_disk, read_json, reading, write_json, writing
+from adalfl_jax.training.files import keep_on_disk, read_json, reading, write_json, writing
 from adalfl_jax.training.hosts import is_first
 from adalfl_jax.training.machine import describe_machine
 from adalfl_jax.training.results import DivergenceError, MethodResult
@@ -52,8 +52,7 @@ def rebuild_report(workdir: Path) -> list[Path]:
     Raises:
       WorkdirError: no run in the folder, one whose files cannot be read, or a folder that cannot be written to.
     """
-    if not (workdir / layout.CONFIG).is_file():
-        raise WorkdirError(f"{workdir} holds no run: it has no {layout.CONFIG}")
+    layout.require_run(workdir)
     is_over = (workdir / layout.SUMMARY).is_file()
     record = read_record(workdir) if is_over else read_unfinished(workdir)
     with writing(workdir):

@@ -14,7 +14,7 @@ from adalfl_jax.analysis.statistics import describe
 from adalfl_jax.training import workdir as layout
 from adalfl_jax.training.checkpoint import read_loss_shapes
 from adalfl_jax.training.config import LEARNING, METHODS, TrainConfig
-from adalfl_jax.training.files import is_worked_on, read_json, reading
+from adalfl_jax.training.files import is_worked_on, reading
 
 Rows = list[dict[str, Any]]
 
@@ -27,10 +27,8 @@ def read_unfinished(workdir: Path) -> RunRecord:
     Raises:
       WorkdirError: a file cannot be read, or holds something else.
     """
-    settings = read_json(workdir / layout.CONFIG, "command")
-    with reading(workdir / layout.CONFIG):
-        config = TrainConfig.from_mapping({name: value for name, value in settings.items() if name != "command"})
-    methods = config.methods if settings["command"] == "compare" else (config.method,)
+    command, config = layout.read_config(workdir)
+    methods = config.methods if command == "compare" else (config.method,)
     rows = _whole_rows(workdir, config.num_seeds)
     begun = [method for method in methods if _steps_of(rows, method)]
     shapes = _shapes(workdir, config, methods)
@@ -48,7 +46,7 @@ def read_unfinished(workdir: Path) -> RunRecord:
     if drawn := [method for method in begun if f"{method}/values" in shapes]:
         valid = summary["methods"][drawn[-1]]["valid"]["per_seed"]
         summary["learned_loss"] = {"method": drawn[-1], "seed": config.seeds[int(np.argmin(valid))]}
-    return RunRecord(settings, summary, rows, shapes)
+    return RunRecord({"command": command, **config.to_dict()}, summary, rows, shapes)
 
 
 def _whole_rows(workdir: Path, num_seeds: int) -> Rows:

@@ -85,6 +85,24 @@ def finished_summary(path: str | os.PathLike[str], config: TrainConfig, command:
     return read_summary(workdir)
 
 
+def require_run(workdir: Path) -> None:
+    """Raises WorkdirError for a folder that holds no run, over or not."""
+    if not (workdir / CONFIG).is_file():
+        raise WorkdirError(f"{workdir} holds no run: it has no {CONFIG}")
+
+
+def read_config(workdir: Path) -> tuple[str, TrainConfig]:
+    """The command and the configuration of a run, over or not.
+
+    Raises:
+      WorkdirError: no run in the folder, or a file that cannot be read or holds something else.
+    """
+    require_run(workdir)
+    settings = read_json(workdir / CONFIG, "command")
+    with reading(workdir / CONFIG):
+        return settings.pop("command"), TrainConfig.from_mapping(settings)
+
+
 def read_summary(workdir: Path) -> dict[str, Any]:
     """The summary of a finished run.
 
