@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -18,17 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from adalfl_jax.training.config import LEARNING, TrainConfig
 from adalfl_jax.training.files import WorkdirError
 from adalfl_jax.training.hosts import arrays_of_first, is_first, on_first
-from adalfl_jax.training.phases import init_phi, init_rate_factor, init_theta, make_seed_keys
 from adalfl_jax.training.preemption import PreemptionError
 from adalfl_jax.training.results import DivergenceError, History
-from adalfl_jax.training.sections import CheckpointConfig, MeshConfig
-from adalfl_jax.training.setup import make_setup
+from adalfl_jax.training.sections import CheckpointConfig
 from adalfl_jax.training.sharding import place, to_host
 from adalfl_jax.training.state import RunState
 from adalfl_jax.training.workdir import require_same_data
+from adalfl_jax.types import PyTree
 
 # The process that writes needs no other for it.
 _ALONE = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
@@ -55,37 +52,39 @@ def save_state(path: Path, state: RunState) -> None:
     on_first(write)
 
 
-def load_state(path: str | os.PathLike[str], structure: RunState) -> RunState:
-    """Reads what `save_state` wrote.
+def load_state(path: str | os.PathLike[str], structure: PyTree) -> PyTree:
+    """Reads what `save_state` wrote, or parts of it.
 
     Args:
       path: the folder.
-      structure: a state of the same structure and shapes, from `state_structure`.
+      structure: a `RunState` of arrays, or of their shapes and types. A dictionary by the names of its fields may leave
+        parts out, which are then not read: `{"phi": {"params": shapes}}` is without the optimiser of phi.
+
+    Returns:
+      The same structure, of NumPy's arrays.
 
     Raises:
-      WorkdirError: the folder does not exist, is damaged, or holds a state of another config.
+      WorkdirError: the folder does not exist, is damaged, or holds other arrays than are expected.
     """
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), structure)
     try:
-        with ocp.StandardCheckpointer(multiprocessing_options=_ALONE) as checkpointer:
-            restored: Any = checkpointer.restore(Path(path).resolve(), structure._asdict())
+        options = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+        args = ocp.args.PyTreeRestore(item=shapes, restore_args=options, partial_restore=True)  # pyright: ignore[reportCallIssue]
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            restored = checkpointer.restore(Path(path).resolve(), args)  # Orbax reads no relative path
+        jax.tree_util.tree_map_with_path(_require_same_shape, shapes, restored)
     except Exception as error:  # whatever Orbax and its libraries raise
-        raise WorkdirError(f"{path} cannot be read as a state of this config ({_reason(error)})") from error
-    return RunState(**restored)
+        raise WorkdirError(f"{path} cannot be read as a trained state ({_reason(error)})") from error
+    return restored
 
 
-def state_structure(config: TrainConfig, method: str) -> RunState:
-    """The structure and shapes of the state a method of a run ends in, without values."""
-    # Shapes depend neither on where phi starts, which may be gone by now, nor on the devices.
-    learned_loss = dataclasses.replace(config.learned_loss, start="random")
-    setup = make_setup(dataclasses.replace(config, learned_loss=learned_loss, mesh=MeshConfig(1, 1, 1)))
-
-    def make() -> RunState:
-        keys = make_seed_keys(config.seeds)
-        theta = init_theta(setup, keys)
-        learned = (init_phi(setup, keys), init_rate_factor(setup)) if method in LEARNING else (None, None)
-        return RunState(theta, *learned)
-
-    return jax.eval_shape(make)
+def _require_same_shape(path: Any, expected: jax.ShapeDtypeStruct, found: Any) -> None:
+    """Raises ValueError for an array of another shape; of one that is not there Orbax returns what was expected."""
+    name = jax.tree_util.keystr(path, simple=True, separator=".")
+    if not isinstance(found, np.ndarray):
+        raise ValueError(f"it has no {name}")
+    if (found.shape, found.dtype) != (expected.shape, expected.dtype):
+        raise ValueError(f"{name} is {found.shape} {found.dtype}, not {expected.shape} {expected.dtype}")
 
 
 class StageCheckpoints:

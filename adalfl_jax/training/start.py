@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from adalfl_jax.learned_losses import load_learned_loss
 from adalfl_jax.registry import suggestion
 from adalfl_jax.training import workdir as layout
+from adalfl_jax.training.checkpoint import load_state
 from adalfl_jax.training.config import TrainConfig
 from adalfl_jax.training.fields import ConfigError, differing_keys
 from adalfl_jax.training.files import WorkdirError
@@ -45,12 +45,9 @@ def read_learned_losses(workdir: Path) -> LearnedLosses:
         if "learned_loss" not in summary:
             raise WorkdirError(f"{workdir} holds no learned loss: its methods are {', '.join(summary['methods'])}")
         loss, seeds = load_learned_loss(workdir / layout.LEARNED_LOSS).loss, tuple(summary["seeds"])
-        shapes = jax.eval_shape(loss.init, jax.random.key(0))
-        like = {"phi": {"params": jax.tree.map(lambda leaf: np.empty((len(seeds), *leaf.shape), leaf.dtype), shapes)}}
-        options = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
-        args = ocp.args.PyTreeRestore(item=like, restore_args=options, partial_restore=True)  # pyright: ignore[reportCallIssue]
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            state = checkpointer.restore((workdir / layout.STATES / summary["learned_loss"]["method"]).resolve(), args)
+        params = jax.eval_shape(jax.vmap(loss.init), jax.random.split(jax.random.key(0), len(seeds)))
+        folder = workdir / layout.STATES / summary["learned_loss"]["method"]
+        state = load_state(folder, {"phi": {"params": params}})
     except WorkdirError:
         raise
     except Exception as error:  # whatever Orbax and its libraries raise on damaged files

@@ -212,13 +212,29 @@ def test_damaged_checkpoints_are_set_aside_and_the_stage_starts_over(two_checkpo
 
 def test_a_state_that_is_not_there_or_of_another_config_is_told(tmp_path):
     state = make_history(5).state._replace(phi=None)
-    with pytest.raises(WorkdirError, match=r"nosuch cannot be read as a state of this config"):
+    with pytest.raises(WorkdirError, match=r"nosuch cannot be read as a trained state"):
         load_state(tmp_path / "nosuch", state)
     plain = RunState(Theta({"kernel": jnp.ones((2, 3))}, {}, ()), None)
     checkpoint.save_state(tmp_path / "state", plain)
     jax.tree.map(np.testing.assert_array_equal, load_state(tmp_path / "state", plain), plain)
-    with pytest.raises(WorkdirError, match=r"state cannot be read as a state of this config"):
+    with pytest.raises(WorkdirError, match=r"state cannot be read as a trained state"):
         load_state(tmp_path / "state", RunState(Theta({"other": jnp.ones((2, 3))}, {}, ()), None))
+
+
+def test_parts_of_a_state_are_read_alone_and_checked(tmp_path):
+    kernel = np.arange(6, dtype=np.float32).reshape(2, 3)
+    state = RunState(Theta({"kernel": jnp.asarray(kernel), "bias": jnp.zeros(2)}, {"mean": jnp.ones(3)}, ()), None)
+    checkpoint.save_state(tmp_path / "state", state)
+    part = load_state(tmp_path / "state", {"theta": {"params": {"kernel": kernel}}})
+    assert jax.tree.map(np.shape, part) == {"theta": {"params": {"kernel": (2, 3)}}}
+    np.testing.assert_array_equal(part["theta"]["params"]["kernel"], kernel)
+    for params, message in (
+        ({"other": kernel}, r"it has no theta\.params\.other"),
+        ({"kernel": kernel.T}, r"theta\.params\.kernel is \(2, 3\) float32, not \(3, 2\) float32"),
+        ({"kernel": kernel.astype(int)}, r"theta\.params\.kernel is \(2, 3\) float32, not \(2, 3\) int64"),
+    ):
+        with pytest.raises(WorkdirError, match=message):
+            load_state(tmp_path / "state", {"theta": {"params": params}})
 
 
 def test_the_state_of_another_model_is_refused_and_left_alone(two_checkpoints):

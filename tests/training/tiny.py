@@ -7,8 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from adalfl_jax.training import TrainConfig
-from adalfl_jax.training.checkpoint import load_state, state_structure
+from adalfl_jax.training.checkpoint import load_state
+from adalfl_jax.training.config import LEARNING
+from adalfl_jax.training.phases import init_phi, init_rate_factor, init_theta, make_seed_keys
+from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.state import RunState
 from configs import default
 
@@ -58,8 +63,14 @@ def tiny_config(overrides: Mapping[str, Any] | None = None, /, **more: Any) -> T
 
 
 def final_state(config: TrainConfig, workdir: Path, method: str) -> RunState:
-    """The trained state of a method, from its checkpoint."""
-    return load_state(workdir / "states" / method, state_structure(config, method))
+    """The trained state of a method, of all seeds, as the run left it."""
+    setup, keys = make_setup(config), make_seed_keys(config.seeds)
+
+    def make() -> RunState:
+        learned = (init_phi(setup, keys), init_rate_factor(setup)) if method in LEARNING else (None, None)
+        return RunState(init_theta(setup, keys), *learned)
+
+    return load_state(workdir / "states" / method, jax.eval_shape(make))
 
 
 def records(workdir: Path) -> list[dict[str, Any]]:
