@@ -100,7 +100,7 @@ def read_config(workdir: Path) -> tuple[str, TrainConfig]:
     require_run(workdir)
     settings = read_json(workdir / CONFIG, "command")
     with reading(workdir / CONFIG):
-        return settings.pop("command"), TrainConfig.from_mapping(settings)
+        return settings.pop("command"), TrainConfig.from_mapping(_with_added(settings))
 
 
 def read_summary(workdir: Path) -> dict[str, Any]:
@@ -161,15 +161,16 @@ def _check_same_run(workdir: Path, wanted: dict[str, Any]) -> None:
 
 
 def _without_circumstances(values: dict[str, Any]) -> dict[str, Any]:
-    """What may not change from start to start: of learned losses to start from the content, and not the path.
-
-    Fields that came later are there as `ADDED` has them.
-    """
+    """What may not change from start to start: of learned losses to start from the content, and not the path."""
     learned_loss = dict(values.get("learned_loss") or {})
     if "start" in learned_loss:
         learned_loss["start"] = str(learned_loss["start"]).rpartition("#")[2]
-    sections = {section: {**fields, **(values.get(section) or {})} for section, fields in ADDED.items()}
-    return {**values, **sections, **dict[str, Any].fromkeys(WITHOUT_EFFECT), "learned_loss": learned_loss}
+    return {**_with_added(values), **dict[str, Any].fromkeys(WITHOUT_EFFECT), "learned_loss": learned_loss}
+
+
+def _with_added(values: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with the fields that it may be too old to have."""
+    return values | {section: {**fields, **(values.get(section) or {})} for section, fields in ADDED.items()}
 
 
 def _check_checkpoints(folder: Path, data: str | None) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from adalfl_jax.training import WorkdirError
 from adalfl_jax.training.files import write_json
-from adalfl_jax.training.workdir import finished_summary, open_workdir, read_records, remove_checkpoints
+from adalfl_jax.training.workdir import finished_summary, open_workdir, read_config, read_records, remove_checkpoints
 from tests.training.tiny import snapshot, tiny_config
 
 SUMMARY = {"dataset": "digits", "metric": "error_rate", "num_steps": 20, "seeds": [0, 1], "methods": {}}
@@ -164,6 +164,7 @@ def test_a_run_from_before_there_was_a_field_is_that_at_its_value_then(finished)
     assert config["dataset"].pop("seed") == 0
     (finished / "config.json").write_text(json.dumps(config))
     assert finished_summary(finished, tiny_config(), "train") == SUMMARY
+    assert read_config(finished) == ("train", tiny_config())
     with pytest.raises(WorkdirError, match=r"dataset\.seed: 0 -> 1"):
         finished_summary(finished, tiny_config({"dataset.seed": 1}), "train")
 
