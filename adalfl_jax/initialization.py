@@ -71,7 +71,9 @@ def make_offline_step(
 
 
 def initialize_offline(offline_step: OfflineStep, phi: Phi, batches: BilevelBatch) -> tuple[Phi, BilevelMetrics]:
-    """Runs Algorithm 1 as one `jax.lax.scan`; outside of a trace it waits for the device, and looks at what came out.
+    """Runs Algorithm 1 as one `jax.lax.scan`, which is compiled with `jax.jit` around it and without.
+
+    Without, it waits for the device and looks at what came out.
 
     Args:
       offline_step: from `make_offline_step`.
@@ -85,7 +87,7 @@ def initialize_offline(offline_step: OfflineStep, phi: Phi, batches: BilevelBatc
       ValueError: arrays of `batches`, its keys among them, that do not share their leading axis.
 
     Warns:
-      UserWarning: a meta-gradient that was 0 at every step; inside of a trace nobody can tell.
+      UserWarning: a meta-gradient that was 0 at every step; under `jax.jit` nobody can tell.
 
     Example:
       >>> import jax, optax, adalfl_jax
@@ -101,7 +103,7 @@ def initialize_offline(offline_step: OfflineStep, phi: Phi, batches: BilevelBatc
       >>> halves = [data.take(digits.train, part) for part in rows]
       >>> batches = adalfl_jax.BilevelBatch(*halves, rng_key=jax.random.split(step_key, 5))
       >>> phi = adalfl_jax.Phi.create(loss.init(jax.random.key(1)), outer)
-      >>> phi, metrics = jax.jit(adalfl_jax.initialize_offline, static_argnums=0)(offline_step, phi, batches)
+      >>> phi, metrics = adalfl_jax.initialize_offline(offline_step, phi, batches)
       >>> phi = adalfl_jax.Phi.create(phi.params, outer)  # for the online phase, whose eta may be another
       >>> metrics.outer_loss.shape
       (5,)

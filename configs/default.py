@@ -59,7 +59,8 @@ def get_config() -> ConfigDict:
     config.augmentation.flip = False
 
     config.model = ConfigDict()
-    # "logistic", "mlp", "lenet5", "vgg16", "allcnnc", "squeezenet", "resnet" or "wide_resnet".
+    # "logistic", "mlp", "lenet5", "vgg16", "allcnnc", "squeezenet", "resnet", "wide_resnet", or one of
+    # `adalfl_jax.models.register_model`, which gets those of the following fields that it names.
     config.model.name = "mlp"
     # Units of each hidden layer of the "mlp"; other models ignore it.
     config.model.hidden_sizes = (512, 512)

@@ -12,11 +12,12 @@ import sklearn.datasets
 from sklearn.preprocessing import StandardScaler
 
 import adalfl_jax
-from adalfl_jax import data
+from adalfl_jax import data, models
 from adalfl_jax.data.splits import split_indices
 from adalfl_jax.hypergradient import ESTIMATORS, estimator_settings
 from adalfl_jax.task_losses import softmax_cross_entropy
-from adalfl_jax.training import train
+from adalfl_jax.training import TrainConfig, train
+from adalfl_jax.training.setup import make_setup
 from tests.training.tiny import DIABETES, ROOT, tiny_config
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -69,6 +70,16 @@ def test_a_loss_is_learned_for_sequences_as_the_docs_say():
     there = targets[targets >= 0], outputs[targets >= 0]
     expected = softmax_cross_entropy(*there)
     assert names["over_positions"](softmax_cross_entropy)(targets, outputs) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_a_model_of_ones_own_is_trained_as_the_docs_say(monkeypatch):
+    monkeypatch.setitem(models.MODELS, "two_layers", None)  # to be forgotten behind this test
+    (block,) = re.findall(r"```python\n(import math.*?)```", (ROOT / "docs" / "data.md").read_text(), flags=re.DOTALL)
+    names = {}
+    exec(block, names)  # noqa: S102, the code is ours
+    setup = make_setup(TrainConfig.from_mapping(names["get_config"]()))
+    params, _ = jax.eval_shape(setup.model.init, jax.random.key(0))
+    assert models.count_params(params) == 64 * 128 + 128 + 128 * 10 + 10
 
 
 def test_the_docs_list_every_estimator_and_its_settings():

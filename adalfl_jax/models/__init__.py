@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,10 +23,10 @@ from adalfl_jax.models.squeezenet import SqueezeNet as SqueezeNet
 from adalfl_jax.models.vgg import VGG16 as VGG16
 from adalfl_jax.models.wide_resnet import WideResNet as WideResNet
 from adalfl_jax.registry import lookup, require_known
-from adalfl_jax.settings import is_count
+from adalfl_jax.settings import is_count, why_not_called
 from adalfl_jax.types import PyTree
 
-MODELS: dict[str, type] = {
+MODELS: dict[str, Callable[..., Any]] = {
     "logistic": LogisticRegression,
     "mlp": MLP,
     "lenet5": LeNet5,
@@ -35,8 +35,8 @@ MODELS: dict[str, type] = {
     "squeezenet": SqueezeNet,
     "resnet": ResNet,
     "wide_resnet": WideResNet,
-}  # name -> a module made by (input_shape, num_outputs, *, rngs, **options)
-
+}  # name -> a module made by (input_shape, num_outputs, *, rngs, **options); `register_model` adds to them
+OURS = frozenset(MODELS)  # names that are taken
 
 INITIALIZATIONS = ("he_glorot", "pytorch")
 
@@ -51,7 +51,7 @@ def make_model(
     initialization: str = "he_glorot",
     **options: Any,
 ) -> Model:
-    """Makes a base model of the zoo.
+    """Makes a base model of the zoo, or a registered one.
 
     Args:
       name: a key of `MODELS`.
@@ -112,9 +112,46 @@ def make_model(
     return model._replace(init=init)
 
 
+def register_model(name: str, module: Callable[..., Any]) -> None:
+    """Makes a model known to `make_model` and to configurations, whose files are a good place to call this.
+
+    Args:
+      name: any but those of the zoo; one registered before is replaced.
+      module: a class of `flax.nnx` modules, or a function that makes one, called as `module(input_shape, num_outputs,
+        *, rngs, **options)`. It is called with a batch of inputs `[B, *input_shape]` and returns outputs `[B, C]`. Of
+        options, a configuration sets those that it names as the models of the zoo do: `hidden_sizes`, `depth`,
+        `width`, `remat`.
+
+    Raises:
+      ValueError: the name of a model of the zoo, or what cannot be called so.
+
+    Example:
+      >>> from flax import nnx
+      >>> def linear(input_shape, num_outputs, *, rngs):
+      ...     return nnx.Linear(*input_shape, num_outputs, use_bias=False, rngs=rngs)
+      >>> register_model("linear", linear)
+      >>> count_params(make_model("linear", (4,), 3).init(jax.random.key(0))[0])
+      12
+    """
+    if name in OURS:
+        raise ValueError(f"there is a model {name!r} in this package; register yours under another name")
+    if not callable(module):
+        raise ValueError(f"model {name!r} must be a function or a class; got a {type(module).__name__}")
+    options = [option for option in _parameters(module) if option not in _ALWAYS]
+    target = module.__init__ if isinstance(module, type) else module
+    given = ["self"] * isinstance(module, type) + ["input_shape", "num_outputs"]
+    if reason := why_not_called(target, given, ["rngs", *options]):
+        raise ValueError(f"model {name!r} is called as {name}(input_shape, num_outputs, *, rngs, **options): {reason}")
+    MODELS[name] = module
+
+
 def model_options(name: str) -> list[str]:
-    """Names of the options a model of the zoo takes."""
-    return [option for option in inspect.signature(MODELS[name].__init__).parameters if option not in _ALWAYS]
+    """Names of the options that a model takes."""
+    return [option for option in _parameters(MODELS[name]) if option not in _ALWAYS]
+
+
+def _parameters(module: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(module.__init__ if isinstance(module, type) else module).parameters
 
 
 _ALWAYS = ("self", "input_shape", "num_outputs", "rngs")

@@ -26,8 +26,8 @@ class MetricWriters:
 
     def __init__(self, workdir: Path, config: TrainConfig):
         self._open = contextlib.ExitStack()
-        self._wandb = self._open.enter_context(WandbRun(workdir, config)) if config.wandb_project else None
         self._lines = self._open.enter_context((workdir / layout.METRICS).open("w"))
+        self._wandb = self._open.enter_context(WandbRun(workdir, config)) if config.wandb_project else None
         self._tensorboard = workdir / layout.TENSORBOARD
         self._events: dict[str, EventsWriter] = {}
         self._unflushed: set[EventsWriter] = set()

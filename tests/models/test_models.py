@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from adalfl_jax.models import MODELS, count_params, functionalize, make_model
+from adalfl_jax.models import MODELS, count_params, functionalize, make_model, model_options, register_model
 from adalfl_jax.task_losses import softmax_cross_entropy
 from tests.models.zoo import (
     CHEAP,
@@ -268,3 +268,52 @@ def test_apply_leaves_the_state_it_is_given_as_it_is():
     _, after = model.apply(params, given, jnp.ones((4, 5)), train=True, rng_key=None)
     chex.assert_trees_all_equal(given, model_state)
     assert not np.array_equal(after["norm"]["mean"], given["norm"]["mean"])
+
+
+@pytest.fixture
+def known_here(monkeypatch):
+    """What a test registers under this name is forgotten behind it."""
+    monkeypatch.setitem(MODELS, "mine", None)
+
+
+def gelu_mlp(input_shape, num_outputs, *, rngs, hidden_sizes, scale=2.0):
+    first = nnx.Linear(*input_shape, hidden_sizes[0], rngs=rngs)
+    second = nnx.Linear(hidden_sizes[0], num_outputs, rngs=rngs)
+    return nnx.Sequential(first, nnx.gelu, second, lambda outputs: scale * outputs)
+
+
+@pytest.mark.usefixtures("known_here")
+def test_a_registered_model_is_made_by_name_and_as_any_other():
+    register_model("mine", MODELS["mlp"])
+    register_model("mine", gelu_mlp)  # in place of the one before
+    assert model_options("mine") == ["hidden_sizes", "scale"]
+    model, theirs = (make_model("mine", (4,), 3, hidden_sizes=(5,), **options) for options in ({}, {"scale": 1.0}))
+    params, model_state = model.init(jax.random.key(0))
+    assert count_params(params) == 4 * 5 + 5 + 5 * 3 + 3
+    inputs = jax.random.normal(jax.random.key(1), (2, 4))
+    outputs, others = (each.apply(params, model_state, inputs, train=True, rng_key=None)[0] for each in (model, theirs))
+    chex.assert_trees_all_close(outputs, 2 * others)
+    with pytest.raises(ValueError, match="model 'mine' has no option 'depth'; it has hidden_sizes, scale"):
+        make_model("mine", (4,), 3, depth=18)
+    with pytest.raises(ValueError, match=r"model 'mine' was made for inputs \[B, 4\]"):
+        model.apply(params, model_state, inputs[:, :3], train=True, rng_key=None)
+
+
+@pytest.mark.usefixtures("known_here")
+@pytest.mark.parametrize(
+    ("name", "module", "message"),
+    [
+        ("mlp", gelu_mlp, "there is a model 'mlp' in this package; register yours under another name"),
+        ("mine", "mlp", "model 'mine' must be a function or a class; got a str"),
+        (
+            "mine",
+            lambda num_outputs, *, rngs: None,
+            r"called as mine\(input_shape, num_outputs, \*, rngs, \*\*options\)",
+        ),
+        ("mine", lambda input_shape, num_outputs: None, r"called as mine\(.*\): got an unexpected .* 'rngs'"),
+    ],
+)
+def test_what_cannot_be_registered_is_refused(name, module, message):
+    with pytest.raises(ValueError, match=message):
+        register_model(name, module)
+    assert MODELS["mine"] is None
