@@ -40,18 +40,24 @@ def compare_gradients(
     *,
     batch_size: int | None = None,
     task_batch: Batch | None = None,
+    rng_key: jax.Array | None = None,
 ) -> GradientComparison:
-    """Compares the gradients of `loss_fn` and `task_loss_fn` with respect to theta, the model in eval mode.
+    """Compares the gradients of `loss_fn` and `task_loss_fn` with respect to theta, the model in train mode.
+
+    That is the mode of the step whose direction and length they are: batch norm normalises by the statistics of each
+    batch, as running ones are of no use to a fresh model, and what it would record is dropped. Dropout draws the same
+    for both losses, from `rng_key`; a model without random streams needs none.
 
     Where a gradient vanishes the ratios are 0 rather than nan, but for the scale where both do, which is 1. Both losses
-    are means over examples. With a `batch_size`, which must divide the number of examples, the gradients are those
-    means over batches of that many, taken one after the other: the same values in less memory.
+    are means over examples. With a `batch_size`, which must divide the number of examples, the gradients are means over
+    batches of that many, taken one after the other: the same values in less memory, but for batch norm and dropout.
 
     With a `task_batch` the task loss is taken on those examples, at once where they are fewer than `batch_size`. Where
     labels of `batch` are wrong, and those of `task_batch` right, the cosine says whether a step on M serves the task.
 
     Raises:
-      ValueError: no examples, or a `batch_size` that does not divide their number.
+      ValueError: no examples, a `batch_size` that does not divide their number, or no key for a model of this package
+        with dropout.
     """
 
     def gradient(loss_fn: LossFn, examples: Batch, size: int | None) -> PyTree:
@@ -62,17 +68,18 @@ def compare_gradients(
         num_batches = num_examples // size
         batches = jax.tree.map(lambda array: array.reshape(num_batches, -1, *array.shape[1:]), tuple(examples))
 
-        def objective(params: PyTree, batch: Batch) -> jax.Array:
-            outputs, _ = apply_fn(params, theta.model_state, batch.inputs, train=False, rng_key=None)
+        def objective(params: PyTree, batch: Batch, rng_key: jax.Array | None) -> jax.Array:
+            outputs, _ = apply_fn(params, theta.model_state, batch.inputs, train=True, rng_key=rng_key)
             return loss_fn(batch.targets, outputs)
 
         if num_batches == 1:  # outside of jit a scan would be compiled at every call
-            return jax.grad(objective)(theta.params, Batch(*examples))
+            return jax.grad(objective)(theta.params, Batch(*examples), rng_key)
 
-        def add(total: PyTree, batch: Batch) -> tuple[PyTree, None]:
-            return optax.tree.add(total, jax.grad(objective)(theta.params, batch)), None
+        def add(total: PyTree, drawn: tuple[Batch, jax.Array | None]) -> tuple[PyTree, None]:
+            return optax.tree.add(total, jax.grad(objective)(theta.params, *drawn)), None
 
-        total, _ = jax.lax.scan(add, optax.tree.zeros_like(theta.params), Batch(*batches))
+        keys = None if rng_key is None else jax.random.split(rng_key, num_batches)
+        total, _ = jax.lax.scan(add, optax.tree.zeros_like(theta.params), (Batch(*batches), keys))
         return optax.tree.scale(1 / num_batches, total)
 
     learned = gradient(loss_fn, batch, batch_size)

@@ -105,6 +105,7 @@ def _measure(
                 probe.train,
                 learning_rate_of(state, learning_rate),
                 batch_size=setup.config.batch_size,
+                rng_key=jax.random.key(0),  # of dropout: the same units at every evaluation
             )
             values |= compare()._asdict()
             values["valid_gradient_cosine"] = compare(task_batch=probe.valid).gradient_cosine

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
+from jax.flatten_util import ravel_pytree
 
 from adalfl_jax.analysis.measures import (
     along_true_class,
@@ -15,6 +17,7 @@ from adalfl_jax.analysis.measures import (
     make_loss_shape,
 )
 from adalfl_jax.learned_losses import LossNetwork, RescaledLoss
+from adalfl_jax.models import functionalize
 from adalfl_jax.task_losses import (
     generalized_cross_entropy,
     smoothed_cross_entropy,
@@ -30,7 +33,7 @@ BATCH = Batch(jnp.array([[1.0, 2.0], [-1.0, 0.5], [3.0, 1.0]]), jnp.array([[0.0,
 
 
 def apply_fn(params, model_state, inputs, *, train, rng_key):
-    assert not train
+    assert train
     return inputs @ params["kernel"], model_state
 
 
@@ -270,6 +273,54 @@ def test_the_task_loss_may_be_taken_on_other_examples(batch_size):
     cosine = (learned * task).sum() / jnp.linalg.norm(learned) / jnp.linalg.norm(task)
     assert found.gradient_cosine == pytest.approx(float(cosine), rel=1e-5)
     assert found.gradient_scale == pytest.approx(float(jnp.linalg.norm(learned) / jnp.linalg.norm(task)), rel=1e-5)
+
+
+class NormedAndDropped(nnx.Module):
+    """A layer with batch norm, or with dropout, before it."""
+
+    def __init__(self, first, rngs):
+        self.first, self.last = first(rngs), nnx.Linear(4, 3, rngs=rngs)
+
+    def __call__(self, inputs):
+        return self.last(self.first(inputs))
+
+
+@pytest.mark.parametrize("batch_size", [None, 4])
+@pytest.mark.parametrize(
+    "first",
+    [lambda rngs: nnx.BatchNorm(4, rngs=rngs), lambda rngs: nnx.Dropout(0.5, rngs=rngs)],
+    ids=["batch_norm", "dropout"],
+)
+def test_gradients_are_those_of_train_mode(first, batch_size):
+    model = functionalize(lambda rngs: NormedAndDropped(first, rngs))
+    theta = Theta.create(*model.init(jax.random.key(0)), optax.sgd(0.1))
+    batch, key = Batch(5 + 3 * jax.random.normal(jax.random.key(1), (8, 4)), jnp.arange(8) % 3), jax.random.key(2)
+    keys = [key] if batch_size is None else [*jax.random.split(key, 2)]
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def gradient(loss_fn):
+        def objective(params, inputs, targets, key):
+            return loss_fn(targets, model.apply(params, theta.model_state, inputs, train=True, rng_key=key)[0])
+
+        parts = (jnp.split(array, len(keys)) for array in batch)
+        found = [jax.grad(objective)(theta.params, *each) for each in zip(*parts, keys, strict=True)]
+        return ravel_pytree(jax.tree.map(lambda *leaves: sum(leaves), *found))[0]
+
+    losses = generalized_cross_entropy, softmax_cross_entropy
+    learned, task = map(gradient, losses)
+    found = compare_gradients(model.apply, *losses, theta, batch, 0.1, batch_size=batch_size, rng_key=key)
+    norms = jnp.linalg.norm(learned), jnp.linalg.norm(task)
+    expected = norms[0] / norms[1], learned @ task / norms[0] / norms[1], 0.1 * learned @ task / norms[1] ** 2
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_dropout_without_a_key_is_refused():
+    model = functionalize(lambda rngs: nnx.Sequential(nnx.Linear(4, 3, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)))
+    theta = Theta.create(*model.init(jax.random.key(0)), optax.sgd(0.1))
+    with pytest.raises(ValueError, match="give it an rng_key in train mode"):
+        compare_gradients(
+            model.apply, softmax_cross_entropy, softmax_cross_entropy, theta, (jnp.ones((2, 4)), jnp.arange(2)), 0.1
+        )
 
 
 def test_gradients_that_are_nan_compare_as_nan():

@@ -3,10 +3,16 @@
 import chex
 import jax
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 
 from adalfl_jax.learned_losses import load_learned_loss, save_learned_loss
+from adalfl_jax.models import MODELS
+from adalfl_jax.models.layers import batch_norm
 from adalfl_jax.training import compare, outputs, train
+from adalfl_jax.training.phases import init_theta, make_seed_keys
+from adalfl_jax.training.setup import make_setup
 from tests.training.tiny import final_state, records, tiny_config
 
 
@@ -73,3 +79,35 @@ def test_a_loss_that_is_flat_keeps_its_rate(adjusted, tmp_path):
     with pytest.warns(UserWarning, match="is below a millionth of the task loss's"):
         summary = train(tiny_config(overrides, method="ml3"), tmp_path / "run")
     assert summary["methods"]["ml3"]["learning_rates"] == pytest.approx([0.1, 0.1])
+
+
+class Normed(nnx.Module):
+    """Two layers with batch norm between them."""
+
+    def __init__(self, input_shape, num_outputs, *, rngs):
+        self.first = nnx.Linear(*input_shape, 16, rngs=rngs)
+        self.norm = batch_norm(16, rngs=rngs)
+        self.last = nnx.Linear(16, num_outputs, rngs=rngs)
+
+    def __call__(self, inputs):
+        return self.last(jax.nn.relu(self.norm(4 * self.first(inputs))))
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_with_batch_norm_the_first_step_is_as_long_as_one_on_the_task_loss_at_that_rate(tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "normed", Normed)
+    rng, splits = np.random.default_rng(0), {"": 12, "valid_": 4, "test_": 4}
+    arrays = {f"{split}inputs": rng.normal(size=(size, 4)) for split, size in splits.items()}
+    arrays |= {f"{split}targets": np.arange(size) % 4 for split, size in splits.items()}
+    np.savez(tmp_path / "examples.npz", **arrays)
+    loss = tiny_config().learned_loss.network()
+    save_learned_loss(tmp_path / "random.safetensors", loss, loss.init(jax.random.key(3)))
+    overrides = {"dataset.name": str(tmp_path / "examples.npz"), "batch_size": 12, "num_steps": 1, "eval_every": 1}
+    overrides |= {"model.name": "normed", "num_seeds": 1, "learned_loss.start": str(tmp_path / "random.safetensors")}
+    overrides |= {"offline.num_steps": 0, "inner.learning_rate": 0.3, "inner.first_step_rate": 0.3}
+    config = tiny_config(overrides, methods=("task_loss", "ml3"))  # whose one batch is all examples
+    compare(config, tmp_path / "run")
+    theta = init_theta(make_setup(config), make_seed_keys(config.seeds))
+    ends = (final_state(config, tmp_path / "run", method).theta for method in config.methods)
+    on_task_loss, on_learned_loss = (float(optax.tree.norm(optax.tree.sub(end.params, theta.params))) for end in ends)
+    assert on_learned_loss == pytest.approx(on_task_loss, rel=1e-3)
