@@ -94,8 +94,8 @@ def get_config() -> ConfigDict:
     # alpha.
     config.inner.learning_rate = 0.01
     # Length of the first step on a learned loss: behind the offline phase alpha is multiplied, seed by seed, so that
-    # this step is as long as one on the task loss at this learning rate, without momentum. 0 leaves alpha as it is.
-    # docs/noisy_labels.md has what suited which data.
+    # this step is as long as one on the task loss at this learning rate, without momentum and weight decay; the latter
+    # goes on at alpha. 0 leaves alpha as it is. docs/noisy_labels.md has what suited which data.
     config.inner.first_step_rate = 0.0
     # In [0, 1); 0 is none.
     config.inner.momentum = 0.0

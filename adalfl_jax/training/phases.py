@@ -44,7 +44,7 @@ from adalfl_jax.training.sharding import (
     to_host,
 )
 from adalfl_jax.training.start import load_start
-from adalfl_jax.training.state import RunState, learning_rate_of
+from adalfl_jax.training.state import RunState
 from adalfl_jax.training.steps import STEPS, bilevel_problem, make_online_bilevel_step, phi_metrics
 from adalfl_jax.types import Batch, BilevelBatch, LossFn, Phi, PyTree, Theta
 
@@ -233,8 +233,8 @@ def make_offline_program(setup: Setup) -> Program:
     )
     offline_step = make_offline_step(bilevel_step, setup.model.init, inner_optimizer)
 
-    def make_step(learning_rate: jax.Array):
-        del learning_rate  # phi is learned for the rate in the config
+    def make_step(learning_rate: jax.Array, rate_factor: None):
+        del learning_rate, rate_factor  # phi is learned for the rate in the config
 
         def step(state: RunState, batch: BilevelBatch) -> tuple[RunState, ChunkMetrics]:
             assert state.phi is not None
@@ -251,7 +251,7 @@ def make_training_program(setup: Setup, method: str) -> Program:
     make_step = STEPS[method]
     return _make_program(
         setup,
-        lambda learning_rate: make_step(setup, make_inner_optimizer(setup.config, learning_rate)),
+        lambda rate, factor: make_step(setup, make_inner_optimizer(setup.config, rate, factor)),
         lambda keys: keys.training,
         num_inner_steps=1,
     )
@@ -266,7 +266,7 @@ def _make_program(setup: Setup, make_step, select_key, num_inner_steps: int) -> 
         state: RunState, sources: StepSource, learning_rate: jax.Array, fetch: Callable[[StepSource], StepSource]
     ) -> tuple[RunState, ChunkMetrics]:
         factor = state.rate_factor
-        step = make_step(learning_rate_of(state, learning_rate))
+        step = make_step(learning_rate, factor)
         if setup.config.on_nonfinite == "skip":
             step = skip_nonfinite(step)
 

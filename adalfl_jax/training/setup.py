@@ -152,13 +152,23 @@ def learning_rate_schedule(config: TrainConfig) -> optax.Schedule:
     }[config.inner.schedule]
 
 
-def make_inner_optimizer(config: TrainConfig, learning_rate: jax.Array | float) -> optax.GradientTransformation:
-    """SGD as `config.inner` describes it, at a learning rate that may be traced."""
-    inner, fraction = config.inner, learning_rate_schedule(config)
+def make_inner_optimizer(
+    config: TrainConfig, learning_rate: jax.Array | float, rate_factor: jax.Array | None = None
+) -> optax.GradientTransformation:
+    """SGD as `config.inner` describes it.
+
+    Args:
+      config: of the run.
+      learning_rate: alpha `[]`, which may be traced.
+      rate_factor: `[]`, what `inner.first_step_rate` multiplies alpha by for the loss; weight decay goes at alpha.
+    """
+    inner, fraction, decay = config.inner, learning_rate_schedule(config), config.inner.weight_decay
+    if rate_factor is not None:
+        learning_rate, decay = learning_rate * rate_factor, decay / rate_factor
     rate = learning_rate if inner.schedule == "constant" else lambda count: learning_rate * fraction(count)
     return optax.chain(
         optax.clip_by_global_norm(inner.clip_norm) if inner.clip_norm else optax.identity(),
-        optax.add_decayed_weights(inner.weight_decay) if inner.weight_decay else optax.identity(),
+        optax.add_decayed_weights(decay) if inner.weight_decay else optax.identity(),
         optax.sgd(rate, momentum=inner.momentum or None, nesterov=inner.nesterov),
     )
 

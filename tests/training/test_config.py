@@ -412,9 +412,9 @@ def test_mlp_without_hidden_layers_is_refused():
         make_setup(tiny_config({"model.hidden_sizes": ()}))
 
 
-def inner_updates(overrides, gradients):
+def inner_updates(overrides, gradients, *rate_factor):
     """Parameters after each SGD step from (3, 4) at a rate of 0.5."""
-    optimizer = make_inner_optimizer(tiny_config(overrides, num_steps=4), 0.5)
+    optimizer = make_inner_optimizer(tiny_config(overrides, num_steps=4), 0.5, *rate_factor)
     params = jnp.array([3.0, 4.0])
     state, path = optimizer.init(params), []
     for gradient in gradients:
@@ -427,6 +427,14 @@ def inner_updates(overrides, gradients):
 def test_weight_decay_adds_to_the_gradient():
     (params,) = inner_updates({"inner.weight_decay": 0.1}, [[1.0, 0.0]])
     np.testing.assert_allclose(params, [3 - 0.5 * (1 + 0.3), 4 - 0.5 * 0.4], rtol=1e-6)
+
+
+def test_weight_decay_goes_at_alpha_where_the_loss_goes_at_a_multiple():
+    overrides = {"inner.weight_decay": 0.1, "inner.momentum": 0.5, "inner.first_step_rate": 0.3}
+    first, second = inner_updates(overrides, [[1.0, 0.0], [0.0, 0.0]], jnp.float32(30))
+    step = 0.5 * np.array([30 * 1 + 0.3, 0.4])
+    np.testing.assert_allclose(first, [3, 4] - step, rtol=1e-6)
+    np.testing.assert_allclose(second, first - (0.5 * step + 0.5 * 0.1 * first), rtol=1e-6)
 
 
 def test_gradient_is_clipped_before_weight_decay():

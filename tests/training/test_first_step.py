@@ -2,6 +2,7 @@
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -11,7 +12,13 @@ from adalfl_jax.learned_losses import load_learned_loss, save_learned_loss
 from adalfl_jax.models import MODELS
 from adalfl_jax.models.layers import batch_norm
 from adalfl_jax.training import compare, outputs, train
-from adalfl_jax.training.phases import init_theta, make_seed_keys
+from adalfl_jax.training.phases import (
+    init_theta,
+    init_training,
+    make_seed_keys,
+    make_training_program,
+    splits_of,
+)
 from adalfl_jax.training.setup import make_setup
 from tests.training.tiny import final_state, records, tiny_config
 
@@ -111,3 +118,16 @@ def test_with_batch_norm_the_first_step_is_as_long_as_one_on_the_task_loss_at_th
     ends = (final_state(config, tmp_path / "run", method).theta for method in config.methods)
     on_task_loss, on_learned_loss = (float(optax.tree.norm(optax.tree.sub(end.params, theta.params))) for end in ends)
     assert on_learned_loss == pytest.approx(on_task_loss, rel=1e-3)
+
+
+@pytest.mark.parametrize("factor", [0.5, 30.0])
+def test_what_shortens_the_first_step_leaves_weight_decay_alone(factor):
+    rate, decay, after = 0.1, 0.05, []
+    for weight_decay in (0.0, decay):
+        config = tiny_config({"inner.first_step_rate": 0.3, "inner.weight_decay": weight_decay, "num_seeds": 1})
+        setup, keys = make_setup(config), make_seed_keys(config.seeds)
+        start = init_training(setup, "ml3", keys)._replace(rate_factor=jnp.full(1, factor))
+        program = make_training_program(setup, "ml3")
+        after.append(program.advance(start, keys, splits_of(setup), rate, 0, num_steps=1)[0].theta.params)
+    decayed = optax.tree.sub(*after)
+    chex.assert_trees_all_close(decayed, optax.tree.scale(rate * decay, start.theta.params), rtol=1e-3, atol=1e-6)
