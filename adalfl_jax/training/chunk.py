@@ -7,6 +7,7 @@ import math
 import jax
 import numpy as np
 
+from adalfl_jax.training.config import LEARNING, TrainConfig
 from adalfl_jax.training.faults import SKIPPED, all_finite
 from adalfl_jax.training.results import DivergenceError
 from adalfl_jax.training.sharding import to_host
@@ -74,7 +75,7 @@ def require_finite(
     first_step: int,
     method: str,
     phase: str,
-    seeds: tuple[int, ...],
+    config: TrainConfig,
 ) -> None:
     """Raises for the first number that is not finite in the metrics of a chunk, the state after it or its measures."""
     num_steps = next(iter(metrics.values())).shape[1] if metrics else 0
@@ -90,7 +91,29 @@ def require_finite(
     for name, values in measured.items():
         found += [(last, name, int(index)) for index in np.flatnonzero(~np.isfinite(values))]
     if found:
-        step, name, index = min(found, key=lambda item: item[0])
-        raise DivergenceError(
-            method, phase, name, first_step + step + 1, seeds[index], to_host(without_carry(last_finite)), first_step
-        )
+        position, name, index = min(found, key=lambda item: item[0])
+        step, state = first_step + position + 1, to_host(without_carry(last_finite))
+        remedy = _remedy(config, method, phase, name, first_step) if step else "what it starts from is at fault"
+        raise DivergenceError(method, phase, name, step, config.seeds[index], state, first_step, remedy)
+
+
+def _remedy(config: TrainConfig, method: str, phase: str, metric: str, first_step: int) -> str:
+    """Which settings may help: those of how far theta and phi move, first of the one that is more likely at fault.
+
+    Both are named: the meta-gradient is squared for its norm, which overflows before the losses do, whichever of the
+    two went too far.
+    """
+    inner, is_offline = config.inner, phase == "offline"
+    of_theta = ["tuning.learning_rates" if method == "tuned_task_loss" else "inner.learning_rate"]
+    if inner.first_step_rate and method in LEARNING:
+        of_theta = ["inner.first_step_rate"]  # whatever alpha is
+    of_phi = ["offline.learning_rate"] if is_offline else []
+    if method == "adalfl" and first_step < config.first_joint_step:
+        of_phi = ["outer.learning_rate"]
+    is_of_phi = metric in ("hypergradient_norm", "phi_update_ratio", "phi") or is_offline  # where every theta is fresh
+    remedies = [f"a smaller {' or '.join(of_phi + of_theta if is_of_phi else of_theta + of_phi)}"]
+    if not inner.first_step_rate:
+        remedies.append("a smaller inner.clip_norm" if inner.clip_norm else "inner.clip_norm")
+    if of_phi and config.on_nonfinite != "back_off":
+        remedies.append('on_nonfinite="back_off"')
+    return f"{', or '.join(remedies)} may help"

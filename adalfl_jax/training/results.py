@@ -59,14 +59,16 @@ class DivergenceError(RuntimeError):
       seed: of the model it happened to.
       state: the last finite state, of all seeds.
       state_step: the step that state was reached at.
+
+    Its message has a remedy: the settings of the config that may help.
     """
 
     def __init__(
-        self, method: str, phase: str, metric: str, step: int, seed: int, state: RunState, state_step: int
+        self, method: str, phase: str, metric: str, step: int, seed: int, state: RunState, state_step: int, remedy: str
     ) -> None:
         super().__init__(
-            f"{method} diverged: {metric} is not finite at {phase} step {step} (seed {seed}); a smaller learning rate "
-            "or inner.clip_norm may help" + (f". The last finite state is that of step {state_step}" if step else "")
+            f"{method} diverged: {metric} is not finite at {phase} step {step} (seed {seed}); {remedy}"
+            + (f". The last finite state is that of step {state_step}" if step else "")
         )
         self.method, self.phase, self.metric = method, phase, metric
         self.step, self.seed = step, seed

@@ -235,7 +235,7 @@ class StageRunner:
             first_step=history.step,
             method=stage.method,
             phase=stage.phase,
-            seeds=self._setup.config.seeds,
+            config=self._setup.config,
         )
 
     def _record(self, stage: Stage, history: History, state: RunState, step: int, scalars: Scalars) -> None:

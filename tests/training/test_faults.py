@@ -190,7 +190,7 @@ def test_a_zero_meta_gradient_is_seen_where_phi_is_updated():
 
 def test_a_state_that_is_not_finite_is_named_with_its_seed_and_what_a_step_remembers_may_be():
     bad = jnp.array([[1.0, 2.0], [3.0, jnp.inf]])
-    about = {"first_step": 4, "method": "adalfl", "phase": "training", "seeds": (7, 8)}
+    about = {"first_step": 4, "method": "adalfl", "phase": "training", "config": tiny_config(seed=7)}
     good = RunState(None, Phi({"kernel": jnp.ones((2, 3))}, (jnp.arange(2),), bad))
     require_finite({}, {}, good, last_finite=good, **about)
     state = good._replace(theta=Theta({"kernel": bad}, {}, ()))
@@ -198,6 +198,75 @@ def test_a_state_that_is_not_finite_is_named_with_its_seed_and_what_a_step_remem
         require_finite({}, {}, state, last_finite=good, **about)
     assert (caught.value.metric, caught.value.seed) == ("theta", 8)
     assert caught.value.state.phi.carry == ()
+
+
+FIRST_STEP, BACK_OFF_ETA = {"inner.first_step_rate": 0.3}, {"on_nonfinite": "back_off"}
+JOINT = {"outer.split": "valid", "outer.joint_share": 0.8}  # from step 4 on
+
+
+@pytest.mark.parametrize(
+    ("method", "metric", "overrides", "remedy"),
+    [
+        ("task_loss", "theta", {}, "a smaller inner.learning_rate, or inner.clip_norm"),
+        ("task_loss", "theta", FIRST_STEP, "a smaller inner.learning_rate"),
+        ("task_loss", "theta", {"inner.clip_norm": 1.0}, "a smaller inner.learning_rate, or a smaller inner.clip_norm"),
+        ("task_loss", "theta", BACK_OFF_ETA, "a smaller inner.learning_rate, or inner.clip_norm"),
+        ("tuned_task_loss", "inner_loss", {}, "a smaller tuning.learning_rates, or inner.clip_norm"),
+        ("ml3", "inner_loss", {}, "a smaller inner.learning_rate, or inner.clip_norm"),
+        ("ml3", "inner_loss", FIRST_STEP, "a smaller inner.first_step_rate"),
+        (
+            "adalfl",
+            "outer_loss",
+            {},
+            'a smaller inner.learning_rate or outer.learning_rate, or inner.clip_norm, or on_nonfinite="back_off"',
+        ),
+        (
+            "adalfl",
+            "theta",
+            FIRST_STEP | BACK_OFF_ETA,
+            "a smaller inner.first_step_rate or outer.learning_rate",
+        ),
+        (
+            "adalfl",
+            "hypergradient_norm",
+            {},
+            'a smaller outer.learning_rate or inner.learning_rate, or inner.clip_norm, or on_nonfinite="back_off"',
+        ),
+        ("adalfl", "phi", FIRST_STEP | BACK_OFF_ETA, "a smaller outer.learning_rate or inner.first_step_rate"),
+        ("adalfl", "inner_loss", JOINT, "a smaller inner.learning_rate, or inner.clip_norm"),
+        (
+            "offline",
+            "outer_loss",
+            {},
+            'a smaller offline.learning_rate or inner.learning_rate, or inner.clip_norm, or on_nonfinite="back_off"',
+        ),
+        (
+            "offline",
+            "phi",
+            FIRST_STEP | BACK_OFF_ETA,
+            "a smaller offline.learning_rate or inner.learning_rate",
+        ),
+    ],
+)
+def test_the_settings_are_named_that_move_what_is_not_finite(method, metric, overrides, remedy):
+    good = RunState(Theta(jnp.ones((2, 3)), (), ()), Phi(jnp.ones((2, 3)), ()))
+    is_state, nan = metric in good._fields, jnp.full((2, 3), jnp.nan)
+    state = good._replace(**{metric: getattr(good, metric)._replace(params=nan)}) if is_state else good
+    metrics = {} if is_state else {metric: np.asarray(nan)}
+    phase = "offline" if method == "offline" else "training"
+    with pytest.raises(DivergenceError) as caught:
+        require_finite(
+            {"inner_loss": np.ones((2, 3))} | metrics,
+            {},
+            state,
+            last_finite=good,
+            first_step=4,
+            method=method,
+            phase=phase,
+            config=tiny_config(overrides),
+        )
+    assert f"{metric} is not finite at {phase} step" in str(caught.value)
+    assert f"; {remedy} may help. The last finite state is that of step 4" in str(caught.value)
 
 
 def test_seeds_at_rest_are_those_that_the_learned_loss_does_not_move():
