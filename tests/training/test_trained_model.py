@@ -191,10 +191,10 @@ def test_a_model_is_read_after_the_loss_it_started_from_is_gone(images_run, tmp_
         (edit("config.json", nosuch=1), r"config\.json cannot be read \(config\.nosuch is no field.* new folder$"),
         (of_another_version, r"config\.nosuch is no field.* \(adalfl_jax 9 wrote it, and this is 0\.1\.0\)"),
         (remove("states/adalfl"), r"states/adalfl cannot be read as a trained state .*not found"),
-        (remove("states/adalfl/d"), r"states/adalfl cannot be read as a trained state"),
+        (remove("states/adalfl/_METADATA"), r"states/adalfl cannot be read as a trained state"),
         (edit("summary.json", data="0" * 12), r"on other data than its dataset .* is now \(0{12} -> [0-9a-f]{12}\)"),
     ],
-    ids=["folder", "summary", "damaged summary", "config", "version", "state", "arrays", "data"],
+    ids=["folder", "summary", "damaged summary", "config", "version", "state", "metadata", "data"],
 )
 def test_a_folder_that_lacks_something_is_told(change, message, images_run, tmp_path):
     shutil.copytree(images_run[0], folder := tmp_path / "run")
