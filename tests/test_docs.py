@@ -381,6 +381,12 @@ def test_the_readme_says_where_a_learned_loss_fails(model, page):
 
 
 CLEAN_SET = ("MNIST, MLP 784-256-10", "Fashion-MNIST, MLP 784-256-10")
+RIVALS_WITH_A_CLEAN_SET = (
+    "cross-entropy, fine-tuned",
+    "symmetric cross-entropy, decayed",
+    "symmetric cross-entropy, fine-tuned",
+    "symmetric cross-entropy, decayed, joint at the end",
+)
 
 
 @pytest.mark.parametrize("problem", CLEAN_SET)
@@ -406,6 +412,21 @@ def test_the_pages_say_what_the_clean_set_is_worth_at_the_end(problem, arm, nois
             r"^- \*\*Let the model train on the clean set too(.*?)^- ", README, re.DOTALL | re.MULTILINE
         )
         assert re.search(rf"(?<![\d.]){error}(?!\d)", line)
+
+
+@pytest.mark.parametrize("problem", ["MNIST, LeNet-5", "Fashion-MNIST, LeNet-5"])
+def test_the_pages_say_so_of_lenet5_where_most_labels_are_wrong(problem):
+    ours = "AdaLFL, untuned, joint at the end"
+    arms = (ours, "AdaLFL, untuned", *RIVALS_WITH_A_CLEAN_SET)
+    errors = {
+        arm: figure("clean_set", f"{problem}, the clean set at the end", arm, "80 % wrong labels", page=MORE_RESULTS)
+        for arm in arms
+    }
+    assert all(float(errors[rival]) < float(errors[ours]) for rival in RIVALS_WITH_A_CLEAN_SET)  # all four are ahead
+    (section,) = re.findall(r"^LeNet-5 was run with 80 %.*?\n\n", RESULTS, re.DOTALL | re.MULTILINE)
+    assert f"{errors[ours]} instead of {errors['AdaLFL, untuned']} %" in " ".join(section.split())
+    assert f" {min((errors[rival] for rival in RIVALS_WITH_A_CLEAN_SET), key=float)} " in " ".join(section.split())
+    assert re.search(rf"{errors[ours]} (% )?\({errors['AdaLFL, untuned']}\)", " ".join(README.split()))
 
 
 @pytest.mark.parametrize("problem", CLEAN_SET)
