@@ -25,9 +25,10 @@ class MetricWriters:
     """Writes every record to `metrics.jsonl` and to one TensorBoard run a method and seed; a context manager."""
 
     def __init__(self, workdir: Path, config: TrainConfig):
-        self._open = contextlib.ExitStack()
-        self._lines = self._open.enter_context((workdir / layout.METRICS).open("w"))
-        self._wandb = self._open.enter_context(WandbRun(workdir, config)) if config.wandb_project else None
+        with contextlib.ExitStack() as opened:  # which closes the first where the second fails
+            self._lines = opened.enter_context((workdir / layout.METRICS).open("w"))
+            self._wandb = opened.enter_context(WandbRun(workdir, config)) if config.wandb_project else None
+            self._open = opened.pop_all()
         self._tensorboard = workdir / layout.TENSORBOARD
         self._events: dict[str, EventsWriter] = {}
         self._unflushed: set[EventsWriter] = set()

@@ -4,11 +4,11 @@ r"""Trains a configuration at every point of a grid, each in a folder of its own
     --vary=inner.learning_rate=0.01,0.1 --vary=outer.learning_rate=1e-4,3e-4 --executor=slurm \
     --resource=timeout_min=240 --resource=gpus_per_node=1 --resource=slurm_partition=gpu
 
-`submitit` (the extra [sweep]) starts the runs, as one job array on SLURM, or here, `--jobs` of them at once. Finished
-runs are not repeated, and one that a process works on is left to it. Others resume by themselves after a time limit or
-a preemption, and after anything else when you give the same command again. The program ends with a table, which
-`sweep.json` and `sweep.csv` in the workdir also have, and with status 1 if a run failed. Ctrl-C and SIGTERM let local
-runs save and end.
+`submitit` (the extra [sweep]) starts the runs, as one job array on SLURM, or here, `--parallel` of them at once.
+Finished runs are not repeated, and one that a process works on is left to it. Others resume by themselves after a time
+limit or a preemption, and after anything else when you give the same command again. The program ends with a table,
+which `sweep.json` and `sweep.csv` in the workdir also have, and with status 1 if a run failed. Ctrl-C and SIGTERM let
+local runs save and end.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ _PROGRAM = flags.DEFINE_enum("program", "train", ["train", "compare"], "The prog
 _EXECUTOR = flags.DEFINE_enum(
     "executor", "local", ["local", "slurm", "debug"], "Where: here, through SLURM, or within this process."
 )
-_JOBS = flags.DEFINE_integer(
-    "jobs",
+_PARALLEL = flags.DEFINE_integer(
+    "parallel",
     max(1, num_cores() // 2),
     "How many runs of this machine go at once; by default one for every two cores, which share the GPUs.",
     lower_bound=1,
@@ -100,7 +100,7 @@ def _run(points: list[Point], root: Path) -> None:
         name, _, value = text.partition("=")
         resources[name] = literal(value)
     jobs = [TrainingJob(_command_of(point), point.log) for point in points]
-    run_jobs(jobs, _EXECUTOR.value, resources, root / "submitit", _JOBS.value)
+    run_jobs(jobs, _EXECUTOR.value, resources, root / "submitit", _PARALLEL.value)
 
 
 def _command_of(point: Point) -> list[str]:

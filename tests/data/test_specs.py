@@ -238,7 +238,7 @@ def test_noise_has_every_class_and_every_byte():
     assert np.unique(train.inputs).tolist() == list(range(256))
 
 
-@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize("kind", PREPARED)
 def test_image_size_changes_the_shapes_of_what_it_changes_when_data_are_loaded(kind, tmp_path):
     name = write_source(kind, tmp_path)
     settings = {"data_dir": tmp_path, "image_size": 4}

@@ -132,7 +132,7 @@ def test_a_signal_lets_local_runs_save_and_end(number, send, tmp_path):
     os.mkfifo(fifo)
     program = SWEEP.format(training=ENDLESS.format(fifo=fifo))
     config = f"--config={ROOT / 'configs' / 'digits_mlp.py'}"
-    command = [sys.executable, "-c", program, config, f"--workdir={root}", "--vary=num_steps=4,8,16", "--jobs=2"]
+    command = [sys.executable, "-c", program, config, f"--workdir={root}", "--vary=num_steps=4,8,16", "--parallel=2"]
     begun = os.open(fifo, os.O_RDWR)  # so that it need not wait for a writer
     with subprocess.Popen(  # noqa: S603, the command is ours
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
