@@ -71,9 +71,9 @@ def make_offline_step(
 
 
 def initialize_offline(offline_step: OfflineStep, phi: Phi, batches: BilevelBatch) -> tuple[Phi, BilevelMetrics]:
-    """Runs Algorithm 1 as one `jax.lax.scan`, which is compiled with `jax.jit` around it and without.
+    """Runs Algorithm 1 as one `jax.lax.scan`, compiled whether or not `jax.jit` is around it.
 
-    Without, it waits for the device and looks at what came out.
+    Called outside of `jax.jit` it waits for the device and looks at what came out.
 
     Args:
       offline_step: from `make_offline_step`.

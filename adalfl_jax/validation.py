@@ -104,7 +104,8 @@ def require_loss(name: str, loss_fn: Callable[..., Any], *arguments: str, option
     if first.lower() in OUTPUT_NAMES and second.lower() in TARGET_NAMES:
         raise ValueError(
             f"{name} is called as {name}({', '.join(arguments)}), and its arguments are named the other way round, "
-            f"{first} before {second}, as optax's losses have them: swap them"
+            f"{first} before {second}, as optax's losses have them: swap them, or "
+            "rename them where the order does not matter"
         )
 
 

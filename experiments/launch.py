@@ -134,7 +134,7 @@ def parse_flags(arguments: list[str], *, unused: str = "") -> list[str]:
 
     Args:
       arguments: the command line.
-      unused: one of `SHARED` that a program has no use for, which is then refused.
+      unused: one of `SHARED` that a program has no use for, which is then refused; "config." refuses its fields alone.
     """
     arguments = flags.FLAGS.read_flags_from_files(arguments, force_gnu=False)
     given = []
@@ -142,7 +142,7 @@ def parse_flags(arguments: list[str], *, unused: str = "") -> list[str]:
         if not argument.startswith("-"):
             continue  # the value of the flag before it, a file config.json, say
         name = argument.lstrip("-").partition("=")[0]
-        if unused and name.partition(".")[0] == unused:
+        if unused and (name == unused or name.startswith(f"{unused.removesuffix('.')}.")):
             sys.exit(f"--{name} has no effect on this program; leave it out")
         given.append(name)
         if re.fullmatch(r"config=.*\.json", argument.lstrip("-")):

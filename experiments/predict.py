@@ -1,6 +1,8 @@
 """Predicts for rows of a file with a model of a finished run.
 
 .venv/bin/python -m experiments.predict --workdir=runs/diabetes_mlp --inputs=rows.npz --outputs=predictions.npz
+
+Where the configuration file of the run registers a model or a data set, give it too, as --config=FILE.
 """
 
 from __future__ import annotations
@@ -28,11 +30,17 @@ def main(argv: list[str]) -> None:
         source, target = (Path(flag.value or "").expanduser() for flag in (INPUTS, OUTPUTS))
         if target.exists():
             raise FileExistsError(f"{target} exists and stays as it is; name another file")
+        if not target.parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {target.parent} for {target.name}; make it first")
         inputs = read_inputs(source)
         trained = load_model(WORKDIR.value or "", METHOD.value, SEED.value)
         outputs = trained.predict(inputs)
         with target.open("xb") as file:  # NumPy would add .npz to another name
-            np.savez(file, outputs=outputs)
+            try:
+                np.savez(file, outputs=outputs)
+            except OSError:
+                target.unlink()
+                raise
         print(f"{target}: outputs {outputs.shape} of {trained.method}, seed {trained.seed}")
 
 
@@ -53,4 +61,4 @@ def read_inputs(path: Path) -> np.ndarray:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["workdir", "inputs", "outputs"])
-    app.run(main, flags_parser=functools.partial(parse_flags, unused="config"))
+    app.run(main, flags_parser=functools.partial(parse_flags, unused="config."))

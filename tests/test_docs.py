@@ -72,7 +72,7 @@ def test_a_loss_is_learned_for_sequences_as_the_docs_say():
     assert names["over_positions"](softmax_cross_entropy)(targets, outputs) == pytest.approx(float(expected), rel=1e-6)
 
 
-def test_a_model_of_ones_own_is_trained_as_the_docs_say(monkeypatch):
+def test_a_model_of_ones_own_is_known_as_the_docs_say(monkeypatch):
     monkeypatch.setitem(models.MODELS, "two_layers", None)  # to be forgotten behind this test
     (block,) = re.findall(r"```python\n(import math.*?)```", (ROOT / "docs" / "data.md").read_text(), flags=re.DOTALL)
     names = {}

@@ -24,8 +24,8 @@ def outputs_of(model, theta, params, inputs, key):
     return model.apply(params, theta.model_state, inputs, train=True, rng_key=key)
 
 
-def weighed_gradient(model, theta, batch, weights):
-    """Of the weighed sum of the losses of the inner batch, and the model state after that pass."""
+def weighted_gradient(model, theta, batch, weights):
+    """Of the weighted sum of the losses of the inner batch, and the model state after that pass."""
     key = jax.random.split(batch.rng_key)[0]
 
     def objective(params):
@@ -37,7 +37,7 @@ def weighed_gradient(model, theta, batch, weights):
 
 def outer_loss(model, theta, batch, weights, rate=0.01):
     """L after the virtual step of the paper, without this library's estimators."""
-    gradient, state = weighed_gradient(model, theta, batch, weights)
+    gradient, state = weighted_gradient(model, theta, batch, weights)
     params = jax.tree.map(lambda leaf, slope: leaf - rate * slope, theta.params, gradient)
     key = jax.random.split(batch.rng_key)[1]
     outputs, _ = outputs_of(model, theta._replace(model_state=state), params, batch.outer.inputs, key)
@@ -71,7 +71,7 @@ def test_theta_moves_by_the_weights_that_finite_differences_give(name, optimizer
     model, batch = make_model(name), make_batch(jax.random.key(1))
     weights = weights_by_finite_differences(model, theta, batch)
     assert 0 < (weights == 0).sum() < BATCH_SIZE
-    gradient, state = jax.jit(functools.partial(weighed_gradient, model))(theta, batch, weights)
+    gradient, state = jax.jit(functools.partial(weighted_gradient, model))(theta, batch, weights)
     updates, opt_state = OPTIMIZERS[optimizer].update(gradient, theta.opt_state, theta.params)
     expected = adalfl_jax.Theta(optax.apply_updates(theta.params, updates), state, opt_state)
     after, metrics = jax.jit(step)(theta, batch)

@@ -46,7 +46,7 @@ def compare_gradients(
 
     That is the mode of the step whose direction and length they are: batch norm normalises by the statistics of each
     batch, as running ones are of no use to a fresh model, and what it would record is dropped. Dropout draws the same
-    for both losses, from `rng_key`; a model without random streams needs none.
+    for both losses on one batch, from `rng_key`; a model without random streams needs none.
 
     Where a gradient vanishes the ratios are 0 rather than nan, but for the scale where both do, which is 1. Both losses
     are means over examples. With a `batch_size`, which must divide the number of examples, the gradients are means over

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import warnings
 from numbers import Integral, Real
 from typing import Any
@@ -24,7 +25,8 @@ from adalfl_jax.types import Batch
 SPLIT_SEED = 2301  # plus that of the dataset, so that all runs and all releases see the same examples in the same place
 LAST_SEED = 2**32 - 1 - SPLIT_SEED
 TEST_FRACTION = 0.2  # where a dataset has no test split of its own
-FAR = 30.0  # training deviations, or times one, that a given split may be away without a warning
+FAR = 30.0  # times the spread of the training split that a given split may be away, or wider or narrower
+ENOUGH = 1000  # examples to tell that by
 VALID_FRACTION = 0.1  # of what is left for training, as in the paper
 
 
@@ -77,15 +79,15 @@ class Dataset:
     def encode(self, inputs: Any) -> np.ndarray:
         """New inputs `[N, ...]`, in the form and the units the raw examples have, as the splits hold them.
 
-        Images of bytes and tokens stay what they are, uint8, and images without colour may lack the axis of channels.
-        Everything else is standardised as the training split was, float32.
+        Images of bytes and tokens stay what they are, uint8; everything else is standardised as the training split was,
+        float32. A last axis of one, of images without colour say, may be left out.
 
         Raises:
           DatasetError: inputs of another shape or type than the examples have, or that are not finite.
         """
         where, shape, is_image = f"dataset {self.name!r}", self.train.inputs.shape[1:], self.mean is not None
         inputs = np.asarray(inputs)
-        if is_image and shape == (*inputs.shape[1:], 1):
+        if shape == (*inputs.shape[1:], 1):
             inputs = inputs[..., None]
         if inputs.ndim == 0 or inputs.shape[1:] != shape:
             raise DatasetError(f"{where}: inputs must be [N, {', '.join(map(str, shape))}]; got {inputs.shape}")
@@ -172,12 +174,12 @@ def make_dataset(
         mean, deviation = byte_statistics(inputs[train])
     elif not examples.num_tokens:
         inputs_scaling = Scaling.of(where, inputs[train], fill_missing=examples.fill_missing)
-        inputs = inputs_scaling.apply(inputs)
         _warn_of_other_units(where, "inputs", inputs, train, own)
+        inputs = inputs_scaling.apply(inputs)
     if num_classes is None:
         targets_scaling = Scaling.of(where, targets[train])
-        targets = targets_scaling.apply(targets)
         _warn_of_other_units(where, "targets", targets, train, own)
+        targets = targets_scaling.apply(targets)
     convert = jnp.asarray if on_device else np.asarray
     splits = [Batch(convert(inputs[part]), convert(targets[part])) for part in (train, valid, test)]  # pyright: ignore[reportArgumentType]
     num_outputs = num_classes if num_classes is not None else targets.shape[1]
@@ -218,20 +220,31 @@ def _warn_of_channels_first(where: str, images: np.ndarray) -> None:
 
 
 def _warn_of_other_units(
-    where: str, kind: str, scaled: np.ndarray, train: np.ndarray, own: dict[str, np.ndarray]
+    where: str, kind: str, values: np.ndarray, train: np.ndarray, own: dict[str, np.ndarray]
 ) -> None:
-    """Warns of a given split most of whose columns are far from those of the training split, standardised as those."""
-    axis = 0 if scaled.ndim == 2 else None
-    varies = np.atleast_1d(np.std(scaled[train], axis, np.float64) > 0)
+    """Warns of a given split that lies far from the training split in most columns, by the middle 90 % of each."""
+
+    def middle(rows: np.ndarray) -> np.ndarray:  # [2, C]
+        part = values[rows[:: math.ceil(len(rows) / ENOUGH)]]
+        return np.nanquantile(part if values.ndim == 2 else part.reshape(-1, 1), (0.05, 0.95), axis=0)
+
+    if not own:
+        return
+    low, high = middle(train)
+    varies = high > low
     for split, rows in own.items():
-        mean, deviation = (np.atleast_1d(of(scaled[rows], axis, np.float64)) for of in (np.mean, np.std))
-        # A rare value that no row of a small split has leaves a column without any deviation.
-        is_far = (np.abs(mean) > FAR) | (deviation > FAR) | ((deviation > 0) & (deviation < 1 / FAR))
-        if varies.any() and np.mean(is_far[varies]) > 0.5:
+        bottom, top = middle(rows)
+        width, there = (high - low)[varies], (top - bottom)[varies]
+        is_moved = np.abs(top + bottom - high - low)[varies] > 2 * FAR * width
+        # A rare value that no row of a small split has leaves a column without any width.
+        is_far = is_moved | (there > FAR * width) | ((there > 0) & (there < width / FAR))
+        if is_far.size and is_far.mean() > 0.5:
+            column = np.flatnonzero(varies)[is_far.argmax()]
+            of_column = f" of column {column}" if values.ndim == 2 else ""
             warnings.warn(
-                f"{where}: {split} {kind}, standardised as the training split is, have mean "
-                f"{np.median(mean[varies]):.2g} and standard deviation {np.median(deviation[varies]):.2g}, where those "
-                "for training have 0 and 1; give all splits the same units",
+                f"{where}: the middle 90 % of the {split} {kind}{of_column} are from {bottom[column]:.3g} to "
+                f"{top[column]:.3g}, for training from {low[column]:.3g} to {high[column]:.3g}; give all splits the "
+                "same units",
                 stacklevel=2,
             )
 

@@ -118,12 +118,12 @@ def register_model(name: str, module: Callable[..., Any]) -> None:
     Args:
       name: any but those of the zoo; one registered before is replaced.
       module: a class of `flax.nnx` modules, or a function that makes one, called as `module(input_shape, num_outputs,
-        *, rngs, **options)`. It is called with a batch of inputs `[B, *input_shape]` and returns outputs `[B, C]`. Of
-        options, a configuration sets those that it names as the models of the zoo do: `hidden_sizes`, `depth`,
-        `width`, `remat`.
+        rngs=rngs)` and with the options it names, by keyword. The module takes a batch of inputs `[B, *input_shape]`
+        and returns outputs `[B, C]`. A configuration sets the options `hidden_sizes`, `depth`, `width` and `remat`;
+        others need a default there.
 
     Raises:
-      ValueError: the name of a model of the zoo, or what cannot be called so.
+      ValueError: the name of a model of the zoo, or what cannot be called so, with `**options` for instance.
 
     Example:
       >>> from flax import nnx
@@ -137,17 +137,28 @@ def register_model(name: str, module: Callable[..., Any]) -> None:
         raise ValueError(f"there is a model {name!r} in this package; register yours under another name")
     if not callable(module):
         raise ValueError(f"model {name!r} must be a function or a class; got a {type(module).__name__}")
-    options = [option for option in _parameters(module) if option not in _ALWAYS]
+    parameters = _parameters(module)
+    if any(parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) for parameter in parameters.values()):
+        raise ValueError(
+            f"model {name!r} must name each of its options; it takes {', '.join(map(str, parameters.values()))}"
+        )
+    options = [option for option in parameters if option not in _ALWAYS]
     target = module.__init__ if isinstance(module, type) else module
     given = ["self"] * isinstance(module, type) + ["input_shape", "num_outputs"]
     if reason := why_not_called(target, given, ["rngs", *options]):
-        raise ValueError(f"model {name!r} is called as {name}(input_shape, num_outputs, *, rngs, **options): {reason}")
+        raise ValueError(f"model {name!r} is called as {name}(input_shape, num_outputs, rngs=rngs): {reason}")
     MODELS[name] = module
 
 
 def model_options(name: str) -> list[str]:
     """Names of the options that a model takes."""
     return [option for option in _parameters(MODELS[name]) if option not in _ALWAYS]
+
+
+def required_options(name: str) -> list[str]:
+    """Names of those options of a model that have no default."""
+    parameters = _parameters(MODELS[name])
+    return [option for option in model_options(name) if parameters[option].default is inspect.Parameter.empty]
 
 
 def _parameters(module: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

@@ -70,7 +70,8 @@ def load_state(path: str | os.PathLike[str], structure: PyTree) -> PyTree:
     try:
         options = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
         args = ocp.args.PyTreeRestore(item=shapes, restore_args=options, partial_restore=True)  # pyright: ignore[reportCallIssue]
-        with ocp.PyTreeCheckpointer() as checkpointer:
+        handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_ALONE)
+        with ocp.Checkpointer(handler, multiprocessing_options=_ALONE) as checkpointer:
             restored = checkpointer.restore(Path(path).resolve(), args)  # Orbax reads no relative path
         jax.tree_util.tree_map_with_path(_require_same_shape, shapes, restored)
     except Exception as error:  # whatever Orbax and its libraries raise

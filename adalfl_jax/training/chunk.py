@@ -17,6 +17,7 @@ OF_UPDATES = ("outer_loss", "hypergradient_norm", "phi_update_ratio")  # measure
 
 AT_REST = 1e-6  # times the gradient of the task loss
 TOO_LONG = 1.0  # as a rate on the task loss; docs/noisy_labels.md has what begins with 0.3 to 0.4, and what with more
+NO_STEP = "theta, phi or a measure of them is not finite before the first step: look at the data and learned_loss.start"
 
 _is_finite = jax.jit(jax.vmap(all_finite))  # of each seed, so that a state stays on its devices
 
@@ -93,7 +94,7 @@ def require_finite(
     if found:
         position, name, index = min(found, key=lambda item: item[0])
         step, state = first_step + position + 1, to_host(without_carry(last_finite))
-        remedy = _remedy(config, method, phase, name, first_step) if step else "what it starts from is at fault"
+        remedy = _remedy(config, method, phase, name, first_step) if step else NO_STEP
         raise DivergenceError(method, phase, name, step, config.seeds[index], state, first_step, remedy)
 
 
@@ -112,8 +113,12 @@ def _remedy(config: TrainConfig, method: str, phase: str, metric: str, first_ste
         of_phi = ["outer.learning_rate"]
     is_of_phi = metric in ("hypergradient_norm", "phi_update_ratio", "phi") or is_offline  # where every theta is fresh
     remedies = [f"a smaller {' or '.join(of_phi + of_theta if is_of_phi else of_theta + of_phi)}"]
-    if not inner.first_step_rate:
-        remedies.append("a smaller inner.clip_norm" if inner.clip_norm else "inner.clip_norm")
+    if inner.clip_norm:
+        remedies.append("a smaller inner.clip_norm")
+    elif not inner.first_step_rate:
+        remedies.append("inner.clip_norm")
+        if method in LEARNING:
+            remedies.append("inner.first_step_rate")
     if of_phi and config.on_nonfinite != "back_off":
         remedies.append('on_nonfinite="back_off"')
     return f"{', or '.join(remedies)} may help"

@@ -7,7 +7,15 @@ import dataclasses
 from adalfl_jax.data import LAST_SEED, STREAMING, Corruption, is_seed
 from adalfl_jax.hypergradient import ESTIMATORS, Estimator, estimator_settings, make_estimator
 from adalfl_jax.learned_losses import LossNetwork, RescaledLoss, ScaledTaskLoss, WeightNetwork
-from adalfl_jax.models import COMPUTE_DTYPES, INITIALIZATIONS, MODELS, Model, make_model, model_options
+from adalfl_jax.models import (
+    COMPUTE_DTYPES,
+    INITIALIZATIONS,
+    MODELS,
+    Model,
+    make_model,
+    model_options,
+    required_options,
+)
 from adalfl_jax.registry import lookup, require_known
 from adalfl_jax.task_losses import FOR_LABELS, TASK_LOSSES
 from adalfl_jax.training.fields import require
@@ -44,6 +52,10 @@ class ModelConfig:
     def make(self, input_shape: tuple[int, ...], num_outputs: int) -> Model:
         """The model these settings describe; those of other models are left out."""
         options = {option: getattr(self, option) for option in model_options(self.name) if hasattr(self, option)}
+        if missing := [option for option in required_options(self.name) if option not in options]:
+            raise ValueError(
+                f"model {self.name!r} needs {', '.join(missing)}, for which config.model has no field; give a default"
+            )
         settings = {"compute_dtype": self.compute_dtype, "initialization": self.initialization}
         return make_model(self.name, input_shape, num_outputs, **settings, **options)
 

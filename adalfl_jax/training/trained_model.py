@@ -100,7 +100,7 @@ def load_model(workdir: str | os.PathLike[str], method: str | None = None, seed:
     layout.require_run(folder)
     if not (folder / layout.SUMMARY).is_file():
         raise WorkdirError(
-            f"{folder} holds no finished run: it has no {layout.SUMMARY}; the command of the run, given again, ends it"
+            f"{folder} holds no finished run: it has no {layout.SUMMARY}; the command of the run, given again, goes on"
         )
     summary = layout.read_summary(folder)
     method = _choose_method(folder, summary, method)
@@ -146,7 +146,9 @@ def _load_data(folder: Path, config: TrainConfig, summary: Mapping[str, Any]) ->
     try:
         dataset = load_dataset(dataclasses.replace(config.dataset, streaming="always"))
     except DatasetError as error:
-        raise DatasetError(f"the data that {folder} was trained on scale what it predicts for: {error}") from error
+        raise DatasetError(
+            f"{folder} predicts with the mean and deviation of its training data, which cannot be loaded: {error}"
+        ) from error
     if (data := summary.get("data", dataset.content)) != dataset.content:  # older ones do not say
         raise WorkdirError(
             f"{folder} holds a run on other data than its dataset {dataset.name!r} is now ({data} -> "

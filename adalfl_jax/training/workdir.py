@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from adalfl_jax.models import MODELS
 from adalfl_jax.training.config import ADDED, WITHOUT_EFFECT, TrainConfig
 from adalfl_jax.training.fields import differing_keys
 from adalfl_jax.training.files import WorkdirError, find_folder, read_json, reading, write_json, writing
@@ -99,6 +100,13 @@ def read_config(workdir: Path) -> tuple[str, TrainConfig]:
     """
     require_run(workdir)
     settings = read_json(workdir / CONFIG, "command")
+    model = settings.get("model")
+    name = model.get("name") if isinstance(model, dict) else None
+    if isinstance(name, str) and name not in MODELS:
+        raise WorkdirError(
+            f"{workdir} holds a run of the model {name!r}, which is not known here; register it first "
+            "(adalfl_jax.models.register_model), or give --config=FILE, the file that does"
+        )
     with reading(workdir / CONFIG):
         return settings.pop("command"), TrainConfig.from_mapping(_with_added(settings))
 

@@ -36,8 +36,8 @@ from experiments.sweep.table import TABLE, begun_table, make_rows, require_whole
 _VARY = flags.DEFINE_multi_string(
     "vary",
     [],
-    "FIELD=VALUE,VALUE,...: values of a field of the configuration; tuples are FIELD=(4,),(8, 8). May be repeated: all "
-    "combinations are run.",
+    "FIELD=VALUE,VALUE,...: values of a field of the configuration; tuples are FIELD=(4,),(8, 8), and nothing between "
+    "commas is the empty text. May be repeated: all combinations are run.",
 )
 _PROGRAM = flags.DEFINE_enum("program", "train", ["train", "compare"], "The program that each run is.")
 _EXECUTOR = flags.DEFINE_enum(
@@ -104,7 +104,7 @@ def _run(points: list[Point], root: Path) -> None:
 
 
 def _command_of(point: Point) -> list[str]:
-    """Trains a configuration: its file, which may register a dataset, with every field as it is here and now."""
+    """Trains a configuration: its file, which may register a dataset or a model, with every field as it is now."""
     values = flatten(point.config.to_dict()).items()
     fields = [f"--config.{name}={tuple(value) if isinstance(value, list) else value}" for name, value in values]
     cache = flags.FLAGS["compilation_cache"].value

@@ -62,7 +62,7 @@ def parse_grid(texts: Sequence[str]) -> dict[str, list[str]]:
         except ValueError as error:
             raise ConfigError(f"--vary={text}: {error}") from error
         values = re.findall(r"((?:\([^)]*\)|\[[^]]*\]|[^,([])*),", f"{listed},")
-        if field in grid or values == [""]:
+        if field in grid or values == [""] or ",".join(values) != listed:
             raise ConfigError(f"--vary={text} must be FIELD=VALUE,VALUE,..., each field once")
         grid[field] = values
     return grid

@@ -18,7 +18,7 @@ from adalfl_jax.training.preemption import SIGNALS, Preemption
 
 MAX_TIMEOUTS = 1000  # after so many time limits a run is not requeued
 FAILED = "failed: "  # how the last line of a log begins where the run failed
-ERROR = re.compile(r"[\w.]*Error: |out of memory: ")  # how the line of an error begins, ours or Python's
+ERROR = re.compile(r"\w*Error: |out of memory: ")  # how the line of an error of ours begins
 WARNING = "warning: "  # how `experiments.launch` begins the line of one
 INTERRUPTED = {code for number in SIGNALS for code in (128 + number, -number)}  # how trainings end that go on
 CUT_SHORT = ("CANCELLED", "NODE_FAIL", "PREEMPTED", "TIMEOUT")  # states of SLURM in which a run has not failed
@@ -37,7 +37,7 @@ class TrainingJob:
         """Runs the command to its end, or to where a signal ended it and it goes on.
 
         Raises:
-          RuntimeError: it failed; with the last line that it printed.
+          RuntimeError: it failed, and why.
         """
         is_local = os.environ.get("SUBMITIT_EXECUTOR") == "local"
         if is_local:  # SLURM itself signals all processes of a job
@@ -58,7 +58,7 @@ class TrainingJob:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             code = process.wait()
         if code and code not in INTERRUPTED:
-            reason = _error_in(self.log.read_bytes()[start:].decode(errors="replace")) or f"it ended with {code}"
+            reason = _reason(code, self.log.read_bytes()[start:].decode(errors="replace"))
             self.tell_failure(reason)
             raise RuntimeError(reason)
 
@@ -91,21 +91,33 @@ class TrainingJob:
         return DelayedSubmission(TrainingJob(self.command, self.log))
 
 
-def _error_in(printed: str) -> str:
-    """The line in which the last error begins, which may have others behind it, or the last line."""
-    lines = printed.splitlines() or [""]
-    return next((line for line in reversed(lines) if ERROR.match(line)), lines[-1])
+def _reason(code: int, printed: str) -> str:
+    """Why a run failed: a signal, or the line in which the last error begins, ours or that of a traceback, or the last.
+
+    An error may have further lines.
+    """
+    if code < 0:
+        return f"it was killed by {signal.Signals(-code).name}"
+    reason, in_traceback = "", False
+    for line in printed.splitlines():
+        if line.startswith("Traceback (most recent call last):"):
+            in_traceback = True
+        elif in_traceback and not line.startswith(" "):
+            reason, in_traceback = line, False
+        elif ERROR.match(line):
+            reason = line
+    return reason or (printed.splitlines() or [f"it ended with {code}"])[-1]
 
 
 def last_line(log: Path) -> str:
     """What was printed last, "" where nothing was."""
-    printed = log.read_text().splitlines() if log.exists() else []
+    printed = log.read_text(errors="replace").splitlines() if log.exists() else []
     return printed[-1] if printed else ""
 
 
 def warnings_in(log: Path) -> list[str]:
     """What a run's program warned of, each warning once."""
-    printed = log.read_text().splitlines() if log.exists() else []
+    printed = log.read_text(errors="replace").splitlines() if log.exists() else []
     return list(dict.fromkeys(line.removeprefix(WARNING) for line in printed if line.startswith(WARNING)))
 
 

@@ -83,6 +83,8 @@ def _rows_of(point: Point, trained_on: dict[DatasetConfig, tuple[str, str]]) -> 
     """
     row: Row = {"run": point.workdir.name, **point.overrides}
     is_running = point.is_running()  # first: it may just be ending
+    if warned := warnings_in(point.log):
+        row["warnings"] = warned
     if (summary := point.summary()) is None:
         last = last_line(point.log)
         state = "running" if is_running else "unfinished" if last else "not begun"
@@ -102,8 +104,6 @@ def _rows_of(point: Point, trained_on: dict[DatasetConfig, tuple[str, str]]) -> 
         for method, info in summary["methods"].items()
     }
     rates = {method: info["learning_rate"] for method, info in summary["methods"].items()}
-    if warned := warnings_in(point.log):
-        row["warnings"] = warned
     return [
         row
         | {"state": state, "method": method, "dataset": point.config.dataset.name, "metric": summary["metric"]}

@@ -15,6 +15,8 @@ RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (60, 6, 5, 3), np.uint8)
 TABLE = RNG.normal(size=(60, 4))
 LABELS = np.arange(60) % 3
+FLOATS = np.where(RNG.random((60, 6, 5, 1)) < 0.5, 0.0, RNG.random((60, 6, 5, 1)))  # images in [0, 1]
+HEAVY = np.concatenate([RNG.random((59, 4)), np.full((1, 4), 1e6)])
 
 
 @pytest.fixture
@@ -245,12 +247,16 @@ def test_images_with_channels_first_are_told(file):
 @pytest.mark.parametrize(
     ("arrays", "told"),
     [
-        ({"valid_inputs": 255 * TABLE, "valid_targets": LABELS}, "valid inputs, .* deviation 2.* have 0 and 1; give"),
-        ({"test_inputs": TABLE / 255, "test_targets": LABELS}, "test inputs, .* deviation 0.00"),
-        ({"valid_inputs": TABLE + 273, "valid_targets": LABELS}, r"valid inputs, .* have mean 3.1e\+02"),
+        (
+            {"valid_inputs": 255 * TABLE, "valid_targets": LABELS},
+            r"the valid inputs of column 0 are from -\d{3} to \d{3}, for training from -1",
+        ),
+        ({"test_inputs": TABLE / 255, "test_targets": LABELS}, "the test inputs of column 0 are from -0.00"),
+        ({"valid_inputs": TABLE + 273, "valid_targets": LABELS}, "the valid inputs of column 0 are from 27"),
+        ({"inputs": FLOATS, "valid_inputs": 255 * FLOATS, "valid_targets": LABELS}, "the valid inputs are from 0 to 2"),
         (
             {"targets": TABLE[:, 0], "test_inputs": TABLE, "test_targets": 1000 * TABLE[:, 0]},
-            "test targets, .* standard deviation 1e",
+            "the test targets of column 0 are from -.*e",
         ),
     ],
 )
@@ -266,6 +272,7 @@ def test_a_split_in_other_units_is_told(arrays, told, file):
         {"valid_inputs": 3 + 5 * TABLE, "valid_targets": LABELS},
         {"valid_inputs": TABLE * [1, 1, 255, 1], "valid_targets": LABELS},
         {"inputs": np.eye(60), "valid_inputs": np.zeros((60, 60)), "valid_targets": LABELS},
+        {"inputs": HEAVY, "valid_inputs": HEAVY[::-1] ** 0.9, "valid_targets": LABELS},  # far outliers, in one of them
         {"inputs": np.ones((60, 4)), "valid_inputs": np.ones((60, 4)), "valid_targets": LABELS},
     ],
 )

@@ -14,6 +14,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from adalfl_jax.analysis.statistics import describe
+from adalfl_jax.models import MLP, MODELS
 from adalfl_jax.training import PreemptionError, WorkdirError
 from adalfl_jax.training.workdir import open_workdir
 from experiments.launch import CONFIG, WORKDIR, keep_compiled_programs, parse_flags, print_summary, told_in_a_line
@@ -166,6 +167,7 @@ def test_a_warning_is_told_in_a_line():
     ("flag", "unused"),
     [
         ("--config.seed=3", "config"),
+        ("--config.seed=3", "config."),
         ("--config", "config"),
         ("-workdir=runs/one", "workdir"),
         ("--write=a.md", "write"),
@@ -176,6 +178,17 @@ def test_a_flag_without_effect_is_refused(flag, unused):
         SystemExit, match=r"^--(config\.seed|config|workdir|write) has no effect on this program; leave it"
     ):
         parse_flags(["program", flag], unused=unused)
+
+
+def test_a_program_that_takes_no_fields_may_take_a_file_that_registers_a_model(monkeypatch, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from adalfl_jax.models import MLP, register_model\nfrom configs.default import get_config\n"
+        'register_model("mine", MLP)\n'
+    )
+    monkeypatch.setitem(MODELS, "mine", None)  # to be forgotten behind this test
+    with flagsaver.flagsaver():
+        parse_flags(["program", f"--config={tmp_path / 'mine.py'}", "--workdir=run"], unused="config.")
+    assert MODELS["mine"] is MLP
 
 
 @pytest.mark.parametrize(

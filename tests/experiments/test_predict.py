@@ -41,7 +41,12 @@ def test_rows_of_a_file_get_what_the_model_predicts(workdir, tmp_path, capsys):
     ("inputs", "outputs", "others", "message"),
     [
         ("rows.npz", "kept.npz", {}, r"^FileExistsError: .*kept\.npz exists and stays as it is; name another file$"),
-        ("rows.npz", "nosuch/new.npz", {}, r"^FileNotFoundError: .*nosuch"),
+        (
+            "rows.npz",
+            "nosuch/new.npz",
+            {},
+            r"^FileNotFoundError: there is no folder .*nosuch for new\.npz; make it first",
+        ),
         ("nosuch.npz", "new.npz", {}, r"^DatasetError: .*nosuch\.npz must be .*: .*No such file"),
         (
             "other.npz",

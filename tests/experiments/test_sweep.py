@@ -114,6 +114,10 @@ ONE = ["--vary=num_steps=4"]
 REFUSED = {
     "no_field": (["--vary=inner.learning_rat=1"], "--vary=inner.learning_rat=1: unknown field of the configuration"),
     "no_values": (["--vary=num_steps="], "--vary=num_steps= must be FIELD=VALUE,VALUE,..."),
+    "half_a_bracket": (
+        ["--vary=learned_loss.start=a(b,c"],
+        "--vary=learned_loss.start=a(b,c must be FIELD=VALUE,VALUE",
+    ),
     "only_commas": (["--vary=num_steps=,"], "num_steps=: config.num_steps must be a whole number; got ''"),
     "twice": (["--vary=num_steps=1", "--vary=num_steps=2"], "--vary=num_steps=2 must be FIELD=VALUE,VALUE,..., each"),
     "a_wrong_type": (["--vary=num_steps=many"], "num_steps=many: config.num_steps must be a whole number; got 'many'"),
@@ -199,7 +203,7 @@ def test_a_sweep_runs_what_is_not_finished_and_ends_in_a_table(run, tmp_path, mo
 
     def diverge(points, root):
         again.extend(points)
-        points[0].log.write_text("a line\nfailed: DivergenceError: task_loss diverged\n")
+        points[0].log.write_text("warning: too long\nfailed: DivergenceError: task_loss diverged\n")
 
     again, vary = [], "--vary=inner.learning_rate=0.01,1e30"
     monkeypatch.setattr(program, "_run", diverge)
@@ -219,7 +223,10 @@ def test_a_sweep_runs_what_is_not_finished_and_ends_in_a_table(run, tmp_path, mo
     rows = json.loads((root / "sweep.json").read_text())
     summary = json.loads((root / "inner.learning_rate=0.01" / "summary.json").read_text())
     assert rows[0]["test_mean"] == summary["methods"]["ml3"]["test"]["mean"]
-    assert [text[:30] for text in rows[0]["warnings"]] == ["ml3 learns its loss offline al"]
+    assert [[text[:30] for text in row["warnings"]] for row in rows] == [
+        ["ml3 learns its loss offline al"],
+        ["too long"],
+    ]
     with (root / "sweep.csv").open() as file:
         table = list(csv.DictReader(file))
     assert [row["inner.learning_rate"] for row in table] == ["0.01", "1e30"]
@@ -241,13 +248,13 @@ def test_a_run_that_fails_is_told_apart_from_one_that_was_interrupted(executor, 
 
     monkeypatch.setattr(program, "_command_of", command_of)
     vary = f"--vary=num_steps={','.join(ENDS)}"
-    out, ended = run(vary, f"--executor={executor}")
+    out, ended = run(vary, f"--executor={executor}", "--parallel=2")  # and begin the next where one ends
     assert ended == "2 of 4 runs failed; the same command starts them again"
     assert [line.split("|")[-2].strip() for line in out.splitlines()[-4:]] == [
         "failed: DivergenceError: it diverged",
         "unfinished: SIGTERM: ended after step 3, saved",
         "unfinished: step 3",
-        "failed: step 3",
+        "failed: it was killed by SIGKILL",
     ]
     assert run(vary, "--nosubmit") == (out, ended)
 

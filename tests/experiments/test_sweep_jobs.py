@@ -32,6 +32,12 @@ def no_handlers(monkeypatch):
         ),
         ("sys.exit('out of memory: 1 TB\\nLess is taken by a smaller batch_size')", "out of memory: 1 TB"),
         ("raise ValueError('one\\ntwo')", "ValueError: one"),
+        (
+            "import zipfile\ntry: {}['a']\nexcept KeyError: raise zipfile.BadZipFile('no zip')",
+            "zipfile.BadZipFile: no zip",
+        ),
+        ("assert False", "AssertionError"),
+        ("print('FutureError: old'); import os; os.kill(os.getpid(), 9)", "it was killed by SIGKILL"),
         ("print('Error'); print('step 3'); sys.exit(3)", "step 3"),
         ("sys.exit(3)", "it ended with 3"),
     ],

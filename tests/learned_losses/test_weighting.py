@@ -35,7 +35,7 @@ def numpy_weights(phi_params, losses):
 
 
 @pytest.mark.parametrize("targets", [TARGETS, jax.nn.one_hot(TARGETS, 3)], ids=["labels", "distributions"])
-def test_it_is_the_mean_of_weighed_cross_entropies(targets):
+def test_it_is_the_mean_of_weighted_cross_entropies(targets):
     phi_params = drawn()
     losses = np.asarray(example_cross_entropy(targets, OUTPUTS))
     weights = numpy_weights(phi_params, losses)
@@ -57,11 +57,11 @@ def test_its_gradient_holds_weights_constant():
     gradient = jax.jit(jax.grad(LOSS.apply, argnums=2))(phi_params, TARGETS, outputs)
     np.testing.assert_allclose(gradient, jax.jit(field)(phi_params, outputs), rtol=1e-12)
 
-    def weighed(outputs):
+    def weighted(outputs):
         losses = example_cross_entropy(TARGETS, outputs)
         return (LOSS.weights(phi_params, losses) * losses).mean()
 
-    through_weights = jax.jit(jax.grad(weighed))(outputs)
+    through_weights = jax.jit(jax.grad(weighted))(outputs)
     assert np.abs(gradient - through_weights).max() > 1e-3
 
 
@@ -89,7 +89,7 @@ def test_its_value_has_the_derivative_of_the_weights_in_phi():
 
 
 def outer_loss(model, theta, batch, phi_params):
-    """L after steps of SGD at 0.3, each along weighed gradients of single examples."""
+    """L after steps of SGD at 0.3, each along weighted gradients of single examples."""
     (inputs, targets), params = batch.inner, theta.params
     if targets.ndim == 1:
         inputs, targets = inputs[None], targets[None]
@@ -191,7 +191,7 @@ def test_it_learns_from_its_first_draw_without_an_offline_phase(tmp_path):
     assert np.isfinite(summary["methods"]["adalfl"]["test"]["mean"])
 
 
-def test_a_regression_has_no_weighed_cross_entropy():
+def test_a_regression_has_no_weighted_cross_entropy():
     with pytest.raises(
         ConfigError, match=r"learned_loss\.family must be .* task loss 'squared_error'; got 'weight_net"
     ):

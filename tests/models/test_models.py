@@ -15,6 +15,8 @@ from flax import nnx
 
 from adalfl_jax.models import MODELS, count_params, functionalize, make_model, model_options, register_model
 from adalfl_jax.task_losses import softmax_cross_entropy
+from adalfl_jax.training import ConfigError
+from adalfl_jax.training.setup import make_setup
 from tests.models.zoo import (
     CHEAP,
     COMPUTED,
@@ -24,6 +26,7 @@ from tests.models.zoo import (
     smallest_shape,
 )
 from tests.problems import make_model as make_test_model
+from tests.training.tiny import tiny_config
 
 
 @pytest.mark.parametrize(
@@ -300,6 +303,17 @@ def test_a_registered_model_is_made_by_name_and_as_any_other():
 
 
 @pytest.mark.usefixtures("known_here")
+def test_options_that_no_field_sets_need_a_default_in_a_configuration():
+    def heads(input_shape, num_outputs, *, rngs, num_heads):
+        return nnx.Linear(*input_shape, num_outputs * num_heads, rngs=rngs)
+
+    register_model("mine", heads)
+    assert count_params(make_model("mine", (4,), 1, num_heads=2).init(jax.random.key(0))[0]) == 10
+    with pytest.raises(ConfigError, match=r"model 'mine' needs num_heads, for which config\.model has no field; give"):
+        make_setup(tiny_config({"model.name": "mine"}))
+
+
+@pytest.mark.usefixtures("known_here")
 @pytest.mark.parametrize(
     ("name", "module", "message"),
     [
@@ -308,9 +322,10 @@ def test_a_registered_model_is_made_by_name_and_as_any_other():
         (
             "mine",
             lambda num_outputs, *, rngs: None,
-            r"called as mine\(input_shape, num_outputs, \*, rngs, \*\*options\)",
+            r"called as mine\(input_shape, num_outputs, rngs=rngs\)",
         ),
         ("mine", lambda input_shape, num_outputs: None, r"called as mine\(.*\): got an unexpected .* 'rngs'"),
+        ("mine", lambda input_shape, num_outputs, *, rngs, **options: None, r"name each .* takes .*\*\*options"),
     ],
 )
 def test_what_cannot_be_registered_is_refused(name, module, message):

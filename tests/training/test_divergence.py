@@ -54,7 +54,10 @@ def test_a_start_that_is_not_finite_leaves_no_state(tmp_path, monkeypatch):
         return jax.tree.map(lambda leaf: leaf * np.nan, init_training(*arguments))
 
     monkeypatch.setattr(run, "init_training", spoiled)
-    with pytest.raises(DivergenceError, match=r"at training step 0 \(seed 0\); what it starts from is at fault$"):
+    with pytest.raises(
+        DivergenceError,
+        match=r"at training step 0 \(seed 0\); theta, phi or .* before the first step: look at the data",
+    ):
         train(tiny_config({"num_seeds": 1}, method="task_loss"), tmp_path / "run")
     assert not (tmp_path / "run" / "states").exists()
 

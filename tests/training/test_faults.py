@@ -200,6 +200,7 @@ def test_a_state_that_is_not_finite_is_named_with_its_seed_and_what_a_step_remem
     assert caught.value.state.phi.carry == ()
 
 
+BACK_OFF = ', or on_nonfinite="back_off"'
 FIRST_STEP, BACK_OFF_ETA = {"inner.first_step_rate": 0.3}, {"on_nonfinite": "back_off"}
 JOINT = {"outer.split": "valid", "outer.joint_share": 0.8}  # from step 4 on
 
@@ -212,13 +213,14 @@ JOINT = {"outer.split": "valid", "outer.joint_share": 0.8}  # from step 4 on
         ("task_loss", "theta", {"inner.clip_norm": 1.0}, "a smaller inner.learning_rate, or a smaller inner.clip_norm"),
         ("task_loss", "theta", BACK_OFF_ETA, "a smaller inner.learning_rate, or inner.clip_norm"),
         ("tuned_task_loss", "inner_loss", {}, "a smaller tuning.learning_rates, or inner.clip_norm"),
-        ("ml3", "inner_loss", {}, "a smaller inner.learning_rate, or inner.clip_norm"),
+        ("ml3", "inner_loss", {}, "a smaller inner.learning_rate, or inner.clip_norm, or inner.first_step_rate"),
         ("ml3", "inner_loss", FIRST_STEP, "a smaller inner.first_step_rate"),
         (
             "adalfl",
             "outer_loss",
             {},
-            'a smaller inner.learning_rate or outer.learning_rate, or inner.clip_norm, or on_nonfinite="back_off"',
+            "a smaller inner.learning_rate or outer.learning_rate, or inner.clip_norm, or inner.first_step_rate"
+            + BACK_OFF,
         ),
         (
             "adalfl",
@@ -230,15 +232,16 @@ JOINT = {"outer.split": "valid", "outer.joint_share": 0.8}  # from step 4 on
             "adalfl",
             "hypergradient_norm",
             {},
-            'a smaller outer.learning_rate or inner.learning_rate, or inner.clip_norm, or on_nonfinite="back_off"',
+            "a smaller outer.learning_rate or inner.learning_rate, or inner.clip_norm, or inner.first_step_rate"
+            + BACK_OFF,
         ),
         ("adalfl", "phi", FIRST_STEP | BACK_OFF_ETA, "a smaller outer.learning_rate or inner.first_step_rate"),
-        ("adalfl", "inner_loss", JOINT, "a smaller inner.learning_rate, or inner.clip_norm"),
+        ("adalfl", "inner_loss", JOINT, "a smaller inner.learning_rate, or inner.clip_norm, or inner.first_step_rate"),
         (
             "offline",
             "outer_loss",
             {},
-            'a smaller offline.learning_rate or inner.learning_rate, or inner.clip_norm, or on_nonfinite="back_off"',
+            "a smaller offline.learning_rate or inner.learning_rate, or inner.clip_norm" + BACK_OFF,
         ),
         (
             "offline",

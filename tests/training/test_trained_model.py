@@ -189,12 +189,16 @@ def test_a_model_is_read_after_the_loss_it_started_from_is_gone(images_run, tmp_
         (remove("summary.json"), "holds no finished run: it has no summary.json; the command of the run"),
         (lambda folder: (folder / "summary.json").write_text("{"), r"summary\.json cannot be read"),
         (edit("config.json", nosuch=1), r"config\.json cannot be read \(config\.nosuch is no field.* new folder$"),
+        (
+            edit("config.json", model={"name": "mine"}),
+            r"model 'mine', which is not known here; register it.* --config=FILE",
+        ),
         (of_another_version, r"config\.nosuch is no field.* \(adalfl_jax 9 wrote it, and this is 0\.1\.0\)"),
         (remove("states/adalfl"), r"states/adalfl cannot be read as a trained state .*not found"),
         (remove("states/adalfl/_METADATA"), r"states/adalfl cannot be read as a trained state"),
         (edit("summary.json", data="0" * 12), r"on other data than its dataset .* is now \(0{12} -> [0-9a-f]{12}\)"),
     ],
-    ids=["folder", "summary", "damaged summary", "config", "version", "state", "metadata", "data"],
+    ids=["folder", "summary", "damaged summary", "config", "model", "version", "state", "metadata", "data"],
 )
 def test_a_folder_that_lacks_something_is_told(change, message, images_run, tmp_path):
     shutil.copytree(images_run[0], folder := tmp_path / "run")
@@ -220,5 +224,5 @@ def test_data_that_are_gone_or_have_changed_are_told(tmp_path):
     with pytest.raises(WorkdirError, match=r"on other data than its dataset '.*mine\.npz' is now .*; bring those back"):
         load_model(tmp_path / "run")
     path.unlink()
-    with pytest.raises(DatasetError, match=r"run was trained on scale what it predicts for: there is no file .*mine"):
+    with pytest.raises(DatasetError, match=r"its training data, which cannot be loaded: there is no file .*mine"):
         load_model(tmp_path / "run")
