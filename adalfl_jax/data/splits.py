@@ -225,8 +225,10 @@ def _warn_of_other_units(
     """Warns of a given split that lies far from the training split in most columns, by the middle 90 % of each."""
 
     def middle(rows: np.ndarray) -> np.ndarray:  # [2, C]
-        part = values[rows[:: math.ceil(len(rows) / ENOUGH)]]
-        return np.nanquantile(part if values.ndim == 2 else part.reshape(-1, 1), (0.05, 0.95), axis=0)
+        part = values[rows[:: math.ceil(len(rows) / ENOUGH)]].astype(np.float64)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of a column without any value
+            return np.nanquantile(part if values.ndim == 2 else part.reshape(-1, 1), (0.05, 0.95), axis=0)
 
     if not own:
         return

@@ -166,3 +166,9 @@ def test_images_of_bytes_and_tokens_stay_what_they_are():
 def test_inputs_of_another_kind_are_refused(examples, inputs, message):
     with pytest.raises(DatasetError, match=message):
         data.make_dataset("mine", examples).encode(inputs)
+
+
+def test_a_given_split_may_lack_all_values_of_a_column_and_have_huge_ones():
+    lacking = np.where(np.arange(4) == 1, np.nan, TABLE[:30])
+    examples = Examples(MISSING * 1e30, TARGETS, fill_missing=True, valid=(lacking * 1e30, TARGETS[:30]))
+    assert not data.make_dataset("mine", examples).valid.inputs[:, 1].any()  # a warning would fail this
