@@ -1,5 +1,6 @@
 """Settings of every test: shapes must match without silent broadcasting, and float64 is one fixture away."""
 
+import gc
 import importlib.metadata
 import os
 import shutil
@@ -28,6 +29,7 @@ import jax
 import pytest
 from absl import logging
 
+gc.set_threshold(50_000, 20, 50)  # tracing makes many objects and little garbage: a twentieth less time
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -126,7 +126,7 @@ while True:
 @pytest.mark.parametrize(
     ("number", "send"),
     [
-        (signal.SIGINT, os.killpg),  # as a terminal does
+        pytest.param(signal.SIGINT, os.killpg, marks=pytest.mark.slow),  # as a terminal does
         (signal.SIGTERM, os.kill),
         pytest.param(signal.SIGINT, os.kill, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, os.killpg, marks=pytest.mark.slow),  # as `timeout` does

@@ -60,7 +60,9 @@ def test_what_was_remembered_counts_where_theta_is_as_it_was_left_alone(name, dt
             assert difference < 1e-7 * optax.tree.norm(phi.params)
 
 
-@pytest.mark.parametrize("name", REMEMBERING)
+@pytest.mark.parametrize(
+    "name", ["truncated", "pipelined", pytest.param("persistent_evolution_strategies", marks=pytest.mark.slow)]
+)
 def test_what_a_step_without_jit_remembers_is_no_array_that_another_may_be_given_to_keep(name):
     """Of a linear model, whose step compiles few operations one by one."""
     inner, outer, loss = optax.sgd(0.3), optax.sgd(0.05), adalfl_jax.LossNetwork((3,))
