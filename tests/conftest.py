@@ -29,7 +29,7 @@ import jax
 import pytest
 from absl import logging
 
-gc.set_threshold(50_000, 20, 50)  # tracing makes many objects and little garbage: a twentieth less time
+gc.set_threshold(50_000, 20, 50)  # tracing makes many objects and little garbage
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

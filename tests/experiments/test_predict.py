@@ -68,3 +68,16 @@ def test_what_cannot_be_done_is_told_in_a_line(inputs, outputs, others, message,
         run(workdir, tmp_path / inputs, tmp_path / outputs, **others)
     assert (tmp_path / "kept.npz").read_text() == "mine"
     assert not (tmp_path / "new.npz").exists()
+
+
+@pytest.mark.usefixtures("verbosity")
+def test_a_full_disk_leaves_no_file(workdir, tmp_path, monkeypatch):
+    def fail(file, **arrays):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    np.savez(tmp_path / "rows.npz", inputs=ROWS)
+    monkeypatch.setattr(np, "savez", fail)
+    with pytest.raises(SystemExit, match="No space left on device"):
+        run(workdir, tmp_path / "rows.npz", tmp_path / "new.npz")
+    assert not (tmp_path / "new.npz").exists()
