@@ -15,7 +15,6 @@ from experiments.study.arms import Arm, Comparison
 from experiments.study.noisy_labels import (
     AHEAD,
     ARMS,
-    LENET5_NOISE,
     NOISE,
     PROBLEMS,
     SETTING,
@@ -41,7 +40,7 @@ PAIRS = ((BY_HAND.name, "symmetric_decayed"), (BY_HAND.name, "symmetric_fine_tun
 
 
 def comparisons() -> list[Comparison]:
-    """Every problem, with LeNet-5 at some noises."""
+    """Every problem with every noise."""
     return [
         Comparison(
             f"{problem}_{noise}",
@@ -53,7 +52,7 @@ def comparisons() -> list[Comparison]:
             pairs=PAIRS,
         )
         for problem, (title, overrides) in PROBLEMS.items()
-        for noise in (LENET5_NOISE if overrides["model.name"] == "lenet5" else NOISE)
+        for noise in NOISE
     ]
 
 

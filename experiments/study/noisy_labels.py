@@ -203,7 +203,6 @@ KEY_ARMS = (*FIXED, *DECAYED, "meta_weight_net", "reweighting")  # rivals everyw
 LEARNED = ("ml3", "adalfl_cross_entropy", "adalfl_symmetric", "adalfl_tuned", *REGULATED, SMALL_START, "adalfl")
 RIVALS = tuple(arm.name for arm in ARMS if arm.name not in (BOUND, *LEARNED))  # all that were made by hand
 LENET5_ARMS = (*FIXED, "fine_tuned_decayed")
-LENET5_NOISE = ("clean", "40", "80", "pair_40")
 TOO_SHORT = ("mnist_lenet5", "80")  # where AdaLFL still learns when 2,000 steps are over
 AHEAD = ("fine_tuned", "symmetric_decayed", "symmetric_fine_tuned")  # there; mostly the best where labels are wrong
 # Learned losses, each beside a rival that trains on the loss it starts from; the best rival beside the bound.
@@ -215,17 +214,16 @@ PAIRS = (
 
 
 def comparisons() -> list[Comparison]:
-    """Every noise with the MLP, some with LeNet-5; at 40 % also first steps, forms of AdaLFL, fewer clean labels.
+    """Every noise; at 40 % also first steps and, with the MLP, forms of AdaLFL and fewer clean labels.
 
     With 80 % wrong LeNet-5 is trained for longer too.
     """
     made = []
     for problem, (title, overrides) in PROBLEMS.items():
         is_lenet5 = overrides["model.name"] == "lenet5"
-        corrupted = NOISE | RARE_CLASSES
-        for noise in LENET5_NOISE if is_lenet5 else corrupted:
+        for noise, corruption in (NOISE if is_lenet5 else NOISE | RARE_CLASSES).items():
             shown = f"{title}, {show_noise(noise)}"
-            made.append(_comparison(f"{problem}_{noise}", shown, {**overrides, **corrupted[noise]}))
+            made.append(_comparison(f"{problem}_{noise}", shown, {**overrides, **corruption}))
         name, shown, wrong = f"{problem}_40", f"{title}, 40 % wrong labels", {**overrides, **NOISE["40"]}
         made.append(_first_step(f"{name}_first_step", shown, wrong))
         if is_lenet5:
