@@ -147,7 +147,7 @@ def parse_flags(arguments: list[str], *, unused: str = "") -> list[str]:
         given.append(name)
         if re.fullmatch(r"config=.*\.json", argument.lstrip("-")):
             sys.exit(
-                f"ConfigError: {argument} is what a run was made with; give the .py file, and fields of it as flags"
+                f"ConfigError: {argument} is what a run was made with; name its folder: --config=configs/run.py:FOLDER"
             )
         if name.startswith("config."):
             try:
@@ -174,7 +174,8 @@ def parse_flags(arguments: list[str], *, unused: str = "") -> list[str]:
         _, *below = innermost.splitlines()  # lines of code, and then what the file raised, which may have several
         sys.exit(_NOT_LOADED.format(" ".join(itertools.dropwhile(lambda line: line.startswith("    "), below))))
     except Exception as error:  # whatever a user's configuration file raises while it is loaded
-        reason = str(error).rpartition("\n")[2].strip() if isinstance(error, OSError) else error  # the file comes last
+        # Of an OSError the file comes last, behind where else it was looked for or that it was looked for before.
+        reason = re.split(r"\n|failure to load: ", str(error))[-1].strip() if isinstance(error, OSError) else error
         sys.exit(_NOT_LOADED.format(f"{type(error).__name__}: {reason}"))
     for name in given:
         is_tuple = name.startswith("config.") and isinstance(flags.FLAGS[name], flags.MultiFlag)  # which adds them up

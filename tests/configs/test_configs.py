@@ -1,3 +1,4 @@
+import dataclasses
 import importlib
 import re
 from pathlib import Path
@@ -9,10 +10,13 @@ import configs
 from adalfl_jax import data
 from adalfl_jax.training import TrainConfig, compare
 from adalfl_jax.training.setup import make_setup
-from tests.training.tiny import SETTINGS
+from adalfl_jax.training.workdir import open_workdir
+from configs import run
+from tests.training.tiny import SETTINGS, tiny_config
 
 HERE = ("digits", "diabetes", "pydoc_topics")
-NAMES = sorted(path.stem for path in Path(configs.__file__).parent.glob("*.py") if path.stem != "__init__")
+FILES = {path.stem for path in Path(configs.__file__).parent.glob("*.py")}
+NAMES = sorted(FILES - {"__init__", "run"})  # `run` is what another run had
 
 
 def get_config(name):
@@ -45,6 +49,22 @@ def test_config_builds_and_its_parts_fit(name):
 def test_config_is_locked_against_unknown_keys(name):
     with pytest.raises(AttributeError, match="num_step"):
         get_config(name).num_step = 3
+
+
+def test_the_configuration_of_a_run_is_read_back_whole_and_may_be_varied(tmp_path):
+    changes = {
+        "inner.milestones": (5, 10),
+        "inner.schedule": "milestones",
+        "dataset.label_noise": 0.25,
+        "methods": ("ml3",),
+    }
+    made_with = tiny_config(changes)
+    config = run.get_config(str(open_workdir(tmp_path / "a run", made_with, "compare")))
+    assert TrainConfig.from_mapping(config) == made_with
+    with pytest.raises(AttributeError, match="num_step"):
+        config.num_step = 3
+    config.num_steps = 40
+    assert TrainConfig.from_mapping(config) == dataclasses.replace(made_with, num_steps=40)
 
 
 @pytest.mark.parametrize("name", NAMES)

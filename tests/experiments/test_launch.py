@@ -194,7 +194,11 @@ def test_a_program_that_takes_no_fields_may_take_a_file_that_registers_a_model(m
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--config=runs/one/config.json", r"^ConfigError: .* is what a run was made with; give the \.py file"),
+        ("--config=runs/one/config.json", r"^ConfigError: .* is what a run was made with; .*configs/run\.py:FOLDER"),
+        (
+            "--config=configs/run.py:nowhere",
+            r"cannot be loaded: OSError: nowhere holds no run: it has no config",
+        ),
         ("--config.inner=0.1", r"^ConfigError: 'inner' is a section .* its fields are inner\.learning_rate, inner\.f"),
         (
             "--config.inner.learning_rat=1",
