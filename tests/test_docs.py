@@ -293,6 +293,89 @@ def test_what_was_reached_of_the_results_is_what_the_tables_have(where):
     assert re.search(rf"(?<![\d.]){re.escape(figure(*where, page=RESULTS))}(?![\d])", goal)
 
 
+CLEAN_FASHION, CLEAN_DIGITS = (("clean_labels", title) for title in ("Fashion-MNIST, MLP 784-256-10", "digits, MLP"))
+DOES_MLP, DOES_LOGISTIC, DOES_DIGITS = (
+    ("behaviour", f"{title}: what the learned loss does")
+    for title in ("MNIST, MLP 784-1000-1000-10", "MNIST, logistic regression", "digits, MLP")
+)
+FORMS_OF_NETWORK = ("ablation", "digits, MLP: forms of the loss network")
+AS_IT_IS = "as it is: beta 10, gamma .01, two layers of 40"
+ON_MNIST = ("transfer", "Losses learned here and elsewhere"), "on MNIST, MLP"
+CLAIMS = {
+    "A lower error than the task loss": [
+        *((CLEAN_MLP, row, ERROR) for row in ("AdaLFL, the default η", "task loss")),
+        *((CLEAN_LABELS, row, ERROR) for row in ("AdaLFL, the default η", "task loss")),
+        *((CLEAN_FASHION, row, ERROR) for row in ("AdaLFL, the default η", "task loss")),
+        *((CLEAN_DIGITS, row, ERROR) for row in ("AdaLFL, the default η", "task loss")),
+        *(
+            (("clean_labels", "Diabetes, MLP"), row, "test mean squared error")
+            for row in ("AdaLFL, the default η", "task loss")
+        ),
+    ],
+    "A lower error than a loss learned offline": [
+        *((CLEAN_LABELS, row, ERROR) for row in ("AdaLFL, tuned", "ML3")),
+        *((CLEAN_FASHION, row, ERROR) for row in ("AdaLFL, tuned", "ML3")),
+    ],
+    "Faster": [
+        *((CLEAN_MLP, row, "steps") for row in ("AdaLFL, the default η", "task loss, tuned")),
+        *((CLEAN_LABELS, row, "steps") for row in ("AdaLFL, tuned", "task loss, tuned")),
+        (CLEAN_LABELS, "task loss, tuned, linear decay", "steps"),
+    ],
+    "More than a learned": [
+        *((CLEAN_LABELS, row, ERROR) for row in ("AdaLFL, tuned", "learned learning rate")),
+        *((CLEAN_MLP, row, ERROR) for row in ("AdaLFL from the task loss", "learned learning rate")),
+        *((CLEAN_FASHION, row, ERROR) for row in ("AdaLFL, tuned", "learned learning rate")),
+    ],
+    "Implicit learning-rate": [
+        *((DOES_MLP, "implicit learning rate AdaLFL, tuned", column) for column in ("start", "end")),
+        (DOES_MLP, "learning rate task loss, tuned", "start"),
+    ],
+    "Learned label smoothing": [
+        *((DOES_MLP, "label smoothing AdaLFL, tuned", column) for column in ("start", "end")),
+        (DOES_LOGISTIC, "label smoothing AdaLFL, tuned", "start"),
+        (DOES_DIGITS, "label smoothing AdaLFL", "end"),
+    ],
+    "A smooth leaky": [
+        *(
+            (FORMS_OF_NETWORK, row, "flat")
+            for row in (AS_IT_IS, "activation tanh", "activation sigmoid", "output softplus", "activation gelu")
+        ),
+        *((FORMS_OF_NETWORK, row, ERROR) for row in (AS_IT_IS, "activation gelu")),
+    ],
+    "A learned loss serves": [
+        *(
+            (ON_MNIST[0], f"{row}, as it is", ON_MNIST[1])
+            for row in ("MNIST, logistic regression", "Fashion-MNIST, MLP", "its own")
+        ),
+        (ON_MNIST[0], "task loss", ON_MNIST[1]),
+    ],
+}  # what a row begins with -> the cells it is about
+
+
+@pytest.mark.parametrize("start", CLAIMS)
+def test_what_came_of_the_claims_of_the_paper_is_what_the_tables_have(start):
+    (claims,) = re.findall(r"^## What the paper claims\n(.*?)^## ", RESULTS, re.DOTALL | re.MULTILINE)
+    (claim,) = re.findall(rf"^\| {start}[^\n]*$", claims, re.MULTILINE)
+    said = claim.replace(",", "").replace(" %", "%")
+    for table, row, column in CLAIMS[start]:
+        assert re.search(rf"(?<![\d.]){re.escape(figure(*table, row, column, page=RESULTS))}(?![\d])", said), row
+
+
+def test_how_many_outputs_lie_where_the_loss_is_flat_is_what_was_measured():
+    numbers = json.loads((ROOT / "docs" / "results" / "behaviour.json").read_text())
+    flat = [np.array(found["behaviour"]["adalfl"]["quantities"]["flat_output_share"]) for found in numbers.values()]
+    means = [shares.mean(axis=0) for shares in flat]  # of seeds, at each evaluation
+    highest, last, on_a_seed = (
+        100 * max(x) for x in ([x.max() for x in means], [x[-1] for x in means], [x.max() for x in flat])
+    )
+    (claim,) = re.findall(r"^\| Implicit early stopping[^\n]*$", RESULTS, re.MULTILINE)
+    assert (
+        f"On average {highest:.0f} % of the outputs, at most, lie where the loss is flat, and {last:.0f} % at the"
+        in claim
+    )
+    assert f"{on_a_seed:.0f} % on one seed" in claim
+
+
 @pytest.mark.parametrize(("against", "p_value"), [("task loss, tuned", "p = {}"), ("ML3", "by ranks, p = {}")])
 def test_the_pairs_of_the_mlp_on_clean_labels_are_those_of_its_table(against, p_value):
     (goals,) = re.findall(r"^## What was aimed at\n(.*?)^## ", RESULTS, re.DOTALL | re.MULTILINE)
