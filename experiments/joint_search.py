@@ -99,7 +99,7 @@ def make_training(
         part: optax.adam(eta) if part in learns else optax.set_to_zero() for part, eta in ETAS.items()
     }
     outer = optax.partition(etas, {part: part for part in etas})
-    apply_fn: Any = mixed_mlp
+    apply_fn = functools.partial(mixed_mlp, architecture=start)  # the estimator puts that of phi in its place
     loss = NETWORK if "loss" in learns else adalfl_jax.ScaledTaskLoss()
 
     def one_model(seed: jax.Array, rate: jax.Array):

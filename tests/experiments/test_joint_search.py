@@ -46,14 +46,23 @@ def test_the_gradient_of_loss_and_architecture_is_exact():
     assert_relative(ravel_pytree(result.gradient)[0], finite_differences(outer_loss, phi_params))
 
 
-@pytest.mark.slow
-def test_of_phi_moves_what_is_to_learn(monkeypatch):
+@pytest.fixture
+def training(monkeypatch):
     monkeypatch.setattr(program, "NUM_POINTS", 2)
     monkeypatch.setattr(program, "NETWORK", LOSS)
     dataset = data.random_dataset("digits", data.load_spec("digits"), 60)
     even = jnp.zeros(len(program.ACTIVATIONS))
-    training = program.make_training(dataset, 4, learns=("loss", "architecture"), start=even)
-    valid, test, weights = training(jnp.arange(2), 0.1)
-    assert valid.shape == test.shape == (2, 2)
+    return program.make_training(dataset, 4, learns=("loss", "architecture"), start=even)
+
+
+def test_a_training_has_errors_at_each_point_and_the_weights_of_the_activations(training):
+    valid, test, weights = jax.eval_shape(training, jnp.arange(3), 0.1)  # traced, and not compiled
+    assert valid.shape == test.shape == (3, 2)
+    assert weights.shape == (3, len(program.ACTIVATIONS))
+
+
+@pytest.mark.slow
+def test_of_phi_moves_what_is_to_learn(training):
+    _, _, weights = training(jnp.arange(2), 0.1)
     np.testing.assert_allclose(weights.sum(axis=1), 1.0, rtol=1e-6)
     assert (weights != 0.2).all()
