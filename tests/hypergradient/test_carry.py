@@ -36,8 +36,9 @@ def make(options, dtype, optimizer):
     ("name", "dtype", "optimizer"),
     [
         ("truncated", "float32", "sgd"),
-        ("truncated", "bfloat16", "adam"),
-        ("pipelined", "float32", "adam"),
+        pytest.param("truncated", "bfloat16", "adam", marks=pytest.mark.slow),
+        ("pipelined", "bfloat16", "adam"),
+        pytest.param("pipelined", "float32", "adam", marks=pytest.mark.slow),
         pytest.param("pipelined", "bfloat16", "sgd", marks=pytest.mark.slow),
         ("persistent_evolution_strategies", "float32", "sgd"),
     ],
@@ -61,7 +62,7 @@ def test_what_was_remembered_counts_where_theta_is_as_it_was_left_alone(name, dt
 
 
 @pytest.mark.parametrize(
-    "name", ["truncated", "pipelined", pytest.param("persistent_evolution_strategies", marks=pytest.mark.slow)]
+    "name", [pytest.param(name, marks=() if name == "pipelined" else pytest.mark.slow) for name in REMEMBERING]
 )
 def test_what_a_step_without_jit_remembers_is_no_array_that_another_may_be_given_to_keep(name):
     """Of a linear model, whose step compiles few operations one by one."""
