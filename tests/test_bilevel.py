@@ -14,6 +14,7 @@ import adalfl_jax
 from adalfl_jax.task_losses import softmax_cross_entropy
 from tests.problems import make_batch, make_model, make_problem
 
+SMALL = adalfl_jax.LossNetwork((4,))
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "bilevel.json"
 
 
@@ -71,16 +72,27 @@ def test_an_outer_optimizer_is_given_the_value_of_the_loss(options):
     assert phi.opt_state[1].best_value == metrics.outer_loss[is_updated].min()
 
 
+QUICK = ("forward", "mixed_mode", "truncated", "conjugate_gradient", "persistent_evolution_strategies")
+"""An estimator of each family; the slow tests have all."""
+
+
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
     "options",
-    [{"hypergradient": name} for name in adalfl_jax.hypergradient.ESTIMATORS]
-    + [{"pipelined": True}, {"outer_every": 2}, {"meta_batch_fraction": 0.5}],
+    [
+        *(
+            pytest.param({"hypergradient": name}, marks=() if name in QUICK else pytest.mark.slow)
+            for name in adalfl_jax.hypergradient.ESTIMATORS
+        ),
+        {"pipelined": True},
+        pytest.param({"outer_every": 2}, marks=pytest.mark.slow),
+        {"meta_batch_fraction": 0.5},
+    ],
     ids=lambda options: "-".join(map(str, options.values())),
 )
 def test_inputs_targets_and_outputs_may_be_pytrees(options):
     """A model of parts does what the model does of which they are, side by side, inputs and outputs."""
-    model, inner, loss, theta, phi_params = make_problem(loss=adalfl_jax.LossNetwork((4,)))
+    model, inner, loss, theta, phi_params = make_problem(loss=SMALL)
     outer = optax.adam(1e-2)
 
     def apply_to_parts(params, model_state, inputs, **keywords):
@@ -142,7 +154,7 @@ def test_a_loop_that_donates_its_state_equals_one_that_does_not(options):
 
 @pytest.mark.usefixtures("float64")
 def test_vmapped_seeds_equal_single_runs():
-    model, inner, loss, *_ = make_problem("batch_norm", "nesterov")
+    model, inner, loss, *_ = make_problem("batch_norm", "nesterov", loss=SMALL)
     outer = optax.adam(1e-2)
     step = adalfl_jax.make_bilevel_step(model.apply, loss.apply, softmax_cross_entropy, inner, outer)
 
