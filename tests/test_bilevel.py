@@ -72,8 +72,8 @@ def test_an_outer_optimizer_is_given_the_value_of_the_loss(options):
     assert phi.opt_state[1].best_value == metrics.outer_loss[is_updated].min()
 
 
+# An estimator of each family; the slow tests have all.
 QUICK = ("forward", "mixed_mode", "truncated", "conjugate_gradient", "persistent_evolution_strategies")
-"""An estimator of each family; the slow tests have all."""
 
 
 @pytest.mark.usefixtures("float64")
