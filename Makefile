@@ -58,7 +58,7 @@ results: setup  ## Make every table of docs/results.md anew, by the command abov
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[rl]"
 	$(call anew,docs/results.md)
 
-results-more: setup  ## Make every table of docs/results_more.md anew: another night.
+results-more: setup  ## Make every table of docs/results_more.md anew: about a day on two cores.
 	$(call anew,docs/results_more.md)
 
 # Runs the commands that write into a page, each once.
