@@ -100,7 +100,10 @@ def require_loss(name: str, loss_fn: Callable[..., Any], *arguments: str, option
       optional: names of those it is given by keyword where it declares them.
     """
     _require_call(name, loss_fn, arguments, [keyword for keyword in optional if declares(loss_fn, keyword)], optional)
-    first, second = [*_parameters(loss_fn), *arguments][len(arguments) - 2 : len(arguments)]
+    names = _parameters(loss_fn)[: len(arguments)]
+    if len(names) < len(arguments):  # it does not name them all
+        return
+    *_, first, second = names
     if first.lower() in OUTPUT_NAMES and second.lower() in TARGET_NAMES:
         raise ValueError(
             f"{name} is called as {name}({', '.join(arguments)}), and its arguments are named the other way round, "

@@ -54,14 +54,7 @@ def main(argv: list[str]) -> None:
     del argv
     with told_in_a_line():
         config = pin_start(TrainConfig.from_mapping(CONFIG.value))
-        settings = config.dataset
-        spec = data.load_spec(
-            settings.name,
-            data_dir=settings.data_dir,
-            image_size=settings.image_size,
-            valid_fraction=settings.valid_fraction,
-            valid_examples=settings.valid_examples,
-        )
+        spec = config.dataset.spec()
         if spec.num_train:
             check_batch_size(config, *_splits(config, spec))
         setup = make_setup(config, data.random_dataset(config.dataset.name, spec, examples_for_a_batch(config)))
@@ -113,7 +106,7 @@ def measure(setup: Setup, spec: data.Spec, method: str) -> dict[str, float]:
 
 
 def _before_joint_steps(config: TrainConfig) -> OuterConfig:
-    """Without the last steps, on both splits: XLA counts the dearer of two branches."""
+    """Without the last steps, on both splits: XLA counts the more expensive of two branches."""
     has_others = config.first_joint_step > 0
     return dataclasses.replace(config.outer, joint_share=0.0) if has_others else config.outer
 

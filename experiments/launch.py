@@ -81,8 +81,14 @@ def command_line(program: str) -> str:
 
     `--jobs` is left out: it changes no number.
     """
-    arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--jobs=")]
-    return shlex.join([".venv/bin/python", "-m", f"experiments.{program}", *arguments])
+    kept, arguments = [], iter(sys.argv[1:])
+    for argument in arguments:
+        name, has_value, _ = argument.lstrip("-").partition("=")
+        if name != "jobs":
+            kept.append(argument)
+        elif not has_value:  # it comes next
+            next(arguments, None)
+    return shlex.join([".venv/bin/python", "-m", f"experiments.{program}", *kept])
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from numbers import Real
 
 import numpy as np
 
@@ -27,7 +28,7 @@ class Corruption:
       imbalance: examples of the largest class for one of the smallest, 1 or more; 1 leaves the classes as they are.
 
     Raises:
-      DatasetError: a value out of its range.
+      DatasetError: a value out of its range, or no number.
       ValueError: an unknown kind of noise.
     """
 
@@ -36,10 +37,10 @@ class Corruption:
     imbalance: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.label_noise < 1:
-            raise DatasetError(f"label_noise must be a share of the labels in [0, 1); got {self.label_noise}")
-        if not 1 <= self.imbalance < math.inf:
-            raise DatasetError(f"imbalance must be a finite number of at least 1; got {self.imbalance}")
+        if not (isinstance(self.label_noise, Real) and 0 <= self.label_noise < 1):
+            raise DatasetError(f"label_noise must be a share of the labels in [0, 1); got {self.label_noise!r}")
+        if not (isinstance(self.imbalance, Real) and 1 <= self.imbalance < math.inf):
+            raise DatasetError(f"imbalance must be a finite number of at least 1; got {self.imbalance!r}")
         require_known("noise_kind", NOISE_KINDS, self.noise_kind)
 
     def check(self, where: str, num_classes: int | None) -> None:

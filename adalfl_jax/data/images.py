@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -92,7 +91,7 @@ def _decode_split(name: str, folder: Path, split: str, keys: Keys, image_size: i
         joblib.delayed(_decode)(folder, split, start, min(start + CHUNK, num_examples), keys, image_size)
         for start in starts
     )
-    workers = min(len(starts), os.cpu_count() or 1)
+    workers = min(len(starts), joblib.cpu_count())
     chunks: Iterator = joblib.Parallel(n_jobs=workers, return_as="generator")(jobs)  # pyright: ignore[reportAssignmentType]
     console = Console(stderr=True)
     inputs, labels = None, np.empty(num_examples, np.int32)

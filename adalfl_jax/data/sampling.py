@@ -35,7 +35,7 @@ def epoch_indices(
         return jax.random.permutation(jax.random.fold_in(rng_key, epoch), num_examples)
 
     def touched(epoch: jax.Array) -> jax.Array:
-        """Sorting is dear: an epoch that begins after the last step is not drawn."""
+        """Sorting is expensive: an epoch that begins after the last step is not drawn."""
         last_epoch = steps[-1] // steps_per_epoch
         return jax.lax.cond(epoch <= last_epoch, permutation, lambda _: jnp.arange(num_examples), epoch)
 

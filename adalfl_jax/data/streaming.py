@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
 import jax
+import joblib
 import numpy as np
 import psutil
 
@@ -44,7 +44,7 @@ def stream(
     steps = _Steps(splits, indices)
     num_steps = len(steps)
     size = block_length(num_steps, sum(leaf.nbytes for leaf in jax.tree.leaves(steps[0])))
-    threads = min(16, os.cpu_count() or 1)
+    threads = min(16, joblib.cpu_count())
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, 2 * size))
     blocks: Any = grain.MapDataset.source(typing.cast(Any, steps)).to_iter_dataset(options).batch(size)
     blocks = grain.experimental.ThreadPrefetchIterDataset(blocks, prefetch_buffer_size=1).map(place)

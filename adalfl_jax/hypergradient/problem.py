@@ -73,7 +73,7 @@ def require_forward_mode(name: str, function: Callable[[PyTree], PyTree], point:
 
 def no_forward_mode(name: str, reason: Exception | None = None) -> NotImplementedError:
     """The error of an estimator that needs a forward-mode derivative which JAX cannot derive, for a reason it gives."""
-    # With a reason only what was tried has failed, the transposition of the backward pass.
+    # Where JAX gave a reason it could not transpose the backward pass, and "recompute", which does not, may still work.
     others = '"unrolled"' if reason is None else '"recompute" or "unrolled"'
     said = f" (JAX: {str(reason).splitlines()[0]})" if reason is not None and str(reason) else ""
     return NotImplementedError(

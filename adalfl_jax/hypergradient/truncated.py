@@ -103,8 +103,8 @@ class Truncated:
 
 
 def _opened(window: PrimedWindow, theta: Theta, now: PastSteps) -> PrimedWindow:
-    """What stands for steps before the first is this one, which can be differentiated; the zeros of a primed carry may
-    not. A window without a step yet, or of steps that do not lead to theta, begins there."""
+    """The window before this step: empty places are filled with this step, since the zeros of a primed carry may have
+    no derivatives. Where it has no step yet, or its steps do not lead to theta, it begins at theta."""
     taken = window.steps.is_taken & is_same(theta.params, window.left)
     steps = jax.tree.map(lambda past, last: _where(taken, past, last[None]), window.steps, now)
     return window._replace(theta=_select(taken[-1], window.theta, theta), steps=steps._replace(is_taken=taken))

@@ -152,7 +152,6 @@ class LossNetwork:
     ) -> jax.Array:
         """l_phi of each pair of target and prediction, two arrays of one shape; returns that shape."""
         require_params(self, LossNetwork.init, phi_params)
-        hidden_activation = self._hidden_activation()
         inputs = [targets, predictions]
         if self.use_progress:
             if progress is None:
@@ -165,21 +164,18 @@ class LossNetwork:
                 raise ValueError(f"progress must be one number, the share of training done; got {jax.typeof(progress)}")
             inputs.append(jnp.full_like(predictions, progress))
         values = jnp.stack(inputs, axis=-1).reshape(-1, len(inputs))
-        num_layers = len(self.hidden_sizes) + 1
-        for layer in range(num_layers):
+        for layer, name in enumerate((*[self.activation] * len(self.hidden_sizes), self.output_activation)):
             values = values @ phi_params[f"layer_{layer}"]["kernel"]
             if self.use_bias:
                 values = values + phi_params[f"layer_{layer}"]["bias"][None, :]
-            values = (
-                hidden_activation(values) if layer < num_layers - 1 else ACTIVATIONS[self.output_activation](values)
-            )
+            values = self._activation(name)(values)
         # The rows are one axis, which CPUs are faster on; where devices share it by type, its parts have to be told.
         return jax.lax.reshape(values, predictions.shape, out_sharding=jax.typeof(predictions).sharding)
 
-    def _hidden_activation(self) -> Callable[[jax.Array], jax.Array]:
-        if self.activation == "smooth_leaky_relu":
+    def _activation(self, name: str) -> Callable[[jax.Array], jax.Array]:
+        if name == "smooth_leaky_relu":
             return functools.partial(smooth_leaky_relu, beta=self.beta, gamma=self.gamma)
-        return ACTIVATIONS[self.activation]
+        return ACTIVATIONS[name]
 
 
 def require_params(loss: LearnedLoss, init: Callable[..., PyTree], phi_params: PyTree) -> None:

@@ -107,6 +107,7 @@ def load_learned_loss(path: str | os.PathLike[str]) -> FrozenLoss:
 
     Raises:
       FileNotFoundError: no such file.
+      IsADirectoryError: a folder.
       PermissionError: it may not be read.
       ValueError: a damaged file, one that is no learned loss, one of a later version; the text says which.
 

@@ -35,14 +35,14 @@ def chunk_means(metrics: dict[str, np.ndarray], updates: np.ndarray) -> dict[str
     finite numbers of a run about to diverge stay finite.
     """
     is_due = updates | (not updates.any())
-    precise = {name: values.astype(np.float64) for name, values in metrics.items()}
-    chosen = {name: values[:, is_due] if name in OF_UPDATES else values for name, values in precise.items()}
-    if SKIPPED not in metrics:
-        return {name: values.mean(axis=1) for name, values in chosen.items()}
-    is_taken = metrics[SKIPPED] == 0
-    num_taken = {True: is_taken[:, is_due].sum(axis=1), False: is_taken.sum(axis=1)}
-    means = {name: values.sum(axis=1) / np.maximum(num_taken[name in OF_UPDATES], 1) for name, values in chosen.items()}
-    return means | {SKIPPED: metrics[SKIPPED].sum(axis=1)}
+    num_skipped = {SKIPPED: metrics[SKIPPED].sum(axis=1)} if SKIPPED in metrics else {}
+    means = {}
+    for name, values in metrics.items():
+        steps = is_due if name in OF_UPDATES else np.ones_like(is_due)
+        is_taken = metrics[SKIPPED] == 0 if num_skipped else np.ones_like(values, bool)
+        num_taken = is_taken[:, steps].sum(axis=1)
+        means[name] = values[:, steps].astype(np.float64).sum(axis=1) / np.maximum(num_taken, 1)
+    return means | num_skipped
 
 
 def seeds_without_gradient(metrics: dict[str, np.ndarray], updates: np.ndarray) -> list[int]:
@@ -60,7 +60,7 @@ def seeds_at_rest(measured: dict[str, np.ndarray]) -> list[int]:
     return np.flatnonzero(measured["gradient_scale"] < AT_REST).tolist() if "gradient_scale" in measured else []
 
 
-def seeds_with_long_steps(measured: dict[str, np.ndarray], learning_rate: float | np.ndarray) -> list[int]:
+def seeds_with_long_steps(measured: dict[str, np.ndarray], learning_rate: float) -> list[int]:
     """The positions of seeds that a step moves as far as one on the task loss would at too large a rate."""
     if "gradient_scale" not in measured:
         return []

@@ -70,7 +70,7 @@ class StepSource(NamedTuple):
 
 _SEED_AXES = StepSource(inner=1, outer=1, rng_key=1, augmentation_key=1, step=None)  # pyright: ignore[reportArgumentType]
 
-FITTING = 2**31  # makes a key of a fresh phi's that is none of the few which `init` splits the same key into
+FITTING = 2**31  # folded into phi's key to fit phi; so large, it is none of the few keys that `init` makes of it
 POOR_FIT = 0.55  # of the gradient; a default network lacks .3 of the cross-entropy's, and .4 with 100 classes
 
 Splits = tuple[Batch, Batch | None]  # of inner and of outer batches; None: of the training split too, passed once

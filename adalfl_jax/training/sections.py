@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from adalfl_jax.data import LAST_SEED, STREAMING, Corruption, is_seed
+from adalfl_jax.data import LAST_SEED, STREAMING, Corruption, Spec, is_seed, load_spec
 from adalfl_jax.hypergradient import ESTIMATORS, Estimator, estimator_settings, make_estimator
 from adalfl_jax.learned_losses import LossNetwork, RescaledLoss, ScaledTaskLoss, WeightNetwork
 from adalfl_jax.models import (
@@ -88,6 +88,16 @@ class DatasetConfig:
     def corruption(self) -> Corruption:
         """What these settings do to the training split."""
         return Corruption(self.label_noise, self.noise_kind, self.imbalance)
+
+    def spec(self) -> Spec:
+        """The shapes of the dataset; errors are those of `adalfl_jax.data.load_spec`."""
+        return load_spec(
+            self.name,
+            data_dir=self.data_dir,
+            image_size=self.image_size,
+            valid_fraction=self.valid_fraction,
+            valid_examples=self.valid_examples,
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -78,7 +78,7 @@ def _on_every_device(setup: Setup) -> Setup:
 
 
 def _set_outer_examples_apart(config: TrainConfig, dataset: Dataset) -> tuple[Dataset, Batch | None]:
-    """The dataset without the validation examples that outer batches come from, where some are held out; and those."""
+    """The dataset without the validation examples of outer batches, where others are held out; and those."""
     if config.outer.split == "train":
         return dataset, None
     _warn_of_unchecked_labels(config, dataset)

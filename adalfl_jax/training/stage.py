@@ -35,7 +35,7 @@ from adalfl_jax.training.progress import show_progress, tell
 from adalfl_jax.training.results import DivergenceError, History, Scalars
 from adalfl_jax.training.setup import Setup, learning_rate_schedule
 from adalfl_jax.training.sharding import replicate
-from adalfl_jax.training.state import RunState, learning_rate_of
+from adalfl_jax.training.state import RunState
 
 MAX_BACK_OFFS = 10  # of a stage: eta is then a thousandth
 
@@ -118,12 +118,11 @@ class StageRunner:
             factor = self._factor_of_first_step(stage, measured)
             state = state._replace(rate_factor=replicate(self._setup.mesh, jnp.asarray(factor)))
             measured["implicit_learning_rate"] = measured["implicit_learning_rate"] * factor
-        # What clipping leaves of a step is not measured.
-        is_clipped = self._setup.config.inner.clip_norm > 0
-        rates = np.asarray(learning_rate_of(state, stage.learning_rate))
+        # What clipping leaves of a step is not measured, and how long it is may have been asked for.
+        is_exempt = self._setup.config.inner.clip_norm > 0 or state.rate_factor is not None
         self._alarm(
             stage,
-            [] if is_clipped else seeds_with_long_steps(measured, rates),
+            [] if is_exempt else seeds_with_long_steps(measured, stage.learning_rate),
             f"the first step is as long as one on the task loss at a rate above {TOO_LONG:g}",
             "theta may be thrown to where nothing trains it; a config.inner.first_step_rate of 0.3, say, shortens it",
         )
@@ -187,7 +186,7 @@ class StageRunner:
         if not is_wanted or history.num_back_offs == MAX_BACK_OFFS:
             raise error
         history.num_back_offs += 1
-        times = f"eta is halved, for the {history.num_back_offs}. of at most {MAX_BACK_OFFS} times"
+        times = f"eta is halved ({history.num_back_offs} of at most {MAX_BACK_OFFS} times)"
         warnings.warn(f"{error}. The run goes on from there: {times}", stacklevel=2)
         assert stage.backed_off is not None
         return stage.backed_off(history.num_back_offs)

@@ -98,7 +98,7 @@ def _then_joint(setup: Setup, inner_optimizer: optax.GradientTransformation, ste
         both = Batch(*(jnp.concatenate(parts) for parts in zip(batch.inner, batch.outer, strict=True)))
         theta, _, outputs = descend(setup.model.apply, joint_loss, inner_optimizer, state.theta, both, batch.rng_key)
         measured = dict(zip(("inner_loss", "outer_loss"), losses(both.targets, outputs), strict=True))
-        _, like = jax.eval_shape(step, state, batch)  # what measures phi is 0, which stays as it is
+        _, like = jax.eval_shape(step, state, batch)  # phi stays as it is, so what measures it is 0
         metrics = {name: jnp.asarray(measured.get(name, 0), value.dtype) for name, value in like.items()}
         return state._replace(theta=theta), metrics
 

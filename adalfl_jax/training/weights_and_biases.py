@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from adalfl_jax.training import workdir as layout
 from adalfl_jax.training.config import TrainConfig
 from adalfl_jax.training.fields import ConfigError
-from adalfl_jax.training.files import write_json
+from adalfl_jax.training.files import read_json, write_json
 
 
 def require_wandb(config: TrainConfig) -> None:
@@ -86,4 +85,4 @@ def _run_id(workdir: Path) -> str:
     path = workdir / layout.WANDB_ID
     if not path.exists():
         write_json(path, {"id": uuid.uuid4().hex[:12]})
-    return json.loads(path.read_text())["id"]
+    return read_json(path, "id")["id"]

@@ -41,9 +41,8 @@ def dataset_of(config: TrainConfig, random_data: bool) -> Dataset:
     """The dataset of a configuration, or noise in its shapes and of its size."""
     if not random_data:
         return load_dataset(config.dataset)
-    settings = config.dataset
-    spec = data.load_spec(settings.name, data_dir=settings.data_dir, image_size=settings.image_size)
-    return data.random_dataset(settings.name, spec, spec.num_train or 10 * config.batch_size)
+    spec = config.dataset.spec()
+    return data.random_dataset(config.dataset.name, spec, spec.num_train or 10 * config.batch_size)
 
 
 def step_suite(config: TrainConfig, dataset: Dataset, num_steps: int | None, num_rounds: int) -> list[Table]:

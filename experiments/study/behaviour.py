@@ -24,6 +24,7 @@ from adalfl_jax.data import load_spec
 from adalfl_jax.training import TrainConfig
 from adalfl_jax.training.outputs import read_record
 from adalfl_jax.training.setup import learning_rate_schedule
+from adalfl_jax.training.workdir import read_config
 from experiments.page import Table
 from experiments.study import clean_labels
 from experiments.study.arms import Comparison
@@ -58,7 +59,7 @@ def measure(numbers: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
     learned = {name: _quantities(read_record(finished[name])) for name in LEARNED if name in finished}
     made = [name for name in HAND_MADE if name in finished]
     best = min(made, key=lambda name: arms[name]["valid"]["mean"], default=None)
-    schedule = None if best is None else _schedule(read_record(finished[best]))
+    schedule = None if best is None else _schedule(read_config(finished[best])[1])
     return {"behaviour": learned, "best_hand_made": best, "best_schedule": schedule}
 
 
@@ -80,10 +81,8 @@ def _quantities(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def _schedule(record: RunRecord) -> dict[str, list[float]]:
+def _schedule(config: TrainConfig) -> dict[str, list[float]]:
     """The learning rate of a run on the task loss at each of its evaluations."""
-    settings = {key: value for key, value in record.config.items() if key != "command"}
-    config = TrainConfig.from_mapping(settings)
     steps = np.minimum(np.arange(0, config.num_steps + config.eval_every, config.eval_every), config.num_steps)
     share = np.broadcast_to(np.asarray(learning_rate_schedule(config)(jnp.asarray(steps))), steps.shape)
     return {"steps": steps.tolist(), "rates": (config.inner.learning_rate * share).tolist()}

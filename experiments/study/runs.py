@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from adalfl_jax.analysis.measures import flat_share
 from adalfl_jax.analysis.record import RunRecord
 from adalfl_jax.training import DivergenceError, TrainConfig, train
 from adalfl_jax.training.digest import digest_of
-from adalfl_jax.training.files import write_json
+from adalfl_jax.training.files import read_json, write_json
 from adalfl_jax.training.outputs import read_record
 
 RUNS = "runs"
@@ -43,7 +42,7 @@ def run(config: TrainConfig, workdir: Path) -> RunRecord | Diverged:
     folder = folder_of(config, workdir)
     failure = folder.with_suffix(".diverged.json")
     if failure.exists():
-        return Diverged(json.loads(failure.read_text())["reason"])
+        return Diverged(read_json(failure, "reason")["reason"])
     try:
         train(config, folder, offline_dir=workdir / OFFLINE, wait=False)  # there may be something else to train
     except DivergenceError as error:  # a finding about this arm, not the end of the study

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from adalfl_jax import data
 from adalfl_jax.training import ConfigError, TrainConfig
 from adalfl_jax.training.fields import require_path
 from adalfl_jax.training.files import is_worked_on
@@ -101,9 +100,8 @@ def make_points(
             raise ConfigError(
                 f"the runs {one.workdir.name} and {other.workdir.name} are the same; give each value once"
             )
-    datasets = [point.config.dataset for point in points]
-    for name, data_dir, image_size in {(each.name, each.data_dir, each.image_size) for each in datasets}:
-        data.load_spec(name, data_dir=data_dir, image_size=image_size)  # for its errors
+    for dataset in {point.config.dataset for point in points}:
+        dataset.spec()  # for its errors
     return points
 
 

@@ -92,7 +92,7 @@ class TrainingJob:
 
 
 def _reason(code: int, printed: str) -> str:
-    """Why a run failed: a signal, or the line in which the last error begins, ours or that of a traceback, or the last.
+    """Why a run failed: the signal that killed it, the line in which the last error begins, or the last one.
 
     An error may have further lines.
     """

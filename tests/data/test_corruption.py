@@ -194,6 +194,7 @@ def test_one_class_is_not_corrupted():
         ({"label_noise": 1.0}, r"label_noise must be a share of the labels in \[0, 1\); got 1.0"),
         ({"label_noise": -0.1}, "label_noise must be"),
         ({"label_noise": float("nan")}, "label_noise must be"),
+        ({"label_noise": "0.2"}, r"label_noise must be .*; got '0\.2'"),
         ({"imbalance": 0.5}, "imbalance must be a finite number of at least 1; got 0.5"),
         ({"imbalance": float("inf")}, "imbalance must be"),
         ({"label_noise": 0.9999, "noise_kind": "removed"}, "a label_noise of 0.9999 leaves no example"),

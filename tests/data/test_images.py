@@ -31,7 +31,7 @@ from tests.training.tiny import ROOT
 @pytest.fixture(autouse=True)
 def one_process(monkeypatch):
     """Decodes here, chunk by chunk; a test that wants processes says so."""
-    monkeypatch.setattr(images.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(images.joblib, "cpu_count", lambda: 1)
 
 
 def rows(inputs, labels):
@@ -65,7 +65,7 @@ def test_arrays_are_those_that_were_written(channels, num_shards, chunk, tmp_pat
 
 @pytest.mark.slow
 def test_arrays_decoded_in_processes_of_their_own_are_those_that_were_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(images.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(images.joblib, "cpu_count", lambda: 2)
     monkeypatch.setattr(images, "CHUNK", 35)
     written = write_dataset(tmp_path, num_shards=2)
     assert_holds(data.load("cifar10", data_dir=tmp_path), written)
@@ -73,7 +73,7 @@ def test_arrays_decoded_in_processes_of_their_own_are_those_that_were_written(tm
 
 @pytest.mark.slow
 def test_damage_found_in_a_process_of_its_own_is_told_as_any_other(tmp_path, monkeypatch):
-    monkeypatch.setattr(images.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(images.joblib, "cpu_count", lambda: 2)
     monkeypatch.setattr(images, "CHUNK", 35)
     write_dataset(tmp_path, num_shards=2)
     file = shard_file(tmp_path, index=1, num_shards=2)

@@ -17,7 +17,15 @@ from adalfl_jax.analysis.statistics import describe
 from adalfl_jax.models import MLP, MODELS
 from adalfl_jax.training import PreemptionError, WorkdirError
 from adalfl_jax.training.workdir import open_workdir
-from experiments.launch import CONFIG, WORKDIR, keep_compiled_programs, parse_flags, print_summary, told_in_a_line
+from experiments.launch import (
+    CONFIG,
+    WORKDIR,
+    command_line,
+    keep_compiled_programs,
+    parse_flags,
+    print_summary,
+    told_in_a_line,
+)
 from tests.training.tiny import DIABETES, ROOT, SETTINGS, snapshot, tiny_config
 
 # ml_collections loads a configuration in a way that Python means to drop
@@ -226,6 +234,12 @@ def test_the_value_of_a_flag_may_look_like_a_field():
     with flagsaver.flagsaver():
         assert parse_flags(["program", "--workdir", "config.run"]) == ["program"]
         assert WORKDIR.value == "config.run"
+
+
+@pytest.mark.parametrize("jobs", [["--jobs=2"], ["--jobs", "2"], ["-jobs=2"]])
+def test_the_number_of_jobs_is_no_part_of_a_published_command(jobs, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["study", "--study=recipe", *jobs, "--write=a page.md"])
+    assert command_line("study") == ".venv/bin/python -m experiments.study --study=recipe '--write=a page.md'"
 
 
 # The configuration

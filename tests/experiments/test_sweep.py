@@ -13,15 +13,16 @@ from absl import flags
 from absl.testing import flagsaver
 from ml_collections.config_flags import get_config_filename
 
+from adalfl_jax import data
 from adalfl_jax.training import ConfigError, TrainConfig
 from adalfl_jax.training.files import hold_workdir
 from experiments import launch
 from experiments.page import render_table
 from experiments.sweep import __main__ as program
 from experiments.sweep import jobs
-from experiments.sweep.grid import Point
+from experiments.sweep.grid import Point, make_points
 from experiments.sweep.table import add_differences, results_table
-from tests.training.tiny import ROOT, SETTINGS, snapshot
+from tests.training.tiny import ROOT, SETTINGS, snapshot, with_value
 
 # ml_collections loads a configuration in a way that Python means to drop
 pytestmark = [
@@ -359,3 +360,14 @@ def test_runs_on_other_data_than_the_first_are_marked(run, monkeypatch):
     assert "| finished  " in unknown
     assert "| finished  " in first
     assert "| finished, on other data than num_steps=4 |" in second
+
+
+def test_a_sweep_looks_for_the_splits_that_its_runs_have(tmp_path):
+    """Of a file too small for those of the default."""
+    np.savez(tmp_path / "small.npz", inputs=np.zeros((60, 2), np.float32), targets=np.arange(60) % 10)
+    values = with_value("dataset.name", str(tmp_path / "small.npz"))
+    grid = {"dataset.valid_fraction": ["0.3", "0.4"]}
+    points = make_points(grid, values, "configs/default.py", "train", tmp_path)
+    assert [point.config.dataset.valid_fraction for point in points] == [0.3, 0.4]
+    with pytest.raises(data.DatasetError, match=r"no split of 0\.1 can be cut off"):
+        make_points({"dataset.valid_fraction": ["0.1", "0.3"]}, values, "configs/default.py", "train", tmp_path)

@@ -148,6 +148,13 @@ def test_every_activation_serves_as_hidden_and_as_output(activation):
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.parametrize("layer", ["activation", "output_activation"])
+def test_a_smooth_leaky_relu_has_its_sharpness_in_every_layer(layer):
+    sharp, gentle = (LossNetwork(**{"activation": "tanh", layer: "smooth_leaky_relu", "beta": x}) for x in (30.0, 1.0))
+    phi, arguments = sharp.init(jax.random.key(0)), (jnp.array([0, 1]), jnp.array([[0.2, -0.1], [1.0, 0.0]]))
+    assert abs(jax.jit(sharp.apply)(phi, *arguments) - jax.jit(gentle.apply)(phi, *arguments)) > 0.1
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -304,18 +304,18 @@ def test_a_frozen_loss_that_saturates_the_outputs_is_told_once_unless_the_clean_
     assert [bool(re.search(*pair)) for pair in zip(expected, texts, strict=True)] == [True] * len(expected)
 
 
-def test_a_first_step_that_is_clipped_is_not_told_to_be_long(tmp_path, recwarn):
+def test_a_first_step_that_is_clipped_or_asked_for_is_not_told_to_be_long(tmp_path, recwarn):
     loss = tiny_config().learned_loss.network()
     phi = jax.tree.map(lambda leaf: 10 * leaf, loss.init(jax.random.key(0)))
     save_learned_loss(tmp_path / "steep.safetensors", loss, phi)
     overrides = {"learned_loss.start": str(tmp_path / "steep.safetensors"), "offline.num_steps": 0, "num_steps": 1}
     overrides |= {"inner.learning_rate": 10.0, "method": "ml3", "eval_every": 1, "num_seeds": 1}
     told = []
-    for clip_norm in (0.0, 1e-3):
-        train(tiny_config(overrides | {"inner.clip_norm": clip_norm}), tmp_path / f"{clip_norm}")
+    for number, more in enumerate(({}, {"inner.clip_norm": 1e-3}, {"inner.first_step_rate": 3.0})):
+        train(tiny_config(overrides | more), tmp_path / f"{number}")
         told.append(any("the first step is as long" in str(warning.message) for warning in recwarn))
         recwarn.clear()
-    assert told == [True, False]
+    assert told == [True, False, False]
 
 
 def test_update_ratio_is_that_of_the_norms():
@@ -398,7 +398,7 @@ def test_a_signal_is_obeyed_before_a_chunk_is_taken_again(fragile, tmp_path, mon
 
     monkeypatch.setattr(stage.StageRunner, "_back_off", signal_comes)
     with (
-        pytest.warns(UserWarning, match="for the 1. of at most 10 times"),
+        pytest.warns(UserWarning, match=r"halved \(1 of at most 10 times\)"),
         pytest.raises(PreemptionError, match="after step 10 of 20, AdaLFL, saved; the same command goes on"),
     ):
         train(config, tmp_path / "run")
@@ -418,7 +418,7 @@ def test_halving_eta_in_vain_ends_the_run(fragile, tmp_path, monkeypatch):
     fragile[0] = 0.0
     monkeypatch.setattr(stage, "MAX_BACK_OFFS", 1)
     with (
-        pytest.warns(UserWarning, match="for the 1. of at most 1 times"),
+        pytest.warns(UserWarning, match=r"halved \(1 of at most 1 times\)"),
         pytest.raises(DivergenceError),
     ):
         train(tiny_config(BACK_OFF, method="adalfl"), tmp_path / "run")
