@@ -6,7 +6,6 @@ come from optax where it has them; what is added is the mean and the check that 
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from numbers import Real
@@ -280,7 +279,7 @@ FOR_LABELS = (
 
 METRICS: dict[str, LossFn] = {
     "error_rate": error_rate,
-    "top_5_error_rate": functools.partial(top_k_error_rate, k=5),
+    "top_5_error_rate": top_k_error_rate,
     "bits_per_character": bits_per_character,
     "mean_squared_error": squared_error,
     "mean_absolute_error": absolute_error,

@@ -145,7 +145,7 @@ class PersistentEvolutionStrategies:
             return fresh
         require_carry("persistent_evolution_strategies", carry, fresh)
         restart = (carry.age % self.horizon == 0) | ~is_same(theta.params, carry.left)
-        return jax.tree.map(lambda new, old: jnp.where(restart, new, old), fresh, carry)
+        return optax.tree.where(restart, fresh, carry)
 
 
 class _Keys(NamedTuple):

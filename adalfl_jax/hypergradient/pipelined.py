@@ -87,7 +87,7 @@ def make_pipelined_step(
             (gradient,) = problem.mean(to_phi(outputs_tangent))
             updated = update_phi(phi, gradient, outer_loss, ())
             is_taken = phi.carry.is_taken & is_same(_smaller(theta.params), phi.carry.left)
-            phi = jax.tree.map(lambda new, old: jnp.where(is_taken, new, old), updated, phi._replace(carry=()))
+            phi = optax.tree.where(is_taken, updated, phi._replace(carry=()))
             norm = jnp.where(is_taken, optax.tree.norm(gradient), norm)
         last, theta_next, inner_loss = finish(phi)
         carry = PrimedCarry(jnp.array(True), *to_keep((_smaller(theta_next.params), jax.tree.leaves(last))))

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from adalfl_jax.hypergradient.carry import as_array, is_same, require_carry, to_keep
 from adalfl_jax.hypergradient.problem import (
@@ -107,7 +108,7 @@ def _opened(window: PrimedWindow, theta: Theta, now: PastSteps) -> PrimedWindow:
     no derivatives. Where it has no step yet, or its steps do not lead to theta, it begins at theta."""
     taken = window.steps.is_taken & is_same(theta.params, window.left)
     steps = jax.tree.map(lambda past, last: _where(taken, past, last[None]), window.steps, now)
-    return window._replace(theta=_select(taken[-1], window.theta, theta), steps=steps._replace(is_taken=taken))
+    return window._replace(theta=optax.tree.where(taken[-1], window.theta, theta), steps=steps._replace(is_taken=taken))
 
 
 def _where(rows: jax.Array, if_true: jax.Array, if_false: jax.Array | int) -> jax.Array:
@@ -120,15 +121,11 @@ def _replay(problem: BilevelProblem, window: PrimedWindow) -> tuple[Theta, Theta
     def step(theta: Theta, past: PastSteps) -> tuple[Theta, None]:
         at_past = problem.at_progress(past.progress)
         theta_next, _ = inner_step(at_past, theta, past.phi_params, past.batch, past.rng_key)
-        return _select(past.is_taken, theta_next, theta), None
+        return optax.tree.where(past.is_taken, theta_next, theta), None
 
     second, _ = step(window.theta, jax.tree.map(lambda leaf: leaf[0], window.steps))
     last, _ = jax.lax.scan(step, second, jax.tree.map(lambda leaf: leaf[1:], window.steps))
     return second, last
-
-
-def _select(condition: jax.Array, if_true: Theta, if_false: Theta) -> Theta:
-    return jax.tree.map(lambda left, right: jnp.where(condition, left, right), if_true, if_false)
 
 
 def _value_and_derivative(value: jax.Array, derivative: jax.Array) -> jax.Array:
