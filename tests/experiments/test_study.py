@@ -11,7 +11,7 @@ import pytest
 from absl.testing import flagsaver
 from matplotlib.figure import Figure
 
-from adalfl_jax.training import ConfigError
+from adalfl_jax.training import ConfigError, WorkdirError
 from adalfl_jax.training.machine import describe_machine
 from adalfl_jax.training.setup import examples_for_a_batch, load_dataset, make_setup
 from adalfl_jax.training.start import read_learned_losses
@@ -22,7 +22,7 @@ from experiments.study.arms import Arm, Comparison, Source, grid, make_config, m
 from experiments.study.compare import compare_arms
 from experiments.study.shapes import shapes_figure
 from experiments.study.tables import Part, comparison_table
-from tests.training.tiny import ROOT, SETTINGS, snapshot
+from tests.training.tiny import ROOT, SETTINGS, snapshot, tiny_config
 
 TASK_LOSS = {"method": "task_loss"}
 ARMS = (
@@ -446,3 +446,12 @@ def test_missing_data_is_told_with_the_command_that_gets_it_before_anything_is_t
     with pytest.raises(SystemExit, match=r"adalfl_jax.data.prepare mnist"):
         program.main(["study"])
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_damaged_note_of_a_divergence_is_told_in_a_line(tmp_path):
+    config = tiny_config()
+    note = runs.folder_of(config, tmp_path).with_suffix(".diverged.json")
+    note.parent.mkdir(parents=True)
+    note.write_text('{"reason": ')
+    with pytest.raises(WorkdirError, match=r"\.diverged\.json cannot be read"):
+        runs.run(config, tmp_path)

@@ -16,7 +16,16 @@ from absl.testing import flagsaver
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from adalfl_jax.training import ConfigError, PreemptionError, compare, outputs, run, train
+from adalfl_jax.training import (
+    ConfigError,
+    PreemptionError,
+    WorkdirError,
+    compare,
+    outputs,
+    run,
+    train,
+    weights_and_biases,
+)
 from adalfl_jax.training.files import hold_workdir
 from adalfl_jax.training.outputs import read_record
 from adalfl_jax.training.unfinished import read_unfinished
@@ -266,3 +275,9 @@ def test_a_search_may_end_while_its_checkpoints_are_looked_at(tmp_path, monkeypa
 def test_a_folder_without_a_run_has_no_report(tmp_path):
     with flagsaver.flagsaver((report.WORKDIR, str(tmp_path))), pytest.raises(SystemExit, match="holds no run"):
         report.main(["report"])
+
+
+def test_a_damaged_name_of_a_run_of_weights_and_biases_is_told_in_a_line(tmp_path):
+    (tmp_path / "wandb_run.json").write_text('{"id": ')
+    with pytest.raises(WorkdirError, match=r"wandb_run\.json cannot be read"):
+        weights_and_biases._run_id(tmp_path)

@@ -1,0 +1,443 @@
+"""The figures that the documents tell: each is that of a table, or of the numbers behind it."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from tests.training.tiny import ROOT
+
+PERFORMANCE, ON_A_GPU, RESULTS, MORE_RESULTS = (
+    (ROOT / "docs" / f"{name}.md").read_text() for name in ("performance", "performance_gpu", "results", "results_more")
+)
+
+
+def figure(section, title, row, column, page=PERFORMANCE):
+    """A cell of a table of a page; of a ratio, its median, and of a mean with its deviation the mean."""
+    (content,) = re.findall(rf"<!-- tables: {section} -->\n(.*?)<!-- end of tables -->", page, re.DOTALL)
+    (table,) = re.findall(rf"^\*\*(?-s:{title})[^\n]*\*\*\n\n(.*?)\n\n", content, re.DOTALL | re.MULTILINE)
+    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
+    (cells,) = (cells for cells in rows if row in (cells[0], " ".join(cells[:2])))
+    return cells[head.index(column)].partition(" ")[0]
+
+
+README = (ROOT / "README.md").read_text()
+OWN, OURS, STEPS, MEMORY = "in own task-loss steps", "in steps of “JAX, forward”", "in task-loss steps", "temporary MB"
+GOALS = [
+    ("peers", "MLP", "JAX, forward", OWN),
+    ("peers", "ResNet-18", "JAX, forward", OWN),
+    ("peers", "Logistic", "JAX, forward", OWN),
+    ("parts", "Logistic", "the same, and the gradient of phi", STEPS),
+    *(("thrift", "ResNet-18", row, STEPS) for row in ("finite difference", "a quarter", "an eighth")),
+    *(("thrift", "MLP", row, STEPS) for row in ("a quarter", "an eighth", "pipelined", "pipelined, finite difference")),
+    *(("peers", model, "PyTorch, higher", OURS) for model in ("Logistic", "MLP", "LeNet-5")),
+    *(("peers", model, "PyTorch, autograd.grad", column) for model in ("MLP", "LeNet-5") for column in (OURS, OWN)),
+    *(("thrift", "ResNet-18", row, MEMORY) for row in ("task loss", "recompute")),
+    ("seeds mnist_logistic", "mnist", "AdaLFL, 10 seeds", "ratio"),
+    ("seeds mnist_lenet5", "mnist", "AdaLFL, 10 seeds", "ratio"),
+    *(
+        ("estimators", f"{model}.*K inner", f"{k} checkpointed", MEMORY)
+        for model in ("MLP", "LeNet-5")
+        for k in (4, 32)
+    ),
+]
+
+
+@pytest.mark.parametrize("where", GOALS, ids=" ".join)
+def test_what_was_reached_is_what_the_tables_have(where):
+    (goals,) = re.findall(r"^## What was aimed at\n(.*?)^## ", PERFORMANCE, re.DOTALL | re.MULTILINE)
+    assert re.search(rf"(?<![\d.]){re.escape(figure(*where))}(?![\d])", goals)
+
+
+@pytest.mark.parametrize(("title", "row"), [("MLP.*one inner", "unrolled"), ("MLP.*K inner", "1 unrolled")])
+def test_the_page_says_how_far_two_measurements_of_one_step_differ(title, row):
+    (introduction,) = re.findall(
+        r"^## Estimators of the meta-gradient\n(.*?)<!--", PERFORMANCE, re.DOTALL | re.MULTILINE
+    )
+    assert figure("estimators", title, row, STEPS) in introduction
+
+
+WRONG_LABELS = ("noisy_labels", r"MNIST, MLP 784-256-10, 40 % wrong labels(?=\*\*)")
+FORMS = ("noisy_labels", "MNIST, MLP 784-256-10, 40 % wrong labels: forms of AdaLFL")
+MOVED_LABELS = ("noisy_labels", r"MNIST, MLP 784-256-10, 40 % of labels moved to the next class(?=\*\*)")
+WITHOUT = ("noisy_labels", r"MNIST, MLP 784-256-10, clean labels(?=\*\*)")
+CLEAN_LABELS = ("clean_labels", "MNIST, logistic regression")
+CLEAN_MLP = ("clean_labels", "MNIST, MLP 784-1000-1000-10")
+MOST_WRONG = ("noisy_labels", r"MNIST, MLP 784-256-10, 80 % wrong labels(?=\*\*)")
+MANY_SEEDS = [
+    ("recipe", f"{problem}: settings, 100 seeds") for problem in ("digits, MLP", "MNIST, logistic regression")
+]
+COLUMNS = [WITHOUT, WRONG_LABELS, MOST_WRONG, MOVED_LABELS]  # of the README
+ERROR = "test error rate, %"
+RESULT_GOALS = [
+    (*WRONG_LABELS, "AdaLFL, untuned", ERROR),
+    (*FORMS, "AdaLFL from the symmetric one, decayed", ERROR),
+    *((*WRONG_LABELS, "symmetric cross-entropy, decayed", column) for column in (ERROR, "p")),
+    (*FORMS, "cross-entropy on the right labels alone, decayed", ERROR),
+    *((*MOVED_LABELS, row, ERROR) for row in ("AdaLFL, untuned", "AdaLFL from the cross-entropy, decayed")),
+    (*MOVED_LABELS, "Learning to Reweight, decayed", ERROR),
+    (*MOVED_LABELS, "Learning to Reweight, decayed", "p"),
+    *((*WITHOUT, row, ERROR) for row in ("AdaLFL, untuned", "cross-entropy, decayed")),
+    (*WITHOUT, "cross-entropy, decayed", "p"),
+    *((*labels, "sum over classes, eta 3e-4", "worst") for labels in MANY_SEEDS),
+    (*CLEAN_LABELS, "AdaLFL, tuned", ERROR),
+    *((*CLEAN_LABELS, row, column) for row in ("task loss, tuned", "ML3") for column in (ERROR, "p")),
+    *((*CLEAN_MLP, "AdaLFL from the task loss", column) for column in (ERROR, "worst")),
+    *((*CLEAN_MLP, "AdaLFL, tuned", column) for column in (ERROR, "worst")),
+    (*CLEAN_MLP, "AdaLFL, the default η", ERROR),
+    (*CLEAN_MLP, "ML3", "worst"),
+    (*CLEAN_MLP, "task loss, tuned", ERROR),
+]
+
+
+GOALS_OF = {
+    "40 % wrong labels, ": (WRONG_LABELS, FORMS),
+    "the same, 40 % of labels moved": (MOVED_LABELS,),
+    "the setting of the first two rows": (WITHOUT,),
+    "100 seeds": tuple(MANY_SEEDS),
+    "MNIST, logistic": (CLEAN_LABELS,),
+    "MNIST, MLP": (CLEAN_MLP,),
+}  # what a row begins with -> the tables it is about
+
+
+@pytest.mark.parametrize("where", RESULT_GOALS, ids=" ".join)
+def test_what_was_reached_of_the_results_is_what_the_tables_have(where):
+    (start,) = (start for start, tables in GOALS_OF.items() if where[:2] in tables)
+    (goals,) = re.findall(r"^## What was aimed at\n(.*?)^## ", RESULTS, re.DOTALL | re.MULTILINE)
+    (goal,) = re.findall(rf"^\| {start}[^\n]*$", goals, re.MULTILINE)
+    assert re.search(rf"(?<![\d.]){re.escape(figure(*where, page=RESULTS))}(?![\d])", goal)
+
+
+CLEAN_FASHION, CLEAN_DIGITS = (("clean_labels", title) for title in ("Fashion-MNIST, MLP 784-256-10", "digits, MLP"))
+DOES_MLP, DOES_LOGISTIC, DOES_DIGITS = (
+    ("behaviour", f"{title}: what the learned loss does")
+    for title in ("MNIST, MLP 784-1000-1000-10", "MNIST, logistic regression", "digits, MLP")
+)
+FORMS_OF_NETWORK = ("ablation", "digits, MLP: forms of the loss network")
+AS_IT_IS = "as it is: beta 10, gamma .01, two layers of 40"
+ON_MNIST = ("transfer", "Losses learned here and elsewhere"), "on MNIST, MLP"
+CLAIMS = {
+    "A lower error than the task loss": [
+        *((CLEAN_MLP, row, ERROR) for row in ("AdaLFL, the default η", "task loss")),
+        *((CLEAN_LABELS, row, ERROR) for row in ("AdaLFL, the default η", "task loss")),
+        *((CLEAN_FASHION, row, ERROR) for row in ("AdaLFL, the default η", "task loss")),
+        *((CLEAN_DIGITS, row, ERROR) for row in ("AdaLFL, the default η", "task loss")),
+        *(
+            (("clean_labels", "Diabetes, MLP"), row, "test mean squared error")
+            for row in ("AdaLFL, the default η", "task loss")
+        ),
+    ],
+    "A lower error than a loss learned offline": [
+        *((CLEAN_LABELS, row, ERROR) for row in ("AdaLFL, tuned", "ML3")),
+        *((CLEAN_FASHION, row, ERROR) for row in ("AdaLFL, tuned", "ML3")),
+    ],
+    "Faster": [
+        *(
+            (CLEAN_MLP, row, column)
+            for row in ("AdaLFL, the default η", "task loss, tuned")
+            for column in ("steps", "seconds")
+        ),
+        *((CLEAN_LABELS, row, "steps") for row in ("AdaLFL, tuned", "task loss, tuned")),
+        (CLEAN_LABELS, "task loss, tuned, linear decay", "steps"),
+    ],
+    "More than a learned": [
+        *((CLEAN_LABELS, row, ERROR) for row in ("AdaLFL, tuned", "learned learning rate")),
+        *((CLEAN_MLP, row, ERROR) for row in ("AdaLFL from the task loss", "learned learning rate")),
+        *((CLEAN_FASHION, row, ERROR) for row in ("AdaLFL, tuned", "learned learning rate")),
+    ],
+    "Implicit learning-rate": [
+        *((DOES_MLP, "implicit learning rate AdaLFL, tuned", column) for column in ("start", "end")),
+        (DOES_MLP, "learning rate task loss, tuned", "start"),
+    ],
+    "Learned label smoothing": [
+        *((DOES_MLP, "label smoothing AdaLFL, tuned", column) for column in ("start", "end")),
+        (DOES_LOGISTIC, "label smoothing AdaLFL, tuned", "start"),
+        (DOES_DIGITS, "label smoothing AdaLFL", "end"),
+    ],
+    "A smooth leaky": [
+        *(
+            (FORMS_OF_NETWORK, row, "flat")
+            for row in (AS_IT_IS, "activation tanh", "activation sigmoid", "output softplus", "activation gelu")
+        ),
+        *((FORMS_OF_NETWORK, row, ERROR) for row in (AS_IT_IS, "activation gelu")),
+    ],
+    "A learned loss serves": [
+        *(
+            (ON_MNIST[0], f"{row}, as it is", ON_MNIST[1])
+            for row in ("MNIST, logistic regression", "Fashion-MNIST, MLP", "its own")
+        ),
+        *((ON_MNIST[0], row, ON_MNIST[1]) for row in ("task loss", "task loss, tuned")),
+    ],
+}  # what a row begins with -> the cells it is about
+
+
+@pytest.mark.parametrize("start", CLAIMS)
+def test_what_came_of_the_claims_of_the_paper_is_what_the_tables_have(start):
+    (claims,) = re.findall(r"^## What the paper claims\n(.*?)^## ", RESULTS, re.DOTALL | re.MULTILINE)
+    (claim,) = re.findall(rf"^\| {start}[^\n]*$", claims, re.MULTILINE)
+    said = claim.replace(",", "").replace(" %", "%")
+    for table, row, column in CLAIMS[start]:
+        assert re.search(rf"(?<![\d.]){re.escape(figure(*table, row, column, page=RESULTS))}(?![\d])", said), row
+
+
+def test_the_page_counts_the_claims_that_hold():
+    (claims,) = re.findall(r"^## What the paper claims\n(.*?)^## ", RESULTS, re.DOTALL | re.MULTILINE)
+    verdicts = [line.split(" | ")[1] for line in claims.splitlines() if line.startswith("| ")][1:]
+    holding, unseen = (sum(each.startswith(word) for each in verdicts) for word in ("yes", "not seen"))
+    assert (len(verdicts), holding, unseen) == (10, 3, 1)
+    assert "ten claims of the paper** three hold, six in part, and implicit early stopping was not seen" in RESULTS
+
+
+def test_how_many_outputs_lie_where_the_loss_is_flat_is_what_was_measured():
+    numbers = json.loads((ROOT / "docs" / "results" / "behaviour.json").read_text())
+    flat = [np.array(found["behaviour"]["adalfl"]["quantities"]["flat_output_share"]) for found in numbers.values()]
+    means = [shares.mean(axis=0) for shares in flat]  # of seeds, at each evaluation
+    highest, last, on_a_seed = (
+        100 * max(x) for x in ([x.max() for x in means], [x[-1] for x in means], [x.max() for x in flat])
+    )
+    (claim,) = re.findall(r"^\| Implicit early stopping[^\n]*$", RESULTS, re.MULTILINE)
+    assert (
+        f"On average {highest:.0f} % of the outputs, at most, lie where the loss is flat, and {last:.0f} % at the"
+        in claim
+    )
+    assert f"{on_a_seed:.0f} % on one seed" in claim
+
+
+@pytest.mark.parametrize(("against", "p_value"), [("task loss, tuned", "p = {}"), ("ML3", "by ranks, p = {}")])
+def test_the_pairs_of_the_mlp_on_clean_labels_are_those_of_its_table(against, p_value):
+    (goals,) = re.findall(r"^## What was aimed at\n(.*?)^## ", RESULTS, re.DOTALL | re.MULTILINE)
+    (section,) = re.findall(r"<!-- part: mnist_mlp -->(.*?)<!-- part", RESULTS, re.DOTALL)
+    pair = re.search(rf"AdaLFL from the task loss minus {against}, [^;]*?, p = ([\d.]+) \(([\d.]+) by ranks\)", section)
+    assert pair is not None
+    assert p_value.format(pair[2] if "ranks" in p_value else pair[1]) in goals
+
+
+@pytest.mark.parametrize("arm", ["AdaLFL from the task loss", "task loss, tuned"])
+def test_the_readme_has_the_errors_on_clean_labels(arm):
+    assert f"{figure(*CLEAN_MLP, arm, ERROR, page=RESULTS)} %" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("problem", ["MNIST, LeNet-5", "Fashion-MNIST, LeNet-5"])
+def test_the_pages_say_between_what_errors_lenet5_ends_on_clean_labels(problem):
+    numbers = json.loads((ROOT / "docs" / "results" / "clean_labels.json").read_text())
+    (found,) = (each for each in numbers.values() if each["title"] == problem)
+    errors = [100 * arm["test"]["mean"] for name, arm in found["arms"].items() if name != "task_loss"]
+    ends = f"{min(errors):.2f}", f"{max(errors):.2f}"
+    assert f"{' to '.join(ends)} %" in " ".join(README.split())
+    assert all(f"{end} %" in RESULTS for end in ends)
+
+
+@pytest.mark.parametrize(
+    "arm",
+    [
+        "cross-entropy, decayed",
+        "cross-entropy, fine-tuned",
+        "generalised cross-entropy",
+        "symmetric cross-entropy, decayed",
+        "symmetric cross-entropy, fine-tuned",
+        "Meta-Weight-Net",
+        "Learning to Reweight",
+        "Learning to Reweight, decayed",
+        "AdaLFL, untuned",
+    ],
+)
+def test_the_readme_has_the_errors_with_wrong_labels(arm):
+    without_links = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", README)
+    (row,) = re.findall(rf"^\| {arm} \|(.*)\|$", without_links, re.MULTILINE)
+    shown = [cell.strip(" *") for cell in row.split("|")]
+    measured = {labels: cell for labels, cell in zip(COLUMNS, shown, strict=True) if cell}
+    assert measured == {labels: figure(*labels, arm, ERROR, page=RESULTS) for labels in measured}
+    assert len(measured) == 2 if arm == "Learning to Reweight, decayed" else list(measured) == COLUMNS
+
+
+def test_the_readme_marks_the_lowest_error_of_every_column():
+    (table,) = re.findall(r"^\| training labels .*?(?=\n\n)", README, re.DOTALL | re.MULTILINE)
+    for column in zip(*(line.strip("|").split("|")[1:] for line in table.splitlines()[2:]), strict=True):
+        errors = {float(cell.strip(" *")): "**" in cell for cell in column if cell.strip()}
+        assert [error for error, is_bold in errors.items() if is_bold] == [min(errors)]
+
+
+@pytest.mark.parametrize(
+    ("problem", "page", "ahead"),
+    [
+        ("MNIST, MLP 784-256-10", RESULTS, 3),
+        ("Fashion-MNIST, MLP 784-256-10", RESULTS, 3),
+        ("MNIST, LeNet-5", MORE_RESULTS, 4),  # the third by the mean is level
+        ("Fashion-MNIST, LeNet-5", MORE_RESULTS, 5),
+    ],
+    ids=["MNIST, MLP", "Fashion-MNIST, MLP", "MNIST, LeNet-5", "Fashion-MNIST, LeNet-5"],
+)
+def test_the_pages_have_the_errors_over_all_noises(problem, page, ahead):
+    """Of so many arms, the best, AdaLFL among them."""
+    (table,) = re.findall(r"^\*\*One method for all wrong labels: [^\n]*\n\n(.*?)\n\n", page, re.DOTALL | re.MULTILINE)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    best = [(row[2], row[3].partition(" ")[0]) for row in rows if row[0] == problem][:ahead]
+    assert "AdaLFL, untuned" in dict(best)
+    (paragraph,) = re.findall(r"^\*\*One method for every noise\.\*\*(.*?)\n\n", RESULTS, re.DOTALL | re.MULTILINE)
+    assert [mean for _, mean in best if mean not in paragraph] == []
+    (line,) = re.findall(r"^- \*\*One method for every noise\.\*\*(.*?)^- ", README, re.DOTALL | re.MULTILINE)
+    assert dict(best)["AdaLFL, untuned"] in line
+    assert best[0][1] in line
+
+
+def test_the_pages_say_where_no_rival_of_lenet5_is_ahead():
+    (table,) = re.findall(
+        r"^\*\*AdaLFL, untuned, and the best rival[^\n]*\n\n(.*?)\n\n", MORE_RESULTS, re.DOTALL | re.MULTILINE
+    )
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    level = [row[1] for row in rows if row[0] == "MNIST, LeNet-5" and row[-1] == "0"]
+    assert level == ["clean labels", *(f"{share} % wrong labels" for share in (20, 40, 60))]
+    for text in (README, RESULTS):
+        assert "With LeNet-5 on MNIST no rival is significantly ahead at 0 to 60 % wrong" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("model", "page"), [("MLP 784-256-10", RESULTS), ("LeNet-5", MORE_RESULTS)], ids=["MLP", "LeNet-5"]
+)
+def test_the_readme_says_where_a_learned_loss_fails(model, page):
+    (line,) = re.findall(r"^- \*\*It can fail\.\*\*(.*?)^- ", README, re.DOTALL | re.MULTILINE)
+    worst = ("noisy_labels", f"Fashion-MNIST, {model}, 80 % wrong labels")
+    for arm in ("AdaLFL, untuned", "symmetric cross-entropy, fine-tuned"):
+        assert figure(*worst, arm, ERROR, page=page) in line
+
+
+CLEAN_SET = ("MNIST, MLP 784-256-10", "Fashion-MNIST, MLP 784-256-10")
+RIVALS_WITH_A_CLEAN_SET = (
+    "cross-entropy, fine-tuned",
+    "symmetric cross-entropy, decayed",
+    "symmetric cross-entropy, fine-tuned",
+    "symmetric cross-entropy, decayed, joint at the end",
+)
+
+
+@pytest.mark.parametrize("problem", CLEAN_SET)
+@pytest.mark.parametrize(
+    ("arm", "noise"),
+    [
+        ("AdaLFL, untuned", "80 % wrong labels"),
+        ("AdaLFL, untuned, joint at the end", "80 % wrong labels"),
+        *(
+            ("symmetric cross-entropy, decayed, joint at the end", noise)
+            for noise in ("40 % wrong labels", "80 % wrong labels")
+        ),
+    ],
+)
+def test_the_pages_say_what_the_clean_set_is_worth_at_the_end(problem, arm, noise):
+    error = figure("clean_set", f"{problem}, the clean set at the end", arm, noise, page=RESULTS)
+    is_told = problem == CLEAN_SET[0] or "80" in noise  # the guide tells the others of MNIST alone
+    for text in (RESULTS, (ROOT / "docs" / "noisy_labels.md").read_text())[: 1 + is_told]:
+        (section,) = re.findall(r"^## The clean set at the end\n(.*?)^(?:<!--|## )", text, re.DOTALL | re.MULTILINE)
+        assert is_told is bool(re.search(rf"(?<![\d.]){error}(?!\d)", section))
+    if "joint" in arm and "80" in noise:
+        (line,) = re.findall(
+            r"^- \*\*Let the model train on the clean set too(.*?)^- ", README, re.DOTALL | re.MULTILINE
+        )
+        assert re.search(rf"(?<![\d.]){error}(?!\d)", line)
+
+
+@pytest.mark.parametrize("problem", ["MNIST, LeNet-5", "Fashion-MNIST, LeNet-5"])
+def test_the_pages_say_so_of_lenet5_where_most_labels_are_wrong(problem):
+    ours = "AdaLFL, untuned, joint at the end"
+    arms = (ours, "AdaLFL, untuned", *RIVALS_WITH_A_CLEAN_SET)
+    errors = {
+        arm: figure("clean_set", f"{problem}, the clean set at the end", arm, "80 % wrong labels", page=MORE_RESULTS)
+        for arm in arms
+    }
+    assert all(float(errors[rival]) < float(errors[ours]) for rival in RIVALS_WITH_A_CLEAN_SET)  # all four are ahead
+    (section,) = re.findall(r"^LeNet-5 was run with 80 %.*?\n\n", RESULTS, re.DOTALL | re.MULTILINE)
+    assert f"{errors[ours]} instead of {errors['AdaLFL, untuned']} %" in " ".join(section.split())
+    assert f" {min((errors[rival] for rival in RIVALS_WITH_A_CLEAN_SET), key=float)} " in " ".join(section.split())
+    assert re.search(rf"{errors[ours]} (% )?\({errors['AdaLFL, untuned']}\)", " ".join(README.split()))
+
+
+@pytest.mark.parametrize("problem", CLEAN_SET)
+@pytest.mark.parametrize("title", ["over all wrong labels", "over wrong labels and right ones"])
+def test_the_pages_have_the_errors_over_noises_with_the_clean_set_at_the_end(title, problem):
+    (table,) = re.findall(
+        rf"^\*\*The clean set at the end, {title}: [^\n]*\n\n(.*?)\n\n", RESULTS, re.DOTALL | re.MULTILINE
+    )
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    rows = [row for row in rows if row[0] == problem]
+    means = {row[2]: row[3].partition(" ")[0] for row in rows}
+    assert rows[0][2] == "symmetric cross-entropy, decayed, joint at the end"
+    errors = f"({means[rows[0][2]]} and {means['AdaLFL, untuned, joint at the end']} %, p = {rows[0][5]})"
+    (section,) = re.findall(r"^## The clean set at the end\n(.*?)^<!--", RESULTS, re.DOTALL | re.MULTILINE)
+    assert errors in " ".join(section.split())
+    if "all" in title:
+        assert errors.strip("()") in " ".join(README.split())
+    if "all" in title and problem == CLEAN_SET[0]:  # and those without it, as in Wrong labels
+        rival, own = means["symmetric cross-entropy, fine-tuned"], means["AdaLFL, untuned"]
+        assert f"({rival} and {own} %)" in " ".join(README.split())
+        assert f"with {rival} % where AdaLFL had {own} %" in " ".join(RESULTS.split())
+
+
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [
+        (
+            "mnist",
+            "six arms of 18 on MNIST .* moved by more than {} points, .*; at another one by {} to {}, on Fashion",
+        ),
+        ("fashion_mnist", "seven of 18 on Fashion-MNIST.*, on Fashion-MNIST {}; at .*, on Fashion-MNIST {} to {}\\."),
+    ],
+)
+def test_the_pages_say_how_far_tuning_anew_may_lead(problem, said):
+    """Of the rivals that two studies trained at the same noises."""
+    first, anew = (
+        json.loads((ROOT / "docs" / "results" / f"{study}.json").read_text()) for study in ("noisy_labels", "clean_set")
+    )
+    moved = {True: [], False: []}  # points of the error rate, where tuning took the same rate and where another
+    for comparison in (name for name in anew if name.startswith(f"{problem}_mlp")):
+        for arm in ("fine_tuned", "symmetric_decayed", "symmetric_fine_tuned"):
+            one, other = (numbers[comparison]["arms"][arm] for numbers in (anew, first))
+            points = 100 * abs(round(one["test"]["mean"], 4) - round(other["test"]["mean"], 4))
+            moved[one["chosen"] == other["chosen"]].append(points)
+    assert (len(moved[False]), sum(map(len, moved.values()))) == ({"mnist": 6, "fashion_mnist": 7}[problem], 18)
+    furthest = (f"{points:.2f}" for points in (max(moved[True]), min(moved[False]), max(moved[False])))
+    (section,) = re.findall(r"^## The clean set at the end\n(.*?)^<!--", RESULTS, re.DOTALL | re.MULTILINE)
+    assert re.search(said.format(*furthest), " ".join(section.split()))
+    for text in (RESULTS, README) if problem == "mnist" else ():
+        assert "other learning rates for six arms of 18" in " ".join(text.split())
+
+
+@pytest.mark.parametrize("arm", ["AdaLFL, untuned", "cross-entropy, fine-tuned"])
+def test_the_guide_says_what_a_hundred_clean_labels_are_worth(arm):
+    text = (ROOT / "docs" / "noisy_labels.md").read_text()
+    of_a_hundred = ("noisy_labels", r"MNIST, MLP 784-256-10, 40 % wrong labels, 100 clean ones")
+    for table, page in ((WRONG_LABELS, RESULTS), (of_a_hundred, MORE_RESULTS)):
+        assert figure(*table, arm, ERROR, page=page) in text
+
+
+@pytest.mark.parametrize("model", ["Logistic", "MLP", "LeNet-5", "ResNet-18"])
+def test_the_readme_has_the_times_of_pytorch_with_higher(model):
+    assert f"{figure('peers', model, 'PyTorch, higher', OURS)} times" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("model", ["Logistic", "MLP", "LeNet-5"])
+def test_the_readme_has_the_times_of_pytorch_with_higher_on_a_gpu(model):
+    (sentence,) = re.findall(r"On an \[H100\].*?\.\n\n", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert figure("peers", model, "PyTorch, higher", OURS, page=ON_A_GPU) in sentence
+
+
+@pytest.mark.parametrize("model", ["Logistic", "MLP", "LeNet-5"])
+def test_the_page_of_a_gpu_sums_its_tables_up(model):
+    text = ON_A_GPU.partition("<!--")[0]
+    assert f" {figure('peers', model, 'JAX, forward', OWN, page=ON_A_GPU)} for " in text
+    for program in ("task loss", "higher"):
+        ratios = [figure("peers", each, f"PyTorch, {program}", OURS, page=ON_A_GPU) for each in ("Logistic", "LeNet-5")]
+        assert f"{ratios[1]} to {ratios[0]} times" in text
+
+
+def test_the_readme_says_where_pytorch_is_faster():
+    text = (ROOT / "README.md").read_text()
+    for row in ("PyTorch, TorchOpt", "PyTorch, autograd.grad"):
+        assert figure("peers", "ResNet-18", row, OURS) in text
+
+
+def test_the_figures_of_the_readme_are_those_of_the_recorded_run():
+    """`make pictures` records the quickstart's summary; the table in the README shows its numbers."""
+    summary = json.loads((ROOT / "docs" / "images" / "summary.json").read_text())
+    text = (ROOT / "README.md").read_text()
+    for info in summary["methods"].values():
+        assert f"{100 * info['test']['mean']:.2f} ± {100 * info['test']['std']:.2f}" in text
