@@ -29,6 +29,7 @@ from adalfl_jax.data import DatasetError
 from adalfl_jax.training import ConfigError, DivergenceError, PreemptionError, TrainConfig
 from adalfl_jax.training.fields import field_paths, require_path
 from adalfl_jax.training.files import find_folder
+from experiments.page import show_mean
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -242,14 +243,10 @@ def print_summary(summary: dict[str, Any], workdir: str) -> None:
     table.add_column("learning rate", justify="right")
     for info in summary["methods"].values():
         mark = "*" if "trains_on_valid" in info else ""
-        errors = (mark + _show_spread(info["valid"]), _show_spread(info["test"]))
+        errors = (mark + show_mean(info["valid"], digits=4), show_mean(info["test"], digits=4))
         table.add_row(info["title"], *errors, f"{info['learning_rate']:.4g}")
     if any("trains_on_valid" in info for info in summary["methods"].values()):
         table.caption = TRAINED_ON
     console = Console()
     console.print(table)
     console.print(f"Everything is in {workdir}", soft_wrap=True, markup=False)
-
-
-def _show_spread(errors: dict[str, Any]) -> str:
-    return f"{errors['mean']:.4f}" + ("" if errors["std"] is None else f" ± {errors['std']:.4f}")

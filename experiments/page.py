@@ -78,10 +78,10 @@ def join_machines(machines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {name: value for name, value in joined.items() if absent.get(name) != value}
 
 
-def show_mean(described: Row, scale: float = 1.0) -> str:
-    """A mean and, of several seeds, the standard deviation."""
-    std = described["std"]
-    return f"{scale * described['mean']:.2f}" + ("" if std is None else f" ± {scale * std:.2f}")
+def show_mean(described: Row, scale: float = 1.0, digits: int = 2) -> str:
+    """A mean and, of several seeds, the standard deviation, with as many digits after the point."""
+    parts = (described["mean"], described["std"])
+    return " ± ".join(f"{scale * part:.{digits}f}" for part in parts if part is not None)
 
 
 def show_difference(test: Row | None, scale: float = 1.0) -> str:

@@ -132,7 +132,7 @@ class StageCheckpoints:
 
         if (record := on_first(read)) is None:
             return None
-        require_same_data(self._folder, record.get("data"), self._data)  # older ones do not say
+        require_same_data(self._folder, record["data"], self._data)
         self._saved_step = record["step"]
         return _unpack(record, arrays_of_first(arrays, record["arrays"]), start)
 

@@ -48,7 +48,6 @@ WITHOUT_EFFECT = (
     "profile_steps",
     "wandb_project",
 )  # on what a run computes
-ADDED = {"dataset": {"seed": 0}}  # fields of sections that older runs lack, with the value that is as before
 
 
 def first_of_the_last(num_steps: int, share: float) -> int:

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import adalfl_jax
-from adalfl_jax.training.config import ADDED, WITHOUT_EFFECT, TrainConfig
+from adalfl_jax.training.config import WITHOUT_EFFECT, TrainConfig
 from adalfl_jax.training.start import pin_start
 from adalfl_jax.training.workdir import LAYOUT
 
@@ -17,8 +17,6 @@ _NOT_OFFLINE_OUTER = ("learning_rate", "every", "inner_fraction", "outer_fractio
 
 def digest_of(config: TrainConfig) -> str:
     """Twelve hexadecimal digits that the release, `LAYOUT` and any field but those of `WITHOUT_EFFECT` change.
-
-    One of `ADDED` does not at its value there, so that runs that lack it are known as before.
 
     Of learned losses to start from they know the content, and not the path; of data the settings alone.
 
@@ -45,10 +43,6 @@ def _settings(config: TrainConfig) -> dict[str, Any]:
     settings = pin_start(config).to_dict()
     for field in WITHOUT_EFFECT:
         del settings[field]
-    for section, fields in ADDED.items():
-        settings[section] = {
-            key: value for key, value in settings[section].items() if (key, value) not in fields.items()
-        }
     learned_loss = settings["learned_loss"]
     learned_loss["start"] = learned_loss["start"].rpartition("#")[2]
     return settings

@@ -175,9 +175,9 @@ def _read_finished(setup: Setup, workdir: str | os.PathLike[str], command: str) 
     summary = on_first(lambda: layout.finished_summary(workdir, setup.config, command))
     if summary is None:
         return None
-    if (data := summary.get("data", setup.dataset.content)) != setup.dataset.content:  # older ones do not say
+    if summary["data"] != setup.dataset.content:
         raise WorkdirError(
-            f"{workdir} holds this run, finished, on other data than config.dataset names now ({data} -> "
+            f"{workdir} holds this run, finished, on other data than config.dataset names now ({summary['data']} -> "
             f"{setup.dataset.content}); bring those back, or choose a new folder"
         )
     tell(f"{workdir} holds this run, finished; its summary is read back.")

@@ -149,9 +149,9 @@ def _load_data(folder: Path, config: TrainConfig, summary: Mapping[str, Any]) ->
         raise DatasetError(
             f"{folder} predicts with the mean and deviation of its training data, which cannot be loaded: {error}"
         ) from error
-    if (data := summary.get("data", dataset.content)) != dataset.content:  # older ones do not say
+    if summary["data"] != dataset.content:
         raise WorkdirError(
-            f"{folder} holds a run on other data than its dataset {dataset.name!r} is now ({data} -> "
+            f"{folder} holds a run on other data than its dataset {dataset.name!r} is now ({summary['data']} -> "
             f"{dataset.content}), and inputs would be scaled differently; bring those back"
         )
     return dataset

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from adalfl_jax.models import MODELS
-from adalfl_jax.training.config import ADDED, WITHOUT_EFFECT, TrainConfig
+from adalfl_jax.training.config import WITHOUT_EFFECT, TrainConfig
 from adalfl_jax.training.fields import differing_keys
 from adalfl_jax.training.files import WorkdirError, find_folder, read_json, reading, write_json, writing
 
@@ -28,12 +28,12 @@ REPORT = "report.html"
 PROFILES = "profiles"
 WANDB_ID = "wandb_run.json"
 CHECKPOINTS = "checkpoints"  # of an unfinished run; all results are made of them again
-LAYOUT = 2  # to be raised whenever checkpoints change, or what a run makes of the same settings, its examples say
+LAYOUT = 3  # to be raised whenever checkpoints change, or what a run makes of the same settings, its examples say
 _LAYOUT_FILE = "layout.json"
 _RESULTS = (METRICS, TENSORBOARD, SHAPES, LEARNED_LOSS, STATES, SUMMARY, FIGURES, REPORT)
 
 
-def open_workdir(path: str | os.PathLike[str], config: TrainConfig, command: str, data: str | None = None) -> Path:
+def open_workdir(path: str | os.PathLike[str], config: TrainConfig, command: str, data: str = "") -> Path:
     """Makes the folder ready for a run and writes `config.json`.
 
     Of an unfinished run of the same config the checkpoints stay, and its other results are removed: they are made of
@@ -43,7 +43,7 @@ def open_workdir(path: str | os.PathLike[str], config: TrainConfig, command: str
       path: of the folder; made where it does not exist.
       config: of the run.
       command: "train" or "compare", part of what a run is.
-      data: digest of the data it is trained on; None where that is not known.
+      data: digest of the data it is trained on.
 
     Raises:
       WorkdirError: it cannot be written, holds other files, or holds a run of another config, on other data or of
@@ -110,7 +110,7 @@ def read_config(workdir: Path) -> tuple[str, TrainConfig]:
             "(adalfl_jax.models.register_model), or give --config=FILE, the file that does"
         )
     with reading(workdir / CONFIG):
-        return settings.pop("command"), TrainConfig.from_mapping(_with_added(settings))
+        return settings.pop("command"), TrainConfig.from_mapping(settings)
 
 
 def read_summary(workdir: Path) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def read_summary(workdir: Path) -> dict[str, Any]:
     Raises:
       WorkdirError: its file cannot be read, or holds something else.
     """
-    summary = read_json(workdir / SUMMARY, "dataset", "metric", "num_steps", "seeds", "methods")
+    summary = read_json(workdir / SUMMARY, "dataset", "data", "metric", "num_steps", "seeds", "methods")
     with reading(workdir / SUMMARY):
         for method, info in summary["methods"].items():
             is_whole = info.keys() >= {"title", "learning_rate", "test", "valid", "seconds"}
@@ -175,15 +175,10 @@ def _without_circumstances(values: dict[str, Any]) -> dict[str, Any]:
     learned_loss = dict(values.get("learned_loss") or {})
     if "start" in learned_loss:
         learned_loss["start"] = str(learned_loss["start"]).rpartition("#")[2]
-    return {**_with_added(values), **dict[str, Any].fromkeys(WITHOUT_EFFECT), "learned_loss": learned_loss}
+    return {**values, **dict[str, Any].fromkeys(WITHOUT_EFFECT), "learned_loss": learned_loss}
 
 
-def _with_added(values: dict[str, Any]) -> dict[str, Any]:
-    """A configuration with the fields that it may be too old to have."""
-    return values | {section: {**fields, **(values.get(section) or {})} for section, fields in ADDED.items()}
-
-
-def _check_checkpoints(folder: Path, data: str | None) -> None:
+def _check_checkpoints(folder: Path, data: str) -> None:
     """Raises WorkdirError for checkpoints this run cannot go on from, and warns of another version of JAX."""
     path = folder / _LAYOUT_FILE
     are_there = folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir())
@@ -194,7 +189,7 @@ def _check_checkpoints(folder: Path, data: str | None) -> None:
                 f"remove {folder} to start the run over"
             )
         return
-    found = read_json(path, "layout", "versions")
+    found = read_json(path, "layout", "versions", "data")
     with reading(path):
         layout, versions, theirs = int(found["layout"]), dict(found["versions"]), found["versions"]["adalfl_jax"]
     ours = _versions()
@@ -203,16 +198,17 @@ def _check_checkpoints(folder: Path, data: str | None) -> None:
             f"{folder} was written by adalfl_jax {theirs} in layout {layout}, and this is {ours['adalfl_jax']} with "
             f"layout {LAYOUT}; install that version to go on, or choose a new folder"
         )
-    require_same_data(folder, found.get("data") if are_there else None, data)
+    if are_there:
+        require_same_data(folder, found["data"], data)
     if lines := differing_keys(versions, ours):
         warnings.warn(
             f"{folder} goes on with other versions, which may round differently: {'; '.join(lines)}", stacklevel=3
         )
 
 
-def require_same_data(folder: Path, then: str | None, now: str | None) -> None:
+def require_same_data(folder: Path, then: str, now: str) -> None:
     """Raises WorkdirError where checkpoints were made on other data, by their digests, than a run is to go on with."""
-    if then and now and then != now:
+    if then != now:
         raise WorkdirError(
             f"the checkpoints in {folder} were made on other data than config.dataset names now ({then} -> {now}); "
             "bring those back, or choose a new folder"

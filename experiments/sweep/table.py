@@ -14,7 +14,7 @@ from adalfl_jax.analysis.statistics import adjust_p_values, paired_difference
 from adalfl_jax.training import ConfigError
 from adalfl_jax.training.files import WorkdirError, reading, write_json, writing
 from adalfl_jax.training.sections import DatasetConfig
-from experiments.page import Row, Table
+from experiments.page import Row, Table, show_mean, show_p_value
 from experiments.sweep.grid import Point
 from experiments.sweep.jobs import FAILED, last_line, warnings_in
 
@@ -90,10 +90,8 @@ def _rows_of(point: Point, trained_on: dict[DatasetConfig, tuple[str, str]]) -> 
         state = "running" if is_running else "unfinished" if last else "not begun"
         has_failed = last.startswith(FAILED) and not is_running
         return [row | {"state": last if has_failed else f"{state}: {last}".removesuffix(": ")}]
-    state = "finished"
-    if digest := summary.get("data"):  # older ones do not say
-        first, expected = trained_on.setdefault(point.config.dataset, (point.workdir.name, digest))
-        state = state if digest == expected else f"finished, on other data than {first}"
+    first, expected = trained_on.setdefault(point.config.dataset, (point.workdir.name, summary["data"]))
+    state = "finished" if summary["data"] == expected else f"finished, on other data than {first}"
     numbers = {
         method: {f"{split}_{part}": info[split][part] for split in ("test", "valid") for part in ("mean", "std")}
         | {
@@ -149,8 +147,8 @@ def _cell(name: str, row: Row) -> str:
 def _spread(split: str, row: Row) -> str:
     if f"{split}_mean" not in row:
         return ""
-    std, mark = row[f"{split}_std"], "*" * (split == "valid" and _is_marked(row))
-    return f"{mark}{row[f'{split}_mean']:.4f}" + ("" if std is None else f" ± {std:.4f}")
+    mark = "*" * (split == "valid" and _is_marked(row))
+    return mark + show_mean({part: row[f"{split}_{part}"] for part in ("mean", "std")}, digits=4)
 
 
 def _is_marked(row: Row) -> bool:
@@ -162,4 +160,4 @@ def _difference(row: Row) -> str:
 
 
 def _p_value(row: Row) -> str:
-    return "" if row.get("p_value") is None else f"{row['p_value']:.1g}"
+    return show_p_value({"adjusted_p_value": row.get("p_value")})

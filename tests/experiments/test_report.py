@@ -31,7 +31,7 @@ def test_pictures_page_and_animation_are_drawn_from_the_files_alone(tmp_path, ca
     assert len(capsys.readouterr().out.splitlines()) == 5
 
 
-SUMMARY = {"dataset": "digits", "metric": "error_rate", "num_steps": 20, "seeds": [0], "methods": {}}
+SUMMARY = {"dataset": "digits", "data": "", "metric": "error_rate", "num_steps": 20, "seeds": [0], "methods": {}}
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,7 @@ def test_a_part_of_several_comparisons_says_of_each_how_it_was_made():
 )
 def test_device_and_versions_are_those_that_runs_were_trained_with(tmp_path, devices, told):
     arms = {run: {"run": run, "test": {}} for run in ("before", "now")} | {"hopeless": {"run": "lost", "diverged": ""}}
-    summary = dict.fromkeys(("dataset", "metric", "num_steps", "seeds")) | {"methods": {}}
+    summary = dict.fromkeys(("dataset", "data", "metric", "num_steps", "seeds")) | {"methods": {}}
     here = {name: str(fact) for name, fact in describe_machine(program.PACKAGES).items()}
     for run, version, device in zip(("before", "now"), ("0.10.2", "0.11.0"), devices, strict=True):
         elsewhere = {"processor": f"that of {run}", "jax": version, "numpy": "2"}

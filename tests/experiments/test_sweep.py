@@ -351,15 +351,15 @@ def test_runs_on_other_data_than_the_first_are_marked(run, monkeypatch):
     def summary_of(point):
         spread = {"mean": 0.1, "std": None, "per_seed": [0.1]}
         result = {"learning_rate": 0.1, "test": spread, "valid": spread}
-        data = {2: {}, 4: {"data": "before"}, 8: {"data": "after"}}[point.config.num_steps]
-        return {**data, "metric": "error_rate", "seeds": [0], "methods": {"task_loss": result}}
+        data = {2: "before", 4: "before", 8: "after"}[point.config.num_steps]
+        return {"data": data, "metric": "error_rate", "seeds": [0], "methods": {"task_loss": result}}
 
     monkeypatch.setattr(Point, "summary", summary_of)
     out, _ = run("--vary=num_steps=2,4,8", "--nosubmit")
-    unknown, first, second = out.splitlines()[-3:]
-    assert "| finished  " in unknown
+    first, second, third = out.splitlines()[-3:]
     assert "| finished  " in first
-    assert "| finished, on other data than num_steps=4 |" in second
+    assert "| finished  " in second
+    assert "| finished, on other data than num_steps=2 |" in third
 
 
 def test_a_sweep_looks_for_the_splits_that_its_runs_have(tmp_path):
