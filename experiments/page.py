@@ -162,17 +162,18 @@ def publishing(path: Path) -> contextlib.AbstractContextManager[None]:
 def write_numbers(path: Path, numbers: Mapping[str, Any]) -> dict[str, Any]:
     """Writes numbers as JSON in one line, to six digits, and returns those, for a page to show what lies beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    rounded = _rounded(numbers)
-    write_json(path, rounded, indent=None)
-    return rounded
+    shown = rounded(numbers)
+    write_json(path, shown, indent=None)
+    return shown
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
+    """A value of JSON with its numbers to six digits."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, Mapping):
-        return {key: _rounded(item) for key, item in value.items()}
-    return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: rounded(item) for key, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def publish(

@@ -11,6 +11,7 @@ Studies:
   noisy_labels    wrong labels in the training split and a small clean set, beside robust losses and learned weights
   past_the_paper  a scale from outside, floors and ceilings, progress, longer horizons, against a decayed task loss
   recipe          settings that keep AdaLFL from failing
+  redrawn         noisy_labels on other splits, wrong labels and clean sets, with more seeds to tune by
   text            the next character of English text, which the paper did not try
   thrift          what a cheaper meta-gradient costs in accuracy
   transfer        a loss learned on other data or for another model, as it is and learned further
@@ -21,7 +22,8 @@ same folder, shares them too, where its file system has locks.
 Runs are kept in `--workdir` (runs/studies) under a digest of their configuration: a study that was stopped goes on
 where it was, and a changed setting is another run. Changed code is not, within one version of the package: remove
 `runs` and `offline` there to train anew. `STUDY.json` there has all numbers; with `--write` it is in the folder
-`results` beside the page.
+`results` beside the page. Tests of differences are made anew from the errors in it whenever anything is published, and
+with `--from_numbers` all tables and pictures are, without any training.
 """
 
 from __future__ import annotations
@@ -56,12 +58,13 @@ from experiments.study import (
     noisy_labels,
     past_the_paper,
     recipe,
+    redrawn,
     text,
     thrift,
     transfer,
 )
 from experiments.study.arms import Arm, Comparison, Overrides, make_config, make_source_config
-from experiments.study.compare import compare_arms, do_free
+from experiments.study.compare import compare_arms, do_free, test_arms
 from experiments.study.runs import RUNS
 from experiments.study.tables import Part, comparison_parts, save_figure
 
@@ -82,6 +85,7 @@ STUDIES = {
     "noisy_labels": Study(noisy_labels.comparisons, noisy_labels.parts, noisy_labels.measure),
     "past_the_paper": Study(past_the_paper.comparisons),
     "recipe": Study(recipe.comparisons),
+    "redrawn": Study(redrawn.comparisons, redrawn.parts),
     "text": Study(text.comparisons),
     "thrift": Study(thrift.comparisons),
     "transfer": Study(transfer.comparisons, transfer.parts),
@@ -115,6 +119,9 @@ _TUNING_SEEDS = flags.DEFINE_integer(
     upper_bound=FIRST_SEED,
 )
 _QUICK = flags.DEFINE_bool("quick", False, "A reduced form on digits, in minutes: it shows that all works, no more.")
+_FROM_NUMBERS = flags.DEFINE_bool(
+    "from_numbers", False, "Make the page anew from the numbers that lie beside it; nothing is trained. Needs --write."
+)
 _JOBS = flags.DEFINE_integer("jobs", 1, "Processes that share the runs and the cores.", lower_bound=1)
 _HELPER = flags.DEFINE_integer(
     "helper", 0, "Set by --jobs: which of the further processes this is, that train and make no tables.", lower_bound=0
@@ -132,6 +139,9 @@ def main(argv: list[str]) -> None:
                 jobs.require_locks(studies_folder())
             cores = jobs.take_share(_HELPER.value, _JOBS.value)
         known = _read_numbers()
+        if _FROM_NUMBERS.value:
+            _publish(known)
+            return
         comparisons = [_reduced(comparison) if _QUICK.value else comparison for comparison in _chosen()]
         for comparison in comparisons if page.WRITE.value else ():
             _require_whole(comparison, known)
@@ -160,7 +170,7 @@ def _make_all(comparisons: list[Comparison]) -> None:
         tuning_seeds, seeds = _seeds_of(comparison)
         numbers = compare_arms(comparison, studies_folder(), tuning_seeds=tuning_seeds, seeds=seeds, say=say)
         if not _HELPER.value:
-            _publish(comparison, comparisons, numbers)
+            _show(comparison, comparisons, _publish({comparison.name: _described(comparison, numbers)}))
         waiting.remove(comparison.name)
 
     while waiting:
@@ -174,6 +184,8 @@ def _make_all(comparisons: list[Comparison]) -> None:
 def _check_flags() -> None:
     if page.WRITE.value and _QUICK.value:
         raise ValueError("--quick shows that all works and makes no results for a page; leave out --write")
+    if _FROM_NUMBERS.value and not page.WRITE.value:
+        raise ValueError("--from_numbers makes a page anew; name it, --write=docs/results.md say")
     page.require_section(_STUDY.value or "", in_parts=True)
 
 
@@ -247,22 +259,41 @@ def _check(comparison: Comparison, load: Callable[[DatasetConfig], Dataset]) -> 
         make_setup(config, load(config.dataset))
 
 
-def _publish(comparison: Comparison, comparisons: list[Comparison], numbers: dict[str, Any]) -> None:
-    """Writes the numbers of a comparison, prints its tables and, where `--write` says, puts them into a page."""
-    workdir, command = studies_folder(), command_line("study")
-    metric = make_config(comparison, comparison.arms[0], {}, range(1)).metric
-    made = {"command": command, "page": _page(), "machine": _machine_of(numbers, workdir), "metric": metric}
-    numbers = {**made, **numbers}
-    numbers |= STUDIES[_STUDY.value or ""].measure(numbers, workdir)
+def _described(comparison: Comparison, numbers: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a comparison, with how they were made and what else the study measures."""
+    workdir, metric = studies_folder(), make_config(comparison, comparison.arms[0], {}, range(1)).metric
+    made = {"command": command_line("study"), "page": _page(), "machine": _machine_of(numbers, workdir)}
+    numbers = {**made, "metric": metric, **numbers}
+    return numbers | STUDIES[_STUDY.value or ""].measure(numbers, workdir)
+
+
+def _publish(made: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds numbers of comparisons to those there are, writes them and, where `--write` says, the page; returns all."""
     with page.publishing(_path_of_numbers()):
-        known = page.write_numbers(_path_of_numbers(), _read_numbers() | {comparison.name: numbers})
-        for part in STUDIES[_STUDY.value or ""].parts(comparisons, known):
-            if comparison.name in part.comparisons:
-                save_figure(part.figure, workdir / f"{part.name}.png")
-                if part.tables:
-                    print(_section(part, known, {}), page.COLUMNS, sep="\n\n", end="\n\n")
+        known = _tested(page.rounded(_read_numbers() | dict(made)))
+        known = page.write_numbers(_path_of_numbers(), known)
         if page.WRITE.value:
             _write_page(Path(page.WRITE.value), known)
+    return known
+
+
+def _tested(known: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers with tests made anew from the errors, of the pairs that the study has now."""
+    pairs = {comparison.name: comparison.pairs for comparison in STUDIES[_STUDY.value or ""].comparisons()}
+    tested = {}
+    for name, numbers in known.items():
+        there = tuple((pair["arm"], pair["against"]) for pair in numbers["pairs"])  # in a quick form
+        tested[name] = numbers | test_arms(numbers["arms"], numbers["reference"], pairs.get(name, there))
+    return tested
+
+
+def _show(comparison: Comparison, comparisons: list[Comparison], known: dict[str, Any]) -> None:
+    """Draws and prints what the study shows of a comparison."""
+    for part in STUDIES[_STUDY.value or ""].parts(comparisons, known):
+        if comparison.name in part.comparisons:
+            save_figure(part.figure, studies_folder() / f"{part.name}.png")
+            if part.tables:
+                print(_section(part, known, {}), page.COLUMNS, sep="\n\n", end="\n\n")
 
 
 def _machine_of(numbers: Mapping[str, Any], workdir: Path) -> dict[str, Any]:

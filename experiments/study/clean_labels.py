@@ -25,6 +25,8 @@ OUTER_RATES = (1e-5, 1e-4, 3e-4)  # eta of AdaLFL: the paper's, and larger ones
 # Those of AdaLFL with nothing tuned, and from the task loss, beside what has to be beaten; and a scale alone.
 PAIRS = (
     ("adalfl_default", "constant"),
+    ("adalfl_default", "linear"),
+    ("adalfl_default", "cosine"),
     ("adalfl_default", "ml3"),
     ("adalfl_fitted", "constant"),
     ("adalfl_fitted", "ml3"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,9 +28,7 @@ def compare_arms(
     Returns:
       `arms`: by name the metric on the test and the validation split per seed, the point of the grid that was taken and
       what the others reached, the curve of the test metric, steps and seconds to the target, and how flat the learned
-      loss is at the end; `differences`: paired tests of the reference less every other arm, with p-values adjusted for
-      their number; `pairs`: the same of the further pairs of arms, adjusted for theirs, with a `signed_rank` test of
-      each; `target`: the metric the first arm ends at, None if it diverges.
+      loss is at the end; `target`: the metric the first arm ends at, None if it diverges; and what `test_arms` returns.
 
     Raises:
       BusyError: as `do_free`.
@@ -55,9 +53,38 @@ def compare_arms(
         "reference": comparison.reference,
         "target": target,
         "arms": arms,
-        "differences": _differences(outcomes, comparison.reference),
-        "pairs": _pairs(outcomes, comparison.pairs),
+        **test_arms(arms, comparison.reference, comparison.pairs),
     }
+
+
+def test_arms(
+    arms: Mapping[str, Mapping[str, Any]], reference: str, pairs: Iterable[tuple[str, str]]
+) -> dict[str, dict[str, Any] | list[dict[str, Any]]]:
+    """Tests arms that did not diverge, seed for seed, from the numbers that `compare_arms` has of each.
+
+    Returns:
+      `differences`: by arm, paired t-tests of the reference less that arm, each with a `signed_rank` test; `pairs`: the
+      same of an arm less another. The p-values of either are adjusted for their number, and those by ranks for theirs.
+    """
+    errors = {name: arm["test"]["per_seed"] for name, arm in arms.items() if "test" in arm}
+    others = [name for name in errors if name != reference and reference in errors]
+    against_others = _tests([(errors[name], errors[reference]) for name in others])
+    there = [(arm, against) for arm, against in pairs if arm in errors and against in errors]
+    further = _tests([(errors[against], errors[arm]) for arm, against in there])
+    return {
+        "differences": dict(zip(others, against_others, strict=True)),
+        "pairs": [
+            {"arm": arm, "against": against, **test} for (arm, against), test in zip(there, further, strict=True)
+        ],
+    }
+
+
+def _tests(errors: Iterable[tuple[list[float], list[float]]]) -> list[dict[str, Any]]:
+    """Tests of the second less the first, adjusted for their number."""
+    tests = [paired_difference(*each) | {"signed_rank": signed_rank_test(*each)} for each in errors]
+    adjust_p_values(tests)
+    adjust_p_values([test["signed_rank"] for test in tests])
+    return tests
 
 
 def do_free(do: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
@@ -140,30 +167,6 @@ def _numbers(outcome: Outcome, target: float | None) -> dict[str, Any]:
         "steps_to_target": steps,
         "seconds_to_target": seconds,
     }
-
-
-def _differences(outcomes: dict[str, Outcome], reference: str) -> dict[str, Any]:
-    if reference not in outcomes:
-        return {}
-    tests = {name: _test(outcomes[reference], outcomes[name]) for name in outcomes if name != reference}
-    adjust_p_values([*tests.values()])
-    return tests
-
-
-def _pairs(outcomes: dict[str, Outcome], pairs: tuple[tuple[str, str], ...]) -> list[dict[str, Any]]:
-    tests = [
-        {"arm": arm, "against": against} | _test(outcomes[arm], outcomes[against])
-        for arm, against in pairs
-        if arm in outcomes and against in outcomes
-    ]
-    adjust_p_values(tests)
-    ranks = [signed_rank_test(*(outcomes[test[name]].test.tolist() for name in ("against", "arm"))) for test in tests]
-    adjust_p_values(ranks)
-    return [test | {"signed_rank": rank} for test, rank in zip(tests, ranks, strict=True)]
-
-
-def _test(arm: Outcome, against: Outcome) -> dict[str, Any]:
-    return paired_difference(against.test.tolist(), arm.test.tolist())
 
 
 def _words(point: Overrides) -> str:

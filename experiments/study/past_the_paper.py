@@ -54,6 +54,6 @@ ARMS = (
 def comparisons() -> list[Comparison]:
     """One for each problem; the reference is the bar."""
     return [
-        Comparison(f"past_{name}", f"{title}: past the paper", config, overrides, ARMS, "linear")
+        Comparison(f"past_{name}", f"{title}: past the paper", config, overrides, ARMS, "linear", num_tuning_seeds=6)
         for name, (title, config, overrides) in PROBLEMS.items()
     ]

@@ -35,12 +35,12 @@ def scale_of(metric: str) -> int:
 
 
 def comparison_parts(comparisons: Sequence[Comparison], known: Mapping[str, Any]) -> list[Part]:
-    """A table and the learning curves of each comparison there are numbers of."""
+    """Tables and the learning curves of each comparison there are numbers of."""
     parts = []
     for name in (comparison.name for comparison in comparisons if comparison.name in known):
         numbers = known[name]
-        table = comparison_table(numbers, numbers["metric"])
-        parts.append(Part(name, numbers["title"], (name,), curves_figure(numbers), (table,)))
+        tables = (comparison_table(numbers, numbers["metric"]), *pairs_table(numbers))
+        parts.append(Part(name, numbers["title"], (name,), curves_figure(numbers), tables))
     return parts
 
 
@@ -61,14 +61,33 @@ def comparison_table(numbers: dict[str, Any], metric: str) -> Table:
             "worst": lambda row: page.show_number(scale * max(row["test"]["per_seed"]), ".2f") if "test" in row else "",
             f"{reference} minus it": lambda row: page.show_difference(row["difference"], scale),
             "p": lambda row: page.show_p_value(row["difference"]),
+            "by ranks": lambda row: page.show_p_value((row["difference"] or {}).get("signed_rank")),
             "effect": lambda row: page.show_number((row["difference"] or {}).get("effect_size"), "+.1f"),
             "steps": lambda row: page.show_number(row.get("steps_to_target"), "d"),
             "seconds": lambda row: page.show_number(row.get("seconds_to_target"), ".0f"),
             "flat": lambda row: page.show_number(row.get("flat_share"), ".0%"),
         },
         rows,
-        (_note(numbers, name, scale, unit), *_pairs(numbers, scale)),
+        (_note(numbers, name, scale, unit),),
     )
+
+
+def pairs_table(numbers: dict[str, Any]) -> tuple[Table, ...]:
+    """One row for each further pair of arms; no table without any."""
+    scale = scale_of(numbers["metric"])
+    titles = {name: arm["title"] for name, arm in numbers["arms"].items()}
+    table = Table(
+        f"Further differences: {numbers['title']}",
+        {
+            "arm": lambda row: titles[row["arm"]],
+            "another": lambda row: titles[row["against"]],
+            "arm minus another": lambda row: page.show_difference(row, scale),
+            "p": page.show_p_value,
+            "by ranks": lambda row: page.show_p_value(row["signed_rank"]),
+        },
+        numbers["pairs"],
+    )
+    return (table,) if numbers["pairs"] else ()
 
 
 def curves_figure(numbers: dict[str, Any]) -> Figure:
@@ -115,19 +134,9 @@ def _note(numbers: dict[str, Any], name: str, scale: int, unit: str) -> str:
     return note
 
 
-def _pairs(numbers: dict[str, Any], scale: float) -> list[str]:
-    titles = {name: arm["title"] for name, arm in numbers["arms"].items()}
-    tests = [
-        f"{titles[pair['arm']]} minus {titles[pair['against']]}, {show_pair(pair, scale)}" for pair in numbers["pairs"]
-    ]
-    return [f"Further differences, adjusted for their own number: {'; '.join(tests)}."] if tests else []
-
-
 def show_pair(pair: dict[str, Any], scale: float) -> str:
     """The difference of a further pair of arms, and its p-values."""
-    return f"{page.show_difference(pair, scale)}, p = {page.show_p_value(pair)}{_by_ranks(pair)}"
-
-
-def _by_ranks(pair: dict[str, Any]) -> str:
-    p_value = page.show_p_value(pair.get("signed_rank"))  # older numbers have none
-    return f" ({p_value} by ranks)" if p_value else ""
+    by_ranks = page.show_p_value(pair["signed_rank"])
+    return f"{page.show_difference(pair, scale)}, p = {page.show_p_value(pair)}" + (
+        f" ({by_ranks} by ranks)" if by_ranks else ""
+    )

@@ -21,7 +21,7 @@ from experiments.study import behaviour, clean_labels, noisy_labels, runs, trans
 from experiments.study.arms import Arm, Comparison, Source, grid, make_config, make_source_config
 from experiments.study.compare import compare_arms
 from experiments.study.shapes import shapes_figure
-from experiments.study.tables import Part, comparison_table
+from experiments.study.tables import Part, comparison_table, pairs_table
 from tests.training.tiny import ROOT, SETTINGS, snapshot, tiny_config
 
 TASK_LOSS = {"method": "task_loss"}
@@ -110,12 +110,11 @@ def test_pairs_are_tested_beside_the_reference(numbers):
     assert pair["mean_difference"] == pytest.approx(means[0] - means[1])
     assert pair["adjusted_p_value"] == pair["p_value"]
     assert pair["signed_rank"]["adjusted_p_value"] == pair["signed_rank"]["p_value"]
-    note = comparison_table(numbers, "error_rate").notes[-1]
-    assert re.search(r", p = 0\.\d+ \(0\.\d+ by ranks\)\.$", note)
-    older = [{name: value for name, value in pair.items() if name != "signed_rank"}]
-    assert "by ranks" not in comparison_table({**numbers, "pairs": older}, "error_rate").notes[-1]
-    assert (
-        f"learned elsewhere minus {numbers['arms']['untuned']['title']}, {100 * (means[0] - means[1]):+.2f} (" in note
+    (table,) = pairs_table(numbers | {"metric": "error_rate"})
+    *_, row = page.render_table(table).splitlines()
+    title, difference = numbers["arms"]["untuned"]["title"], f"{100 * (means[0] - means[1]):+.2f}"
+    assert re.search(
+        rf"\| learned elsewhere +\| {title} +\| {re.escape(difference)} \(.+\) +\| 0\.\d+ +\| 0\.\d+ +\|$", row
     )
 
 
@@ -329,7 +328,7 @@ def tiny_study(monkeypatch):
 
 
 @pytest.mark.usefixtures("tiny_study")
-def test_the_program_writes_numbers_a_picture_and_its_section(tmp_path, program_flags, capsys, verbosity):
+def test_the_program_writes_numbers_a_picture_and_its_section(tmp_path, program_flags, capsys, verbosity, monkeypatch):
     target = tmp_path / "docs" / "page.md"
     target.parent.mkdir()
     target.write_text("Before\n\n<!-- tables: thrift -->\n<!-- end of tables -->\n\nAfter\n")
@@ -349,6 +348,15 @@ def test_the_program_writes_numbers_a_picture_and_its_section(tmp_path, program_
     with pytest.raises(ValueError, match=r"thrift\.json has seed 102 of tiny, which"):
         program._require_whole(COMPARISON, {"tiny": kept | {"seeds": [100, 101, 102]}})
     program._require_whole(COMPARISON, {"tiny": kept})
+
+    path = target.parent / "results" / "thrift.json"
+    path.write_text(json.dumps({"tiny": kept | {"differences": {}, "pairs": []}}))
+    target.write_text(text.replace("| AdaLFL ", "| lost "))
+    program_flags("--study=thrift", f"--write={target}", "--from_numbers")
+    monkeypatch.setattr(program, "compare_arms", None)  # nothing is trained
+    program.main(["study"])
+    assert json.loads(path.read_text())["tiny"] == kept
+    assert target.read_text() == text
 
 
 @pytest.mark.parametrize(
@@ -412,6 +420,8 @@ def test_the_command_above_a_table_makes_the_arms_that_it_has(study):
 def test_the_pages_have_the_numbers_that_lie_beside_them(study, tmp_path, program_flags, monkeypatch):
     monkeypatch.setattr(Figure, "savefig", lambda figure, path, **settings: None)  # the pages alone are compared
     numbers = json.loads((DOCS / "results" / f"{study}.json").read_text())
+    program_flags(f"--study={study}")
+    assert page.rounded(program._tested(numbers)) == numbers
     for name in {each["page"] for each in numbers.values()}:
         target = tmp_path / name
         target.write_text((DOCS / name).read_text())
@@ -426,6 +436,7 @@ def test_the_pages_have_the_numbers_that_lie_beside_them(study, tmp_path, progra
     [
         (("--comparison=tinny",), r"unknown comparison 'tinny'; did you mean 'tiny'"),
         (("--arm=adalf",), r"unknown arm of tiny 'adalf'; did you mean 'adalfl'"),
+        (("--from_numbers",), r"--from_numbers makes a page anew; name it, --write="),
         (("--quick", "--write=page.md"), r"--quick shows that all works.*leave out --write"),
         (("--write=no/page.md",), r"there is no page no/page\.md for --write to renew; make it first"),
     ],
