@@ -78,10 +78,10 @@ def finite_difference(
 ) -> Hypergradient:
     """J_f w = (f(theta + h w) - f(theta)) / h + O(h): one forward pass, nothing kept.
 
-    The step moves theta by a distance h |w| = sqrt(eps) |theta|, eps being the precision of theta or of the outputs,
-    whichever is coarser, which balances the error of the difference, of order h, and that of rounding, of order
-    eps / h. In float32 the gradient is off by about a thousandth where the update is linear in the gradient, as SGD's
-    is with or without momentum. Adam makes w large where gradients are nearly zero, as of inputs that are always black,
+    The step moves theta by a distance h |w| = sqrt(eps) max(|theta|, 1), eps being the precision of theta or of the
+    outputs, whichever is coarser. That balances the error of the difference, of order h, and that of rounding, of
+    order eps / h. In float32 the gradient is off by about a thousandth where the update is linear in the gradient, as
+    SGD's is with or without momentum. Adam makes w large where gradients are nearly zero, as of inputs that are always black,
     and then no h serves: the gradient may be of no use. A model whose backward pass is not the derivative of its
     forward pass, as a straight-through estimator's, has another J_f w than this.
 
@@ -97,9 +97,9 @@ def central_difference(
 ) -> Hypergradient:
     """J_f w = (f(theta + h w) - f(theta - h w)) / 2h + O(h^2): two forward passes, nothing kept.
 
-    h |w| = eps^(1/3) |theta|, which balances the error of the difference with that of rounding. That is for a smooth f:
-    kinks, as of a ReLU, leave an error of order h, and the longer step crosses more of them than `finite_difference`,
-    which is mostly closer there. Of Adam what is said there holds too.
+    h |w| = eps^(1/3) max(|theta|, 1), which balances the error of the difference with that of rounding. That is for a
+    smooth f: kinks, as of a ReLU, leave an error of order h, and the longer step crosses more of them than
+    `finite_difference`, which is mostly closer there. Of Adam what is said there holds too.
 
     Raises:
       ValueError: `batch.inner` has a leading axis K, or numbers of 16 bits, too few to subtract, among the parameters
@@ -248,17 +248,20 @@ def _name(estimator: Estimator) -> str:
 
 
 def _difference_step(point: Linearization, direction: PyTree, *, order: int) -> jax.Array:
-    """h for a difference quotient whose error is of the given order; 1 where theta or the direction is zero."""
+    """h for a difference quotient whose error is of the given order; 1 where the direction is zero.
+
+    theta moves by a share of its length, and of 1 where it is shorter: near zero, where an update of a frozen layer
+    starts, it says nothing about how large the outputs are, in whose rounding a shorter move would drown.
+    """
     eps = max(jnp.finfo(leaf.dtype).eps for leaf in jax.tree.leaves((point.outputs, point.params)))
-    distance = eps ** (1 / (1 + order)) * _norm(point.params)
-    length = _norm(direction)
-    is_defined = (length > 0) & (distance > 0)
-    return jnp.where(is_defined, distance / jnp.where(is_defined, length, 1.0), 1.0)
+    distance = eps ** (1 / (1 + order)) * jnp.sqrt(jnp.maximum(_squared_length(point.params), 1.0))
+    squared = _squared_length(direction)
+    return jnp.where(squared > 0, distance / jnp.sqrt(jnp.where(squared > 0, squared, 1.0)), 1.0)
 
 
-def _norm(tree: PyTree) -> jax.Array:
+def _squared_length(tree: PyTree) -> jax.Array:
     # As a dot product: a sum of squares, which CPUs take one by one, would cost as much as the pass it is for.
-    return jnp.sqrt(optax.tree.vdot(tree, tree))
+    return optax.tree.vdot(tree, tree)
 
 
 def _moved(params: PyTree, direction: PyTree, step: jax.Array) -> PyTree:

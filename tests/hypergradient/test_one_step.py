@@ -82,6 +82,35 @@ def test_in_single_precision_a_hundredth_is_never_reached(model_name):
 
 
 @pytest.mark.parametrize("name", ["finite_difference", "central_difference"])
+@pytest.mark.parametrize("kind", ["update of a frozen layer", "log-probabilities", "saturating"])
+def test_a_model_that_starts_from_zero_has_its_gradient_from_the_first_step_on(kind, name):
+    """Its outputs do not get small with its parameters, and a share of these would drown in their rounding."""
+    key = jax.random.key(0)
+    frozen = 3 * jax.random.normal(key, (6, 3))
+    outputs = {
+        "update of a frozen layer": lambda params, inputs: inputs @ (frozen + params),
+        "log-probabilities": lambda params, inputs: jax.nn.log_softmax(inputs @ params),
+        "saturating": lambda params, inputs: 5 * jnp.tanh(inputs @ params),
+    }[kind]
+    model = Model(
+        lambda key: (jnp.zeros((6, 3)), ()), lambda params, state, inputs, **_: (outputs(params, inputs), state)
+    )
+    loss, optimizer = adalfl_jax.LossNetwork(), optax.sgd(0.01)
+    phi_params, batch = loss.init(key), adalfl_jax.Batch(jax.random.normal(key, (16, 6)), jnp.arange(16) % 3)
+    theta = adalfl_jax.Theta.create(jnp.zeros((6, 3)), (), optimizer)
+
+    @jax.jit
+    def both(theta):
+        given = model, loss, optimizer, theta, phi_params, adalfl_jax.BilevelBatch(batch, batch)
+        estimated, exact = (estimate(each, *given) for each in (name, "forward"))
+        return exact.theta, [ravel_pytree(each.gradient)[0] for each in (estimated, exact)]
+
+    for _ in range(3):
+        theta, (estimated, exact) = both(theta)
+        assert relative_error(estimated, exact) < 2e-2
+
+
+@pytest.mark.parametrize("name", ["finite_difference", "central_difference"])
 def test_where_nothing_moves_the_gradient_is_zero(name):
     model, _, loss, theta, phi_params = make_problem()
     still = optax.set_to_zero()
