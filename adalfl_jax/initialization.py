@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from adalfl_jax.types import BilevelBatch, BilevelMetrics, InitFn, Phi, Theta
 from adalfl_jax.validation import require_key
 
 OfflineStep = Callable[[Phi, BilevelBatch], tuple[Phi, BilevelMetrics]]
+Batches = TypeVar("Batches")
 
 
 def make_offline_step(
@@ -29,10 +31,10 @@ def make_offline_step(
         built for it (`hypergradient="unrolled"`). Not one with `outer_every`, which would leave most of what is drawn
         unused.
       init_fn: `rng_key -> (params, model_state)`, the distribution theta_0 is drawn from.
-      inner_optimizer: the one `bilevel_step` was made with; its state starts afresh each time. So with K = 1 phi is
-        learned from the first step of this optimiser alone. Take SGD, at a rate above 0: from Adam's first step, whose
-        length is the same for every gradient, next to nothing is learned, and nothing at all from a warm-up from 0 or
-        `optax.MultiSteps`.
+      inner_optimizer: the one `bilevel_step` was made with. Its `init` alone is used, since its state starts afresh
+        each time; the rate is that of `bilevel_step`. So with K = 1 phi is learned from the first step of this optimiser
+        alone. Take SGD, at a rate above 0: from Adam's first step, whose length is the same for every gradient, next to
+        nothing is learned, and nothing at all from a warm-up from 0 or `optax.MultiSteps`.
 
     Returns:
       `offline_step(phi, batch) -> (phi, metrics)`, the shape `jax.lax.scan` takes. `batch.rng_key` is required.
@@ -70,7 +72,9 @@ def make_offline_step(
     return offline_step
 
 
-def initialize_offline(offline_step: OfflineStep, phi: Phi, batches: BilevelBatch) -> tuple[Phi, BilevelMetrics]:
+def initialize_offline(
+    offline_step: Callable[[Phi, Batches], tuple[Phi, BilevelMetrics]], phi: Phi, batches: Batches
+) -> tuple[Phi, BilevelMetrics]:
     """Runs Algorithm 1 as one `jax.lax.scan`, compiled whether or not `jax.jit` is around it.
 
     Called outside of `jax.jit` it waits for the device and looks at what came out.
@@ -78,7 +82,8 @@ def initialize_offline(offline_step: OfflineStep, phi: Phi, batches: BilevelBatc
     Args:
       offline_step: from `make_offline_step`.
       phi: where to start.
-      batches: a `BilevelBatch` whose every array has a leading axis S_init (2500 in the paper).
+      batches: what `offline_step` takes, each array with a leading axis S_init (2500 in the paper). Where so many
+        batches do not fit the device, a function around `offline_step` draws each when it is due, as below from a key.
 
     Returns:
       phi after S_init steps, and the metrics of each step, `[S_init]`.
@@ -98,12 +103,14 @@ def initialize_offline(offline_step: OfflineStep, phi: Phi, batches: BilevelBatc
       >>> task_loss = adalfl_jax.task_losses.softmax_cross_entropy
       >>> bilevel_step = adalfl_jax.make_bilevel_step(model.apply, loss.apply, task_loss, inner, outer)
       >>> offline_step = adalfl_jax.make_offline_step(bilevel_step, model.init, inner)
-      >>> draw_key, step_key = jax.random.split(jax.random.key(0))
-      >>> rows = jax.random.randint(draw_key, (2, 5, 100), 0, len(digits.train.inputs))  # S_init = 5
-      >>> halves = [data.take(digits.train, part) for part in rows]
-      >>> batches = adalfl_jax.BilevelBatch(*halves, rng_key=jax.random.split(step_key, 5))
+      >>> def offline_step_from(phi, key):
+      ...     draw_key, step_key = jax.random.split(key)
+      ...     rows = jax.random.randint(draw_key, (2, 100), 0, len(digits.train.inputs))
+      ...     halves = [data.take(digits.train, part) for part in rows]
+      ...     return offline_step(phi, adalfl_jax.BilevelBatch(*halves, rng_key=step_key))
       >>> phi = adalfl_jax.Phi.create(loss.init(jax.random.key(1)), outer)
-      >>> phi, metrics = adalfl_jax.initialize_offline(offline_step, phi, batches)
+      >>> keys = jax.random.split(jax.random.key(0), 5)  # S_init
+      >>> phi, metrics = adalfl_jax.initialize_offline(offline_step_from, phi, keys)
       >>> phi = adalfl_jax.Phi.create(phi.params, outer)  # for the online phase, whose eta may be another
       >>> metrics.outer_loss.shape
       (5,)

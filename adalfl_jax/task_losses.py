@@ -81,7 +81,10 @@ def to_dense(targets: jax.Array, outputs: jax.Array) -> jax.Array:
 
 
 def softmax_cross_entropy(targets: jax.Array, outputs: jax.Array) -> jax.Array:
-    """Cross-entropy, in nats, between labels `[B]` or distributions `[B, C]` and softmax of the logits `[B, C]`."""
+    """Cross-entropy, in nats, between labels `[B]` or distributions `[B, C]` and softmax of the logits `[B, C]`.
+
+    That distributions sum to 1 is not checked.
+    """
     return example_cross_entropy(targets, outputs).mean()
 
 
@@ -184,8 +187,18 @@ def _require_classes(outputs: jax.Array) -> None:
 
 
 def sigmoid_cross_entropy(targets: jax.Array, outputs: jax.Array) -> jax.Array:
-    """Binary cross-entropy, in nats, of each of C independent logits, mean over batch and outputs."""
-    return optax.sigmoid_binary_cross_entropy(outputs, to_dense(targets, outputs)).mean()
+    """Binary cross-entropy, in nats, of each of C independent logits, mean over batch and outputs.
+
+    Targets are labels or, for each output, the probability of 1. One that is none, as -1 for a class, would have a loss
+    without a lower bound: it raises ValueError or, under `jax.jit`, makes the loss nan.
+    """
+    dense = to_dense(targets, outputs)
+    if not isinstance(dense, Tracer) and dense.size:
+        values = np.asarray(dense)
+        if values.min() < 0 or values.max() > 1:
+            raise ValueError(f"targets must be from 0 to 1; got some from {values.min()} to {values.max()}")
+    dense = jnp.where((dense >= 0) & (dense <= 1), dense, jnp.nan)
+    return optax.sigmoid_binary_cross_entropy(outputs, dense).mean()
 
 
 def squared_error(targets: jax.Array, outputs: jax.Array) -> jax.Array:

@@ -54,7 +54,8 @@ class Theta(NamedTuple):
         require_params("params", params, made_by="model.init(rng_key)[0]")
         require_optimizer("inner_optimizer", inner_optimizer)
         params = _strongly_typed(params)
-        return cls(params, *_strongly_typed((model_state, inner_optimizer.init(params))))
+        model_state, opt_state = _strongly_typed((model_state, inner_optimizer.init(params)))
+        return cls(params, model_state, _apart_from(params, opt_state))
 
 
 class Phi(NamedTuple):
@@ -74,7 +75,7 @@ class Phi(NamedTuple):
         require_params("params", params, made_by="loss.init(rng_key)")
         require_optimizer("outer_optimizer", outer_optimizer)
         params = _strongly_typed(params)
-        return cls(params, _strongly_typed(outer_optimizer.init(params)))
+        return cls(params, _apart_from(params, _strongly_typed(outer_optimizer.init(params))))
 
 
 def _strongly_typed(tree: PyTree) -> PyTree:
@@ -85,6 +86,12 @@ def _strongly_typed(tree: PyTree) -> PyTree:
         return jnp.asarray(leaf, jnp.result_type(leaf)) if is_weak else leaf
 
     return jax.tree.map(convert, tree)
+
+
+def _apart_from(params: PyTree, opt_state: optax.OptState) -> optax.OptState:
+    """The state with copies of the parameters that it holds, as DoG's does: no array may be donated twice."""
+    held = {id(leaf) for leaf in jax.tree.leaves(params)}
+    return jax.tree.map(lambda leaf: jnp.copy(leaf) if id(leaf) in held else leaf, opt_state)
 
 
 class BilevelMetrics(NamedTuple):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
 import adalfl_jax
@@ -150,6 +151,17 @@ def test_a_loop_that_donates_its_state_equals_one_that_does_not(options):
     own = jax.tree.map(jnp.copy, (theta, phi))
     chex.assert_trees_all_equal(loop(jax.jit(step, donate_argnums=(0, 1)), *own, batches), kept)
     assert jax.tree.leaves(own[0].params)[0].is_deleted()
+
+
+def test_parameters_that_an_optimiser_holds_too_may_be_donated():
+    """DoG keeps the parameters it started from."""
+    model, _, loss, theta, phi_params = make_problem("plain", "sgd", loss=SMALL)
+    inner = outer = optax.contrib.dog()
+    step = adalfl_jax.make_bilevel_step(model.apply, loss.apply, softmax_cross_entropy, inner, outer)
+    theta = adalfl_jax.Theta.create(theta.params, theta.model_state, inner)
+    phi = adalfl_jax.Phi.create(phi_params, outer)
+    kept = jax.jit(step)(theta, phi, make_batch(jax.random.key(1)))
+    chex.assert_trees_all_equal(jax.jit(step, donate_argnums=(0, 1))(theta, phi, make_batch(jax.random.key(1))), kept)
 
 
 @pytest.mark.usefixtures("float64")

@@ -42,6 +42,15 @@ def test_the_scan_equals_a_loop_over_fresh_models(num_inner_steps):
     chex.assert_trees_all_close(scanned, phi, rtol=1e-6, atol=1e-9)
 
 
+def test_a_batch_may_be_drawn_when_it_is_due():
+    step, phi, batches, _ = make_offline(model="plain")
+    at_once = jax.jit(adalfl_jax.initialize_offline, static_argnums=0)(step, phi, batches)
+    when_due = adalfl_jax.initialize_offline(
+        lambda phi, key: step(phi, make_batch(key)), phi, jax.random.split(jax.random.key(5), 4)
+    )
+    chex.assert_trees_all_close(when_due, at_once, rtol=1e-6, atol=1e-9)
+
+
 def test_every_step_draws_another_theta():
     step, phi, batches, _ = make_offline(model="plain")
     same = jax.tree.map(lambda leaf: leaf[jnp.zeros(4, int)], batches)

@@ -245,6 +245,14 @@ def test_labels_out_of_range_make_a_loss_nan_inside_a_trace(name, dtype, label):
     assert jnp.isfinite(jnp.concatenate([gradient[:1], gradient[2:]])).all()
 
 
+@pytest.mark.parametrize("target", [-1.0, 2.0])
+def test_a_sigmoid_takes_no_target_that_is_no_probability(target):
+    targets = jnp.array(ONE_HOT).at[1, 0].set(target)
+    with pytest.raises(ValueError, match=r"targets must be from 0 to 1; got some from "):
+        task_losses.sigmoid_cross_entropy(targets, LOGITS)
+    assert jnp.isnan(jax.jit(task_losses.sigmoid_cross_entropy)(targets, LOGITS))
+
+
 @pytest.mark.parametrize("name", ["softmax_cross_entropy", "sigmoid_cross_entropy", *ROBUST])
 def test_labels_of_few_bits_may_have_more_classes_than_they_can_count(name):
     outputs = jax.random.normal(jax.random.key(0), (2, 300))

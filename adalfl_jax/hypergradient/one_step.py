@@ -81,8 +81,8 @@ def finite_difference(
     The step moves theta by a distance h |w| = sqrt(eps) max(|theta|, 1), eps being the precision of theta or of the
     outputs, whichever is coarser. That balances the error of the difference, of order h, and that of rounding, of
     order eps / h. In float32 the gradient is off by about a thousandth where the update is linear in the gradient, as
-    SGD's is with or without momentum. Adam makes w large where gradients are nearly zero, as of inputs that are always black,
-    and then no h serves: the gradient may be of no use. A model whose backward pass is not the derivative of its
+    SGD's is with or without momentum. Adam makes w large where gradients are nearly zero, as of inputs that are always
+    black, and then no h serves: the gradient may be of no use. A model whose backward pass is not the derivative of its
     forward pass, as a straight-through estimator's, has another J_f w than this.
 
     Raises:
@@ -261,7 +261,7 @@ def _difference_step(point: Linearization, direction: PyTree, *, order: int) -> 
 
 def _squared_length(tree: PyTree) -> jax.Array:
     # As a dot product: a sum of squares, which CPUs take one by one, would cost as much as the pass it is for.
-    return optax.tree.vdot(tree, tree)
+    return jnp.asarray(optax.tree.vdot(tree, tree))
 
 
 def _moved(params: PyTree, direction: PyTree, step: jax.Array) -> PyTree:

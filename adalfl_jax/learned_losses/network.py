@@ -156,8 +156,8 @@ class LossNetwork:
         if self.use_progress:
             if progress is None:
                 raise ValueError(
-                    "use_progress needs the share of training that is done: give `progress`, to a bilevel step as "
-                    "BilevelBatch.progress, which a function around `apply` must declare and hand on "
+                    "use_progress needs the share of training that is done: give the loss `progress=`, or a bilevel "
+                    "step BilevelBatch.progress, which a function around `apply` must declare and hand on "
                     "(functools.wraps); got None"
                 )
             if jnp.shape(progress) != ():

@@ -97,7 +97,7 @@ def test_progress_may_begin_as_a_whole_number(hypergradient):
 
 
 def test_progress_is_one_number_where_it_is_used_and_ignored_elsewhere():
-    with pytest.raises(ValueError, match=r"use_progress needs .* give `progress`.*; got None"):
+    with pytest.raises(ValueError, match=r"use_progress needs .* give the loss `progress=`.*; got None"):
         LOSS.apply(LOSS.init(jax.random.key(0)), TARGETS, OUTPUTS)
     with pytest.raises(ValueError, match=r"progress must be one number, .*; got float32\[2\]"):
         LOSS.apply(LOSS.init(jax.random.key(0)), TARGETS, OUTPUTS, progress=jnp.zeros(2))

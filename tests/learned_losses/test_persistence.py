@@ -68,6 +68,21 @@ def test_a_loaded_loss_drops_into_grad_jit_and_a_task_step(saved):
     chex.assert_trees_all_close(by_hand, stepped.params, rtol=1e-5, atol=1e-7)
 
 
+def test_a_loaded_loss_is_still_there_after_a_step_that_donates_what_was_learned_further(saved):
+    frozen = adalfl_jax.load_learned_loss(saved)
+    model, inner, _, theta, _ = make_problem()
+    outer, batch = optax.adam(1e-2), make_batch(jax.random.key(1))
+    step = adalfl_jax.make_bilevel_step(
+        model.apply, frozen.loss.apply, adalfl_jax.task_losses.softmax_cross_entropy, inner, outer
+    )
+    phi = adalfl_jax.Phi.create(frozen.params, outer)
+    _, phi, _ = jax.jit(step, donate_argnums=1)(theta, phi, batch)
+    loss = frozen(batch.inner.targets, jnp.zeros((len(batch.inner.targets), 3)))
+    assert jnp.isfinite(loss)
+    moved = jax.tree.map(lambda now, before: jnp.abs(now - before).max(), phi.params, frozen.params)
+    assert max(jax.tree.leaves(moved)) > 1e-4
+
+
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no folder .*/nowhere to save loss.safetensors in; make it"):
         adalfl_jax.save_learned_loss(
