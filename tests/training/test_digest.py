@@ -20,7 +20,7 @@ from adalfl_jax.training.state import RunState
 from tests.training.same_run import assert_same_run
 from tests.training.tiny import tiny_config
 
-pytestmark = pytest.mark.usefixtures("without_figures")
+pytestmark = pytest.mark.usefixtures("without_figures", "shared_programs")
 
 BRIEF = {"num_steps": 4, "eval_every": 2, "offline.num_steps": 4}
 OF_THE_REST = {
