@@ -23,19 +23,6 @@ from adalfl_jax.training.setup import make_setup
 from tests.training.tiny import final_state, records, tiny_config
 
 
-@pytest.mark.usefixtures("without_figures")
-def test_implicit_learning_rate_follows_the_schedule(tmp_path):
-    config = tiny_config({"inner.schedule": "linear", "num_seeds": 1}, method="ml3")
-    train(config, tmp_path / "run")
-    rows = [row for row in records(tmp_path / "run") if row["method"] == "ml3"]
-    rate = config.inner.learning_rate
-    for row, expected in ((rows[0], rate), (rows[-1], rate / config.num_steps)):  # of the last step, and not 0
-        assert row["implicit_learning_rate"] != 0
-        assert row["implicit_learning_rate"] == pytest.approx(
-            expected * row["gradient_scale"] * row["gradient_cosine"], rel=1e-4
-        )
-
-
 @pytest.fixture(scope="module")
 def adjusted(tmp_path_factory):
     """Losses learned offline, and both methods behind them with a first step of a given length."""
@@ -47,6 +34,20 @@ def adjusted(tmp_path_factory):
         start = {"learned_loss.start": str(folder / "source"), "offline.num_steps": 0}
         config = tiny_config(start | {"inner.first_step_rate": 0.25, "methods": ("ml3", "adalfl")})
         return start, config, folder, compare(config, folder / "run")
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_implicit_learning_rate_follows_the_schedule(adjusted, tmp_path):
+    start, *_ = adjusted
+    config = tiny_config(start | {"inner.schedule": "linear", "num_seeds": 1}, method="ml3")
+    train(config, tmp_path / "run")
+    rows = [row for row in records(tmp_path / "run") if row["method"] == "ml3"]
+    rate = config.inner.learning_rate
+    for row, expected in ((rows[0], rate), (rows[-1], rate / config.num_steps)):  # of the last step, and not 0
+        assert row["implicit_learning_rate"] != 0
+        assert row["implicit_learning_rate"] == pytest.approx(
+            expected * row["gradient_scale"] * row["gradient_cosine"], rel=1e-4
+        )
 
 
 def test_the_first_step_has_the_length_that_is_asked_for(adjusted):
@@ -63,17 +64,20 @@ def test_the_first_step_has_the_length_that_is_asked_for(adjusted):
         )
 
 
-@pytest.mark.parametrize("method", [pytest.param("ml3", marks=pytest.mark.slow), "adalfl"])
-def test_the_length_of_the_first_step_changes_the_rate_of_each_seed_and_nothing_else(method, adjusted, tmp_path):
+@pytest.mark.usefixtures("without_figures")
+@pytest.mark.parametrize(
+    ("method", "seed"),
+    [("adalfl", 1), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("adalfl", 0), ("ml3", 0), ("ml3", 1)))],
+)
+def test_the_length_of_the_first_step_changes_the_rate_of_each_seed_and_nothing_else(method, seed, adjusted, tmp_path):
     start, config, folder, summary = adjusted
-    state = final_state(config, folder / "run", method)
-    for seed, rate in enumerate(summary["methods"][method]["learning_rates"]):
-        alone = tiny_config(start, **{"inner.learning_rate": rate}, method=method)
-        train(alone, tmp_path / str(seed))
-        found = final_state(alone, tmp_path / str(seed), method)
-        for one, other in ((found.theta, state.theta), (found.phi, state.phi)):
-            of_seed = [jax.tree.map(lambda leaf, at=seed: leaf[at], tree.params) for tree in (one, other)]
-            chex.assert_trees_all_close(*of_seed, rtol=0, atol=1e-5)
+    state, rate = final_state(config, folder / "run", method), summary["methods"][method]["learning_rates"][seed]
+    alone = tiny_config(start, **{"inner.learning_rate": rate}, method=method)
+    train(alone, tmp_path / "run")
+    found = final_state(alone, tmp_path / "run", method)
+    for one, other in ((found.theta, state.theta), (found.phi, state.phi)):
+        of_seed = [jax.tree.map(lambda leaf: leaf[seed], tree.params) for tree in (one, other)]
+        chex.assert_trees_all_close(*of_seed, rtol=0, atol=1e-5)
 
 
 @pytest.mark.usefixtures("without_figures")
