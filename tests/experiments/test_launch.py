@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
+from absl import app, flags
 from absl.testing import flagsaver
 
 from adalfl_jax.analysis.statistics import describe
@@ -51,18 +51,26 @@ def assert_refused(done, text):
     assert done.stdout == ""
 
 
-def test_train_prints_the_table(tmp_path):
+@pytest.mark.usefixtures("without_figures", "verbosity")
+def test_train_prints_the_table(tmp_path, monkeypatch, capsys):
+    """Within this process, which has imported everything; sweeps and the slow tests here start it as a user would."""
     workdir = tmp_path / "a[lr=0.1][/b]"  # no markup
-    done = launch("train", workdir, overrides={"method": "task_loss"})
-    assert done.returncode == 0, done.stderr
-    assert "digits, 20 steps, seeds 0 to 1" in done.stdout
-    assert "task loss" in done.stdout
-    assert f"Everything is in {workdir}" in done.stdout
-    assert "task loss  20/20" in done.stderr  # progress leaves standard output to the table
+    fields = [f"--config.{name}={value}" for name, value in (SETTINGS | {"method": "task_loss"}).items()]
+    monkeypatch.setenv("COLUMNS", "120")
+    argv = ["train", f"--config={ROOT}/configs/digits_mlp.py", f"--workdir={workdir}", *fields]
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(app, "run", lambda main, flags_parser: main(flags_parser(sys.argv)))  # which would end pytest
+    with flagsaver.flagsaver():
+        runpy.run_module("experiments.train", run_name="__main__")
+    out, said = capsys.readouterr()
+    assert "digits, 20 steps, seeds 0 to 1" in out
+    assert "task loss" in out
+    assert f"Everything is in {workdir}" in out
+    assert "task loss  20/20" in said  # progress leaves standard output to the table
     found = json.loads((workdir / "summary.json").read_text())["methods"]["task_loss"]
     for split in ("valid", "test"):
-        assert f"{split} error_rate" in done.stdout
-        assert f"{found[split]['mean']:.4f} ± {found[split]['std']:.4f}" in done.stdout
+        assert f"{split} error_rate" in out
+        assert f"{found[split]['mean']:.4f} ± {found[split]['std']:.4f}" in out
 
 
 def test_a_validation_error_of_examples_that_a_method_trains_on_is_marked(capsys):
