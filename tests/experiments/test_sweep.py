@@ -14,7 +14,7 @@ from absl.testing import flagsaver
 from ml_collections.config_flags import get_config_filename
 
 from adalfl_jax import data
-from adalfl_jax.training import ConfigError, TrainConfig
+from adalfl_jax.training import ConfigError, TrainConfig, train
 from adalfl_jax.training.files import hold_workdir
 from experiments import launch
 from experiments.page import render_table
@@ -195,9 +195,22 @@ def test_a_workdir_that_cannot_be_written_to_is_told(run, tmp_path):
     assert (tmp_path / "sweep").read_text() == "mine"
 
 
-def test_a_sweep_runs_what_is_not_finished_and_ends_in_a_table(run, tmp_path, monkeypatch):
+def train_here(points, root):
+    """Trains runs in this process, and leaves the log that theirs would."""
+    for point in points:
+        point.log.parent.mkdir(parents=True, exist_ok=True)
+        with pytest.warns(UserWarning, match="learns its loss offline") as told:
+            train(point.config, point.workdir)
+        point.log.write_text("".join(f"warning: {warning.message}\n" for warning in told))
+
+
+@pytest.mark.usefixtures("without_figures")
+@pytest.mark.parametrize("is_here", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["here", "local"])
+def test_a_sweep_runs_what_is_not_finished_and_ends_in_a_table(is_here, run, tmp_path, monkeypatch):
     warned = {"method": "ml3", "offline.num_steps": 0}
     settings, root = TINY | warned | {"num_seeds": 1}, tmp_path / "sweep"
+    if is_here:
+        monkeypatch.setattr(program, "_run", train_here)
     out, ended = run("--vary=inner.learning_rate=0.01", "--executor=local", settings=settings)
     assert ended is None
     assert out.endswith("| 1        | finished |\n\nWarnings of a run are in its log, and in sweep.json.\n")
