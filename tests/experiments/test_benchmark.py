@@ -265,7 +265,8 @@ def test_a_page_without_the_section_is_refused(text, name, count):
         page.replace_section(text, name, "new")
 
 
-def test_the_machine_is_described():
+def test_the_machine_is_described(monkeypatch):
+    monkeypatch.setattr(idle, "WINDOW", 0.1)
     facts = describe_machine(("jax", "no-such-package"))
     assert facts["jax"] == jax.__version__
     assert "no-such-package" not in facts
