@@ -19,8 +19,8 @@ SMALL = adalfl_jax.LossNetwork((4,))
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "bilevel.json"
 
 
-def make_step(model="plain", optimizer="sgd", **options):
-    model, inner, loss, theta, phi_params = make_problem(model, optimizer)
+def make_step(model="plain", optimizer="sgd", loss=None, **options):
+    model, inner, loss, theta, phi_params = make_problem(model, optimizer, loss=loss)
     outer = optax.adam(1e-2)
     step = adalfl_jax.make_bilevel_step(model.apply, loss.apply, softmax_cross_entropy, inner, outer, **options)
     return step, theta, adalfl_jax.Phi.create(phi_params, outer)
@@ -52,7 +52,7 @@ def scan(step, theta, phi, batches):
     "model", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("plain", "batch_norm")), "dropout"]
 )
 def test_scan_and_jit_equal_the_eager_loop(model):
-    step, theta, phi = make_step(model, "nesterov")
+    step, theta, phi = make_step(model, "nesterov", SMALL)
     batches = stacked_batches(3)
     eager = loop(step, theta, phi, batches)
     chex.assert_trees_all_close(eager, loop(jax.jit(step), theta, phi, batches), rtol=1e-9, atol=1e-12)

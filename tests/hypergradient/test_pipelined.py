@@ -14,8 +14,8 @@ from adalfl_jax.task_losses import softmax_cross_entropy
 from tests.problems import make_batch, make_problem
 
 
-def functions(model_name="plain", optimizer_name="nesterov"):
-    model, optimizer, loss, theta, phi_params = make_problem(model_name, optimizer_name)
+def functions(model_name="plain", optimizer_name="nesterov", loss=None):
+    model, optimizer, loss, theta, phi_params = make_problem(model_name, optimizer_name, loss=loss)
     outer = optax.adam(0.01)
     phi = adalfl_jax.Phi.create(phi_params, outer)
     return (model.apply, loss.apply, softmax_cross_entropy, optimizer, outer), theta, phi
@@ -85,7 +85,8 @@ def test_a_loop_equals_a_scan_and_vmapped_seeds_equal_single_ones():
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("estimator", ["forward", pytest.param("recompute", marks=pytest.mark.slow)])
 def test_steps_with_and_without_jit_take_turns(estimator):
-    problem, *start = functions("batch_norm")
+    """Of a small loss, since a step without jit compiles its operations one by one."""
+    problem, *start = functions("batch_norm", "sgd", adalfl_jax.LossNetwork((3,)))
     step = adalfl_jax.make_bilevel_step(*problem, hypergradient=estimator, pipelined=True)
     jitted, state, expected = jax.jit(step), start, start
     for part, turn in zip(batches(4), (step, jitted, step, step), strict=True):
