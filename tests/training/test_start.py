@@ -65,7 +65,7 @@ def test_a_start_at_a_loss_has_its_gradients(start):
 
 def test_a_start_far_from_the_loss_it_was_fitted_to_is_told(tmp_path):
     """Of a network of one unit; and not of one that is large enough."""
-    start = {**BRIEF, **DIABETES, "learned_loss.start": "task_loss"}
+    start = {**BRIEF, **DIABETES, "learned_loss.start": "task_loss", "method": "ml3", "offline.num_steps": 0}
     with pytest.warns(UserWarning, match=r"fitted to 'task_loss' lacks \d+% of its gradient, at most 55% .*larger"):
         train(tiny_config(start | {"learned_loss.hidden_sizes": (1,)}, num_seeds=1), tmp_path / "run")
     setup = make_setup(tiny_config(start | {"learned_loss.hidden_sizes": (40, 40)}, num_seeds=1))
@@ -167,7 +167,7 @@ def test_a_config_that_starts_nowhere_else_is_left_alone():
 
 @pytest.mark.usefixtures("without_figures")
 def test_a_loss_that_nothing_teaches_is_told(tmp_path):
-    brief = {**BRIEF, "offline.num_steps": 0, "method": "ml3"}
+    brief = {**BRIEF, "offline.num_steps": 0, "method": "ml3", "model.name": "logistic", "num_seeds": 1}
     with pytest.warns(UserWarning, match=r"config\.offline\.num_steps is 0, so it trains on a random one"):
         train(tiny_config(brief), tmp_path / "random")
     with warnings.catch_warnings():
