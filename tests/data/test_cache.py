@@ -142,12 +142,12 @@ def test_any_flipped_byte_of_the_arrays_is_noticed(file):
 
 
 @pytest.mark.filterwarnings("ignore:.*is damaged and is built anew")
-def test_any_flipped_byte_of_the_header_gives_the_right_arrays(file):
+@pytest.mark.parametrize("mask", [0x01, *(pytest.param(mask, marks=pytest.mark.slow) for mask in (0x20, 0xFF))])
+def test_any_flipped_byte_of_the_header_gives_the_right_arrays(mask, file):
     content = file.read_bytes()
     for position in range(header_size(content)):
-        for mask in (0x01, 0x20, 0xFF):
-            file.write_bytes(flip(content, position, mask))
-            assert_same(cached(file, "one", lambda: ARRAYS), ARRAYS)
+        file.write_bytes(flip(content, position, mask))
+        assert_same(cached(file, "one", lambda: ARRAYS), ARRAYS)
 
 
 def test_a_flipped_byte_of_the_checksum_is_noticed(file):
