@@ -83,11 +83,9 @@ def test_the_docstring_of_a_config_says_how_to_run_it_how_long_that_takes_and_wh
 EMBEDDED = {get_config(name).to_json(): name for name in NAMES if get_config(name).dataset.name in HERE[:2]}
 
 
+@pytest.mark.slow  # the quick set has the parts above, the runs of tests/training and a step in test_steps
 @pytest.mark.usefixtures("without_figures")
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=() if name == "diabetes_mlp" else pytest.mark.slow) for name in EMBEDDED.values()],
-)
+@pytest.mark.parametrize("name", EMBEDDED.values())
 def test_config_whose_data_are_here_takes_one_step_of_each_of_its_methods(name, tmp_path):
     config = get_config(name)
     config.update_from_flattened_dict(
