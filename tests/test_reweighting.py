@@ -94,16 +94,16 @@ def test_weights_are_the_positive_products_of_the_gradients():
         outputs, _ = outputs_of(model, theta, params, batch.outer.inputs, None)
         return softmax_cross_entropy(batch.outer.targets, outputs)
 
-    each, task = jax.jacrev(losses)(theta.params), jax.grad(task_loss)(theta.params)
+    each, task = jax.jit(jax.jacrev(losses))(theta.params), jax.jit(jax.grad(task_loss))(theta.params)
     products = sum(
         (ours.reshape(BATCH_SIZE, -1) @ theirs.ravel())
         for ours, theirs in zip(jax.tree.leaves(each), jax.tree.leaves(task), strict=True)
     )
     weights = jnp.maximum(products, 0) / jnp.maximum(products, 0).sum()
     expected = jax.tree.map(lambda leaf, slopes: leaf - 0.3 * jnp.tensordot(weights, slopes, 1), theta.params, each)
-    after, metrics = step(theta, batch)
+    after, metrics = jax.jit(step)(theta, batch)
     chex.assert_trees_all_close(after.params, expected, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(metrics.inner_loss, weights @ losses(theta.params), rtol=1e-9)
+    np.testing.assert_allclose(metrics.inner_loss, weights @ jax.jit(losses)(theta.params), rtol=1e-9)
 
 
 def binary_batch(inner_labels, outer_labels):
@@ -121,7 +121,7 @@ def binary_step(inner_labels, outer_labels):
         inner,
     )
     theta = adalfl_jax.Theta.create(jnp.zeros((1, 2)), (), inner)
-    return step(theta, binary_batch(inner_labels, outer_labels))
+    return jax.jit(step)(theta, binary_batch(inner_labels, outer_labels))
 
 
 def test_examples_that_harm_weigh_nothing_and_the_others_share_what_there_is():
@@ -184,4 +184,4 @@ def test_what_is_measured_of_weights_that_are_nan_is_nan():
     step = adalfl_jax.make_reweighting_step(apply, example_cross_entropy, softmax_cross_entropy, optimizer)
     batch = jnp.full((4, 5), jnp.nan), jnp.zeros(4, int)
     theta = adalfl_jax.Theta.create(jnp.ones((5, 3)), (), optimizer)
-    assert all(jnp.isnan(value) for value in step(theta, adalfl_jax.BilevelBatch(batch, batch))[1])
+    assert all(jnp.isnan(value) for value in jax.jit(step)(theta, adalfl_jax.BilevelBatch(batch, batch))[1])
