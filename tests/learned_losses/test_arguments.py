@@ -56,10 +56,10 @@ def at(problem, progress):
 
 
 def test_a_fresh_loss_does_not_depend_on_progress():
-    plain = adalfl_jax.LossNetwork(hidden_sizes=(3,))
-    expected = plain.apply(plain.init(jax.random.key(0)), TARGETS, OUTPUTS)
+    plain, apply = adalfl_jax.LossNetwork(hidden_sizes=(3,)), jax.jit(LOSS.apply)
+    expected = jax.jit(plain.apply)(plain.init(jax.random.key(0)), TARGETS, OUTPUTS)
     for progress in (0.0, 1.0):
-        found = LOSS.apply(LOSS.init(jax.random.key(0)), TARGETS, OUTPUTS, progress=progress)
+        found = apply(LOSS.init(jax.random.key(0)), TARGETS, OUTPUTS, progress=progress)
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
@@ -80,7 +80,8 @@ def test_what_the_user_has_bound_is_not_asked_for_nor_replaced():
     step = adalfl_jax.make_bilevel_step(
         model.apply, bound, softmax_cross_entropy, inner, outer
     )  # no `params` to refuse
-    step(theta, adalfl_jax.Phi.create(jnp.ones(()), outer), make_batch(jax.random.key(0))._replace(progress=0.75))
+    batch = make_batch(jax.random.key(0))._replace(progress=0.75)
+    jax.eval_shape(step, theta, adalfl_jax.Phi.create(jnp.ones(()), outer), batch)
     assert {*seen} == {(0.5, 1.0)}
 
 
@@ -110,12 +111,13 @@ def test_a_frozen_or_rescaled_one_passes_progress_on():
     phi_params = dependent_phi(jax.random.key(0))
     rescaled = adalfl_jax.RescaledLoss(LOSS)
     frozen = adalfl_jax.FrozenLoss(rescaled, phi_params)
-    values = [frozen(TARGETS, OUTPUTS, progress=progress) for progress in (0.1, 0.9)]
-    expected = [LOSS.apply(phi_params, TARGETS, OUTPUTS, progress=progress) for progress in (0.1, 0.9)]
+    value, apply = jax.jit(frozen), jax.jit(LOSS.apply)
+    values = [value(TARGETS, OUTPUTS, progress=progress) for progress in (0.1, 0.9)]
+    expected = [apply(phi_params, TARGETS, OUTPUTS, progress=progress) for progress in (0.1, 0.9)]
     np.testing.assert_allclose(values, expected, rtol=1e-6)
     assert abs(values[0] - values[1]) > 1e-3
     scaled = adalfl_jax.RescaledLoss(adalfl_jax.ScaledTaskLoss())  # which reads no progress
-    scaled.apply(scaled.init(jax.random.key(0)), TARGETS, OUTPUTS, progress=0.5)
+    jax.jit(scaled.apply)(scaled.init(jax.random.key(0)), TARGETS, OUTPUTS, progress=0.5)
 
 
 def test_a_function_around_a_loss_passes_progress_on_where_it_says_so():
@@ -129,8 +131,8 @@ def test_a_function_around_a_loss_passes_progress_on_where_it_says_so():
         return loss.apply(*arguments, **keywords)
 
     phi, targets, outputs = loss.init(jax.random.key(0)), jnp.array([0, 1]), jnp.zeros((2, 3))
-    expected = loss.apply(phi, targets, outputs, progress=0.5)
-    assert at_progress(telling, 0.5)(phi, targets, outputs) == expected
+    expected = jax.jit(functools.partial(loss.apply, progress=0.5))(phi, targets, outputs)
+    assert jax.jit(at_progress(telling, 0.5))(phi, targets, outputs) == expected
     with pytest.raises(ValueError, match=r"around `apply` must declare and hand on .functools\.wraps.; got None"):
         at_progress(silent, 0.5)(phi, targets, outputs)
 
@@ -141,9 +143,9 @@ def test_a_task_step_takes_the_progress_of_its_loss():
     step = adalfl_jax.make_task_step(apply_fn, frozen, optimizer)
     with pytest.raises(ValueError, match="use_progress needs"):
         step(theta, batch.inner)
-    found = step(theta, batch.inner, progress=0.7)
+    found = jax.jit(functools.partial(step, progress=0.7))(theta, batch.inner)
     fixed = adalfl_jax.make_task_step(apply_fn, functools.partial(frozen, progress=0.7), optimizer)
-    chex.assert_trees_all_equal(found, fixed(theta, batch.inner))
+    chex.assert_trees_all_equal(found, jax.jit(fixed)(theta, batch.inner))
 
 
 def test_an_argument_with_a_default_is_declared_too():
@@ -151,7 +153,7 @@ def test_an_argument_with_a_default_is_declared_too():
         return (1 + progress) * softmax_cross_entropy(targets, outputs)
 
     (apply_fn, _, task_loss, optimizer), theta, phi, (_, batch) = make_parts(2, outer := optax.sgd(0.1))
-    step = adalfl_jax.make_bilevel_step(apply_fn, with_default, task_loss, optimizer, outer)
+    step = jax.jit(adalfl_jax.make_bilevel_step(apply_fn, with_default, task_loss, optimizer, outer))
     losses = [step(theta, phi, batch._replace(progress=progress))[2].inner_loss for progress in (None, 1.0)]
     np.testing.assert_allclose(losses[1], 2 * losses[0], rtol=1e-6)
 
