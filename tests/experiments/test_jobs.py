@@ -16,8 +16,9 @@ from experiments.study.compare import compare_arms, do_free
 from tests.training.tiny import ROOT, SETTINGS
 
 ARM = Arm("task_loss", "task loss", {"method": "task_loss"}, grid(inner__learning_rate=(0.01, 0.1)))
+TINY = SETTINGS | {"model.name": "logistic", "num_steps": 2, "eval_every": 2, "checkpoint.keep": 0}
 COMPARISON = Comparison(
-    "tiny", "Tiny", "default", SETTINGS, (ARM, ARM._replace(name="untuned", grid=ARM.grid[:1])), "untuned"
+    "tiny", "Tiny", "default", TINY, (ARM, ARM._replace(name="untuned", grid=ARM.grid[:1])), "untuned"
 )
 STUDY = ("--study=clean_labels", "--comparison=diabetes_mlp", "--arm=constant", "--quick")
 
