@@ -58,7 +58,7 @@ def written_out(problem, past, index, window):
 @pytest.mark.parametrize("is_primed", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_every_step_differentiates_through_the_window_before_it(is_primed):
     problem, past = walk(is_primed=is_primed)
-    for index in (0, 1, 4):
+    for index in (1, 4):  # where the window is not full yet, and where it is
         chex.assert_trees_all_close(past[index][3].gradient, written_out(problem, past, index, 3), rtol=1e-9)
 
 
