@@ -230,7 +230,7 @@ def test_a_task_loss_without_a_name_is_taken_and_cannot_be_saved(family, tmp_pat
         for task_loss in (lambda targets, outputs: squared_error(targets, outputs), "squared_error")
     )
     phi_params = own.init(jax.random.key(1))
-    np.testing.assert_array_equal(*(loss.apply(phi_params, targets, outputs) for loss in (own, named)))
+    np.testing.assert_array_equal(*(jax.jit(loss.apply)(phi_params, targets, outputs) for loss in (own, named)))
     with pytest.raises(ValueError, match=rf"a {family.__name__} can be saved with a task loss that has a name"):
         adalfl_jax.save_learned_loss(tmp_path / "loss.safetensors", own, phi_params)
     adalfl_jax.save_learned_loss(tmp_path / "loss.safetensors", named, phi_params)

@@ -27,8 +27,9 @@ def test_its_hypergradient_is_that_of_the_learning_rate():
     unit = optax.sgd(1.0)
     step = adalfl_jax.make_bilevel_step(model.apply, loss.apply, softmax_cross_entropy, optax.sgd(0.3), unit)
     phi = adalfl_jax.Phi.create(loss.init(jax.random.key(0)), unit)
-    after = step(theta, phi, batch)[1].params["log_scale"]
+    after = jax.jit(step)(theta, phi, batch)[1].params["log_scale"]
 
+    @jax.jit
     def outer_loss(rate):
         task_step = adalfl_jax.make_task_step(model.apply, softmax_cross_entropy, optax.sgd(rate))
         params = task_step(theta, batch.inner)[0].params

@@ -84,7 +84,7 @@ def test_its_gradient_has_the_derivatives_of_what_theta_moves_along():
 @pytest.mark.usefixtures("float64")
 def test_its_value_has_the_derivative_of_the_weights_in_phi():
     phi_params, outputs = drawn(), OUTPUTS.astype(jnp.float64)
-    gradient, _ = ravel_pytree(jax.grad(LOSS.apply)(phi_params, TARGETS, outputs))
+    gradient, _ = ravel_pytree(jax.jit(jax.grad(LOSS.apply))(phi_params, TARGETS, outputs))
     assert_relative(gradient, finite_differences(lambda phi: LOSS.apply(phi, TARGETS, outputs), phi_params))
 
 
