@@ -327,12 +327,12 @@ def tiny_study(monkeypatch):
     monkeypatch.setitem(program.STUDIES, "thrift", program.Study(lambda: [COMPARISON]))
 
 
-@pytest.mark.usefixtures("tiny_study")
+@pytest.mark.usefixtures("tiny_study", "without_figures")
 def test_the_program_writes_numbers_a_picture_and_its_section(tmp_path, program_flags, capsys, verbosity, monkeypatch):
     target = tmp_path / "docs" / "page.md"
     target.parent.mkdir()
     target.write_text("Before\n\n<!-- tables: thrift -->\n<!-- end of tables -->\n\nAfter\n")
-    program_flags("--study=thrift", "--arm=untuned", "--num_seeds=2", f"--write={target}")
+    program_flags("--study=thrift", "--arm=untuned", "--num_seeds=3", f"--write={target}")  # as many as compiled above
     program.main(["study"])
     text, kept = target.read_text(), json.loads((target.parent / "results" / "thrift.json").read_text())["tiny"]
     assert text.startswith("Before\n")
@@ -341,12 +341,12 @@ def test_the_program_writes_numbers_a_picture_and_its_section(tmp_path, program_
     assert "early-stopped" not in text
     assert (target.parent / "images" / "page" / "tiny.png").stat().st_size > 1000
     assert kept["arms"].keys() == {"untuned", "adalfl"}
-    assert kept["seeds"] == [100, 101]
+    assert kept["seeds"] == [100, 101, 102]
     assert "| AdaLFL " in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"thrift\.json has untuned of tiny, which --arm or --num_seeds leaves out"):
         program._require_whole(COMPARISON.select(["adalfl"]), {"tiny": kept})
-    with pytest.raises(ValueError, match=r"thrift\.json has seed 102 of tiny, which"):
-        program._require_whole(COMPARISON, {"tiny": kept | {"seeds": [100, 101, 102]}})
+    with pytest.raises(ValueError, match=r"thrift\.json has seed 103 of tiny, which"):
+        program._require_whole(COMPARISON, {"tiny": kept | {"seeds": [100, 101, 102, 103]}})
     program._require_whole(COMPARISON, {"tiny": kept})
 
     path = target.parent / "results" / "thrift.json"
