@@ -32,9 +32,9 @@ def make_offline_step(
         unused.
       init_fn: `rng_key -> (params, model_state)`, the distribution theta_0 is drawn from.
       inner_optimizer: the one `bilevel_step` was made with. Its `init` alone is used, since its state starts afresh
-        each time; the rate is that of `bilevel_step`. So with K = 1 phi is learned from the first step of this optimiser
-        alone. Take SGD, at a rate above 0: from Adam's first step, whose length is the same for every gradient, next to
-        nothing is learned, and nothing at all from a warm-up from 0 or `optax.MultiSteps`.
+        each time; the rate is that of `bilevel_step`. So with K = 1 phi is learned from the first step alone. Take
+        SGD, at a rate above 0: from Adam's first step, whose length is the same for every gradient, next to nothing is
+        learned, and nothing at all from a warm-up from 0 or `optax.MultiSteps`.
 
     Returns:
       `offline_step(phi, batch) -> (phi, metrics)`, the shape `jax.lax.scan` takes. `batch.rng_key` is required.
