@@ -64,7 +64,7 @@ from experiments.study import (
     transfer,
 )
 from experiments.study.arms import Arm, Comparison, Overrides, make_config, make_source_config
-from experiments.study.compare import compare_arms, do_free, test_arms
+from experiments.study.compare import compare_arms, do_free, paired_tests
 from experiments.study.runs import RUNS
 from experiments.study.tables import Part, comparison_parts, save_figure
 
@@ -283,7 +283,7 @@ def _tested(known: Mapping[str, Any]) -> dict[str, Any]:
     tested = {}
     for name, numbers in known.items():
         there = tuple((pair["arm"], pair["against"]) for pair in numbers["pairs"])  # in a quick form
-        tested[name] = numbers | test_arms(numbers["arms"], numbers["reference"], pairs.get(name, there))
+        tested[name] = numbers | paired_tests(numbers["arms"], numbers["reference"], pairs.get(name, there))
     return tested
 
 

@@ -18,11 +18,12 @@ from experiments.study.noisy_labels import (
     NOISE,
     PROBLEMS,
     SETTING,
-    SHOWN,
     UNTUNED,
+    contests_by_noise,
     show_noise,
+    suffix_of,
 )
-from experiments.study.overview import Contest, average_tables, contests_figure, find_contests
+from experiments.study.overview import Contest, average_tables, contests_figure
 from experiments.study.tables import Part, show_pair
 
 SHARE = 0.2  # of the steps: as many as those of "fine_tuned"
@@ -58,14 +59,11 @@ def comparisons() -> list[Comparison]:
 
 def parts(comparisons: Sequence[Comparison], known: Mapping[str, Any]) -> list[Part]:
     """One picture, for each problem a table with a column for each noise, and averages over noises."""
-    suffix = "_quick" if comparisons[0].name.endswith("_quick") else ""
-    titles = {problem: title for problem, (title, _) in PROBLEMS.items()}
-    noises = {f"{noise}{suffix}": show_noise(noise) for noise in NOISE}
-    contests = find_contests(titles, noises, [arm.name for arm in COMPARED], known)
+    suffix = suffix_of(comparisons)
+    contests, wrong = contests_by_noise(known, [arm.name for arm in COMPARED], suffix)
     if not contests:
         return []
-    by_problem = {title: [each for each in contests if each.problem == title] for title in titles.values()}
-    wrong = [contest for contest in contests if contest.noise != SHOWN["clean"]]
+    by_problem = {title: [each for each in contests if each.problem == title] for title, _ in PROBLEMS.values()}
     tables = (
         *(_errors_table(title, there) for title, there in by_problem.items() if there),
         *average_tables(wrong, "The clean set at the end, over all wrong labels"),

@@ -28,7 +28,8 @@ def compare_arms(
     Returns:
       `arms`: by name the metric on the test and the validation split per seed, the point of the grid that was taken and
       what the others reached, the curve of the test metric, steps and seconds to the target, and how flat the learned
-      loss is at the end; `target`: the metric the first arm ends at, None if it diverges; and what `test_arms` returns.
+      loss is at the end; `target`: the metric the first arm ends at, None if it diverges; and what `paired_tests`
+      returns.
 
     Raises:
       BusyError: as `do_free`.
@@ -53,11 +54,11 @@ def compare_arms(
         "reference": comparison.reference,
         "target": target,
         "arms": arms,
-        **test_arms(arms, comparison.reference, comparison.pairs),
+        **paired_tests(arms, comparison.reference, comparison.pairs),
     }
 
 
-def test_arms(
+def paired_tests(
     arms: Mapping[str, Mapping[str, Any]], reference: str, pairs: Iterable[tuple[str, str]]
 ) -> dict[str, dict[str, Any] | list[dict[str, Any]]]:
     """Tests arms that did not diverge, seed for seed, from the numbers that `compare_arms` has of each.

@@ -12,7 +12,7 @@ from typing import Any
 
 from experiments.page import Row, Table, show_mean
 from experiments.study.arms import Arm, Comparison, Overrides, grid
-from experiments.study.overview import average_tables, contests_figure, contests_table, find_contests
+from experiments.study.overview import Contest, average_tables, contests_figure, contests_table, find_contests
 from experiments.study.runs import RUNS
 from experiments.study.shapes import learned_curves, shapes_figure
 from experiments.study.tables import Part, comparison_parts
@@ -244,6 +244,21 @@ def show_noise(noise: str) -> str:
     return SHOWN.get(noise, f"{noise} % wrong labels")
 
 
+def suffix_of(comparisons: Sequence[Comparison]) -> str:
+    """What names end in where the comparisons are quick forms, and nothing otherwise."""
+    return "_quick" if comparisons[0].name.endswith("_quick") else ""
+
+
+def contests_by_noise(
+    known: Mapping[str, Any], rivals: Sequence[str], suffix: str, prefix: str = ""
+) -> tuple[list[Contest], list[Contest]]:
+    """The contests of every problem and noise that there are numbers of, and those of wrong labels among them."""
+    problems = {f"{prefix}{problem}": title for problem, (title, _) in PROBLEMS.items()}
+    noises = {f"{noise}{suffix}": show_noise(noise) for noise in NOISE}
+    contests = find_contests(problems, noises, rivals, known)
+    return contests, [contest for contest in contests if contest.noise != SHOWN["clean"]]
+
+
 def _comparison(name: str, title: str, overrides: Overrides) -> Comparison:
     config = {**SETTING, **overrides}
     whole = Comparison(name, title, "default", config, ARMS, reference="adalfl", pairs=PAIRS)
@@ -284,7 +299,7 @@ def measure(numbers: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
 
 def parts(comparisons: Sequence[Comparison], known: Mapping[str, Any]) -> list[Part]:
     """An overview; for each problem, errors and what AdaLFL learned, by the noise; and every comparison."""
-    suffix = "_quick" if comparisons[0].name.endswith("_quick") else ""
+    suffix = suffix_of(comparisons)
     made = _overview(known, suffix)
     for problem, (title, _) in PROBLEMS.items():
         names = [f"{problem}_{noise}{suffix}" for noise in NOISE]
@@ -301,13 +316,10 @@ def parts(comparisons: Sequence[Comparison], known: Mapping[str, Any]) -> list[P
 
 def _overview(known: Mapping[str, Any], suffix: str) -> list[Part]:
     """AdaLFL, untuned, beside all rivals; of one noise its own table has that."""
-    problems = {problem: title for problem, (title, _) in PROBLEMS.items()}
-    noises = {f"{noise}{suffix}": show_noise(noise) for noise in NOISE}
-    contests = find_contests(problems, noises, RIVALS, known)
+    contests, wrong = contests_by_noise(known, RIVALS, suffix)
     if len(contests) < 2:
         return []
     title, names = "AdaLFL, untuned, and rivals tuned for each noise", tuple(contest.name for contest in contests)
-    wrong = [contest for contest in contests if contest.noise != SHOWN["clean"]]
     tables = (
         contests_table(contests),
         *average_tables(wrong, "One method for all wrong labels"),

@@ -17,30 +17,31 @@ from experiments.study.noisy_labels import (
     NOISE,
     PROBLEMS,
     SETTING,
-    SHOWN,
     UNTUNED,
+    contests_by_noise,
     show_noise,
+    suffix_of,
 )
-from experiments.study.overview import average_tables, contests_figure, contests_table, find_contests
+from experiments.study.overview import average_tables, contests_figure, contests_table
 from experiments.study.tables import Part, comparison_parts
 
 DRAW = 1  # the dataset seed; that of all other studies is 0
-TITLES = {problem: title for problem, (title, _) in PROBLEMS.items()}
+PREFIX = "redrawn_"
 
 
 def comparisons() -> list[Comparison]:
     """Every noise, with the MLP and the rivals that are ahead somewhere."""
     return [
         Comparison(
-            f"redrawn_{problem}_{noise}",
-            f"{TITLES[problem]}, {show_noise(noise)}, drawn again",
+            f"{PREFIX}{problem}_{noise}",
+            f"{title}, {show_noise(noise)}, drawn again",
             "default",
             {**SETTING, **overrides, **corruption, "dataset.seed": DRAW},
             ARMS,
             reference=UNTUNED.name,
             num_tuning_seeds=MANY_FOR_TUNING,
         ).select(AHEAD)
-        for problem, (_, overrides) in PROBLEMS.items()
+        for problem, (title, overrides) in PROBLEMS.items()
         for noise, corruption in NOISE.items()
         if overrides["model.name"] == MLP["model.name"]
     ]
@@ -48,13 +49,10 @@ def comparisons() -> list[Comparison]:
 
 def parts(comparisons: Sequence[Comparison], known: Mapping[str, Any]) -> list[Part]:
     """An overview with averages over the wrong labels, and every comparison."""
-    suffix = "_quick" if comparisons[0].name.endswith("_quick") else ""
-    noises = {f"{noise}{suffix}": show_noise(noise) for noise in NOISE}
-    problems = {f"redrawn_{problem}": title for problem, title in TITLES.items()}
-    contests = find_contests(problems, noises, AHEAD, known)
+    suffix = suffix_of(comparisons)
+    contests, wrong = contests_by_noise(known, AHEAD, suffix, PREFIX)
     if not contests:
         return []
-    wrong = [contest for contest in contests if contest.noise != SHOWN["clean"]]
     overview = Part(
         f"redrawn{suffix}",
         "Drawn again: AdaLFL, untuned, and its closest rivals",
