@@ -18,6 +18,14 @@ SHAPE_ALONE: Overrides = {"learned_loss.floor": 1.0, "learned_loss.ceiling": 1.0
 TASK_LOSS: Overrides = {"method": "task_loss"}
 
 
+# AdaLFL beside the constant rate, which the decays may tie with, and what looks further than a step beside it.
+PAIRS = (
+    ("adalfl", "constant"),
+    ("shape_constant", "constant"),
+    *((arm, "adalfl") for arm in ("offline_5", "offline_20", "truncated_5", "truncated_20", "persistent")),
+)
+
+
 def _adalfl(name: str, title: str, points: tuple[Overrides, ...] = ({},), **settings: Any) -> Arm:
     return Arm(name, title, {"method": "adalfl", "outer.learning_rate": 3e-4, **fields(**settings)}, points)
 
@@ -54,6 +62,8 @@ ARMS = (
 def comparisons() -> list[Comparison]:
     """One for each problem; the reference is the bar."""
     return [
-        Comparison(f"past_{name}", f"{title}: past the paper", config, overrides, ARMS, "linear", num_tuning_seeds=6)
+        Comparison(
+            f"past_{name}", f"{title}: past the paper", config, overrides, ARMS, "linear", PAIRS, num_tuning_seeds=6
+        )
         for name, (title, config, overrides) in PROBLEMS.items()
     ]
