@@ -19,7 +19,7 @@ from adalfl_jax.hypergradient import (
     make_pipelined_step,
     num_inner_steps,
 )
-from adalfl_jax.hypergradient.problem import bind_learned_loss, first_examples, split
+from adalfl_jax.hypergradient.problem import bind_learned_loss, first_examples, inner_and_outer_keys
 from adalfl_jax.hypergradient.update import outer_update
 from adalfl_jax.learned_losses import at_progress
 from adalfl_jax.settings import require_functions
@@ -308,7 +308,7 @@ def _sometimes(take_step: Callable[..., Any], problem: BilevelProblem, outer_eve
     def frozen_step(theta: Theta, phi: Phi, batch: BilevelBatch) -> tuple[PyTree, PyTree, Phi, BilevelMetrics]:
         *_, like = jax.eval_shape(due_step, theta, phi, batch)
         loss_fn = bind_learned_loss(problem.at_progress(batch.progress).learned_loss_fn, phi.params)
-        inner_key, _ = split(batch.rng_key)
+        inner_key, _ = inner_and_outer_keys(batch.rng_key)
         theta, loss, outputs = descend(
             problem.apply_fn, loss_fn, recorded.inner_optimizer, theta, batch.inner, inner_key, problem.axis_name
         )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from adalfl_jax.hypergradient import BilevelProblem, descend, make_estimator
-from adalfl_jax.hypergradient.problem import num_inner_steps, split
+from adalfl_jax.hypergradient.problem import inner_and_outer_keys, num_inner_steps
 from adalfl_jax.settings import require_functions
 from adalfl_jax.types import ApplyFn, BilevelBatch, LossFn, PyTree, Theta
 from adalfl_jax.validation import (
@@ -123,7 +123,7 @@ def make_reweighting_step(
             inner_optimizer,
             theta,
             batch.inner,
-            split(batch.rng_key)[0],
+            inner_and_outer_keys(batch.rng_key)[0],
         )
         squares = (weights**2).sum()
         is_zero = squares == 0  # and nan is not: what is measured of such weights is nan

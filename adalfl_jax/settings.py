@@ -62,8 +62,8 @@ def require_functions(**functions: Any) -> None:
             raise ValueError(f"{name} must be a function; got {given!r}{remedy}")
 
 
-def require_params(name: str, value: Any, *, made_by: str) -> None:
-    """Raises ValueError for what has parameters made, given in their place."""
+def refuse_model_or_loss(name: str, value: Any, *, made_by: str) -> None:
+    """Raises ValueError where a model or a learned loss was given in place of its parameters."""
     if hasattr(value, "init") and hasattr(value, "apply"):
         raise ValueError(f"{name} must be parameters, as {made_by} makes; got {value!r}")
 

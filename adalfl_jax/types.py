@@ -1,4 +1,4 @@
-"""The three pytrees a bilevel step moves, and the functions a user brings.
+"""The pytrees that a bilevel step takes and returns, and the types of the functions a user brings.
 
 Letters used in every shape: `B` examples in a batch, `C` outputs of the base model, `K` inner steps of one unroll.
 """
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adalfl_jax.settings import require_optimizer, require_params
+from adalfl_jax.settings import refuse_model_or_loss, require_optimizer
 
 PyTree = Any
 
@@ -51,7 +51,7 @@ class Theta(NamedTuple):
         Raises:
           ValueError: `inner_optimizer` is no optimiser, or `params` are what makes them.
         """
-        require_params("params", params, made_by="model.init(rng_key)[0]")
+        refuse_model_or_loss("params", params, made_by="model.init(rng_key)[0]")
         require_optimizer("inner_optimizer", inner_optimizer)
         params = _strongly_typed(params)
         model_state, opt_state = _strongly_typed((model_state, inner_optimizer.init(params)))
@@ -72,7 +72,7 @@ class Phi(NamedTuple):
         Raises:
           ValueError: `outer_optimizer` is no optimiser, or `params` are what makes them.
         """
-        require_params("params", params, made_by="loss.init(rng_key)")
+        refuse_model_or_loss("params", params, made_by="loss.init(rng_key)")
         require_optimizer("outer_optimizer", outer_optimizer)
         params = _strongly_typed(params)
         return cls(params, _apart_from(params, _strongly_typed(outer_optimizer.init(params))))

@@ -18,7 +18,6 @@ from adalfl_jax.hypergradient import (
     REMEMBERING,
     Estimator,
     estimator_name,
-    reads_params,
 )
 from adalfl_jax.learned_losses import FrozenLoss, declares
 from adalfl_jax.settings import require_count, require_flag, why_not_called
@@ -50,7 +49,7 @@ def require_options(
         raise ValueError(f"hypergradient must be a name or an estimator, as `make_estimator` makes; got {estimator!r}")
     name = estimator_name(estimator)
     is_one_step = any(estimator is known for known in JACOBIAN_PRODUCTS)
-    if is_one_step and reads_params(learned_loss_fn):
+    if is_one_step and declares(learned_loss_fn, "params"):
         raise ValueError(
             f"hypergradient={name!r} needs a learned loss that depends on theta only through the "
             'outputs, and this one reads it (keyword argument `params`); build the step with hypergradient="unrolled"'

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from adalfl_jax import data
-from adalfl_jax.data.streaming import block_length, exceeds_device
+from adalfl_jax.data.streaming import block_length, stays_on_host
 from adalfl_jax.models import count_params
 from adalfl_jax.training import TrainConfig
 from adalfl_jax.training.config import METHODS
@@ -113,8 +113,7 @@ def _before_joint_steps(config: TrainConfig) -> OuterConfig:
 
 def is_streamed(config: TrainConfig, spec: data.Spec) -> bool:
     """Whether the data would stay on the host."""
-    streaming = config.dataset.streaming
-    return streaming == "always" or (streaming == "auto" and exceeds_device(spec.num_bytes))
+    return stays_on_host(config.dataset.streaming, spec.num_bytes)
 
 
 def _splits(config: TrainConfig, spec: data.Spec) -> tuple[Batch, Batch | None]:

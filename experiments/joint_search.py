@@ -22,7 +22,7 @@ from absl import app, flags
 import adalfl_jax
 from adalfl_jax import data
 from adalfl_jax.hypergradient import BilevelProblem, Hypergradient
-from adalfl_jax.hypergradient.problem import inner_step, outer_objective, split
+from adalfl_jax.hypergradient.problem import inner_and_outer_keys, inner_step, outer_objective
 from adalfl_jax.models import make_model
 from adalfl_jax.task_losses import error_rate, softmax_cross_entropy
 from adalfl_jax.types import BilevelBatch, PyTree, Theta
@@ -64,7 +64,7 @@ def through_architecture(
 
     Where the architecture a is in both passes the outer loss depends on it twice: dL/da = d L(theta'(a), a) / da.
     """
-    inner_key, outer_key = split(batch.rng_key)
+    inner_key, outer_key = inner_and_outer_keys(batch.rng_key)
 
     def objective(phi_params: PyTree) -> tuple[jax.Array, tuple[Theta, jax.Array]]:
         bound = problem._replace(

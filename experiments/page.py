@@ -22,6 +22,7 @@ WRITE = flags.DEFINE_string("write", None, "Markdown page that the tables are al
 
 Row = dict[str, Any]
 NUMBERS = "results"  # beside the page
+SIGNIFICANT = 0.05
 FOLDED = 3  # so many commands are shown
 END = "<!-- end of tables -->"
 COLUMNS = "What the columns are: docs/results.md, How to read the tables."  # on the terminal, below tables
@@ -66,7 +67,7 @@ def render_section(
 
 
 def either(values: Iterable[Any]) -> str:
-    """What the runs or comparisons of one table say of themselves; mostly all the same, and some joined before."""
+    """The distinct values, joined by " or "; one that was joined before counts as its parts."""
     return " or ".join(dict.fromkeys(part for value in values for part in str(value).split(" or ")))
 
 
@@ -91,6 +92,12 @@ def show_difference(test: Row | None, scale: float = 1.0) -> str:
     interval = test["interval"]
     around = "" if interval is None else " ({:+.2f} to {:+.2f})".format(*(scale * end for end in interval))
     return f"{scale * test['mean_difference']:+.2f}{around}"
+
+
+def is_level(test: Mapping[str, Any]) -> bool:
+    """Whether a test finds no difference, or is not defined."""
+    p_value = test.get("adjusted_p_value")
+    return p_value is None or p_value >= SIGNIFICANT
 
 
 def show_p_value(test: Mapping[str, Any] | None) -> str:

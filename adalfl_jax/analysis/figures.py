@@ -181,5 +181,5 @@ def _set_log_scale(axes: Axes, curves: Mapping[str, Series]) -> None:
 
 
 def prediction_label(kind: str) -> str:
-    """What the second input of a loss network is called that is shown its predictions in some form."""
+    """The label of an axis for a kind of predictions, one of `LossNetwork.predictions`."""
     return {"log_probabilities": "predicted log-probability", "raw": "prediction"}.get(kind, "predicted probability")

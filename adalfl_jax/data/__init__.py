@@ -29,7 +29,7 @@ from adalfl_jax.data.splits import Dataset as Dataset
 from adalfl_jax.data.splits import is_seed as is_seed
 from adalfl_jax.data.splits import make_dataset as make_dataset
 from adalfl_jax.data.splits import representative_rows as representative_rows
-from adalfl_jax.data.streaming import exceeds_device
+from adalfl_jax.data.streaming import stays_on_host
 from adalfl_jax.data.tables import load_california, load_crime
 from adalfl_jax.data.text import load_topics
 from adalfl_jax.registry import require_known
@@ -95,7 +95,7 @@ def load(
     name = os.fspath(name)
     location = _locate(name, data_dir, cache_dir, image_size)
     examples = load_examples(name, location)
-    on_device = streaming == "never" or (streaming == "auto" and not exceeds_device(examples.num_bytes))
+    on_device = not stays_on_host(streaming, examples.num_bytes)
     return make_dataset(
         name,
         examples,

@@ -24,6 +24,11 @@ def exceeds_device(num_bytes: int) -> bool:
     return num_bytes > RESIDENT_SHARE * _device_memory()
 
 
+def stays_on_host(streaming: str, num_bytes: int) -> bool:
+    """Whether examples stay on the host, by the setting `dataset.streaming`."""
+    return streaming == "always" or (streaming == "auto" and exceeds_device(num_bytes))
+
+
 def stream(
     splits: tuple[Batch, Batch],
     indices: tuple[np.ndarray, np.ndarray],

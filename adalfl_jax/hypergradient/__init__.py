@@ -29,7 +29,6 @@ from adalfl_jax.hypergradient.problem import (
     Hypergradient,
     descend,
     num_inner_steps,
-    reads_params,
 )
 from adalfl_jax.hypergradient.truncated import Truncated
 from adalfl_jax.hypergradient.unrolled import checkpointed, mixed_mode, unrolled
@@ -121,5 +120,4 @@ __all__ = [
     "make_estimator",
     "make_pipelined_step",
     "num_inner_steps",
-    "reads_params",
 ]

@@ -75,7 +75,7 @@ class PrimedParticles(NamedTuple):
     theta: Theta  # [2N], the displaced upwards first
     displacement: PyTree  # [N], the sum of all since the last restart, in units of sigma
     age: jax.Array  # [] int32, steps since the last restart
-    left: PyTree  # the parameters of the real one after the last step
+    params_after: PyTree  # the parameters of the real one after the last step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,12 +139,12 @@ class PersistentEvolutionStrategies:
             theta=jax.tree.map(lambda leaf: jnp.stack([leaf] * 2 * self.num_pairs), theta),
             displacement=jax.tree.map(lambda leaf: jnp.stack([jnp.zeros_like(leaf)] * self.num_pairs), phi_params),
             age=jnp.zeros((), jnp.int32),
-            left=theta.params,
+            params_after=theta.params,
         )
         if not carry:
             return fresh
         require_carry("persistent_evolution_strategies", carry, fresh)
-        restart = (carry.age % self.horizon == 0) | ~is_same(theta.params, carry.left)
+        restart = (carry.age % self.horizon == 0) | ~is_same(theta.params, carry.params_after)
         return optax.tree.where(restart, fresh, carry)
 
 

@@ -23,10 +23,10 @@ from adalfl_jax.hypergradient.problem import (
     BilevelProblem,
     Hypergradient,
     bind_learned_loss,
+    inner_and_outer_keys,
     num_inner_steps,
     outer_gradient,
     require_forward_mode,
-    split,
 )
 from adalfl_jax.hypergradient.unrolled import run_inner_steps
 from adalfl_jax.settings import require_count, require_number
@@ -130,7 +130,7 @@ def _implicit(
     damping: float,
     solve: Callable[[Product, PyTree], PyTree],
 ) -> Hypergradient:
-    inner_key, outer_key = split(batch.rng_key)
+    inner_key, outer_key = inner_and_outer_keys(batch.rng_key)
     theta_next, inner_loss = run_inner_steps(problem, theta, phi_params, batch, inner_key)
     outer_loss, task_gradient = outer_gradient(
         problem, theta_next.params, theta_next.model_state, batch.outer, outer_key

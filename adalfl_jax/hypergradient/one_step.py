@@ -25,13 +25,13 @@ from adalfl_jax.hypergradient.problem import (
     Estimator,
     Hypergradient,
     first_examples,
+    inner_and_outer_keys,
     no_forward_mode,
     outer_gradient,
     outputs_of,
     require_32_bits,
     require_forward_mode,
     require_one_step,
-    split,
 )
 from adalfl_jax.hypergradient.update import differentiable_update
 from adalfl_jax.types import BilevelBatch, PyTree, Theta
@@ -151,7 +151,7 @@ def _one_step(
     carry: PyTree,
 ) -> Hypergradient:
     require_one_step(estimator.__name__, batch)
-    inner_key, outer_key = split(batch.rng_key)
+    inner_key, outer_key = inner_and_outer_keys(batch.rng_key)
     require_product(estimator, problem, theta, batch.inner, inner_key)
     point, model_state = linearize(problem, theta, batch.inner, inner_key)
     inner_loss, loss_gradient, to_phi = loss_gradient_of(problem, phi_params, batch.inner[1], point.outputs)

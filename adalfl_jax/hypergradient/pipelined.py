@@ -21,7 +21,7 @@ from adalfl_jax.hypergradient.one_step import (
     require_product,
     update_theta,
 )
-from adalfl_jax.hypergradient.problem import AnyBatch, BilevelProblem, Estimator, split
+from adalfl_jax.hypergradient.problem import AnyBatch, BilevelProblem, Estimator, inner_and_outer_keys
 from adalfl_jax.types import BilevelBatch, BilevelMetrics, Phi, PyTree, Theta
 
 
@@ -38,7 +38,7 @@ class PrimedCarry(NamedTuple):
     """The arrays of a `LastStep`. Its functions are the same at every step, and so made from those of this one."""
 
     is_taken: jax.Array  # [] bool
-    left: list[jax.Array]  # `_smaller` of the parameters after it
+    params_after: list[jax.Array]  # `_smaller` of the parameters after it
     arrays: list[jax.Array]
 
 
@@ -62,7 +62,7 @@ def make_pipelined_step(
     def pipelined_step(theta: Theta, phi: Phi, batch: BilevelBatch) -> tuple[Theta, Phi, BilevelMetrics]:
         progress = as_array(batch.progress)
         now = problem.at_progress(progress)
-        rng_key, _ = split(batch.rng_key)
+        rng_key, _ = inner_and_outer_keys(batch.rng_key)
         _require_batch(batch.inner)
         require_product(estimator, problem, theta, batch.inner, rng_key)
         point, model_state = linearize_theta(theta, batch.inner, rng_key)
@@ -86,7 +86,7 @@ def make_pipelined_step(
             *_, to_phi = loss_gradient_of(before, phi.params, last.targets, last.point.outputs)
             (gradient,) = problem.mean(to_phi(outputs_tangent))
             updated = update_phi(phi, gradient, outer_loss, ())
-            is_taken = phi.carry.is_taken & is_same(_smaller(theta.params), phi.carry.left)
+            is_taken = phi.carry.is_taken & is_same(_smaller(theta.params), phi.carry.params_after)
             phi = optax.tree.where(is_taken, updated, phi._replace(carry=()))
             norm = jnp.where(is_taken, optax.tree.norm(gradient), norm)
         last, theta_next, inner_loss = finish(phi)

@@ -219,22 +219,17 @@ def require_one_step(name: str, batch: BilevelBatch) -> None:
         )
 
 
-def reads_params(learned_loss_fn: LearnedLossFn) -> bool:
-    """Whether a learned loss declares the keyword argument `params`, by which it reads theta directly."""
-    return learned_losses.declares(learned_loss_fn, "params")
-
-
 def bind_learned_loss(
     learned_loss_fn: LearnedLossFn, phi_params: PyTree
 ) -> Callable[[PyTree, PyTree, PyTree], jax.Array]:
     """M_phi as a function of (targets, outputs, params), whether it reads theta or not."""
-    if reads_params(learned_loss_fn):
+    if learned_losses.declares(learned_loss_fn, "params"):
         return lambda targets, outputs, params: learned_loss_fn(phi_params, targets, outputs, params=params)  # pyright: ignore[reportCallIssue]
     return lambda targets, outputs, _: learned_loss_fn(phi_params, targets, outputs)
 
 
-def split(rng_key: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None]:
-    """Keys of the inner and of the outer pass."""
+def inner_and_outer_keys(rng_key: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None]:
+    """Keys of the inner and of the outer pass; None for both without a key."""
     if rng_key is None:
         return None, None
     inner_key, outer_key = jax.random.split(rng_key)

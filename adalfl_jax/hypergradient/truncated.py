@@ -13,10 +13,10 @@ from adalfl_jax.hypergradient.carry import as_array, is_same, require_carry, to_
 from adalfl_jax.hypergradient.problem import (
     BilevelProblem,
     Hypergradient,
+    inner_and_outer_keys,
     inner_step,
     outer_objective,
     require_one_step,
-    split,
 )
 from adalfl_jax.hypergradient.unrolled import unrolled
 from adalfl_jax.settings import require_count
@@ -38,7 +38,7 @@ class PrimedWindow(NamedTuple):
 
     theta: Theta  # before the oldest of the steps
     steps: PastSteps
-    left: PyTree  # the parameters after the latest
+    params_after: PyTree  # the parameters after the latest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Truncated:
         require_one_step("truncated", batch)
         if self.window == 1:
             return unrolled(problem, theta, phi_params, batch, carry)
-        inner_key, outer_key = split(batch.rng_key)
+        inner_key, outer_key = inner_and_outer_keys(batch.rng_key)
         now = PastSteps(phi_params, Batch(*batch.inner), inner_key, as_array(batch.progress), jnp.array(True))
         empty = self._empty_window(theta, now)
         if carry:
@@ -106,7 +106,7 @@ class Truncated:
 def _opened(window: PrimedWindow, theta: Theta, now: PastSteps) -> PrimedWindow:
     """The window before this step: empty places are filled with this step, since the zeros of a primed carry may have
     no derivatives. Where it has no step yet, or its steps do not lead to theta, it begins at theta."""
-    taken = window.steps.is_taken & is_same(theta.params, window.left)
+    taken = window.steps.is_taken & is_same(theta.params, window.params_after)
     steps = jax.tree.map(lambda past, last: _where(taken, past, last[None]), window.steps, now)
     return window._replace(theta=optax.tree.where(taken[-1], window.theta, theta), steps=steps._replace(is_taken=taken))
 

@@ -16,11 +16,11 @@ from adalfl_jax.hypergradient.problem import (
     BilevelProblem,
     Hypergradient,
     bind_learned_loss,
+    inner_and_outer_keys,
     inner_step,
     num_inner_steps,
     outer_objective,
     require_forward_mode,
-    split,
 )
 from adalfl_jax.hypergradient.update import differentiable_update
 from adalfl_jax.types import Batch, BilevelBatch, PyTree, Theta
@@ -106,7 +106,7 @@ def _through_steps(
     step: InnerStep,
     scan: Scan,
 ) -> Hypergradient:
-    inner_key, outer_key = split(batch.rng_key)
+    inner_key, outer_key = inner_and_outer_keys(batch.rng_key)
 
     def objective(phi_params: PyTree) -> tuple[jax.Array, tuple[Theta, jax.Array]]:
         theta_next, inner_loss = run_inner_steps(problem, theta, phi_params, batch, inner_key, step, scan)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from adalfl_jax.learned_losses.activations import ACTIVATIONS, smooth_leaky_relu
-from adalfl_jax.registry import lookup
+from adalfl_jax.registry import require_known
 from adalfl_jax.settings import is_count, require_flag, require_number
 from adalfl_jax.task_losses import to_dense
 from adalfl_jax.types import LearnedLoss, PyTree
@@ -93,10 +93,10 @@ class LossNetwork:
             raise ValueError(f"gamma must be a number in [0, 1); got {self.gamma!r}")
         require_flag("use_bias", self.use_bias)
         require_flag("use_progress", self.use_progress)
-        lookup("activation", ACTIVATIONS, self.activation)
-        lookup("output activation", ACTIVATIONS, self.output_activation)
-        lookup("reduction", REDUCTIONS, self.reduction)
-        lookup("kind of predictions", PREDICTIONS, self.predictions)
+        require_known("activation", ACTIVATIONS, self.activation)
+        require_known("output activation", ACTIVATIONS, self.output_activation)
+        require_known("reduction", REDUCTIONS, self.reduction)
+        require_known("kind of predictions", PREDICTIONS, self.predictions)
 
     def init(self, rng_key: jax.Array) -> PyTree:
         """Draws phi: Kaiming-normal kernels `[fan_in, fan_out]` and, where used, zero biases `[fan_out]`.

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from adalfl_jax.hypergradient import DIFFERENCES, ESTIMATORS, ONE_STEP, REMEMBERING
-from adalfl_jax.registry import lookup, require_known
+from adalfl_jax.registry import require_known
 from adalfl_jax.task_losses import METRICS, TASK_LOSSES
 from adalfl_jax.training.fields import build, jsonable, require
 from adalfl_jax.training.sections import (
@@ -91,12 +91,12 @@ class TrainConfig:
         are_names = not any("," in name for name in self.methods)
         require("methods", self.methods, are_names, "a tuple of names, as in \"('task_loss', 'adalfl')\"")
         for name in (self.method, *self.methods):
-            lookup("method", METHODS, name)
+            require_known("method", METHODS, name)
         require(
             "methods", self.methods, 0 < len(self.methods) == len(set(self.methods)), "one method or more, each once"
         )
-        lookup("task loss", TASK_LOSSES, self.task_loss)
-        lookup("metric", METRICS, self.metric)
+        require_known("task loss", TASK_LOSSES, self.task_loss)
+        require_known("metric", METRICS, self.metric)
         require_known("on_nonfinite", FAULT_POLICIES, self.on_nonfinite)
         self._check_hypergradient()
         for field in ("num_seeds", "batch_size", "num_steps", "eval_every"):
@@ -115,7 +115,7 @@ class TrainConfig:
 
     def _check_hypergradient(self) -> None:
         name = self.hypergradient
-        lookup("hypergradient", ESTIMATORS, name)
+        require_known("hypergradient", ESTIMATORS, name)
         if self.outer.pipelined or self.outer.inner_fraction < 1:
             require(
                 "hypergradient",

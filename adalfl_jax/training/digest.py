@@ -7,9 +7,9 @@ import json
 from typing import Any
 
 import adalfl_jax
-from adalfl_jax.training.config import WITHOUT_EFFECT, TrainConfig
+from adalfl_jax.training.config import TrainConfig
 from adalfl_jax.training.start import pin_start
-from adalfl_jax.training.workdir import LAYOUT
+from adalfl_jax.training.workdir import LAYOUT, settings_with_effect
 
 _NOT_OFFLINE = ("method", "methods", "metric", "baseline", "tuning")
 _NOT_OFFLINE_OUTER = ("learning_rate", "every", "inner_fraction", "outer_fraction", "pipelined", "joint_share")
@@ -23,12 +23,12 @@ def digest_of(config: TrainConfig) -> str:
     Raises:
       ConfigError: learned losses to start from that cannot be read.
     """
-    return _digest(_settings(config))
+    return _digest(settings_with_effect(pin_start(config).to_dict()))
 
 
 def digest_of_offline_phase(config: TrainConfig) -> str:
     """The same of what the offline phase and its record depend on: runs that agree in it can share the phase."""
-    settings = _settings(config)
+    settings = settings_with_effect(pin_start(config).to_dict())
     for field in _NOT_OFFLINE:
         del settings[field]
     for field in _NOT_OFFLINE_OUTER:
@@ -37,15 +37,6 @@ def digest_of_offline_phase(config: TrainConfig) -> str:
     if config.inner.schedule == "constant":
         del settings["num_steps"]
     return _digest(settings)
-
-
-def _settings(config: TrainConfig) -> dict[str, Any]:
-    settings = pin_start(config).to_dict()
-    for field in WITHOUT_EFFECT:
-        del settings[field]
-    learned_loss = settings["learned_loss"]
-    learned_loss["start"] = learned_loss["start"].rpartition("#")[2]
-    return settings
 
 
 def _digest(settings: dict[str, Any]) -> str:

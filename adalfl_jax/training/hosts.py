@@ -65,7 +65,7 @@ def is_first() -> bool:
 
 
 def on_first(function: Callable[[], Value]) -> Value:
-    """What a function returns in the first process, where it alone is called, in all of them.
+    """Calls a function in the first process alone, and returns its result in every process.
 
     Args:
       function: returns what JSON takes.

@@ -216,7 +216,10 @@ def splits_of(setup: Setup) -> Splits:
 
 
 def offline_hypergradient(name: str, num_inner_steps: int) -> str:
-    """The estimator that takes the place of one that needs every step of a theta, or takes no leading axis K."""
+    """The estimator of the offline phase: the named one, or "unrolled" where that cannot be taken there.
+
+    One that remembers earlier steps needs all of a theta's, and some take no leading axis K.
+    """
     is_out_of_place = name in REMEMBERING or (num_inner_steps > 1 and name in ONE_INNER_STEP)
     return "unrolled" if is_out_of_place else name
 

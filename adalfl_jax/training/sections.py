@@ -16,7 +16,7 @@ from adalfl_jax.models import (
     model_options,
     required_options,
 )
-from adalfl_jax.registry import lookup, require_known
+from adalfl_jax.registry import require_known
 from adalfl_jax.task_losses import FOR_LABELS, TASK_LOSSES
 from adalfl_jax.training.fields import require
 from adalfl_jax.types import LearnedLoss
@@ -40,7 +40,7 @@ class ModelConfig:
     remat: bool
 
     def __post_init__(self) -> None:
-        lookup("model", MODELS, self.name)
+        require_known("model", MODELS, self.name)
         require(
             "model.hidden_sizes", self.hidden_sizes, all(s > 0 for s in self.hidden_sizes), "sizes of 1 unit or more"
         )
@@ -277,7 +277,7 @@ class BaselineConfig:
 
     def __post_init__(self) -> None:
         if self.loss:
-            lookup("task loss", TASK_LOSSES, self.loss)
+            require_known("task loss", TASK_LOSSES, self.loss)
         require("baseline.fine_tuning", self.fine_tuning, 0 < self.fine_tuning < 1, "a number in (0, 1)")
 
 

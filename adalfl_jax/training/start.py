@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +10,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from adalfl_jax.data.cache import digest_of_arrays
 from adalfl_jax.learned_losses import load_learned_loss
 from adalfl_jax.registry import suggestion
 from adalfl_jax.training import workdir as layout
@@ -140,8 +140,5 @@ def _split(start: str) -> tuple[str, str]:
 
 def _content(params: PyTree) -> str:
     """Twelve hexadecimal digits that any bit of the parameters changes."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode() + array.tobytes())
-    return digest.hexdigest()[:12]
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return digest_of_arrays({jax.tree_util.keystr(path): np.ascontiguousarray(leaf) for path, leaf in leaves})[:12]

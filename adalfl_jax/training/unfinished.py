@@ -86,19 +86,18 @@ def _summary_of(rows: Rows, method: str, config: TrainConfig) -> dict[str, Any]:
 
 def _progress(workdir: Path, config: TrainConfig, methods: tuple[str, ...], rows: Rows) -> list[dict[str, Any]]:
     """How far each part of a run is, in the order they come in."""
-    plan = {method: (METHODS[method], config.num_steps) for method in methods}
-    if "tuned_task_loss" in plan:  # its metrics come at the end of its search, its checkpoints before
-        plan["tuned_task_loss"] = (METHODS["tuned_task_loss"], config.num_steps * len(config.tuning.learning_rates))
-    if learning := [method for method in methods if method in LEARNING]:
-        before = list(plan).index(learning[0])
-        items = list(plan.items())
-        plan = dict([*items[:before], ("offline", ("offline phase", config.offline.num_steps)), *items[before:]])
+    first_learning = next((method for method in methods if method in LEARNING), None)
     progress = []
-    for method, (title, num_steps) in plan.items():
-        is_searched = method == "tuned_task_loss"
-        steps = _steps_of(rows, method)
-        done = _steps_searched(workdir) if is_searched else max(steps, default=0)
-        progress.append({"title": title, "done": num_steps if is_searched and steps else done, "of": num_steps})
+    for method in methods:
+        if method == first_learning:
+            done = max(_steps_of(rows, "offline"), default=0)
+            progress.append({"title": "offline phase", "done": done, "of": config.offline.num_steps})
+        steps, num_steps = _steps_of(rows, method), config.num_steps
+        done = max(steps, default=0)
+        if method == "tuned_task_loss":  # its metrics come at the end of its search, its checkpoints before
+            num_steps *= len(config.tuning.learning_rates)
+            done = num_steps if steps else _steps_searched(workdir)
+        progress.append({"title": METHODS[method], "done": done, "of": num_steps})
     return progress
 
 

@@ -162,7 +162,7 @@ def _check_same_run(workdir: Path, wanted: dict[str, Any]) -> None:
             f"{workdir} holds a run of experiments.{found['command']}, and this is experiments.{wanted['command']}; "
             "choose a new folder"
         )
-    found, wanted = map(_without_circumstances, (found, wanted))
+    found, wanted = map(settings_with_effect, (found, wanted))
     if lines := differing_keys(found, wanted):
         raise WorkdirError(
             f"{workdir} holds a run of another config; choose a new folder, or set these keys back "
@@ -170,12 +170,13 @@ def _check_same_run(workdir: Path, wanted: dict[str, Any]) -> None:
         )
 
 
-def _without_circumstances(values: dict[str, Any]) -> dict[str, Any]:
-    """What may not change from start to start: of learned losses to start from the content, and not the path."""
-    learned_loss = dict(values.get("learned_loss") or {})
+def settings_with_effect(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings that results depend on; of learned losses to start from the content, and not the path."""
+    kept = {name: value for name, value in values.items() if name not in WITHOUT_EFFECT}
+    learned_loss = dict(kept.get("learned_loss") or {})
     if "start" in learned_loss:
         learned_loss["start"] = str(learned_loss["start"]).rpartition("#")[2]
-    return {**values, **dict[str, Any].fromkeys(WITHOUT_EFFECT), "learned_loss": learned_loss}
+    return {**kept, "learned_loss": learned_loss}
 
 
 def _check_checkpoints(folder: Path, data: str) -> None:

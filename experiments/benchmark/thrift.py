@@ -14,7 +14,7 @@ from jax.flatten_util import ravel_pytree
 from adalfl_jax import Batch, BilevelBatch, Theta
 from adalfl_jax.hypergradient import JACOBIAN_PRODUCTS, BilevelProblem, forward
 from adalfl_jax.hypergradient.one_step import linearize, loss_gradient_of, update_theta
-from adalfl_jax.hypergradient.problem import AnyBatch, first_examples, outer_gradient, split
+from adalfl_jax.hypergradient.problem import AnyBatch, first_examples, inner_and_outer_keys, outer_gradient
 from adalfl_jax.task_losses import softmax_cross_entropy
 from adalfl_jax.types import PyTree
 from experiments.benchmark.estimators import COSTS, timed
@@ -135,7 +135,7 @@ def over_rotations(
     Returns:
       estimates on the parts of equally rotated batches `[B, |phi|]`; the mean over all pairs of rotations `[|phi|]`.
     """
-    keys = split(batch.rng_key)
+    keys = inner_and_outer_keys(batch.rng_key)
     point, model_state = linearize(problem, theta, batch.inner, keys[0])
     _, cotangent, _ = loss_gradient_of(problem, phi_params, batch.inner[1], point.outputs)
     theta_next, to_direction = update_theta(problem, theta, model_state, point.pullback(cotangent)[0])

@@ -63,7 +63,7 @@ from experiments.study import (
     thrift,
     transfer,
 )
-from experiments.study.arms import Arm, Comparison, Overrides, make_config, make_source_config
+from experiments.study.arms import QUICK_SUFFIX, Arm, Comparison, Overrides, make_config, make_source_config
 from experiments.study.compare import compare_arms, do_free, paired_tests
 from experiments.study.runs import RUNS
 from experiments.study.tables import Part, comparison_parts, save_figure
@@ -186,11 +186,20 @@ def _check_flags() -> None:
         raise ValueError("--quick shows that all works and makes no results for a page; leave out --write")
     if _FROM_NUMBERS.value and not page.WRITE.value:
         raise ValueError("--from_numbers makes a page anew; name it, --write=docs/results.md say")
-    page.require_section(_STUDY.value or "", in_parts=True)
+    page.require_section(_name(), in_parts=True)
+
+
+def _name() -> str:
+    """Of the study that the flags ask for."""
+    return _STUDY.value or ""
+
+
+def _study() -> Study:
+    return STUDIES[_name()]
 
 
 def _chosen() -> list[Comparison]:
-    known = {comparison.name: comparison for comparison in STUDIES[_STUDY.value or ""].comparisons()}
+    known = {comparison.name: comparison for comparison in _study().comparisons()}
     chosen = [lookup("comparison", known, name) for name in dict.fromkeys(_COMPARISONS.value or known)]
     return [comparison.select(_ARMS.value) for comparison in chosen] if _ARMS.value else chosen
 
@@ -200,7 +209,7 @@ def _require_whole(comparison: Comparison, known: Mapping[str, Any]) -> None:
     published = known.get(comparison.name)
     if published is None:
         return
-    (whole,) = (each for each in STUDIES[_STUDY.value or ""].comparisons() if each.name == comparison.name)
+    (whole,) = (each for each in _study().comparisons() if each.name == comparison.name)
     left_out = {arm.name for arm in whole.arms} - {arm.name for arm in comparison.arms}
     lost = [*sorted(left_out & set(published["arms"]))]
     lost += [f"seed {seed}" for seed in published["seeds"] if seed not in _seeds_of(comparison)[1]]
@@ -217,7 +226,7 @@ def _reduced(comparison: Comparison) -> Comparison:
     where = "" if _is_small(config) else "on digits, "
     title = f"{comparison.title} (quick form: {where}{QUICK['num_steps']} steps)"
     return comparison._replace(
-        name=f"{comparison.name}_quick",
+        name=f"{comparison.name}{QUICK_SUFFIX}",
         title=title,
         arms=tuple(_reduced_arm(arm) for arm in comparison.arms),
         overrides=_reduced_overrides(config, comparison.overrides),
@@ -264,7 +273,7 @@ def _described(comparison: Comparison, numbers: dict[str, Any]) -> dict[str, Any
     workdir, metric = studies_folder(), make_config(comparison, comparison.arms[0], {}, range(1)).metric
     made = {"command": command_line("study"), "page": _page(), "machine": _machine_of(numbers, workdir)}
     numbers = {**made, "metric": metric, **numbers}
-    return numbers | STUDIES[_STUDY.value or ""].measure(numbers, workdir)
+    return numbers | _study().measure(numbers, workdir)
 
 
 def _publish(made: Mapping[str, Any]) -> dict[str, Any]:
@@ -279,7 +288,7 @@ def _publish(made: Mapping[str, Any]) -> dict[str, Any]:
 
 def _tested(known: Mapping[str, Any]) -> dict[str, Any]:
     """Numbers with tests made anew from the errors, of the pairs that the study has now."""
-    pairs = {comparison.name: comparison.pairs for comparison in STUDIES[_STUDY.value or ""].comparisons()}
+    pairs = {comparison.name: comparison.pairs for comparison in _study().comparisons()}
     tested = {}
     for name, numbers in known.items():
         there = tuple((pair["arm"], pair["against"]) for pair in numbers["pairs"])  # in a quick form
@@ -289,7 +298,7 @@ def _tested(known: Mapping[str, Any]) -> dict[str, Any]:
 
 def _show(comparison: Comparison, comparisons: list[Comparison], known: dict[str, Any]) -> None:
     """Draws and prints what the study shows of a comparison."""
-    for part in STUDIES[_STUDY.value or ""].parts(comparisons, known):
+    for part in _study().parts(comparisons, known):
         if comparison.name in part.comparisons:
             save_figure(part.figure, studies_folder() / f"{part.name}.png")
             if part.tables:
@@ -328,18 +337,18 @@ def _page() -> str | None:
 
 
 def _path_of_numbers() -> Path:
-    return page.path_of_numbers(_STUDY.value or "", studies_folder())
+    return page.path_of_numbers(_name(), studies_folder())
 
 
 def _write_page(target: Path, known: dict[str, Any]) -> None:
     """Puts all parts of the study that were made for this page into its section there, with their pictures."""
     there = {name: numbers for name, numbers in known.items() if numbers["page"] == target.name}
-    study, made = STUDIES[_STUDY.value or ""], {}
+    study, made = _study(), {}
     for part in study.parts(study.comparisons(), there):
         picture = page.folder_of_pictures(target) / f"{part.name}.png"
         save_figure(part.figure, picture)
         made[part.name] = _section(part, there, {part.title: f"{picture.relative_to(target.parent)}"})
-    page.renew(target, page.replace_parts, _STUDY.value or "", made)
+    page.renew(target, page.replace_parts, _name(), made)
 
 
 def _section(part: Part, known: dict[str, Any], pictures: Mapping[str, str]) -> str:

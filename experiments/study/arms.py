@@ -15,6 +15,9 @@ HELD_IN = 0.5  # share of a validation split that arms are trained on while they
 Overrides = Mapping[str, Any]  # dotted name of a field -> value
 
 
+QUICK_SUFFIX = "_quick"  # the end of the names of comparisons in their quick form
+
+
 class Source(NamedTuple):
     """A run of ML3 or AdaLFL, whose seeds leave the losses they learned to those of an arm."""
 
@@ -61,6 +64,11 @@ class Comparison(NamedTuple):
             require_known(f"arm of {self.name}", (arm.name for arm in self.arms), name)
         pairs = tuple(pair for pair in self.pairs if wanted.issuperset(pair))
         return self._replace(arms=tuple(arm for arm in self.arms if arm.name in wanted), pairs=pairs)
+
+
+def suffix_of(comparisons: Iterable[Comparison]) -> str:
+    """`QUICK_SUFFIX` where comparisons are quick forms, and nothing otherwise."""
+    return QUICK_SUFFIX if any(comparison.name.endswith(QUICK_SUFFIX) for comparison in comparisons) else ""
 
 
 def fields(**values: Any) -> Overrides:

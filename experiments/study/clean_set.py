@@ -11,7 +11,7 @@ from typing import Any
 
 from experiments import page
 from experiments.page import Row, Table
-from experiments.study.arms import Arm, Comparison
+from experiments.study.arms import Arm, Comparison, suffix_of
 from experiments.study.noisy_labels import (
     AHEAD,
     ARMS,
@@ -21,7 +21,6 @@ from experiments.study.noisy_labels import (
     UNTUNED,
     contests_by_noise,
     show_noise,
-    suffix_of,
 )
 from experiments.study.overview import Contest, average_tables, contests_figure
 from experiments.study.tables import Part, show_pair

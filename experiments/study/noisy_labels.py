@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.page import Row, Table, show_mean
-from experiments.study.arms import Arm, Comparison, Overrides, grid
+from experiments.study.arms import Arm, Comparison, Overrides, grid, suffix_of
 from experiments.study.overview import Contest, average_tables, contests_figure, contests_table, find_contests
 from experiments.study.runs import RUNS
 from experiments.study.shapes import learned_curves, shapes_figure
@@ -242,11 +242,6 @@ def comparisons() -> list[Comparison]:
 def show_noise(noise: str) -> str:
     """What one of `NOISE` or `RARE_CLASSES` is called."""
     return SHOWN.get(noise, f"{noise} % wrong labels")
-
-
-def suffix_of(comparisons: Sequence[Comparison]) -> str:
-    """What names end in where the comparisons are quick forms, and nothing otherwise."""
-    return "_quick" if comparisons[0].name.endswith("_quick") else ""
 
 
 def contests_by_noise(

@@ -20,10 +20,9 @@ from experiments import page
 from experiments.page import Row, Table
 from experiments.study.tables import HIGHLIGHT
 
-SIGNIFICANT = 0.05
 BEST_NOTE = (
     "The best rival is the one that has the lowest mean in the test split, which nobody knows beforehand. p-values are "
-    f"those of the tables below; level means p of {SIGNIFICANT} or more."
+    f"those of the tables below; level means p of {page.SIGNIFICANT} or more."
 )
 FEWEST = 3  # noises that are averaged over
 TICKS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0)
@@ -57,13 +56,12 @@ class Contest(NamedTuple):
         return min(self.rivals, key=lambda arm: self.errors(arm).mean())
 
     def test(self, rival: str) -> Row:
-        """That of the difference from the reference, as the table of the comparison has it."""
+        """The paired test of the reference against this rival."""
         return self.numbers["differences"][rival]
 
     def is_level(self, rival: str) -> bool:
         """Whether no difference from the reference is found."""
-        p_value = self.test(rival).get("adjusted_p_value")  # none where it is undefined
-        return p_value is None or p_value >= SIGNIFICANT
+        return page.is_level(self.test(rival))
 
     def ratio(self, rival: str) -> float:
         """The mean error of a rival, divided by that of the reference."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.study.arms import Comparison
+from experiments.study.arms import Comparison, suffix_of
 from experiments.study.noisy_labels import (
     AHEAD,
     ARMS,
@@ -20,7 +20,6 @@ from experiments.study.noisy_labels import (
     UNTUNED,
     contests_by_noise,
     show_noise,
-    suffix_of,
 )
 from experiments.study.overview import average_tables, contests_figure, contests_table
 from experiments.study.tables import Part, comparison_parts

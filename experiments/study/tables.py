@@ -30,7 +30,7 @@ class Part(NamedTuple):
 
 
 def scale_of(metric: str) -> int:
-    """What a metric is shown times: error rates are shown in percent."""
+    """The factor that a metric is shown with: error rates are shown in percent."""
     return 100 if is_error_rate(metric) else 1
 
 

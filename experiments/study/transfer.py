@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from adalfl_jax.analysis.figures import COLORS, STYLE
 from experiments import page
 from experiments.page import Row, Table
-from experiments.study.arms import Arm, Comparison, Overrides, Source, grid
+from experiments.study.arms import Arm, Comparison, Overrides, Source, grid, suffix_of
 from experiments.study.tables import Part, scale_of
 
 TASK_LOSS = "constant"  # the arm
@@ -30,7 +30,6 @@ SETTING: Overrides = {
     "outer.learning_rate": 3e-4,
     "model.initialization": "he_glorot",  # of all, since the scale of a learned loss is that of the initial weights
 }
-SIGNIFICANT = 0.05
 
 
 class Problem(NamedTuple):
@@ -102,8 +101,9 @@ def parts(comparisons: Sequence[Comparison], known: Mapping[str, Any]) -> list[P
     rows = ["task_loss", TASK_LOSS, *(f"{whose}_{mode}" for mode in MODES for whose in ("own", *PROBLEMS))]
     titles = {name: arms[name].title for name in rows if name in arms and name in trained}
     title = "Losses learned here and elsewhere"
-    quick = "_quick" if names and names[0].endswith("_quick") else ""
-    return [Part(f"transfer{quick}", title, names, _figure(titles, numbers), (_table(title, titles, numbers),))]
+    return [
+        Part(f"transfer{suffix_of(targets)}", title, names, _figure(titles, numbers), (_table(title, titles, numbers),))
+    ]
 
 
 def _table(title: str, titles: Mapping[str, str], targets: list[dict[str, Any]]) -> Table:
@@ -118,7 +118,8 @@ def _table(title: str, titles: Mapping[str, str], targets: list[dict[str, Any]])
     note = (
         f"Mean and standard deviation of the test error rate, %, over seeds {seeds}. In brackets are "
         "the differences from its own loss that went the same way and from the tuned task loss: < lower, > higher, = "
-        f"none at p < {SIGNIFICANT}, of paired t-tests, adjusted for their number in a column (Benjamini and Hochberg)."
+        f"none at p < {page.SIGNIFICANT}, of paired t-tests, adjusted for their number in a column (Benjamini and "
+        "Hochberg)."
     )
     return Table(title, columns, rows, (note,))
 
@@ -139,8 +140,7 @@ def _cell(numbers: dict[str, Any], name: str) -> str:
 
 
 def _sign(test: Row) -> str:
-    p_value = test.get("adjusted_p_value")
-    if p_value is None or p_value >= SIGNIFICANT:
+    if page.is_level(test):
         return "="
     return "<" if test["mean_difference"] < 0 else ">"
 

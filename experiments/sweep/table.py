@@ -92,21 +92,14 @@ def _rows_of(point: Point, trained_on: dict[DatasetConfig, tuple[str, str]]) -> 
         return [row | {"state": last if has_failed else f"{state}: {last}".removesuffix(": ")}]
     first, expected = trained_on.setdefault(point.config.dataset, (point.workdir.name, summary["data"]))
     state = "finished" if summary["data"] == expected else f"finished, on other data than {first}"
-    numbers = {
-        method: {f"{split}_{part}": info[split][part] for split in ("test", "valid") for part in ("mean", "std")}
-        | {
-            "trains_on_valid": info.get("trains_on_valid", False),
-            "seeds": summary["seeds"],
-            "test_per_seed": info["test"]["per_seed"],
-        }
-        for method, info in summary["methods"].items()
-    }
-    rates = {method: info["learning_rate"] for method, info in summary["methods"].items()}
     return [
         row
         | {"state": state, "method": method, "dataset": point.config.dataset.name, "metric": summary["metric"]}
-        | {"learning_rate": rates[method], **found}
-        for method, found in numbers.items()
+        | {"learning_rate": info["learning_rate"]}
+        | {f"{split}_{part}": info[split][part] for split in ("test", "valid") for part in ("mean", "std")}
+        | {"trains_on_valid": info.get("trains_on_valid", False), "seeds": summary["seeds"]}
+        | {"test_per_seed": info["test"]["per_seed"]}
+        for method, info in summary["methods"].items()
     ]
 
 
