@@ -189,8 +189,8 @@ def _require_classes(outputs: jax.Array) -> None:
 def sigmoid_cross_entropy(targets: jax.Array, outputs: jax.Array) -> jax.Array:
     """Binary cross-entropy, in nats, of each of C independent logits, mean over batch and outputs.
 
-    Targets are labels or, for each output, the probability of 1. One that is none, as -1 for a class, would have a loss
-    without a lower bound: it raises ValueError or, under `jax.jit`, makes the loss nan.
+    Targets are labels or, for each output, the probability of 1. A target outside of 0 to 1, as -1 for a class, would
+    have a loss without a lower bound: it raises ValueError or, under `jax.jit`, makes the loss nan.
     """
     dense = to_dense(targets, outputs)
     if not isinstance(dense, Tracer) and dense.size:

@@ -205,5 +205,5 @@ def _unflatten(arrays: Mapping[str, np.ndarray]) -> PyTree:
         node = params
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[leaf] = array  # of NumPy, which a step that goes on from it can take and not use up
+        node[leaf] = array  # of NumPy: a step that donates its arguments cannot delete it
     return params

@@ -23,7 +23,7 @@ Runs are kept in `--workdir` (runs/studies) under a digest of their configuratio
 where it was, and a changed setting is another run. Changed code is not, within one version of the package: remove
 `runs` and `offline` there to train anew. `STUDY.json` there has all numbers; with `--write` it is in the folder
 `results` beside the page. Tests of differences are made anew from the errors in it whenever anything is published, and
-with `--from_numbers` all tables and pictures are, without any training.
+with `--from_numbers` all tables and pictures of that page are, without any training: call it for each page of a study.
 """
 
 from __future__ import annotations
@@ -140,7 +140,9 @@ def main(argv: list[str]) -> None:
             cores = jobs.take_share(_HELPER.value, _JOBS.value)
         known = _read_numbers()
         if _FROM_NUMBERS.value:
-            _publish(known)
+            if not known:
+                raise ValueError(f"{_path_of_numbers()} has no numbers to make a page of; run the study first")
+            _publish({})
             return
         comparisons = [_reduced(comparison) if _QUICK.value else comparison for comparison in _chosen()]
         for comparison in comparisons if page.WRITE.value else ():
@@ -186,6 +188,8 @@ def _check_flags() -> None:
         raise ValueError("--quick shows that all works and makes no results for a page; leave out --write")
     if _FROM_NUMBERS.value and not page.WRITE.value:
         raise ValueError("--from_numbers makes a page anew; name it, --write=docs/results.md say")
+    if _FROM_NUMBERS.value and (_COMPARISONS.value or _ARMS.value):
+        raise ValueError("--from_numbers makes all tables of the page; leave out --comparison and --arm")
     page.require_section(_name(), in_parts=True)
 
 

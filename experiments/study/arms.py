@@ -12,10 +12,8 @@ from adalfl_jax.registry import require_known
 from adalfl_jax.training import TrainConfig
 
 HELD_IN = 0.5  # share of a validation split that arms are trained on while they are tuned
-Overrides = Mapping[str, Any]  # dotted name of a field -> value
-
-
 QUICK_SUFFIX = "_quick"  # the end of the names of comparisons in their quick form
+Overrides = Mapping[str, Any]  # dotted name of a field -> value
 
 
 class Source(NamedTuple):

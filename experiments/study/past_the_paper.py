@@ -18,7 +18,7 @@ SHAPE_ALONE: Overrides = {"learned_loss.floor": 1.0, "learned_loss.ceiling": 1.0
 TASK_LOSS: Overrides = {"method": "task_loss"}
 
 
-# AdaLFL beside the constant rate, which the decays may tie with, and what looks further than a step beside it.
+# AdaLFL and the shape alone beside the constant rate; what looks further than a step beside AdaLFL.
 PAIRS = (
     ("adalfl", "constant"),
     ("shape_constant", "constant"),

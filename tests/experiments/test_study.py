@@ -8,6 +8,7 @@ import subprocess
 import jax
 import numpy as np
 import pytest
+from absl import flags
 from absl.testing import flagsaver
 from matplotlib.figure import Figure
 
@@ -352,6 +353,7 @@ def test_the_program_writes_numbers_a_picture_and_its_section(tmp_path, program_
     path = target.parent / "results" / "thrift.json"
     path.write_text(json.dumps({"tiny": kept | {"differences": {}, "pairs": []}}))
     target.write_text(text.replace("| AdaLFL ", "| lost "))
+    flags.FLAGS["arm"].unparse()
     program_flags("--study=thrift", f"--write={target}", "--from_numbers")
     monkeypatch.setattr(program, "compare_arms", None)  # nothing is trained
     program.main(["study"])
@@ -437,6 +439,10 @@ def test_the_pages_have_the_numbers_that_lie_beside_them(study, tmp_path, progra
         (("--comparison=tinny",), r"unknown comparison 'tinny'; did you mean 'tiny'"),
         (("--arm=adalf",), r"unknown arm of tiny 'adalf'; did you mean 'adalfl'"),
         (("--from_numbers",), r"--from_numbers makes a page anew; name it, --write="),
+        (
+            ("--from_numbers", "--write=page.md", "--arm=adalfl"),
+            r"makes all tables of the page; leave out --comparison",
+        ),
         (("--quick", "--write=page.md"), r"--quick shows that all works.*leave out --write"),
         (("--write=no/page.md",), r"there is no page no/page\.md for --write to renew; make it first"),
     ],
