@@ -95,7 +95,7 @@ def contests_table(contests: Sequence[Contest]) -> Table:
     name = contests[0].title(contests[0].reference)
 
     def error(contest: Contest, arm: str) -> str:
-        return page.show_mean(describe((100 * contest.errors(arm)).tolist()))
+        return page.show_mean(contest.numbers["arms"][arm]["test"], 100)
 
     def count(row: Row, wanted: int) -> str:
         contest = row["contest"]

@@ -5,6 +5,7 @@ import pytest
 import scipy.stats
 from matplotlib.colors import to_hex
 
+from adalfl_jax.analysis.statistics import describe
 from experiments import page
 from experiments.study import overview
 
@@ -15,9 +16,7 @@ NOISES = {"0": "none", "20": "a fifth", "40": "two fifths"}
 def numbers_of(means, p_values):
     """Of a comparison: the reference has its mean at every seed, rivals vary by a few percent."""
     spread = {arm: np.linspace(0.98, 1.02, SEEDS) if arm != "ours" else np.ones(SEEDS) for arm in means}
-    arms = {
-        arm: {"title": arm.title(), "test": {"per_seed": (mean * spread[arm]).tolist()}} for arm, mean in means.items()
-    }
+    arms = {arm: {"title": arm.title(), "test": describe((mean * spread[arm]).tolist())} for arm, mean in means.items()}
     differences = {
         arm: {"mean_difference": means["ours"] - means[arm], "interval": None, "adjusted_p_value": p_value}
         for arm, p_value in p_values.items()

@@ -360,6 +360,11 @@ def test_the_program_writes_numbers_a_picture_and_its_section(tmp_path, program_
     assert json.loads(path.read_text())["tiny"] == kept
     assert target.read_text() == text
 
+    path.unlink()
+    with pytest.raises(SystemExit, match=r"thrift\.json has no numbers to make a page of; run the study first"):
+        program.main(["study"])
+    assert not path.exists()
+
 
 @pytest.mark.parametrize(
     ("given", "expected"),
