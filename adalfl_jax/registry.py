@@ -29,12 +29,6 @@ def require_known(kind: str, known: Iterable[str], name: str) -> None:
         raise ValueError(f"unknown {kind} {name!r}; {suggestion(name, names)}Known: {', '.join(names)}")
 
 
-def nearest_or_all(name: str, known: Iterable[str]) -> str:
-    """The suggestion where a known name is near, else all of them: for names that are too many to list each time."""
-    names = list(known)
-    return suggestion(name, names).strip() or f"Known: {', '.join(names)}"
-
-
 def suggestion(name: str, known: Iterable[str]) -> str:
     """`"did you mean 'x'? "` for the nearest known name, or nothing where none is near."""
     nearest = difflib.get_close_matches(str(name), list(known), n=1)

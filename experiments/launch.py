@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import os
@@ -52,11 +53,12 @@ _NOT_LOADED = (
     "ConfigError: the configuration cannot be loaded: {}; it must be a file with a get_config() that returns a "
     "ConfigDict, as in configs/"
 )
+UNREAD = {"train": "methods", "compare": "method"}  # by program, the field of the configuration it does not read
 SHARED = ("config", "workdir", "write", "compilation_cache")  # flags of several programs; --write is that of `page`
 
 
 def launch(run: Callable[[TrainConfig, str], dict[str, Any]]) -> None:
-    """Runs a program: reads `--config` and `--workdir`, calls `run` with them and prints the summary it returns."""
+    """Runs `train` or `compare`: reads `--config` and `--workdir`, calls it, and prints the summary it returns."""
     flags.mark_flags_as_required(["config", "workdir"])
 
     def main(argv: list[str]) -> None:
@@ -66,7 +68,7 @@ def launch(run: Callable[[TrainConfig, str], dict[str, Any]]) -> None:
         if jax.process_index() == 0:
             print_summary(summary, WORKDIR.value or "")
 
-    app.run(main, flags_parser=parse_flags)
+    app.run(main, flags_parser=functools.partial(parse_flags, unused=f"config.{UNREAD[run.__name__]}"))
 
 
 def studies_folder() -> Path:
@@ -141,7 +143,8 @@ def parse_flags(arguments: list[str], *, unused: str = "") -> list[str]:
 
     Args:
       arguments: the command line.
-      unused: one of `SHARED` that a program has no use for, which is then refused; "config." refuses its fields alone.
+      unused: a flag that a program has no use for, which is then refused: one of `SHARED`, or a field of the
+        configuration, "config.method" say; "config." refuses all of these.
     """
     arguments = flags.FLAGS.read_flags_from_files(arguments, force_gnu=False)
     given = []
@@ -177,6 +180,8 @@ def parse_flags(arguments: list[str], *, unused: str = "") -> list[str]:
                 sys.exit(f"--{missing[1]} must be given (--help shows the flags)")
             fields = [path for path in field_paths(TrainConfig) if f"flag '{path}'" in str(error)]
             hint = f"did you mean --config.{fields[0]}?" if fields else "--help shows the flags"
+            if str(error).startswith("flag --config."):
+                hint = "configs/default.py documents it"
             sys.exit(f"{error} ({hint})")
         _, *below = innermost.splitlines()  # lines of code, and then what the file raised, which may have several
         sys.exit(_NOT_LOADED.format(" ".join(itertools.dropwhile(lambda line: line.startswith("    "), below))))

@@ -14,6 +14,7 @@ import numpy as np
 from absl import app, flags
 
 from adalfl_jax.data import DatasetError
+from adalfl_jax.data.files import read_arrays
 from adalfl_jax.training import load_model
 from experiments.launch import WORKDIR, parse_flags, told_in_a_line
 
@@ -34,7 +35,10 @@ def main(argv: list[str]) -> None:
             raise FileNotFoundError(f"there is no folder {target.parent} for {target.name}; make it first")
         inputs = read_inputs(source)
         trained = load_model(WORKDIR.value or "", METHOD.value, SEED.value)
-        outputs = trained.predict(inputs)
+        try:
+            outputs = trained.predict(inputs)
+        except DatasetError as error:
+            raise DatasetError(f"{source}: {error}") from error
         with target.open("xb") as file:  # NumPy would add .npz to another name
             try:
                 np.savez(file, outputs=outputs)
@@ -45,18 +49,15 @@ def main(argv: list[str]) -> None:
 
 
 def read_inputs(path: Path) -> np.ndarray:
-    """The array `inputs` of a file; nothing in it is unpickled.
+    """The array `inputs` of a file.
 
     Raises:
       DatasetError: it cannot be read, or has none.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return file["inputs"]
-    except Exception as error:  # whatever zipfile, zlib and NumPy's parser raise
-        raise DatasetError(
-            f"{path} must be an .npz file with an array inputs, and cannot be read as one: {error}"
-        ) from error
+    arrays = read_arrays(path)
+    if "inputs" not in arrays:
+        raise DatasetError(f"{path} must hold an array inputs; it holds {', '.join(sorted(arrays)) or 'none'}")
+    return arrays["inputs"]
 
 
 if __name__ == "__main__":

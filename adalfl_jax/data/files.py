@@ -17,13 +17,14 @@ def load_npz(path: Path) -> Examples:
     uint8 inputs `[N, H, W]` or `[N, H, W, channels]` are images; others are images or tables of numbers. Targets of an
     integer or boolean type are labels from 0 to the largest that occurs, or to `num_classes - 1` where the file holds
     that number too; other targets are a regression's. A test split is cut off, unless `test_inputs` and `test_targets`
-    are given, and a validation split, unless `valid_inputs` and `valid_targets` are.
+    are given, and a validation split, unless `valid_inputs` and `valid_targets` are. Where it holds `fill_missing`,
+    True, nan among the inputs is a missing value.
 
     Raises:
       DatasetError: no such file, no .npz file, a damaged one, arrays missing, misnamed or of Python objects, labels
         larger than the number of examples.
     """
-    arrays = _read(path)
+    arrays = _read_examples(path)
     targets = arrays["targets"]
     num_classes = None
     if "num_classes" in arrays:
@@ -40,30 +41,37 @@ def load_npz(path: Path) -> Examples:
         (_with_channels(arrays[f"{split}_inputs"]), arrays[f"{split}_targets"]) if f"{split}_inputs" in arrays else None
         for split in SPLITS
     )
-    return Examples(_with_channels(arrays["inputs"]), targets, num_classes, test, valid)
+    inputs, fills = _with_channels(arrays["inputs"]), _flag(path, "fill_missing", arrays)
+    return Examples(inputs, targets, num_classes, test, valid, fill_missing=fills)
 
 
 SPLITS = ("test", "valid")
-OPTIONAL = ("num_classes", *(f"{split}_{kind}" for split in SPLITS for kind in ("inputs", "targets")))
+OPTIONAL = ("num_classes", "fill_missing", *(f"{split}_{kind}" for split in SPLITS for kind in ("inputs", "targets")))
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an .npz file; nothing in it is unpickled.
+
+    Raises:
+      DatasetError: no such file, no .npz file, a damaged one, arrays of Python objects.
+    """
     if not path.is_file():
-        raise DatasetError(f"there is no file {path}")
+        where = "" if path.is_absolute() else f" in {Path.cwd()}, where this program was started"
+        raise DatasetError(f"there is no file {path}{where}")
     try:
         path.open("rb").close()
     except PermissionError as error:
         raise DatasetError(f"{path} may not be read by this user; change its permissions") from error
     if not zipfile.is_zipfile(path):
         raise DatasetError(
-            f"{path} is no .npz file, or one that is cut short; write it with np.savez(path, inputs=..., targets=...)"
+            f"{path} is no .npz file, or one that is cut short; write it with np.savez(path, inputs=...)"
         )
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             # an array whose header is damaged may end before its checksum is compared, so all are compared first
             if (damaged := file.zip.testzip()) is not None:
                 raise ValueError(f"the checksum of {damaged} is not that of its contents")
-            arrays = {name: file[name] for name in file.files}
+            return {name: file[name] for name in file.files}
     except Exception as error:  # whatever zipfile, zlib and NumPy's parser raise
         if "Object arrays" in str(error):
             raise DatasetError(
@@ -71,6 +79,10 @@ def _read(path: Path) -> dict[str, np.ndarray]:
                 "of numbers, all examples of one shape"
             ) from error
         raise DatasetError(f"{path} is damaged and cannot be read as an .npz file: {error}; write it anew") from error
+
+
+def _read_examples(path: Path) -> dict[str, np.ndarray]:
+    arrays = read_arrays(path)
     unknown = sorted(arrays.keys() - {"inputs", "targets", *OPTIONAL})
     missing = sorted({"inputs", "targets"} - arrays.keys())
     halved = any((f"{split}_inputs" in arrays) != (f"{split}_targets" in arrays) for split in SPLITS)
@@ -90,3 +102,10 @@ def _whole_number(path: Path, value: np.ndarray) -> int:
     if value.size != 1 or not np.issubdtype(value.dtype, np.integer) or value.item() < 1:
         raise DatasetError(f"{path}: num_classes must be one whole number of at least 1; got {value}")
     return value.item()
+
+
+def _flag(path: Path, name: str, arrays: dict[str, np.ndarray]) -> bool:
+    value = arrays.get(name, np.False_)
+    if value.size != 1 or value.dtype != np.bool_:
+        raise DatasetError(f"{path}: {name} must be True or False; got {value}")
+    return bool(value.item())

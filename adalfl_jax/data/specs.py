@@ -124,7 +124,7 @@ def abstract_splits(
     num_cut = 0 if spec.num_valid else min(valid_examples, spec.num_train) or math.ceil(valid_fraction * num_left)
     num_valid, num_train = spec.num_valid or num_cut, num_left - num_cut
     if spec.num_train and num_train < 1:
-        raise DatasetError(f"no split of {valid_examples} can be cut off {num_left} examples")
+        raise DatasetError(f"no validation split of {valid_examples} can be cut off {num_left} examples")
     if corruption is not None:
         corruption.check("the dataset", spec.num_outputs if spec.is_classification else None)
         if spec.num_train:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from numbers import Integral, Real
 from typing import Any
 
@@ -92,7 +93,8 @@ class Dataset:
         Raises:
           DatasetError: inputs of another shape or type than the examples have, or that are not finite.
         """
-        where, shape, is_image = f"dataset {self.name!r}", self.train.inputs.shape[1:], self.mean is not None
+        where, shape = f"new inputs of dataset {self.name!r}", self.train.inputs.shape[1:]
+        is_image = self.mean is not None
         inputs = np.asarray(inputs)
         if shape == (*inputs.shape[1:], 1):
             inputs = inputs[..., None]
@@ -269,8 +271,8 @@ def split_indices(
     rest, none = np.arange(len(targets)), np.arange(0)
     cut = functools.partial(_cut, where, targets, stratify, SPLIT_SEED + seed)
     for_valid = "a validation split of your own, or another valid_fraction or valid_examples"
-    rest, test_rows = (rest, none) if test is None else cut(rest, test, "or a test split of your own")
-    rest, valid_rows = (rest, none) if valid is None else cut(rest, valid, for_valid)
+    rest, test_rows = (rest, none) if test is None else cut(rest, "test", test, "or a test split of your own")
+    rest, valid_rows = (rest, none) if valid is None else cut(rest, "validation", valid, for_valid)
     return rest, valid_rows, test_rows
 
 
@@ -293,14 +295,25 @@ def representative_rows(targets: jax.Array | np.ndarray, count: int) -> np.ndarr
 
 
 def _cut(
-    where: str, targets: np.ndarray, stratify: bool, seed: int, rows: np.ndarray, size: float | int, remedy: str
+    where: str,
+    targets: np.ndarray,
+    stratify: bool,
+    seed: int,
+    rows: np.ndarray,
+    split: str,
+    size: float | int,
+    remedy: str,
 ) -> tuple[np.ndarray, np.ndarray]:
     labels = targets[rows] if stratify else None
     try:
         rest, held_out = train_test_split(rows, test_size=size, stratify=labels, random_state=seed)
     except ValueError as error:
+        needs = "one must be left"
+        if labels is not None:
+            needs = f"what is cut off and what is left need one for each of {len(np.unique(labels))} classes"
+        count = math.ceil(size * len(rows)) if isinstance(size, float) else size
         raise DatasetError(
-            f"{where}: no split of {size} can be cut off {len(rows)} examples ({error}); bring more examples"
-            f"{' of each class' if stratify else ''}, {remedy}"
+            f"{where}: no {split} split of {count} can be cut off {len(rows)} examples, since {needs}; bring more "
+            f"examples{' of each class' if stratify else ''}, {remedy}"
         ) from error
     return np.asarray(rest), np.asarray(held_out)

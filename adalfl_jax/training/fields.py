@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import typing
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-
-from adalfl_jax.registry import nearest_or_all
 
 _type_hints = functools.cache(typing.get_type_hints)  # half the time of building a config otherwise
 
@@ -43,7 +42,26 @@ def require_path(cls: type, path: str) -> None:
     if fields := [each for each in known if each.startswith(f"{path}.")]:
         raise ValueError(f"{path!r} is a section of the configuration; its fields are {', '.join(fields)}")
     if path not in known:
-        raise ValueError(f"unknown field of the configuration {path!r}; {nearest_or_all(path, known)}")
+        raise ValueError(f"unknown field of the configuration {path!r}; {_meant(path, known)}")
+
+
+def _meant(path: str, known: list[str]) -> str:
+    """Fields that a dotted name may stand for, or else the names there are beside it."""
+    section, _, name = path.rpartition(".")
+    own_names = {each: each.rpartition(".")[2] for each in known}
+    with_words = [each for each, own in own_names.items() if set(name.split("_")) <= set(own.split("_"))]
+    beside = [each for each in known if each.rpartition(".")[0] == section]  # none where there is no such section
+    meant = (
+        difflib.get_close_matches(path, known, n=1, cutoff=0.9)
+        or [each for each, own in own_names.items() if own == name]
+        or [each for each in with_words if each in beside]
+        or difflib.get_close_matches(path, known, n=1, cutoff=0.8)
+        or with_words
+    )
+    if meant:
+        return f"did you mean {' or '.join(map(repr, meant))}?"
+    names = beside if section and beside else dict.fromkeys(each.partition(".")[0] for each in known)
+    return f"Known: {', '.join(names)}"
 
 
 def differing_keys(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -70,7 +88,7 @@ def build(cls: type, values: Any, where: str) -> Any:
     given = dict(values.items())
     for key in given:
         if key not in hints:
-            raise ConfigError(f"{where}.{key} is no field; {nearest_or_all(key, hints)}")
+            raise ConfigError(f"{where}.{key} is no field; {_meant(key, list(hints))}")
     missing = [key for key in hints if key not in given]
     if missing:
         raise ConfigError(f"{where} lacks {', '.join(missing)}")

@@ -30,18 +30,23 @@ def show_progress(
       A function to call with the steps done and a few words on the state of things.
     """
     console = console or _console()
-    start = time.perf_counter()
+    begun = [(time.perf_counter(), first_step)]
 
     def rate(done: int) -> float:
-        return (done - first_step) / max(time.perf_counter() - start, 1e-9)
+        """Since the first call, where there was one: before that programs were compiled."""
+        now = time.perf_counter()
+        since, step = begun[-1]
+        if len(begun) == 1:
+            begun.append((now, done))
+        return (done - step) / max(now - since, 1e-9)
 
     if not console.is_terminal:
 
         def print_line(done: int, words: str) -> None:
-            left = (num_steps - done) / rate(done)
+            speed = rate(done)
+            left = (num_steps - done) / speed
             console.print(
-                f"{description}  {done}/{num_steps}  {rate(done):.0f} steps/s  {left:.0f} s left  {words}",
-                soft_wrap=True,
+                f"{description}  {done}/{num_steps}  {speed:.0f} steps/s  {left:.0f} s left  {words}", soft_wrap=True
             )
 
         yield print_line

@@ -27,7 +27,7 @@ from adalfl_jax.training import ConfigError
 from adalfl_jax.training.files import find_folder
 from adalfl_jax.training.machine import num_cores
 from adalfl_jax.training.workdir import require_own
-from experiments.launch import CONFIG, WORKDIR, parse_flags, told_in_a_line
+from experiments.launch import CONFIG, UNREAD, WORKDIR, parse_flags, told_in_a_line
 from experiments.page import render_table
 from experiments.sweep.grid import Point, literal, make_points, parse_grid
 from experiments.sweep.jobs import FAILED, TrainingJob, run_jobs
@@ -84,13 +84,20 @@ def main(argv: list[str]) -> None:
 
 
 def _given_grid() -> dict[str, list[str]]:
-    """What `--vary` says, of fields that are not set too."""
-    grid = parse_grid(_VARY.value)
+    """What `--vary` says, of fields that are read and not set too."""
+    grid, program = parse_grid(_VARY.value), _PROGRAM.value
+    if (unread := UNREAD[program]) in grid or _is_set(unread):
+        raise ConfigError(f"config.{unread} has no effect on --program={program}; leave it out")
     for field, values in grid.items():
-        if f"config.{field}" in flags.FLAGS and flags.FLAGS[f"config.{field}"].present:
+        if _is_set(field):
             text = f"--vary={field}={','.join(values)}"
             raise ConfigError(f"{text} and --config.{field} both set that field; leave one of them out")
     return grid
+
+
+def _is_set(field: str) -> bool:
+    """Whether a flag sets a field of the configuration."""
+    return f"config.{field}" in flags.FLAGS and bool(flags.FLAGS[f"config.{field}"].present)
 
 
 def _run(points: list[Point], root: Path) -> None:
@@ -105,8 +112,9 @@ def _run(points: list[Point], root: Path) -> None:
 
 def _command_of(point: Point) -> list[str]:
     """Trains a configuration: its file, which may register a dataset or a model, with every field as it is now."""
-    values = flatten(point.config.to_dict()).items()
-    fields = [f"--config.{name}={tuple(value) if isinstance(value, list) else value}" for name, value in values]
+    values = flatten(point.config.to_dict())
+    del values[UNREAD[point.program]]
+    fields = [f"--config.{name}={tuple(value) if isinstance(value, list) else value}" for name, value in values.items()]
     cache = flags.FLAGS["compilation_cache"].value
     kept = [] if cache is None else [f"--compilation_cache={cache}"]
     module = f"experiments.{point.program}"

@@ -143,7 +143,7 @@ def run_jobs(
         job.forget_failure()
     print(f"runs to start: {len(jobs)}; each writes to a file in {jobs[0].log.parent}", file=sys.stderr)
     submitted = _run_here(submitter, jobs, at_once) if executor == "local" else _submit(submitter, jobs, executor)
-    for job, task in zip(jobs, submitted, strict=True):
+    for number, (job, task) in enumerate(zip(jobs, submitted, strict=True), start=1):
         try:
             error = task.exception()
         except KeyboardInterrupt as interrupt:
@@ -157,9 +157,18 @@ def run_jobs(
             ) from interrupt
         except Exception as raised:  # of submitit, for a job that was cancelled, say
             error = raised
+        if executor != "local":  # whose runs were told of when each ended
+            _tell_end(job, number, len(jobs))
         if error is None or task.state.startswith(CUT_SHORT) or last_line(job.log).startswith(FAILED):
             continue
         job.tell_failure(f"its job broke off; see {task.paths.stderr}")
+
+
+def _tell_end(job: TrainingJob, number: int, count: int) -> None:
+    """Says of which run the end has come, and of how many it is the one with this number."""
+    why = last_line(job.log)
+    reason = f", {why}" if why.startswith(FAILED) else ""
+    print(f"{number} of {count} runs ended: {job.log.stem}{reason}", file=sys.stderr, flush=True)
 
 
 def _make_executor(name: str, resources: Mapping[str, Any], folder: Path) -> Any:
@@ -173,7 +182,8 @@ def _make_executor(name: str, resources: Mapping[str, Any], folder: Path) -> Any
         executor = submitit.AutoExecutor(folder, cluster=name, slurm_max_num_timeout=MAX_TIMEOUTS)
         executor.update_parameters(**resources)
     except (AssertionError, NameError, RuntimeError, TypeError, ValueError) as error:
-        raise ConfigError(f"--executor={name} with {resources}: {error}") from error
+        reason = str(error).partition("\n")[0]  # further lines list types of Python
+        raise ConfigError(f"--executor={name} with {resources}: {reason}") from error
     return executor
 
 
@@ -195,9 +205,14 @@ def _run_here(submitter: Any, jobs: Sequence[TrainingJob], at_once: int) -> list
     Raises:
       PreemptionError: a signal came.
     """
-    waiting, submitted = list(reversed(jobs)), []
+    waiting, submitted, ended = list(reversed(jobs)), [], []
     with Preemption() as preemption:
-        while (running := [task for task in submitted if not task.done()]) or waiting:
+        while len(ended) < len(submitted) or waiting:
+            running = [task for task in submitted if not task.done()]
+            for job, task in zip(jobs, submitted, strict=False):
+                if task not in running and job not in ended:
+                    ended.append(job)
+                    _tell_end(job, len(ended), len(jobs))
             if preemption.signal is not None:
                 waiting.clear()
                 for task in running:  # again and again, since one that only begins does not pass it on yet

@@ -205,8 +205,8 @@ def test_one_class_is_not_corrupted():
         ({"seed": 2**32 - 1}, "seed must be a whole number"),
         ({"seed": 1.0}, "seed must be a whole number"),
         ({"valid_fraction": "a"}, "valid_fraction must be a number between 0 and 1; got 'a'"),
-        ({"valid_examples": 5}, "no split of 5 can be cut off 1437 examples"),
-        ({"valid_examples": 1437}, "no split of 1437 can be cut off 1437 examples"),
+        ({"valid_examples": 5}, "no validation split of 5 can be cut off 1437 examples"),
+        ({"valid_examples": 1437}, "no validation split of 1437 can be cut off 1437 examples"),
         (
             {"imbalance": 1000.0},
             r"imbalance = 1000 leaves class 8 without an example.*from 1[0-9][0-9] to",

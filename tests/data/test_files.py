@@ -174,8 +174,7 @@ def test_arrays_that_are_missing_or_too_many_are_named(arrays, held, file):
     np.savez(file, **arrays)
     text = message(file)
     assert (
-        "must hold the arrays inputs and targets, and may hold num_classes, test_inputs, test_targets, valid_inputs"
-        in text
+        "must hold the arrays inputs and targets, and may hold num_classes, fill_missing, test_inputs, test_ta" in text
     )
     assert held in text
 
@@ -200,7 +199,7 @@ def test_a_number_of_classes_that_is_none_is_refused(value, file):
         ({"inputs": TABLE[:, :0]}, "is empty; got inputs (60, 0) and targets (60,)"),
         (
             {"inputs": np.where(TABLE[7, 1] == TABLE, 1e300, TABLE)},
-            "not finite, or not in float32, in 1 of 60 examples, the first of them number 7",
+            "not finite, or not in float32, in 1 of 60 examples, the first of them inputs[7]",
         ),
         (
             {"targets": LABELS + 2**33, "num_classes": 3},
@@ -212,7 +211,7 @@ def test_a_number_of_classes_that_is_none_is_refused(value, file):
         ({"inputs": np.where(TABLE > 2, np.nan, TABLE)}, "inputs are not finite, or not in float32, in"),
         (
             {"targets": np.full(60, np.inf)},
-            "targets are not finite, or not in float32, in 60 of 60 examples, the first of them number 0",
+            "targets are not finite, or not in float32, in 60 of 60 examples, the first of them targets[0]",
         ),
         ({"targets": np.arange(60)}, "; bring more examples of each class, or a test split of your own"),
         (
@@ -295,6 +294,20 @@ def test_a_file_that_may_not_be_read_is_not_taken_for_broken(file, monkeypatch):
     assert "may not be read by this user; change its permissions" in message(file)
 
 
+def test_it_is_said_where_a_relative_path_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message("mine.npz") == f"there is no file mine.npz in {tmp_path}, where this program was started"
+
+
+def test_a_file_may_say_that_nan_is_a_missing_value(file):
+    inputs = np.where(TABLE > 2, np.nan, TABLE)
+    save(file, inputs=inputs, fill_missing=True)
+    filled = data.make_dataset("mine", data.Examples(inputs, LABELS, num_classes=3, fill_missing=True))
+    np.testing.assert_array_equal(data.load(str(file)).train.inputs, filled.train.inputs)
+    save(file, inputs=inputs, fill_missing=2)
+    assert "fill_missing must be True or False; got 2" in message(file)
+
+
 def test_a_folder_is_no_file(file):
     file.mkdir()
     assert message(file) == f"there is no file {file}"
@@ -309,12 +322,12 @@ def test_a_file_of_another_kind_is_refused(content, file):
 @pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
 def test_any_flipped_byte_is_noticed_or_harmless(write, file):
     write(file, inputs=TABLE[:12], targets=LABELS[:12])
-    content, whole = file.read_bytes(), files._read(file)
+    content, whole = file.read_bytes(), files._read_examples(file)
     refused = 0
     for position in range(0, len(content), 5):
         file.write_bytes(content[:position] + bytes([content[position] ^ 0xFF]) + content[position + 1 :])
         try:
-            found = files._read(file)
+            found = files._read_examples(file)
         except DatasetError:
             refused += 1
         else:

@@ -156,7 +156,7 @@ def test_abstract_splits_have_as_many_validation_examples_as_are_asked_for():
     dataset = data.load("digits", valid_examples=100)
     sizes = [len(split.inputs) for split in abstract_splits(SPECS["digits"], 0.1, 100)]
     assert sizes == [len(dataset.train.inputs), len(dataset.valid.inputs)]
-    with pytest.raises(DatasetError, match="no split of 1500 can be cut off 1437 examples"):
+    with pytest.raises(DatasetError, match="no validation split of 1500 can be cut off 1437 examples"):
         abstract_splits(SPECS["digits"], 0.1, 1500)
 
 

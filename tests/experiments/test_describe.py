@@ -384,15 +384,8 @@ def test_a_file_that_is_no_configuration_is_told_what_one_is(run, tmp_path):
     assert "no attribute 'lock'; it must be a file with a get_config() that returns a ConfigDict" in ended
 
 
-@pytest.mark.parametrize(
-    ("flag", "said"),
-    [
-        ("--config.num_seeds=many", "flag --config.num_seeds=many: invalid literal for int() with base 10: 'many'"),
-        ("--nosuch=3", "Unknown command line flag 'nosuch'"),
-    ],
-)
-def test_a_flag_that_cannot_be_is_refused(flag, said, run):
-    assert run(flag) == ("", f"{said} (--help shows the flags)")
+def test_a_flag_that_cannot_be_is_refused(run):
+    assert run("--nosuch=3") == ("", "Unknown command line flag 'nosuch' (--help shows the flags)")
 
 
 def test_arguments_that_are_no_flags_are_refused(run, no_measure):

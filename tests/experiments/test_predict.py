@@ -47,14 +47,14 @@ def test_rows_of_a_file_get_what_the_model_predicts(workdir, tmp_path, capsys):
             {},
             r"^FileNotFoundError: there is no folder .*nosuch for new\.npz; make it first",
         ),
-        ("nosuch.npz", "new.npz", {}, r"^DatasetError: .*nosuch\.npz must be .*: .*No such file"),
+        ("nosuch.npz", "new.npz", {}, r"^DatasetError: there is no file .*nosuch\.npz$"),
+        ("other.npz", "new.npz", {}, r"^DatasetError: .*other\.npz must hold an array inputs; it holds rows$"),
         (
-            "other.npz",
+            "narrow.npz",
             "new.npz",
             {},
-            r"^DatasetError: .*other\.npz must be an \.npz file with an array inputs, .*inputs",
+            r"^DatasetError: .*narrow\.npz: new inputs of dataset 'diabetes': inputs must be \[N, 10\]; got \(7, 9\)$",
         ),
-        ("narrow.npz", "new.npz", {}, r"^DatasetError: .*inputs must be \[N, 10\]; got \(7, 9\)$"),
         ("rows.npz", "new.npz", {"seed": 9}, r"^WorkdirError: .*holds no seed 9; it has 0, 1$"),
     ],
 )

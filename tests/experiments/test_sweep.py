@@ -56,7 +56,8 @@ def run(capsys, monkeypatch, tmp_path):
                 program.main(launch.parse_flags(argv))
             except SystemExit as end:
                 ended = end.code
-        return capsys.readouterr().out, ended
+        out, run_program.told = capsys.readouterr()
+        return out, ended
 
     return run_program
 
@@ -137,6 +138,11 @@ REFUSED = {
     "no_resource": (
         [*ONE, "--resource=nosuch_thing=1"],
         "--executor=local with {'timeout_min': 1440, 'nosuch_thing': 1}: ",
+    ),
+    "unread": (["--vary=methods=('ml3',)"], "config.methods has no effect on --program=train; leave it out"),
+    "set_unread": (
+        [*ONE, "--program=compare", "--config.method=ml3"],
+        "config.method has no effect on --program=compare; leave it out",
     ),
     "no_slurm": ([*ONE, "--executor=slurm"], "--executor=slurm with "),
 }
@@ -270,6 +276,14 @@ def test_a_run_that_fails_is_told_apart_from_one_that_was_interrupted(executor, 
         "unfinished: step 3",
         "failed: it was killed by SIGKILL",
     ]
+    told = run.told.splitlines()[1:5]
+    assert [line.partition(":")[0] for line in told] == [f"{number} of 4 runs ended" for number in (1, 2, 3, 4)]
+    assert sorted(line.partition(": ")[2] for line in told) == [
+        "num_steps=16, failed: it was killed by SIGKILL",
+        "num_steps=2, failed: DivergenceError: it diverged",
+        "num_steps=4",
+        "num_steps=8",
+    ]
     assert run(vary, "--nosubmit") == (out, ended)
 
 
@@ -382,5 +396,8 @@ def test_a_sweep_looks_for_the_splits_that_its_runs_have(tmp_path):
     grid = {"dataset.valid_fraction": ["0.3", "0.4"]}
     points = make_points(grid, values, "configs/default.py", "train", tmp_path)
     assert [point.config.dataset.valid_fraction for point in points] == [0.3, 0.4]
-    with pytest.raises(data.DatasetError, match=r"no split of 0\.1 can be cut off"):
+    with pytest.raises(
+        data.DatasetError,
+        match=r"no validation split of 5 can be cut off 48 examples, since .* need one for each of 10 classes; bring",
+    ):
         make_points({"dataset.valid_fraction": ["0.1", "0.3"]}, values, "configs/default.py", "train", tmp_path)

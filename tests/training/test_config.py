@@ -18,7 +18,7 @@ from adalfl_jax.models import COMPUTE_DTYPES, INITIALIZATIONS, MODELS
 from adalfl_jax.task_losses import METRICS, TASK_LOSSES
 from adalfl_jax.training import ConfigError, TrainConfig
 from adalfl_jax.training.config import FAULT_POLICIES, METHODS
-from adalfl_jax.training.fields import differing_keys, field_paths
+from adalfl_jax.training.fields import differing_keys, field_paths, require_path
 from adalfl_jax.training.sections import LEARNED_LOSS_FAMILIES, OUTER_SPLITS, SCHEDULES
 from adalfl_jax.training.setup import make_inner_optimizer, make_setup
 from configs import default
@@ -77,6 +77,33 @@ def test_list_serves_as_a_tuple():
 def test_unknown_key_is_refused_with_a_suggestion(misspelt, meant):
     with pytest.raises(ConfigError, match=rf"config\.{misspelt} is no field; did you mean '{meant}'\?"):
         TrainConfig.from_mapping(with_value(misspelt, 1))
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("iner.momentum", ["inner.momentum"]),
+        ("inner_momentum", ["inner.momentum"]),
+        ("learning_rate", ["inner.learning_rate", "outer.learning_rate", "offline.learning_rate"]),
+        ("inner.hidden_sizes", ["model.hidden_sizes", "learned_loss.hidden_sizes"]),
+        ("seeds", ["num_seeds"]),
+        ("noise", ["dataset.label_noise", "dataset.noise_kind"]),
+        ("offline.steps", ["offline.num_steps", "offline.num_inner_steps"]),
+    ],
+)
+def test_of_an_unknown_field_those_are_named_that_it_may_stand_for(path, meant):
+    with pytest.raises(ValueError, match=r"did you mean ") as caught:
+        require_path(TrainConfig, path)
+    assert str(caught.value).endswith(f"did you mean {' or '.join(map(repr, meant))}?")
+
+
+def test_of_an_unknown_field_that_is_like_none_those_beside_it_are_named():
+    with pytest.raises(
+        ValueError, match=r"Known: offline\.num_steps, offline\.num_inner_steps, offline\.learning_rate"
+    ):
+        require_path(TrainConfig, "offline.eta")
+    with pytest.raises(ValueError, match=r"Known: method, methods, seed, num_seeds, dataset, augmentation, model, "):
+        require_path(TrainConfig, "nonesuch.eta")
 
 
 @pytest.mark.parametrize("path", sorted(flatten(default_values())))

@@ -1,5 +1,6 @@
 import io
 import re
+import time
 
 import pytest
 from rich.console import Console
@@ -20,6 +21,17 @@ def test_plain_lines_have_steps_speed_and_time_left():
     assert len(lines) == 2
     assert re.fullmatch(r"AdaLFL  10/20  \d+ steps/s  \d+ s left  valid/loss 0\.5", lines[0])
     assert re.fullmatch(r"AdaLFL  20/20  \d+ steps/s  0 s left  valid/loss 0\.25", lines[1])
+
+
+def test_speed_and_time_left_do_not_count_compilation(monkeypatch):
+    clock = iter([0.0, 100.0, 101.0, 103.0])  # the first chunk waits for the compiler
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    lines = shown({"force_terminal": False}, 100, [(10, ""), (20, ""), (40, "")]).splitlines()
+    assert [line.split("  ")[2:4] for line in lines] == [
+        ["0 steps/s", "900 s left"],
+        ["10 steps/s", "8 s left"],
+        ["10 steps/s", "6 s left"],
+    ]
 
 
 def test_plain_line_is_not_wrapped_on_a_narrow_console():
