@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from adalfl_jax.arguments import require_functions
 from adalfl_jax.axes import with_own_keys, zeros_like
 from adalfl_jax.hypergradient import (
     BilevelProblem,
@@ -22,7 +23,6 @@ from adalfl_jax.hypergradient import (
 from adalfl_jax.hypergradient.problem import bind_learned_loss, first_examples, inner_and_outer_keys
 from adalfl_jax.hypergradient.update import outer_update
 from adalfl_jax.learned_losses import at_progress
-from adalfl_jax.settings import require_functions
 from adalfl_jax.types import (
     ApplyFn,
     Batch,

@@ -12,8 +12,8 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
+from adalfl_jax.arguments import require_functions
 from adalfl_jax.bilevel import BilevelStep
-from adalfl_jax.settings import require_functions
 from adalfl_jax.types import BilevelBatch, BilevelMetrics, InitFn, Phi, Theta
 from adalfl_jax.validation import require_key
 

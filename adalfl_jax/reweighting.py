@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from adalfl_jax.arguments import require_functions
 from adalfl_jax.hypergradient import BilevelProblem, descend, make_estimator
 from adalfl_jax.hypergradient.problem import inner_and_outer_keys, num_inner_steps
-from adalfl_jax.settings import require_functions
 from adalfl_jax.types import ApplyFn, BilevelBatch, LossFn, PyTree, Theta
 from adalfl_jax.validation import (
     require_bilevel_batch,

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adalfl_jax.settings import refuse_model_or_loss, require_optimizer
+from adalfl_jax.arguments import refuse_model_or_loss, require_optimizer
 
 PyTree = Any
 

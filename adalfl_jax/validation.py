@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from adalfl_jax.arguments import require_count, require_flag, why_not_called
 from adalfl_jax.hypergradient import (
     JACOBIAN_PRODUCTS,
     ONE_STEP,
@@ -20,7 +21,6 @@ from adalfl_jax.hypergradient import (
     estimator_name,
 )
 from adalfl_jax.learned_losses import FrozenLoss, declares
-from adalfl_jax.settings import require_count, require_flag, why_not_called
 from adalfl_jax.types import ApplyFn, Batch, BilevelBatch, LearnedLossFn, Phi, PyTree, Theta
 
 # What the arguments of losses are called elsewhere, where outputs often come first.

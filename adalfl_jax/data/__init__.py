@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from adalfl_jax.arguments import is_count
 from adalfl_jax.data.augmentation import augment as augment
 from adalfl_jax.data.catalog import find_spec
 from adalfl_jax.data.corruption import NOISE_KINDS as NOISE_KINDS
@@ -33,7 +34,6 @@ from adalfl_jax.data.streaming import stays_on_host
 from adalfl_jax.data.tables import load_california, load_crime
 from adalfl_jax.data.text import load_topics
 from adalfl_jax.registry import require_known
-from adalfl_jax.settings import is_count
 
 DATASETS: dict[str, Callable[[Location], Examples]] = {
     "digits": lambda location: load_digits(),

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.model_selection import train_test_split
 
+from adalfl_jax.arguments import is_count
 from adalfl_jax.data.cache import digest_of_arrays
 from adalfl_jax.data.checks import (
     check_alike,
@@ -29,7 +30,6 @@ from adalfl_jax.data.corruption import Corruption
 from adalfl_jax.data.errors import DatasetError
 from adalfl_jax.data.examples import Examples, is_image
 from adalfl_jax.data.scaling import Scaling, byte_statistics
-from adalfl_jax.settings import is_count
 from adalfl_jax.types import Batch
 
 SPLIT_SEED = 2301  # plus that of the dataset, so that all runs and all releases see the same examples in the same place

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from adalfl_jax.arguments import require_count, require_number
 from adalfl_jax.hypergradient.carry import is_same, require_carry, to_keep
 from adalfl_jax.hypergradient.problem import (
     BilevelProblem,
@@ -18,7 +19,6 @@ from adalfl_jax.hypergradient.problem import (
     require_32_bits,
 )
 from adalfl_jax.hypergradient.unrolled import run_inner_steps
-from adalfl_jax.settings import require_count, require_number
 from adalfl_jax.types import BilevelBatch, PyTree, Theta
 
 

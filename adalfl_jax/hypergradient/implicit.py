@@ -18,6 +18,7 @@ from collections.abc import Callable
 import jax
 import optax
 
+from adalfl_jax.arguments import require_count, require_number
 from adalfl_jax.axes import varying_axes
 from adalfl_jax.hypergradient.problem import (
     BilevelProblem,
@@ -29,7 +30,6 @@ from adalfl_jax.hypergradient.problem import (
     require_forward_mode,
 )
 from adalfl_jax.hypergradient.unrolled import run_inner_steps
-from adalfl_jax.settings import require_count, require_number
 from adalfl_jax.types import BilevelBatch, PyTree, Theta
 
 Product = Callable[[PyTree], PyTree]  # v -> (Hessian + lambda I) v

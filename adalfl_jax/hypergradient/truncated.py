@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from adalfl_jax.arguments import require_count
 from adalfl_jax.hypergradient.carry import as_array, is_same, require_carry, to_keep
 from adalfl_jax.hypergradient.problem import (
     BilevelProblem,
@@ -19,7 +20,6 @@ from adalfl_jax.hypergradient.problem import (
     require_one_step,
 )
 from adalfl_jax.hypergradient.unrolled import unrolled
-from adalfl_jax.settings import require_count
 from adalfl_jax.types import Batch, BilevelBatch, PyTree, Theta
 
 

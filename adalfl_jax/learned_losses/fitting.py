@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from adalfl_jax.arguments import require_count, require_flag, require_functions, require_number
 from adalfl_jax.learned_losses.arguments import at_progress, require_family
-from adalfl_jax.settings import require_count, require_flag, require_functions, require_number
 from adalfl_jax.types import LearnedLoss, LossFn, PyTree
 
 SCALES = (0.1, 5.0)  # of the outputs it is fitted on, from those of a fresh model to those of a confident one

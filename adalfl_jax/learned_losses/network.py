@@ -11,9 +11,9 @@ from numbers import Real
 import jax
 import jax.numpy as jnp
 
+from adalfl_jax.arguments import is_count, require_flag, require_number
 from adalfl_jax.learned_losses.activations import ACTIVATIONS, smooth_leaky_relu
 from adalfl_jax.registry import require_known
-from adalfl_jax.settings import is_count, require_flag, require_number
 from adalfl_jax.task_losses import to_dense
 from adalfl_jax.types import LearnedLoss, PyTree
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from adalfl_jax.arguments import require_number
 from adalfl_jax.learned_losses.arguments import at_progress, declares, require_family
-from adalfl_jax.settings import require_number
 from adalfl_jax.task_losses import find_task_loss
 from adalfl_jax.types import LearnedLoss, LossFn, PyTree
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from adalfl_jax.arguments import is_count, why_not_called
 from adalfl_jax.models.all_cnn import AllCNNC as AllCNNC
 from adalfl_jax.models.classic import MLP as MLP
 from adalfl_jax.models.classic import LeNet5 as LeNet5
@@ -23,7 +24,6 @@ from adalfl_jax.models.squeezenet import SqueezeNet as SqueezeNet
 from adalfl_jax.models.vgg import VGG16 as VGG16
 from adalfl_jax.models.wide_resnet import WideResNet as WideResNet
 from adalfl_jax.registry import lookup, require_known
-from adalfl_jax.settings import is_count, why_not_called
 from adalfl_jax.types import PyTree
 
 MODELS: dict[str, Callable[..., Any]] = {

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import jax
 from flax import nnx
 
+from adalfl_jax.arguments import require_number
 from adalfl_jax.models.layers import ConvNormRelu, Stack, global_average, require_images
-from adalfl_jax.settings import require_number
 
 
 class AllCNNC(nnx.Module):

@@ -10,10 +10,10 @@ from collections.abc import Collection, Sequence
 import jax
 from flax import nnx
 
+from adalfl_jax.arguments import is_count
 from adalfl_jax.models.convolution import convolve
 from adalfl_jax.models.initializers import glorot, he
 from adalfl_jax.models.layers import require_images
-from adalfl_jax.settings import is_count
 
 
 class LogisticRegression(nnx.Module):

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen, nnx
 
+from adalfl_jax.arguments import why_not_called
 from adalfl_jax.registry import lookup
-from adalfl_jax.settings import why_not_called
 from adalfl_jax.types import ApplyFn, InitFn, PyTree
 
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import jax
 from flax import nnx
 
+from adalfl_jax.arguments import is_count
 from adalfl_jax.models.initializers import glorot
 from adalfl_jax.models.layers import Stack, batch_norm, conv, global_average, require_images
-from adalfl_jax.settings import is_count
 
 
 class PreActivation(nnx.Module):

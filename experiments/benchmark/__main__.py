@@ -33,9 +33,9 @@ from adalfl_jax.training import TrainConfig
 from adalfl_jax.training.machine import describe_machine
 from experiments import page
 from experiments.benchmark import checkpoints, estimators, parts, peers, scaling, thrift, training_program
+from experiments.benchmark.idle import BusyMachineError, busy_cores, wait_until_idle
 from experiments.benchmark.problems import PROBLEMS
 from experiments.benchmark.timing import Ratio
-from experiments.idle import BusyMachineError, busy_cores, wait_until_idle
 from experiments.launch import CONFIG, command_line, parse_flags, told_in_a_line
 from experiments.page import Row, Table
 

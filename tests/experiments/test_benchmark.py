@@ -14,9 +14,19 @@ from absl.testing import flagsaver
 from adalfl_jax.hypergradient import ESTIMATORS
 from adalfl_jax.training import ConfigError
 from adalfl_jax.training.machine import describe_machine
-from experiments import idle, launch, page
+from experiments import launch, page
 from experiments.benchmark import __main__ as program
-from experiments.benchmark import checkpoints, estimators, parts, problems, scaling, thrift, timing, training_program
+from experiments.benchmark import (
+    checkpoints,
+    estimators,
+    idle,
+    parts,
+    problems,
+    scaling,
+    thrift,
+    timing,
+    training_program,
+)
 from experiments.benchmark.flops import count_flops, on_a_cpu
 from tests.training.tiny import ROOT, tiny_config
 

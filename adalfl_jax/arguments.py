@@ -1,4 +1,4 @@
-"""What a setting must be, with an error that says what was expected and what came."""
+"""What an argument must be, with an error that says what was expected and what came."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def is_count(value: Any) -> bool:
-    """Whether a setting is a whole number of at least 1, NumPy's included."""
+    """Whether an argument is a whole number of at least 1, NumPy's included."""
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
@@ -22,7 +22,7 @@ def require_count(name: str, value: Any) -> None:
 
 
 def require_number(name: str, value: Any, *, least: float | None = None) -> None:
-    """Raises ValueError unless a setting is a finite number above 0, or of at least `least` where that is given."""
+    """Raises ValueError unless an argument is a finite number above 0, or of at least `least` where that is given."""
     is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or (value <= 0 if least is None else value < least):
         raise ValueError(
@@ -31,7 +31,7 @@ def require_number(name: str, value: Any, *, least: float | None = None) -> None
 
 
 def require_flag(name: str, value: Any) -> None:
-    """Raises ValueError unless a setting is True or False."""
+    """Raises ValueError unless an argument is True or False."""
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be True or False; got {value!r}")
 
