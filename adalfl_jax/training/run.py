@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import os
-import signal
 import time
 import warnings
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from adalfl_jax.training.digest import digest_of_offline_phase
 from adalfl_jax.training.evaluation import Evaluation
 from adalfl_jax.training.fields import require
 from adalfl_jax.training.files import BusyError, WorkdirError, find_folder, hold_workdir, is_worked_on
-from adalfl_jax.training.hosts import connect, is_first, largest, on_first, require_same
+from adalfl_jax.training.hosts import connect, is_first, on_first, require_same
 from adalfl_jax.training.outputs import finish_run, save_last_finite_state
 from adalfl_jax.training.phases import (
     Program,
@@ -203,8 +202,8 @@ def _run_methods(
     summary = on_first(lambda: finish_run(folder, setup, results, with_report=with_report))
     if is_first():
         layout.remove_checkpoints(folder)
-    if number := largest(preemption.signal or 0):  # came after the last chunk
-        raise PreemptionError(signal.Signals(number), "the run is over, and its results are written")
+    if (number := preemption.agreed()) is not None:  # came after the last chunk
+        raise PreemptionError(number, "the run is over, and its results are written")
     return summary
 
 
@@ -313,7 +312,8 @@ class _Run:
             return False
 
         if not on_first(hold):
-            number = signal.Signals(largest(self.preemption.signal or 0))
+            number = self.preemption.agreed()
+            assert number is not None
             raise PreemptionError(number, f"the run was waiting for {shared}; start it again to go on")
 
     @functools.cached_property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
 import time
 import warnings
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from adalfl_jax.training.chunk import (
 )
 from adalfl_jax.training.config import METHODS
 from adalfl_jax.training.evaluation import Evaluation
-from adalfl_jax.training.hosts import is_first, largest
+from adalfl_jax.training.hosts import is_first
 from adalfl_jax.training.phases import Program, SeedKeys, splits_of
 from adalfl_jax.training.preemption import Preemption, PreemptionError
 from adalfl_jax.training.profiling import trace_chunk
@@ -255,13 +254,11 @@ class StageRunner:
         stage.observe(step, scalars, shapes)
 
     def _obey_signal(self, stage: Stage, step: int) -> None:
-        if not (number := largest(self._preemption.signal or 0)):  # to whichever process it came
+        if (number := self._preemption.agreed()) is None:
             return
         is_kept = self._setup.config.checkpoint.keep > 0
         after = "saved; the same command goes on from there" if is_kept else "not saved, as config.checkpoint.keep is 0"
-        raise PreemptionError(
-            signal.Signals(number), f"the run ended after step {step} of {stage.num_steps}, {stage.title}, {after}"
-        )
+        raise PreemptionError(number, f"the run ended after step {step} of {stage.num_steps}, {stage.title}, {after}")
 
 
 def _words(scalars: Scalars, metric: str) -> str:
