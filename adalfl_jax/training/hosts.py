@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -128,6 +129,12 @@ def largest(value: int) -> int:
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.process_allgather(np.int32(value)).max())
+
+
+def agreed_signal(own: signal.Signals | None) -> signal.Signals | None:
+    """The signal that came to one of the processes, or None; each calls this with what came to itself."""
+    number = largest(own or 0)
+    return signal.Signals(number) if number else None
 
 
 def _broadcast(content: bytes) -> bytes:

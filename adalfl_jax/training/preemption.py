@@ -8,8 +8,6 @@ import socket
 import sys
 import threading
 
-from adalfl_jax.training.hosts import largest
-
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -62,11 +60,6 @@ class Preemption:
         self._sender.close()  # ends the thread
         self._thread.join()
         self._receiver.close()
-
-    def agreed(self) -> signal.Signals | None:
-        """The signal that came to this or another process of the run, or None; all of them ask at once."""
-        number = largest(self.signal or 0)
-        return signal.Signals(number) if number else None
 
     def _listen(self) -> None:
         while numbers := self._receiver.recv(1):

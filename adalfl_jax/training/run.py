@@ -23,7 +23,7 @@ from adalfl_jax.training.digest import digest_of_offline_phase
 from adalfl_jax.training.evaluation import Evaluation
 from adalfl_jax.training.fields import require
 from adalfl_jax.training.files import BusyError, WorkdirError, find_folder, hold_workdir, is_worked_on
-from adalfl_jax.training.hosts import connect, is_first, on_first, require_same
+from adalfl_jax.training.hosts import agreed_signal, connect, is_first, on_first, require_same
 from adalfl_jax.training.outputs import finish_run, save_last_finite_state
 from adalfl_jax.training.phases import (
     Program,
@@ -191,7 +191,7 @@ def _run_methods(
     results = []
     only_first = MetricWriters(folder, setup.config) if is_first() else contextlib.nullcontext()
     with only_first as writers, Preemption() as preemption:
-        run = _Run(setup, writers, folder, shared, preemption, wait)
+        run = _Run(setup, methods, writers, folder, shared, preemption, wait)
         for method in methods:
             try:
                 results.append(run.method(method))
@@ -202,7 +202,7 @@ def _run_methods(
     summary = on_first(lambda: finish_run(folder, setup, results, with_report=with_report))
     if is_first():
         layout.remove_checkpoints(folder)
-    if (number := preemption.agreed()) is not None:  # came after the last chunk
+    if (number := agreed_signal(preemption.signal)) is not None:  # came after the last chunk
         raise PreemptionError(number, "the run is over, and its results are written")
     return summary
 
@@ -217,6 +217,7 @@ class _Run:
     def __init__(
         self,
         setup: Setup,
+        methods: tuple[str, ...],
         writers: MetricWriters | None,  # None in a process that writes nothing
         workdir: Path,
         offline_checkpoints: Path | None,
@@ -230,7 +231,8 @@ class _Run:
         self.keys: SeedKeys = make_seed_keys(setup.config.seeds, setup.mesh)
         self.evaluation = Evaluation(setup)
         self.preemption = preemption
-        self.stages = StageRunner(setup, self.keys, self.evaluation, workdir, preemption)
+        num_stages = _count_stages(setup.config, methods)
+        self.stages = StageRunner(setup, self.keys, self.evaluation, workdir, preemption, num_stages)
         self._offline: tuple[RunState, float] | None = None
         self._programs: dict[StepFactory, Program] = {}
 
@@ -312,7 +314,7 @@ class _Run:
             return False
 
         if not on_first(hold):
-            number = self.preemption.agreed()
+            number = agreed_signal(self.preemption.signal)
             assert number is not None
             raise PreemptionError(number, f"the run was waiting for {shared}; start it again to go on")
 
@@ -360,6 +362,12 @@ class _Run:
                 self.writers.write_picture(method, phase, step, config.seed, picture)
 
         return write
+
+
+def _count_stages(config: TrainConfig, methods: tuple[str, ...]) -> int:
+    """Stages of a run: one for each method or, of a search, for each rate, and one for the offline phase."""
+    searched = len(config.tuning.learning_rates) - 1 if "tuned_task_loss" in methods else 0
+    return len(methods) + searched + any(method in LEARNING for method in methods)
 
 
 def _backed_off(setup: Setup, make_program: Callable[[Setup], Program]) -> Callable[[int], Program]:

@@ -26,7 +26,7 @@ from adalfl_jax.training.chunk import (
 )
 from adalfl_jax.training.config import METHODS
 from adalfl_jax.training.evaluation import Evaluation
-from adalfl_jax.training.hosts import is_first
+from adalfl_jax.training.hosts import agreed_signal, is_first
 from adalfl_jax.training.phases import Program, SeedKeys, splits_of
 from adalfl_jax.training.preemption import Preemption, PreemptionError
 from adalfl_jax.training.profiling import trace_chunk
@@ -76,9 +76,18 @@ class Stage:
 class StageRunner:
     """Advances stages in chunks on the device, with measures, checkpoints and an ear for signals between them."""
 
-    def __init__(self, setup: Setup, keys: SeedKeys, evaluation: Evaluation, workdir: Path, preemption: Preemption):
+    def __init__(
+        self,
+        setup: Setup,
+        keys: SeedKeys,
+        evaluation: Evaluation,
+        workdir: Path,
+        preemption: Preemption,
+        num_stages: int = 1,
+    ):
         self._setup, self._keys, self._evaluation = setup, keys, evaluation
         self._workdir, self._preemption = workdir, preemption
+        self._num_begun, self._num_stages = 0, num_stages
         self._schedule = learning_rate_schedule(setup.config)
         self._alarmed: set[tuple[str, str]] = set()  # stages, and what was told of them
 
@@ -90,6 +99,7 @@ class StageRunner:
           PreemptionError: a signal came.
           WorkdirError: a checkpoint cannot be read or written.
         """
+        self._num_begun += 1
         folder = stage.checkpoints or self._workdir / layout.CHECKPOINTS / stage.name
         with StageCheckpoints(folder, self._setup.config.checkpoint, self._setup.dataset.content) as kept:
             history = kept.restore(stage.start)
@@ -142,7 +152,8 @@ class StageRunner:
         if history.num_back_offs and stage.backed_off is not None:
             program = stage.backed_off(history.num_back_offs)
         start = time.perf_counter() - history.seconds
-        with show_progress(stage.title, stage.num_steps, first_step=history.step) as update:
+        place = f"{self._num_begun} of {self._num_stages}: " if self._num_stages > 1 else ""
+        with show_progress(f"{place}{stage.title}", stage.num_steps, first_step=history.step) as update:
             while history.step < stage.num_steps:
                 try:
                     self._advance_chunk(stage, program, history)
@@ -254,7 +265,7 @@ class StageRunner:
         stage.observe(step, scalars, shapes)
 
     def _obey_signal(self, stage: Stage, step: int) -> None:
-        if (number := self._preemption.agreed()) is None:
+        if (number := agreed_signal(self._preemption.signal)) is None:
             return
         is_kept = self._setup.config.checkpoint.keep > 0
         after = "saved; the same command goes on from there" if is_kept else "not saved, as config.checkpoint.keep is 0"

@@ -86,6 +86,22 @@ def test_config_file_holds_the_config_and_the_command(comparison, training):
         assert json.loads((folder / "config.json").read_text()) == {"command": command, **config.to_dict()}
 
 
+@pytest.mark.usefixtures("without_figures")
+def test_progress_says_which_stage_of_how_many_goes_on(tmp_path, capsys):
+    methods = ("task_loss", "tuned_task_loss", "ml3", "adalfl")
+    config = tiny_config(methods=methods, num_steps=2, eval_every=2, **{"tuning.learning_rates": (0.1, 0.3)})
+    compare(config, tmp_path / "run")
+    shown = [line.partition("  ")[0] for line in capsys.readouterr().err.splitlines() if "steps/s" in line]
+    assert list(dict.fromkeys(shown)) == [
+        "1 of 6: task loss",
+        "2 of 6: task loss, rate 0.1",
+        "3 of 6: task loss, rate 0.3",
+        "4 of 6: offline phase (ML3)",
+        "5 of 6: ML3",
+        "6 of 6: AdaLFL",
+    ]
+
+
 def test_summary_is_what_the_run_returns(comparison):
     config, folder, summary = comparison
     assert json.loads((folder / "summary.json").read_text()) == summary
