@@ -36,6 +36,12 @@ def require_flag(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be True or False; got {value!r}")
 
 
+def shorten(value: Any, longest: int = 600) -> str:
+    """How a value is written, for an error; of one that is long the middle is left out."""
+    text = str(value)
+    return text if len(text) <= longest else f"{text[: longest // 2]} ... {text[-longest // 2 :]}"
+
+
 def why_not_called(function: Callable[..., Any], arguments: Sequence[str], keywords: Iterable[str] = ()) -> str:
     """Why a function cannot be called with so many arguments and these keywords; "" if it can, or does not tell."""
     try:
@@ -64,6 +70,8 @@ def require_functions(**functions: Any) -> None:
 
 def refuse_model_or_loss(name: str, value: Any, *, made_by: str) -> None:
     """Raises ValueError where a model or a learned loss was given in place of its parameters."""
+    if callable(value) and hasattr(value, "params"):
+        raise ValueError(f"{name} must be parameters; give those of the {type(value).__name__}, its `params`")
     if hasattr(value, "init") and hasattr(value, "apply"):
         raise ValueError(f"{name} must be parameters, as {made_by} makes; got {value!r}")
 

@@ -92,7 +92,7 @@ def initialize_offline(
       ValueError: arrays of `batches`, its keys among them, that do not share their leading axis.
 
     Warns:
-      UserWarning: a meta-gradient that was 0 at every step; under `jax.jit` nobody can tell.
+      UserWarning: a meta-gradient that was 0 at every step, or no finite number; under `jax.jit` nobody can tell.
 
     Example:
       >>> import jax, optax, adalfl_jax
@@ -123,7 +123,16 @@ def initialize_offline(
         )
     phi, metrics = jax.lax.scan(offline_step, phi, batches)
     norms = metrics.hypergradient_norm
-    if not isinstance(norms, Tracer) and norms.size and not np.any(norms):
+    if isinstance(norms, Tracer) or not norms.size:
+        return phi, metrics
+    if not np.isfinite(norms).all():
+        warnings.warn(
+            f"the meta-gradient of step {np.flatnonzero(~np.isfinite(norms))[0]} of the offline phase is no finite "
+            "number, and phi is lost; outputs may be too large, labels no class of the model, or the inner optimiser "
+            "without a finite derivative",
+            stacklevel=2,
+        )
+    elif not np.any(norms):
         warnings.warn(
             "the meta-gradient was 0 at every step of the offline phase, so phi has not changed; the first step of the "
             "inner optimiser may not depend on phi, as under a warm-up from 0, or the learned loss may be flat",

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adalfl_jax.arguments import require_count, require_flag, why_not_called
+from adalfl_jax.arguments import require_count, require_flag, shorten, why_not_called
 from adalfl_jax.hypergradient import (
     JACOBIAN_PRODUCTS,
     ONE_STEP,
@@ -259,8 +259,8 @@ def _require_opt_state(
         given, expected = ([jnp.shape(leaf) for leaf in jax.tree.leaves(state)] for state in states)
     if given != expected:
         raise ValueError(
-            f"{name}.opt_state is not that of the step's {optimizer_name} and these parameters: expected "
-            f"{expected}; got {given}. Make it with {type(moved).__name__}.create(..., {optimizer_name})"
+            f"{name}.opt_state is not that of the step's {optimizer_name} and these parameters; make it with "
+            f"{type(moved).__name__}.create(..., {optimizer_name}). Expected {shorten(expected)}; got {shorten(given)}"
         )
 
 

@@ -54,9 +54,9 @@ def read_inputs(path: Path) -> np.ndarray:
     Raises:
       DatasetError: it cannot be read, or has none.
     """
-    arrays = read_arrays(path)
-    if "inputs" not in arrays:
-        raise DatasetError(f"{path} must hold an array inputs; it holds {', '.join(sorted(arrays)) or 'none'}")
+    arrays = read_arrays(path, ["inputs"])
+    if not arrays:
+        raise DatasetError(f"{path} must hold an array inputs, and has none of that name")
     return arrays["inputs"]
 
 

@@ -74,6 +74,13 @@ def test_a_phase_that_learns_nothing_is_told():
         assert all(jax.tree.leaves(is_same)) != learns
 
 
+def test_a_phase_that_loses_phi_is_told():
+    step, phi, batches, _ = make_offline(model="plain")
+    inputs = batches.inner.inputs.at[2].set(jnp.nan)
+    with pytest.warns(UserWarning, match="the meta-gradient of step 2 of the offline phase is no finite number"):
+        adalfl_jax.initialize_offline(step, phi, batches._replace(inner=batches.inner._replace(inputs=inputs)))
+
+
 def test_the_offline_phase_needs_a_key():
     step, phi, batches, _ = make_offline()
     batch = jax.tree.map(lambda leaf: leaf[0], batches)

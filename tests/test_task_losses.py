@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+import adalfl_jax
 from adalfl_jax import task_losses
 from adalfl_jax.task_losses import METRICS, TASK_LOSSES
 
@@ -300,3 +301,9 @@ def test_of_pytrees_it_is_told_to_choose(name):
     for given in ((targets, outputs), (targets["labels"], outputs), (targets, outputs["logits"])):
         with pytest.raises(ValueError, match=r"one array of targets and one of outputs; .*Got targets .*\(4,\)"):
             loss(*given)
+
+
+def test_of_pytrees_a_learned_loss_tells_the_same():
+    loss = adalfl_jax.LossNetwork((4,))
+    with pytest.raises(ValueError, match="one array of targets and one of outputs"):
+        loss.apply(loss.init(jax.random.key(0)), jnp.zeros(4, int), {"logits": jnp.zeros((4, 3))})

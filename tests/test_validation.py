@@ -65,6 +65,10 @@ def test_a_loss_that_is_frozen_or_a_name_is_told_what_to_give():
         make_step(learned_loss_fn=frozen)
     with pytest.raises(ValueError, match=r"task_loss_fn must be a function; .*; adalfl_jax\.task_losses has some"):
         make_step(task_loss_fn="softmax_cross_entropy")
+    with pytest.raises(ValueError, match=r"params must be parameters; give those of the FrozenLoss, its `params`"):
+        adalfl_jax.Phi.create(frozen, OUTER)
+    with pytest.raises(ValueError, match=r"can be saved; got FrozenLoss; give its `loss` and its `params`"):
+        adalfl_jax.save_learned_loss("loss.safetensors", frozen, frozen.params)
 
 
 def test_what_has_parameters_made_is_no_parameters():
@@ -322,7 +326,7 @@ def test_a_state_of_the_same_optimizer_for_other_shapes_is_refused():
     momentum = optax.sgd(0.1, momentum=0.9)
     theta, phi = make_state(inner=momentum)
     given = theta._replace(opt_state=momentum.init(jnp.ones((1, 3))))  # which would broadcast
-    with pytest.raises(ValueError, match=r"theta.opt_state is not that .* expected \[\(5, 3\)\]; got \[\(1, 3\)\]"):
+    with pytest.raises(ValueError, match=r"theta.opt_state is not that .* Expected \[\(5, 3\)\]; got \[\(1, 3\)\]"):
         make_step(inner_optimizer=momentum)(given, phi, BATCH)
     other = make_state(loss=adalfl_jax.LossNetwork(hidden_sizes=(5,)), inner=momentum)[1]
     with pytest.raises(ValueError, match=r"phi.opt_state is not that of the step's outer_optimizer"):

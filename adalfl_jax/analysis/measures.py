@@ -16,6 +16,7 @@ from adalfl_jax.learned_losses import LossNetwork
 from adalfl_jax.learned_losses.network import PREDICTIONS
 from adalfl_jax.task_losses import to_dense
 from adalfl_jax.types import ApplyFn, Batch, LossFn, PyTree, Theta
+from adalfl_jax.validation import require_loss, require_model
 
 
 class GradientComparison(NamedTuple):
@@ -56,9 +57,12 @@ def compare_gradients(
     labels of `batch` are wrong, and those of `task_batch` right, the cosine says whether a step on M serves the task.
 
     Raises:
-      ValueError: no examples, a `batch_size` that does not divide their number, or no key for a model of this package
-        with dropout.
+      ValueError: functions that cannot be called so, no examples, a `batch_size` that does not divide their number, or
+        no key for a model of this package with dropout.
     """
+    require_model(apply_fn)
+    require_loss("loss_fn", loss_fn, "targets", "outputs")
+    require_loss("task_loss_fn", task_loss_fn, "targets", "outputs")
 
     def gradient(loss_fn: LossFn, examples: Batch, size: int | None) -> PyTree:
         num_examples = len(examples[1])

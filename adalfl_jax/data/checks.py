@@ -90,7 +90,7 @@ def check_finite(where: str, **arrays: np.ndarray) -> None:
             rows = np.unique(np.nonzero(~is_finite)[0])
             raise DatasetError(
                 f"{where}: {kind} are not finite, or not in float32, in {len(rows)} of {len(values)} examples, the "
-                f"first of them {kind}[{rows[0]}]; drop, fill or scale them"
+                f"first of them at index {rows[0]}; drop, fill or scale them"
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -49,8 +50,8 @@ SPLITS = ("test", "valid")
 OPTIONAL = ("num_classes", "fill_missing", *(f"{split}_{kind}" for split in SPLITS for kind in ("inputs", "targets")))
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an .npz file; nothing in it is unpickled.
+def read_arrays(path: Path, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file, or those of these names that it has; nothing in it is unpickled.
 
     Raises:
       DatasetError: no such file, no .npz file, a damaged one, arrays of Python objects.
@@ -71,7 +72,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             # an array whose header is damaged may end before its checksum is compared, so all are compared first
             if (damaged := file.zip.testzip()) is not None:
                 raise ValueError(f"the checksum of {damaged} is not that of its contents")
-            return {name: file[name] for name in file.files}
+            return {name: file[name] for name in file.files if names is None or name in names}
     except Exception as error:  # whatever zipfile, zlib and NumPy's parser raise
         if "Object arrays" in str(error):
             raise DatasetError(

@@ -9,6 +9,8 @@ import optax
 from adalfl_jax.hypergradient.closures import hoist_closure
 from adalfl_jax.types import PyTree
 
+LONG = 1e4  # a gradient whose clipping to 1 leaves Adam a square, and a thousandth of it, that is no zero
+
 
 def differentiable_update(
     optimizer: optax.GradientTransformation, gradient: PyTree, opt_state: optax.OptState, params: PyTree
@@ -29,7 +31,7 @@ def differentiable_update(
     @update.defjvp
     def update_jvp(primals, tangents):  # pyright: ignore[reportUnusedFunction]
         gradient, *others = primals
-        _, tangents_out = jax.jvp(plain_update, (jax.tree.map(_away_from_zero, gradient), *others), tangents)
+        _, tangents_out = jax.jvp(plain_update, (_away_from_zero(gradient), *others), tangents)
         return update(*primals), tangents_out
 
     return update(gradient, opt_state, params, *closed_over)
@@ -57,7 +59,14 @@ def _explain(error: TypeError, which: str, given: str) -> None:
         raise ValueError(f"the {which} optimiser gets {given} and no more, unlike a line search; {said}") from error
 
 
-def _away_from_zero(gradient: jax.Array) -> jax.Array:
-    # Its square must not underflow, nor that square's power -3/2 overflow: 7e-13 in float32 and bfloat16.
-    floor = float(jnp.finfo(gradient.dtype).tiny) ** 0.32
-    return jnp.where(jnp.abs(gradient) < floor, jnp.asarray(floor, gradient.dtype), gradient)
+def _away_from_zero(gradient: PyTree) -> PyTree:
+    """The gradient, whose entries near zero are a hair away from it; of a very long one, which may be clipped, more."""
+    length = jax.lax.stop_gradient(optax.tree.norm(gradient))
+    scale = jnp.maximum(1.0, length / LONG)
+
+    def move(leaf: jax.Array) -> jax.Array:
+        # Its square must not underflow, nor that square's power -3/2 overflow: 7e-13 in float32 and bfloat16.
+        floor = (float(jnp.finfo(leaf.dtype).tiny) ** 0.32 * scale).astype(leaf.dtype)
+        return jnp.where(jnp.abs(leaf) < floor, floor, leaf)
+
+    return jax.tree.map(move, gradient)

@@ -138,8 +138,8 @@ class LossNetwork:
         Raises:
           ValueError: targets that do not fit the outputs, phi of another network, no progress where it is used.
         """
-        predictions = PREDICTIONS[self.predictions](outputs)
-        values = self.elementwise(phi_params, to_dense(targets, outputs), predictions, progress=progress)
+        dense = to_dense(targets, outputs)
+        values = self.elementwise(phi_params, dense, PREDICTIONS[self.predictions](outputs), progress=progress)
         return REDUCTIONS[self.reduction](values).mean()
 
     def elementwise(

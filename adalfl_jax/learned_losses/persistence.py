@@ -142,7 +142,8 @@ def load_learned_loss(path: str | os.PathLike[str]) -> FrozenLoss:
 def _describe(loss: LearnedLoss) -> dict[str, Any]:
     family = type(loss).__name__
     if FAMILIES.get(family) is not type(loss):
-        raise ValueError(f"only {', '.join(FAMILIES)} can be saved; got {type(loss).__qualname__}")
+        remedy = "; give its `loss` and its `params`" if isinstance(loss, FrozenLoss) else ""
+        raise ValueError(f"only {', '.join(FAMILIES)} can be saved; got {type(loss).__qualname__}{remedy}")
     if callable(getattr(loss, "task_loss", None)):
         raise ValueError(
             f"a {family} can be saved with a task loss that has a name, a key of TASK_LOSSES; got a function"

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen, nnx
 
-from adalfl_jax.arguments import why_not_called
+from adalfl_jax.arguments import shorten, why_not_called
 from adalfl_jax.registry import lookup
 from adalfl_jax.types import ApplyFn, InitFn, PyTree
 
@@ -141,7 +141,10 @@ def _require_shapes(name: str, given: PyTree, expected: PyTree) -> None:
     """Raises ValueError where names or shapes are not the module's: flax goes by the order of leaves alone."""
     found = jax.tree.map(jnp.shape, given)
     if found != expected:
-        raise ValueError(f"{name} are not those of this model: expected arrays of the shapes {expected}; got {found}")
+        raise ValueError(
+            f"{name} are not those of this model: expected arrays of the shapes {shorten(expected)}; got "
+            f"{shorten(found)}"
+        )
 
 
 def _cast(dtype: jnp.dtype) -> Callable[[PyTree], PyTree]:

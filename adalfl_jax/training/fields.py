@@ -51,11 +51,13 @@ def _meant(path: str, known: list[str]) -> str:
     own_names = {each: each.rpartition(".")[2] for each in known}
     with_words = [each for each, own in own_names.items() if set(name.split("_")) <= set(own.split("_"))]
     beside = [each for each in known if each.rpartition(".")[0] == section]  # none where there is no such section
+    near = [] if section else difflib.get_close_matches(name, set(own_names.values()), n=1, cutoff=0.8)
     meant = (
         difflib.get_close_matches(path, known, n=1, cutoff=0.9)
         or [each for each, own in own_names.items() if own == name]
         or [each for each in with_words if each in beside]
         or difflib.get_close_matches(path, known, n=1, cutoff=0.8)
+        or [each for each, own in own_names.items() if own in near]
         or with_words
     )
     if meant:

@@ -44,7 +44,7 @@ def show_progress(
 
         def print_line(done: int, words: str) -> None:
             speed = rate(done)
-            left = (num_steps - done) / speed
+            left = (num_steps - done) / max(speed, 1e-9)
             console.print(
                 f"{description}  {done}/{num_steps}  {speed:.0f} steps/s  {left:.0f} s left  {words}", soft_wrap=True
             )

@@ -145,7 +145,7 @@ def run_jobs(
     submitted = _run_here(submitter, jobs, at_once) if executor == "local" else _submit(submitter, jobs, executor)
     for number, (job, task) in enumerate(zip(jobs, submitted, strict=True), start=1):
         try:
-            error = task.exception()
+            _note_break(job, task)
         except KeyboardInterrupt as interrupt:
             if executor != "slurm":
                 raise
@@ -155,12 +155,17 @@ def run_jobs(
                 f"jobs {numbers} go on without this program, which --nosubmit shows the table of; cancel them before "
                 "you give the same command again",
             ) from interrupt
-        except Exception as raised:  # of submitit, for a job that was cancelled, say
-            error = raised
         if executor != "local":  # whose runs were told of when each ended
             _tell_end(job, number, len(jobs))
-        if error is None or task.state.startswith(CUT_SHORT) or last_line(job.log).startswith(FAILED):
-            continue
+
+
+def _note_break(job: TrainingJob, task: Any) -> None:
+    """Waits for a job, and ends the log of its run where that broke off and could not say so."""
+    try:
+        error = task.exception()
+    except Exception as raised:  # of submitit, for a job that was cancelled, say
+        error = raised
+    if error is not None and not task.state.startswith(CUT_SHORT) and not last_line(job.log).startswith(FAILED):
         job.tell_failure(f"its job broke off; see {task.paths.stderr}")
 
 
@@ -212,6 +217,7 @@ def _run_here(submitter: Any, jobs: Sequence[TrainingJob], at_once: int) -> list
             for job, task in zip(jobs, submitted, strict=False):
                 if task not in running and job not in ended:
                     ended.append(job)
+                    _note_break(job, task)
                     _tell_end(job, len(ended), len(jobs))
             if preemption.signal is not None:
                 waiting.clear()

@@ -41,6 +41,11 @@ def compared(loss_fn, task_loss_fn=squared_error):
     return compare_gradients(apply_fn, loss_fn, task_loss_fn, THETA, BATCH, RATE)
 
 
+def test_a_learned_loss_in_place_of_a_fixed_one_is_refused():
+    with pytest.raises(ValueError, match="loss_fn"):
+        compare_gradients(apply_fn, LossNetwork((4,)).apply, softmax_cross_entropy, THETA, BATCH, RATE)
+
+
 @pytest.mark.parametrize("factor", [4.0, 0.5, 1.0])
 def test_multiple_of_the_task_loss_is_measured_exactly(factor):
     comparison = compared(lambda targets, outputs: factor * squared_error(targets, outputs))

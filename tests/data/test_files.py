@@ -199,7 +199,7 @@ def test_a_number_of_classes_that_is_none_is_refused(value, file):
         ({"inputs": TABLE[:, :0]}, "is empty; got inputs (60, 0) and targets (60,)"),
         (
             {"inputs": np.where(TABLE[7, 1] == TABLE, 1e300, TABLE)},
-            "not finite, or not in float32, in 1 of 60 examples, the first of them inputs[7]",
+            "not finite, or not in float32, in 1 of 60 examples, the first of them at index 7",
         ),
         (
             {"targets": LABELS + 2**33, "num_classes": 3},
@@ -211,7 +211,7 @@ def test_a_number_of_classes_that_is_none_is_refused(value, file):
         ({"inputs": np.where(TABLE > 2, np.nan, TABLE)}, "inputs are not finite, or not in float32, in"),
         (
             {"targets": np.full(60, np.inf)},
-            "targets are not finite, or not in float32, in 60 of 60 examples, the first of them targets[0]",
+            "targets are not finite, or not in float32, in 60 of 60 examples, the first of them at index 0",
         ),
         ({"targets": np.arange(60)}, "; bring more examples of each class, or a test split of your own"),
         (

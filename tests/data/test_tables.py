@@ -218,6 +218,6 @@ def test_infinite_values_are_no_missing_ones(value):
     inputs = np.random.default_rng(0).normal(size=(50, 3))
     inputs[4, 1], inputs[9, 1] = np.nan, value
     with pytest.raises(
-        DatasetError, match=r"'mine': inputs are not finite, or not in float32, in 1 of 50 examples, .* inputs\[9\]"
+        DatasetError, match=r"'mine': inputs are not finite, or not in float32, in 1 of 50 examples, .* at index 9"
     ):
         data.make_dataset("mine", data.Examples(inputs, inputs[:, 0], fill_missing=True))

@@ -302,6 +302,7 @@ def test_a_job_that_breaks_off_before_it_trains_has_failed(run, monkeypatch, tmp
     out, ended = run("--vary=num_steps=4")
     assert ended == "1 of 1 runs failed; the same command starts them again"
     assert f"| failed: its job broke off; see {tmp_path / 'sweep' / 'submitit'}" in out
+    assert "1 of 1 runs ended: num_steps=4, failed: its job broke off; see " in run.told
 
 
 def test_a_run_that_a_process_works_on_is_left_to_it(run, started, tmp_path):

@@ -136,6 +136,31 @@ def test_a_loss_that_reads_theta_is_exact_when_unrolled(name):
     assert_relative(ravel_pytree(result.gradient)[0], finite_differences(reference, phi_params))
 
 
+@pytest.mark.parametrize("estimator", ["forward", "unrolled"])
+@pytest.mark.parametrize("length", [1e3, 1e6, 1e9])
+def test_adam_of_a_long_gradient_that_is_clipped_has_a_finite_derivative(estimator, length):
+    """An input that is always 0 has a gradient of exactly 0, and clipping brings what stands for it nearer to 0."""
+    loss = adalfl_jax.LossNetwork((8,), predictions="raw")
+    optimizer, phi_params = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3)), loss.init(jax.random.key(0))
+    inputs = jax.random.normal(jax.random.key(1), (8, 4)).at[:, 0].set(0.0)
+    params, batch = jax.random.normal(jax.random.key(2), (4, 3)), adalfl_jax.Batch(inputs, jnp.arange(8) % 3)
+
+    def long_loss(phi_params, targets, outputs):
+        return length * loss.apply(phi_params, targets, outputs)
+
+    def apply(params, model_state, inputs, *, train, rng_key):
+        return inputs @ params, model_state
+
+    step = adalfl_jax.make_bilevel_step(
+        apply, long_loss, softmax_cross_entropy, optimizer, optax.sgd(1e-3), hypergradient=estimator
+    )
+    theta, phi = adalfl_jax.Theta.create(params, {}, optimizer), adalfl_jax.Phi.create(phi_params, optax.sgd(1e-3))
+    for _ in range(3):
+        theta, phi, metrics = jax.jit(step)(theta, phi, adalfl_jax.BilevelBatch(batch, batch))
+        assert np.isfinite(metrics.hypergradient_norm)
+        assert metrics.hypergradient_norm > 0
+
+
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("estimator", ["forward", pytest.param("unrolled", marks=pytest.mark.slow)])
 def test_clipping_a_gradient_of_exactly_zero_passes_the_gradient_of_no_clipping(estimator):

@@ -86,6 +86,8 @@ def test_unknown_key_is_refused_with_a_suggestion(misspelt, meant):
         ("inner_momentum", ["inner.momentum"]),
         ("learning_rate", ["inner.learning_rate", "outer.learning_rate", "offline.learning_rate"]),
         ("inner.hidden_sizes", ["model.hidden_sizes", "learned_loss.hidden_sizes"]),
+        ("lerning_rate", ["inner.learning_rate", "outer.learning_rate", "offline.learning_rate"]),
+        ("momentun", ["inner.momentum"]),
         ("seeds", ["num_seeds"]),
         ("noise", ["dataset.label_noise", "dataset.noise_kind"]),
         ("offline.steps", ["offline.num_steps", "offline.num_inner_steps"]),

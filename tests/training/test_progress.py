@@ -23,7 +23,7 @@ def test_plain_lines_have_steps_speed_and_time_left():
     assert re.fullmatch(r"AdaLFL  20/20  \d+ steps/s  0 s left  valid/loss 0\.25", lines[1])
 
 
-def test_speed_and_time_left_do_not_count_compilation(monkeypatch):
+def test_speed_and_time_left_do_not_count_what_came_before_the_first_line(monkeypatch):
     clock = iter([0.0, 100.0, 101.0, 103.0])  # the first chunk waits for the compiler
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     lines = shown({"force_terminal": False}, 100, [(10, ""), (20, ""), (40, "")]).splitlines()
