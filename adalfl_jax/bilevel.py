@@ -90,9 +90,9 @@ def make_bilevel_step(
       task_loss_fn: L, `(targets, outputs) -> scalar`.
       inner_optimizer: any optax transformation that needs gradient, state and parameters alone (a line search needs
         more) and has a finite derivative, as `optax.radam` has not in its first steps, nor `optax.contrib`'s `prodigy`
-        and `mechanize`; the paper's is `optax.sgd`. The
-        update is what phi is learned through, so not at all where it is a sign (`optax.lion`) or waits for further
-        gradients (`optax.MultiSteps`), and hardly from Adam's first step, whose length is the same for every gradient.
+        and `mechanize`; the paper's is `optax.sgd`. The update is what phi is learned through, so not at all where it
+        is a sign (`optax.lion`) or waits for further gradients (`optax.MultiSteps`), and hardly from Adam's first step,
+        whose length is the same for every gradient.
       outer_optimizer: any optax transformation that needs gradient, state, parameters and the value of the loss alone,
         as `optax.contrib.reduce_on_plateau`; the paper's is `optax.adam`.
       hypergradient: a key of `adalfl_jax.hypergradient.ESTIMATORS`, or an estimator with settings of your own from
