@@ -83,7 +83,8 @@ def to_dense(targets: jax.Array, outputs: jax.Array) -> jax.Array:
 def softmax_cross_entropy(targets: jax.Array, outputs: jax.Array) -> jax.Array:
     """Cross-entropy, in nats, between labels `[B]` or distributions `[B, C]` and softmax of the logits `[B, C]`.
 
-    That distributions sum to 1 is not checked.
+    That distributions sum to 1 is not checked. A target below 0, as of a regression, raises ValueError or, under
+    `jax.jit`, makes the loss nan.
     """
     return example_cross_entropy(targets, outputs).mean()
 
@@ -94,7 +95,17 @@ def example_cross_entropy(targets: jax.Array, outputs: jax.Array) -> jax.Array:
     if is_labels(targets, outputs):
         losses = optax.softmax_cross_entropy_with_integer_labels(outputs, targets)
         return losses * jnp.where(_has_class(targets, outputs), 1, jnp.nan).astype(losses.dtype)  # and its gradient
-    return optax.softmax_cross_entropy(outputs, targets.astype(outputs.dtype))
+    return optax.softmax_cross_entropy(outputs, _within(targets.astype(outputs.dtype), math.inf))
+
+
+def _within(targets: jax.Array, most: float) -> jax.Array:
+    """Targets from 0 to `most`. Others raise ValueError or, under a trace where they have no value, become nan."""
+    if not isinstance(targets, Tracer) and targets.size:
+        values = np.asarray(targets)
+        if values.min() < 0 or values.max() > most:
+            span = "0 or more" if most == math.inf else f"from 0 to {most:g}"
+            raise ValueError(f"targets must be {span}; got some from {values.min()} to {values.max()}")
+    return jnp.where((targets >= 0) & (targets <= most), targets, jnp.nan)
 
 
 def bits_per_character(targets: jax.Array, outputs: jax.Array) -> jax.Array:
@@ -134,8 +145,9 @@ def generalized_cross_entropy(targets: jax.Array, outputs: jax.Array, *, q: floa
     """
     _require("q", q, lambda power: 0 < power <= 1, "a number in (0, 1]")
     _require_classes(outputs)
+    dense = _within(to_dense(targets, outputs), math.inf)
     # Of the logarithm: p^q and its slope vanish where p does, and 1 - p^q keeps its digits where p is nearly 1.
-    dense, values = to_dense(targets, outputs), -jnp.expm1(q * jax.nn.log_softmax(outputs)) / q
+    values = -jnp.expm1(q * jax.nn.log_softmax(outputs)) / q
     return (dense * values).sum(axis=-1).mean()
 
 
@@ -192,13 +204,7 @@ def sigmoid_cross_entropy(targets: jax.Array, outputs: jax.Array) -> jax.Array:
     Targets are labels or, for each output, the probability of 1. A target outside of 0 to 1, as -1 for a class, would
     have a loss without a lower bound: it raises ValueError or, under `jax.jit`, makes the loss nan.
     """
-    dense = to_dense(targets, outputs)
-    if not isinstance(dense, Tracer) and dense.size:
-        values = np.asarray(dense)
-        if values.min() < 0 or values.max() > 1:
-            raise ValueError(f"targets must be from 0 to 1; got some from {values.min()} to {values.max()}")
-    dense = jnp.where((dense >= 0) & (dense <= 1), dense, jnp.nan)
-    return optax.sigmoid_binary_cross_entropy(outputs, dense).mean()
+    return optax.sigmoid_binary_cross_entropy(outputs, _within(to_dense(targets, outputs), 1)).mean()
 
 
 def squared_error(targets: jax.Array, outputs: jax.Array) -> jax.Array:

@@ -254,6 +254,14 @@ def test_a_sigmoid_takes_no_target_that_is_no_probability(target):
     assert jnp.isnan(jax.jit(task_losses.sigmoid_cross_entropy)(targets, LOGITS))
 
 
+@pytest.mark.parametrize("name", ["softmax_cross_entropy", *ROBUST])
+def test_a_softmax_takes_no_target_of_a_regression(name):
+    targets = jnp.array(ONE_HOT).at[1, 0].set(-2.0)
+    with pytest.raises(ValueError, match=r"targets must be 0 or more; got some from -"):
+        TASK_LOSSES[name](targets, LOGITS)
+    assert jnp.isnan(jax.jit(TASK_LOSSES[name])(targets, LOGITS))
+
+
 @pytest.mark.parametrize("name", ["softmax_cross_entropy", "sigmoid_cross_entropy", *ROBUST])
 def test_labels_of_few_bits_may_have_more_classes_than_they_can_count(name):
     outputs = jax.random.normal(jax.random.key(0), (2, 300))
