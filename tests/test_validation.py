@@ -322,6 +322,13 @@ def test_float16_is_refused():
         make_step()(theta, phi._replace(params=half[1]), BATCH)
 
 
+def test_what_is_long_is_shortened_in_an_error():
+    theta, phi = make_state()
+    with pytest.raises(ValueError, match=r"theta.opt_state is not that of .* \.\.\. ") as caught:
+        make_step()(theta._replace(opt_state=tuple(range(1000))), phi, BATCH)
+    assert len(str(caught.value)) < 1500
+
+
 def test_a_state_of_the_same_optimizer_for_other_shapes_is_refused():
     momentum = optax.sgd(0.1, momentum=0.9)
     theta, phi = make_state(inner=momentum)

@@ -56,7 +56,6 @@ def _meant(path: str, known: list[str]) -> str:
         difflib.get_close_matches(path, known, n=1, cutoff=0.9)
         or [each for each, own in own_names.items() if own == name]
         or [each for each in with_words if each in beside]
-        or difflib.get_close_matches(path, known, n=1, cutoff=0.8)
         or [each for each, own in own_names.items() if own in near]
         or with_words
     )

@@ -142,7 +142,10 @@ def run_jobs(
         job.log.parent.mkdir(exist_ok=True)
         job.forget_failure()
     print(f"runs to start: {len(jobs)}; each writes to a file in {jobs[0].log.parent}", file=sys.stderr)
-    submitted = _run_here(submitter, jobs, at_once) if executor == "local" else _submit(submitter, jobs, executor)
+    if executor == "local":
+        _run_here(submitter, jobs, at_once)
+        return
+    submitted = _submit(submitter, jobs, executor)
     for number, (job, task) in enumerate(zip(jobs, submitted, strict=True), start=1):
         try:
             _note_break(job, task)
@@ -155,8 +158,7 @@ def run_jobs(
                 f"jobs {numbers} go on without this program, which --nosubmit shows the table of; cancel them before "
                 "you give the same command again",
             ) from interrupt
-        if executor != "local":  # whose runs were told of when each ended
-            _tell_end(job, number, len(jobs))
+        _tell_end(job, number, len(jobs))
 
 
 def _note_break(job: TrainingJob, task: Any) -> None:
@@ -204,7 +206,7 @@ def _submit(submitter: Any, jobs: Sequence[TrainingJob], executor: str) -> list[
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _run_here(submitter: Any, jobs: Sequence[TrainingJob], at_once: int) -> list[Any]:
+def _run_here(submitter: Any, jobs: Sequence[TrainingJob], at_once: int) -> None:
     """Runs trainings on this machine, so many at a time, and waits for all; at a signal for what they save.
 
     Raises:
@@ -231,4 +233,3 @@ def _run_here(submitter: Any, jobs: Sequence[TrainingJob], at_once: int) -> list
             raise PreemptionError(
                 preemption.signal, "the runs have saved and ended; the same command goes on from there"
             )
-    return submitted

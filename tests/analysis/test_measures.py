@@ -8,14 +8,8 @@ import pytest
 from flax import nnx
 from jax.flatten_util import ravel_pytree
 
-from adalfl_jax.analysis.measures import (
-    along_true_class,
-    compare_gradients,
-    flat_share,
-    flat_share_of_outputs,
-    implied_smoothing,
-    make_loss_shape,
-)
+from adalfl_jax.analysis import along_true_class, compare_gradients, flat_share, make_loss_shape
+from adalfl_jax.analysis.measures import flat_share_of_outputs, implied_smoothing
 from adalfl_jax.learned_losses import LossNetwork, RescaledLoss
 from adalfl_jax.models import functionalize
 from adalfl_jax.task_losses import (

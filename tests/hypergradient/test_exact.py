@@ -136,6 +136,23 @@ def test_a_loss_that_reads_theta_is_exact_when_unrolled(name):
     assert_relative(ravel_pytree(result.gradient)[0], finite_differences(reference, phi_params))
 
 
+@pytest.mark.parametrize(
+    "optimizer", [optax.radam(1e-2), optax.contrib.prodigy(), optax.contrib.mechanize(optax.sgd(0.1))]
+)
+def test_optimizers_that_are_said_to_have_no_finite_derivative_have_none(optimizer):
+    model, _, loss, theta, phi_params = make_problem("plain", "sgd")
+    batch = make_batch(jax.random.key(1))
+    batch = batch._replace(inner=batch.inner._replace(inputs=batch.inner.inputs.at[:, 0].set(0.0)))
+    step = adalfl_jax.make_bilevel_step(model.apply, loss.apply, softmax_cross_entropy, optimizer, optax.sgd(1e-3))
+    theta, phi = (
+        adalfl_jax.Theta.create(theta.params, {}, optimizer),
+        adalfl_jax.Phi.create(phi_params, optax.sgd(1e-3)),
+    )
+    for _ in range(4):
+        theta, phi, metrics = jax.jit(step)(theta, phi, batch)
+    assert np.isnan(metrics.hypergradient_norm)
+
+
 @pytest.mark.parametrize("estimator", ["forward", "unrolled"])
 @pytest.mark.parametrize("length", [1e3, 1e6, 1e9])
 def test_adam_of_a_long_gradient_that_is_clipped_has_a_finite_derivative(estimator, length):

@@ -1,4 +1,3 @@
-import copy
 import json
 import operator
 import re
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 
 from adalfl_jax import data
-from adalfl_jax.analysis.record import flatten
 from adalfl_jax.data import NOISE_KINDS, STREAMING
 from adalfl_jax.hypergradient import ESTIMATORS
 from adalfl_jax.learned_losses.activations import ACTIVATIONS
@@ -18,7 +16,6 @@ from adalfl_jax.models import COMPUTE_DTYPES, INITIALIZATIONS, MODELS
 from adalfl_jax.task_losses import METRICS, TASK_LOSSES
 from adalfl_jax.training import ConfigError, TrainConfig
 from adalfl_jax.training.config import FAULT_POLICIES, METHODS
-from adalfl_jax.training.fields import differing_keys, field_paths, require_path
 from adalfl_jax.training.sections import LEARNED_LOSS_FAMILIES, OUTER_SPLITS, SCHEDULES
 from adalfl_jax.training.setup import make_inner_optimizer, make_setup
 from configs import default
@@ -28,10 +25,6 @@ from tests.training.tiny import DIABETES, default_values, tiny_config, with_valu
 def test_default_config_builds_with_every_value_it_has():
     config = TrainConfig.from_mapping(default.get_config())
     assert config.to_dict() == json.loads(json.dumps(default_values()))
-
-
-def test_field_paths_are_the_keys_of_the_default_config():
-    assert sorted(field_paths(TrainConfig)) == sorted(flatten(default_values()))
 
 
 def test_config_round_trips_through_json():
@@ -68,56 +61,6 @@ def test_numbers_of_numpy_serve_as_those_of_python(path, value):
 
 def test_list_serves_as_a_tuple():
     assert TrainConfig.from_mapping(with_value("model.hidden_sizes", [3, 4])).model.hidden_sizes == (3, 4)
-
-
-@pytest.mark.parametrize(
-    ("misspelt", "meant"),
-    [("num_step", "num_steps"), ("inner.learnin_rate", "learning_rate"), ("learned_loss.gama", "gamma")],
-)
-def test_unknown_key_is_refused_with_a_suggestion(misspelt, meant):
-    with pytest.raises(ConfigError, match=rf"config\.{misspelt} is no field; did you mean '{meant}'\?"):
-        TrainConfig.from_mapping(with_value(misspelt, 1))
-
-
-@pytest.mark.parametrize(
-    ("path", "meant"),
-    [
-        ("iner.momentum", ["inner.momentum"]),
-        ("inner_momentum", ["inner.momentum"]),
-        ("learning_rate", ["inner.learning_rate", "outer.learning_rate", "offline.learning_rate"]),
-        ("inner.hidden_sizes", ["model.hidden_sizes", "learned_loss.hidden_sizes"]),
-        ("lerning_rate", ["inner.learning_rate", "outer.learning_rate", "offline.learning_rate"]),
-        ("momentun", ["inner.momentum"]),
-        ("seeds", ["num_seeds"]),
-        ("noise", ["dataset.label_noise", "dataset.noise_kind"]),
-        ("offline.steps", ["offline.num_steps", "offline.num_inner_steps"]),
-    ],
-)
-def test_of_an_unknown_field_those_are_named_that_it_may_stand_for(path, meant):
-    with pytest.raises(ValueError, match=r"did you mean ") as caught:
-        require_path(TrainConfig, path)
-    assert str(caught.value).endswith(f"did you mean {' or '.join(map(repr, meant))}?")
-
-
-def test_of_an_unknown_field_that_is_like_none_those_beside_it_are_named():
-    with pytest.raises(
-        ValueError, match=r"Known: offline\.num_steps, offline\.num_inner_steps, offline\.learning_rate"
-    ):
-        require_path(TrainConfig, "offline.eta")
-    with pytest.raises(ValueError, match=r"Known: method, methods, seed, num_seeds, dataset, augmentation, model, "):
-        require_path(TrainConfig, "nonesuch.eta")
-
-
-@pytest.mark.parametrize("path", sorted(flatten(default_values())))
-def test_missing_key_is_named(path):
-    values = default_values()
-    *parents, leaf = path.split(".")
-    section = values
-    for parent in parents:
-        section = section[parent]
-    del section[leaf]
-    with pytest.raises(ConfigError, match=rf"{'.'.join(['config', *parents])} lacks {leaf}$"):
-        TrainConfig.from_mapping(values)
 
 
 def test_section_that_is_no_section_is_refused():
@@ -301,17 +244,6 @@ def test_unknown_name_is_refused_with_the_known_ones(path, known):
 def test_unknown_method_among_methods_is_refused():
     with pytest.raises(ConfigError, match="unknown method 'adalf'; did you mean 'adalfl'"):
         TrainConfig.from_mapping(with_value("methods", ("task_loss", "adalf")))
-
-
-def test_configs_that_differ_nowhere_have_no_differing_keys():
-    values = default_values()
-    assert differing_keys(values, copy.deepcopy(values)) == []
-
-
-def test_differing_keys_name_nested_and_absent_ones():
-    left = {"a": 1, "inner": {"rate": 0.1, "old": 2}, "same": [1]}
-    right = {"a": 2, "inner": {"rate": 0.1}, "same": [1]}
-    assert differing_keys(left, right) == ["a: 1 -> 2", "inner.old: 2 -> '(absent)'"]
 
 
 @pytest.mark.parametrize(
