@@ -110,7 +110,7 @@ def test_a_trained_model_predicts_in_the_units_of_its_target_as_the_docs_say(tmp
     np.testing.assert_allclose(names["progression"], of_targets.inverse_transform(outputs), rtol=1e-4)
 
     exec(of_splits, names)  # noqa: S102, the code is ours
-    error = np.mean((names["outputs"] - trained.dataset.test.targets) ** 2)
+    error = np.mean((names["outputs"] - names["test"].targets) ** 2)
     metrics = json.loads((tmp_path / "run" / "summary.json").read_text())["methods"]["adalfl"]
     np.testing.assert_allclose(error, metrics["test"]["per_seed"][np.argmin(metrics["valid"]["per_seed"])], rtol=1e-5)
     assert np.isfinite(names["loss"])

@@ -17,6 +17,7 @@ from adalfl_jax.data.examples import Examples as Examples
 from adalfl_jax.data.examples import Location, default_data_dir
 from adalfl_jax.data.files import load_npz
 from adalfl_jax.data.images import load_images
+from adalfl_jax.data.preprocessing import Preprocessing as Preprocessing
 from adalfl_jax.data.sampling import epoch_indices as epoch_indices
 from adalfl_jax.data.sampling import take as take
 from adalfl_jax.data.scaling import Scaling as Scaling

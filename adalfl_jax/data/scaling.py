@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,32 @@ class Scaling:
         statistics = (tuple(value.tolist()) if value.ndim else value.item() for value in (mean, deviation))
         return cls(*statistics, fill_missing=fill_missing)
 
+    @classmethod
+    def of_bytes(cls, images: np.ndarray) -> Scaling:
+        """That of uint8 images `[N, H, W, channels]`, by channel; one that is constant is only centred."""
+        levels = np.arange(256.0)
+        means, deviations = [], []
+        for channel in range(images.shape[-1]):
+            # block by block: bincount takes a copy of its input in 8-byte integers
+            blocks = (images[start : start + 1000, ..., channel] for start in range(0, len(images), 1000))
+            counts = sum(np.bincount(block.ravel(), minlength=256) for block in blocks)
+            share = counts / images[..., channel].size
+            mean = float(share @ levels)
+            means.append(mean)
+            deviations.append(float(np.sqrt(share @ (levels - mean) ** 2)) or 1.0)
+        return cls(tuple(means), tuple(deviations))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Scaling:
+        """What `dataclasses.asdict` was made of, be it by way of JSON, which has lists for tuples.
+
+        Raises:
+          KeyError: other values.
+        """
+        statistics = (values["mean"], values["deviation"])
+        mean, deviation = (tuple(value) if isinstance(value, list) else value for value in statistics)
+        return cls(mean, deviation, values["fill_missing"])
+
     def apply(self, values: Any) -> np.ndarray:
         """Numbers `[..., C]` in their own units as the splits hold them: float32, `(values - mean) / deviation`.
 
@@ -78,18 +105,3 @@ class Scaling:
                 f"there must be {len(self.mean)} columns, as the examples have; got shape {values.shape}"
             )
         return values
-
-
-def byte_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of uint8 images `[N, H, W, channels]`; 1 for one that is constant."""
-    levels = np.arange(256.0)
-    means, deviations = [], []
-    for channel in range(images.shape[-1]):
-        # block by block: bincount takes a copy of its input in 8-byte integers
-        blocks = (images[start : start + 1000, ..., channel] for start in range(0, len(images), 1000))
-        counts = sum(np.bincount(block.ravel(), minlength=256) for block in blocks)
-        share = counts / images[..., channel].size
-        mean = float(share @ levels)
-        means.append(mean)
-        deviations.append(float(np.sqrt(share @ (levels - mean) ** 2)) or 1.0)
-    return tuple(means), tuple(deviations)

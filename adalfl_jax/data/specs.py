@@ -12,6 +12,8 @@ import numpy as np
 from adalfl_jax.data.corruption import Corruption
 from adalfl_jax.data.errors import DatasetError
 from adalfl_jax.data.examples import Examples, is_image
+from adalfl_jax.data.preprocessing import Preprocessing
+from adalfl_jax.data.scaling import Scaling
 from adalfl_jax.data.splits import TEST_FRACTION, Dataset, valid_size
 from adalfl_jax.types import Batch
 
@@ -93,17 +95,20 @@ def random_dataset(name: str, spec: Spec, num_examples: int, *, seed: int = 0) -
         return Batch(jnp.asarray(inputs), jnp.asarray(targets))
 
     channels = spec.input_shape[-1]
-    mean, deviation = ((127.5,) * channels, (73.9,) * channels) if spec.is_image else (None, None)
+    preprocessing = Preprocessing(
+        shape=spec.input_shape,
+        num_outputs=spec.num_outputs,
+        inputs=Scaling((127.5,) * channels, (73.9,) * channels) if spec.is_image else None,
+        is_image=spec.is_image,
+        num_tokens=spec.num_tokens,
+    )
     return Dataset(
         name,
-        spec.num_outputs,
+        preprocessing,
         split(),
         split(),
         split(),
-        mean=mean,
-        deviation=deviation,
         can_flip=spec.can_flip,
-        num_tokens=spec.num_tokens,
         has_own_valid=spec.num_valid > 0,
     )
 

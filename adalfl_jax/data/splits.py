@@ -17,10 +17,7 @@ from adalfl_jax.arguments import is_count
 from adalfl_jax.data.cache import digest_of_arrays
 from adalfl_jax.data.checks import (
     check_alike,
-    check_finite,
-    check_numbers,
     check_split,
-    check_tokens,
     clean,
     warn_of_channels_first,
     warn_of_empty_classes,
@@ -29,7 +26,8 @@ from adalfl_jax.data.checks import (
 from adalfl_jax.data.corruption import Corruption
 from adalfl_jax.data.errors import DatasetError
 from adalfl_jax.data.examples import Examples, is_image
-from adalfl_jax.data.scaling import Scaling, byte_statistics
+from adalfl_jax.data.preprocessing import Preprocessing
+from adalfl_jax.data.scaling import Scaling
 from adalfl_jax.types import Batch
 
 SPLIT_SEED = 2301  # plus that of the dataset, so that all runs and all releases see the same examples in the same place
@@ -43,36 +41,35 @@ class Dataset:
     """A supervised dataset in three disjoint splits, on the device or, if it is streamed, on the host.
 
     Images of bytes stay bytes, and so do tokens: `normalize` makes of a batch of them what a model takes. Everything
-    else is standardised once, when the dataset is made; new rows are by `encode`, and outputs of a regression get the
-    units of the target back by `targets_scaling.invert`.
+    else is standardised once, when the dataset is made; new rows are by `preprocessing.encode`, and outputs of a
+    regression get the units of the target back by `preprocessing.decode`.
 
     Raises:
       DatasetError: shapes that do not fit together, labels out of range, values that are not finite.
     """
 
     name: str
-    num_outputs: int  # C: classes of a classification, columns of a regression
+    preprocessing: Preprocessing
     train: Batch  # inputs [N, ...] float32, or uint8 images or tokens; targets [N] int32 labels, or [N, C] float32
     valid: Batch
     test: Batch
-    mean: tuple[float, ...] | None = None  # of the training split's bytes, one a channel; None where inputs are floats
-    deviation: tuple[float, ...] | None = None  # their standard deviation
     can_flip: bool = False  # whether the mirror image of an input has the same label
-    num_tokens: int = 0  # of the vocabulary, where inputs are tokens
     has_own_valid: bool = False  # whether the data bring their validation split, so that none was cut off the examples
     content: str = ""  # digits that any change of the raw examples, or of the splits they are in, changes
-    inputs_scaling: Scaling | None = None  # what standardised the inputs; None where they are as they were given
-    targets_scaling: Scaling | None = None  # the same of a regression's targets
 
     def __post_init__(self) -> None:
         for split in ("train", "valid", "test"):
             check_split(f"dataset {self.name!r}, split {split!r}", getattr(self, split), self.num_outputs)
 
     @property
+    def num_outputs(self) -> int:
+        """C: classes of a classification, columns of a regression."""
+        return self.preprocessing.num_outputs
+
+    @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one example, as a model takes it."""
-        shape = self.train.inputs.shape[1:]
-        return (*shape, self.num_tokens) if self.num_tokens else shape
+        return self.preprocessing.input_shape
 
     @property
     def is_classification(self) -> bool:
@@ -84,45 +81,9 @@ class Dataset:
         """Whether examples wait in host memory rather than on the device."""
         return isinstance(self.train.inputs, np.ndarray)
 
-    def encode(self, inputs: Any) -> np.ndarray:
-        """New inputs `[N, ...]`, in the form and the units the raw examples have, as the splits hold them.
-
-        Images of bytes and tokens stay what they are, uint8; everything else is standardised as the training split was,
-        float32. A last axis of one, of images without colour say, may be left out.
-
-        Raises:
-          DatasetError: inputs of another shape or type than the examples have, or that are not finite.
-        """
-        where, shape = f"new inputs of dataset {self.name!r}", self.train.inputs.shape[1:]
-        is_image = self.mean is not None
-        inputs = np.asarray(inputs)
-        if shape == (*inputs.shape[1:], 1):
-            inputs = inputs[..., None]
-        if inputs.ndim == 0 or inputs.shape[1:] != shape:
-            raise DatasetError(f"{where}: inputs must be [N, {', '.join(map(str, shape))}]; got {inputs.shape}")
-        check_numbers(where, "inputs", inputs)
-        if is_image and inputs.dtype != np.uint8:
-            raise DatasetError(f"{where}: inputs must be images of uint8, from 0 to 255; got {inputs.dtype}")
-        if self.num_tokens and len(inputs):
-            check_tokens(where, inputs, self.num_tokens)
-        if is_image or self.num_tokens:
-            return inputs.astype(np.uint8)
-        scaled = inputs.astype(np.float32) if self.inputs_scaling is None else self.inputs_scaling.apply(inputs)
-        check_finite(where, inputs=scaled)
-        return scaled
-
     def normalize(self, inputs: jax.Array) -> jax.Array:
-        """Inputs `[..., channels]` as a model takes them: float32, mean 0 and deviation 1 over the training split.
-
-        Tokens `[..., T]` become one-hot, `[..., T, num_tokens]`.
-        """
-        if self.num_tokens:
-            return jax.nn.one_hot(inputs, self.num_tokens)
-        if self.mean is None or self.deviation is None:
-            return inputs
-        shape = (1,) * (inputs.ndim - 1) + (-1,)
-        mean, deviation = (jnp.array(value, jnp.float32).reshape(shape) for value in (self.mean, self.deviation))
-        return (inputs.astype(jnp.float32) - mean) / deviation
+        """Inputs of the splits as a model takes them, float32; see `Preprocessing.normalize`."""
+        return self.preprocessing.normalize(inputs)
 
 
 def make_dataset(
@@ -177,10 +138,10 @@ def make_dataset(
         if not examples.num_tokens:  # a rare character may only occur in another part of a text
             warn_of_empty_classes(where, targets[train])
     own = {split: rows for split, rows in (("valid", valid), ("test", test)) if getattr(examples, split) is not None}
-    mean = deviation = inputs_scaling = targets_scaling = None
+    inputs_scaling = targets_scaling = None
     if is_image(inputs):
         warn_of_channels_first(where, inputs)
-        mean, deviation = byte_statistics(inputs[train])
+        inputs_scaling = Scaling.of_bytes(inputs[train])
     elif not examples.num_tokens:
         inputs_scaling = Scaling.of(where, inputs[train], fill_missing=examples.fill_missing)
         warn_of_other_units(where, "inputs", inputs, train, own)
@@ -191,19 +152,21 @@ def make_dataset(
         targets = targets_scaling.apply(targets)
     convert = jnp.asarray if on_device else np.asarray
     splits = [Batch(convert(inputs[part]), convert(targets[part])) for part in (train, valid, test)]  # pyright: ignore[reportArgumentType]
-    num_outputs = num_classes if num_classes is not None else targets.shape[1]
+    preprocessing = Preprocessing(
+        shape=inputs.shape[1:],
+        num_outputs=num_classes if num_classes is not None else targets.shape[1],
+        inputs=inputs_scaling,
+        targets=targets_scaling,
+        is_image=is_image(inputs),
+        num_tokens=examples.num_tokens,
+    )
     return Dataset(
         name,
-        num_outputs,
+        preprocessing,
         *splits,
-        mean=mean,
-        deviation=deviation,
         can_flip=examples.can_flip,
-        num_tokens=examples.num_tokens,
         has_own_valid=examples.valid is not None,
         content=content,
-        inputs_scaling=inputs_scaling,
-        targets_scaling=targets_scaling,
     )
 
 

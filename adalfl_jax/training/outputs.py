@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ def finish_run(workdir: Path, setup: Setup, results: Sequence[MethodResult], *, 
     figures = write_figures(workdir / layout.FIGURES, record)
     if with_report:
         write_report(workdir / layout.REPORT, record, figures)
+    write_json(workdir / layout.PREPROCESSING, dataclasses.asdict(setup.dataset.preprocessing))
     keep_on_disk(workdir / layout.METRICS, workdir / layout.SHAPES)
     write_json(workdir / layout.SUMMARY, summary)
     return summary

@@ -15,15 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adalfl_jax.data import Dataset, DatasetError
+from adalfl_jax.data import Preprocessing
 from adalfl_jax.learned_losses import FrozenLoss
 from adalfl_jax.models import Model
 from adalfl_jax.training import workdir as layout
 from adalfl_jax.training.checkpoint import load_state
 from adalfl_jax.training.config import LEARNING, TrainConfig
 from adalfl_jax.training.evaluation import EVAL_BATCHES
-from adalfl_jax.training.files import WorkdirError, find_folder
-from adalfl_jax.training.setup import load_dataset
+from adalfl_jax.training.files import WorkdirError, find_folder, read_json, reading
 from adalfl_jax.types import PyTree
 
 
@@ -31,14 +30,14 @@ from adalfl_jax.types import PyTree
 class TrainedModel:
     """A model of one method and one seed at the end of its training, from `load_model`.
 
-    `model.apply(params, model_state, dataset.normalize(inputs), train=False, rng_key=None)` is what it makes of inputs
-    as the splits of `dataset` hold them; `predict` takes them as they were given.
+    `model.apply(params, model_state, preprocessing.normalize(inputs), train=False, rng_key=None)` is what it makes of
+    inputs as the splits of the dataset hold them; `predict` takes them as they were given.
     """
 
     config: TrainConfig  # of the run
     method: str
     seed: int
-    dataset: Dataset  # in host memory
+    preprocessing: Preprocessing  # by the statistics of the training data
     model: Model
     params: PyTree
     model_state: PyTree
@@ -48,8 +47,8 @@ class TrainedModel:
         """Outputs `[N, C]` of the model in eval mode: logits, or what a regression predicts in the target's units.
 
         Args:
-          inputs: any number of rows `[N, ...]` in the units of the raw data, as `Dataset.encode` takes them. A few
-            batches of them are on the device at a time.
+          inputs: any number of rows `[N, ...]` in the units of the raw data, as `Preprocessing.encode` takes them. A
+            few batches of them are on the device at a time.
 
         Returns:
           float32 logits, or float64 numbers of a regression.
@@ -57,20 +56,18 @@ class TrainedModel:
         Raises:
           DatasetError: inputs of another shape or type than the run's, or that are not finite.
         """
-        inputs = self.dataset.encode(inputs)
+        inputs = self.preprocessing.encode(inputs)
         size = EVAL_BATCHES * self.config.batch_size
-        outputs = [np.zeros((0, self.dataset.num_outputs), np.float32)]  # for no rows
+        outputs = [np.zeros((0, self.preprocessing.num_outputs), np.float32)]  # for no rows
         for start in range(0, len(inputs), size):
             batch = inputs[start : start + size]
             outputs.append(np.asarray(self._outputs(self.params, self.model_state, batch)))
-        scaling = self.dataset.targets_scaling
-        joined = np.concatenate(outputs)
-        return joined if scaling is None else scaling.invert(joined)
+        return self.preprocessing.decode(np.concatenate(outputs))
 
     @functools.cached_property
     def _outputs(self) -> Any:
         def apply(params: PyTree, model_state: PyTree, inputs: jax.Array) -> jax.Array:
-            inputs = self.dataset.normalize(inputs)
+            inputs = self.preprocessing.normalize(inputs)
             return self.model.apply(params, model_state, inputs, train=False, rng_key=None)[0]
 
         return jax.jit(apply)
@@ -79,7 +76,7 @@ class TrainedModel:
 def load_model(workdir: str | os.PathLike[str], method: str | None = None, seed: int | None = None) -> TrainedModel:
     """Reads back a model of a finished run; one device suffices, whatever mesh it was trained on.
 
-    The data of the run are loaded too, since new inputs are scaled by their statistics.
+    All of it is in the folder, which may have been moved: the data of the run are not needed.
 
     Args:
       workdir: the folder of `train` or `compare`.
@@ -87,9 +84,8 @@ def load_model(workdir: str | os.PathLike[str], method: str | None = None, seed:
       seed: one of the run's; None takes the one with the best validation metric.
 
     Raises:
-      WorkdirError: no finished run in the folder, no such method or seed in it, files that are missing or cannot be
-        read, or data that have changed since.
-      DatasetError: data that are missing or damaged.
+      WorkdirError: no finished run in the folder, no such method or seed in it, or files that are missing or cannot be
+        read.
 
     Example:
       >>> trained = load_model("runs/diabetes_mlp", method="adalfl")  # doctest: +SKIP
@@ -107,8 +103,8 @@ def load_model(workdir: str | os.PathLike[str], method: str | None = None, seed:
     seed = _choose_seed(folder, summary, method, seed)
     with _telling_its_version(folder, summary):
         _, config = layout.read_config(folder)
-        dataset = _load_data(folder, config, summary)
-        model = config.model.make(dataset.input_shape, dataset.num_outputs)
+        preprocessing = _read_preprocessing(folder / layout.PREPROCESSING)
+        model = config.model.make(preprocessing.input_shape, preprocessing.num_outputs)
         loss = config.learned_loss.make(config.task_loss) if method in LEARNING else None
         keys = jax.random.split(jax.random.key(0), len(summary["seeds"]))
         params, model_state = jax.eval_shape(jax.vmap(model.init), keys)
@@ -119,7 +115,7 @@ def load_model(workdir: str | os.PathLike[str], method: str | None = None, seed:
     index = summary["seeds"].index(seed)
     state = jax.tree.map(lambda leaf: jnp.asarray(leaf[index]), state)
     learned_loss = None if loss is None else FrozenLoss(loss, state["phi"]["params"], {"method": method, "seed": seed})
-    return TrainedModel(config, method, seed, dataset, model, **state["theta"], learned_loss=learned_loss)
+    return TrainedModel(config, method, seed, preprocessing, model, **state["theta"], learned_loss=learned_loss)
 
 
 def _choose_method(folder: Path, summary: Mapping[str, Any], method: str | None) -> str:
@@ -141,20 +137,10 @@ def _choose_seed(folder: Path, summary: Mapping[str, Any], method: str, seed: in
     return seed
 
 
-def _load_data(folder: Path, config: TrainConfig, summary: Mapping[str, Any]) -> Dataset:
-    """The dataset of a run, on the host: a model that predicts needs no training examples on the device."""
-    try:
-        dataset = load_dataset(dataclasses.replace(config.dataset, streaming="always"))
-    except DatasetError as error:
-        raise DatasetError(
-            f"{folder} predicts with the mean and deviation of its training data, which cannot be loaded: {error}"
-        ) from error
-    if summary["data"] != dataset.content:
-        raise WorkdirError(
-            f"{folder} holds a run on other data than its dataset {dataset.name!r} is now ({summary['data']} -> "
-            f"{dataset.content}), and inputs would be scaled differently; bring those back"
-        )
-    return dataset
+def _read_preprocessing(path: Path) -> Preprocessing:
+    values = read_json(path, *(field.name for field in dataclasses.fields(Preprocessing)))
+    with reading(path):
+        return Preprocessing.from_dict(values)
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ TENSORBOARD = "tensorboard"
 SHAPES = "loss_shapes.npz"
 LEARNED_LOSS = "learned_loss.safetensors"
 STATES = "states"
+PREPROCESSING = "preprocessing.json"
 SUMMARY = "summary.json"
 FIGURES = "figures"
 REPORT = "report.html"
@@ -30,7 +31,7 @@ WANDB_ID = "wandb_run.json"
 CHECKPOINTS = "checkpoints"  # of an unfinished run; all results are made of them again
 LAYOUT = 3  # to be raised whenever checkpoints change, or what a run makes of the same settings, its examples say
 _LAYOUT_FILE = "layout.json"
-_RESULTS = (METRICS, TENSORBOARD, SHAPES, LEARNED_LOSS, STATES, SUMMARY, FIGURES, REPORT)
+_RESULTS = (METRICS, TENSORBOARD, SHAPES, LEARNED_LOSS, STATES, PREPROCESSING, SUMMARY, FIGURES, REPORT)
 
 
 def open_workdir(path: str | os.PathLike[str], config: TrainConfig, command: str, data: str = "") -> Path:

@@ -67,21 +67,22 @@ EXAMPLES = {
 def test_splits_are_what_the_scaling_makes_of_the_raw_rows_and_it_is_of_the_training_split(kind, on_device):
     examples = EXAMPLES[kind]
     dataset = data.make_dataset("mine", examples, on_device=on_device)
+    of_inputs, of_targets = dataset.preprocessing.inputs, dataset.preprocessing.targets
     own = examples.valid is not None
     sizes = {"valid": None, "test": None} if own else {}
     rows = split_indices("mine", LABELS, stratify=examples.num_classes is not None, **sizes)
     raw = [(examples.inputs[part], examples.targets[part]) for part in rows]
     raw[1:] = [examples.valid, examples.test] if own else raw[1:]
     for (inputs, targets), split in zip(raw, (dataset.train, dataset.valid, dataset.test), strict=True):
-        np.testing.assert_array_equal(dataset.inputs_scaling.apply(inputs), split.inputs)
-        np.testing.assert_array_equal(encoded := dataset.encode(inputs), split.inputs)
+        np.testing.assert_array_equal(of_inputs.apply(inputs), split.inputs)
+        np.testing.assert_array_equal(encoded := dataset.preprocessing.encode(inputs), split.inputs)
         assert encoded.dtype == np.float32
         if examples.num_classes is None:
-            np.testing.assert_array_equal(dataset.targets_scaling.apply(targets), split.targets)
-            rounding = 1e-6 * max(dataset.targets_scaling.deviation)
-            inverted = dataset.targets_scaling.invert(split.targets)
+            np.testing.assert_array_equal(of_targets.apply(targets), split.targets)
+            rounding = 1e-6 * max(of_targets.deviation)
+            inverted = of_targets.invert(split.targets)
             np.testing.assert_allclose(inverted, targets, rtol=1e-6, atol=rounding)
-    for values, scaling in zip(raw[0], (dataset.inputs_scaling, dataset.targets_scaling), strict=True):
+    for values, scaling in zip(raw[0], (of_inputs, of_targets), strict=True):
         if scaling is not None:
             axis = 0 if values.ndim == 2 else None
             np.testing.assert_allclose(scaling.mean, np.nanmean(values.astype(np.float64), axis), rtol=1e-9)
@@ -101,19 +102,19 @@ def test_outputs_get_units_back_that_float32_would_round_away():
     seconds = 1.7e9 + RNG.integers(0, 1000, 200)
     dataset = data.make_dataset("mine", Examples(TABLE, seconds.astype(np.float64)))
     train, _, _ = split_indices("mine", seconds, stratify=False)
-    np.testing.assert_allclose(dataset.targets_scaling.invert(dataset.train.targets)[:, 0], seconds[train], atol=1e-3)
+    inverted = dataset.preprocessing.targets.invert(dataset.train.targets)
+    np.testing.assert_allclose(inverted[:, 0], seconds[train], atol=1e-3)
 
 
 def test_what_is_not_standardised_has_no_scaling():
-    images = data.make_dataset("mine", Examples(RNG.integers(0, 256, (200, 4, 3, 1), np.uint8), LABELS, 3))
     text = data.make_dataset("mine", Examples(RNG.integers(0, 9, (200, 4)), LABELS, 3, num_tokens=9))
     labels = data.make_dataset("mine", Examples(TABLE, LABELS, num_classes=3))
     noise = data.random_dataset("diabetes", SPECS["diabetes"], 8)
-    for dataset in (images, text, noise):
-        assert dataset.inputs_scaling is None
-    for dataset in (images, text, noise, labels):
-        assert dataset.targets_scaling is None
-    assert len(labels.inputs_scaling.mean) == 4
+    for dataset in (text, noise):
+        assert dataset.preprocessing.inputs is None
+    for dataset in (text, noise, labels):
+        assert dataset.preprocessing.targets is None
+    assert len(labels.preprocessing.inputs.mean) == 4
 
 
 @pytest.mark.parametrize(
@@ -133,39 +134,8 @@ def test_a_column_without_any_value_for_training_is_refused():
     with pytest.raises(DatasetError, match=r"'mine': no training example has a value in column 2, counted from 0"):
         data.make_dataset("mine", Examples(inputs, TARGETS, fill_missing=True))
     inputs[train[0], 2] = inputs[test[0], 2]
-    assert data.make_dataset("mine", Examples(inputs, TARGETS, fill_missing=True)).inputs_scaling.deviation[2] == 1
-
-
-BYTES = Examples(RNG.integers(0, 256, (200, 4, 4, 1), np.uint8), LABELS, num_classes=3)
-TOKENS = Examples(RNG.integers(0, 7, (200, 5)), LABELS, num_classes=3, num_tokens=7)
-
-
-def test_images_of_bytes_and_tokens_stay_what_they_are():
-    images, text = data.make_dataset("images", BYTES), data.make_dataset("text", TOKENS)
-    np.testing.assert_array_equal(images.encode(BYTES.inputs[..., 0]), BYTES.inputs)
-    np.testing.assert_array_equal(images.encode(BYTES.inputs), BYTES.inputs)
-    np.testing.assert_array_equal(text.encode(TOKENS.inputs.tolist()), TOKENS.inputs)
-    assert (images.encode(BYTES.inputs).dtype, text.encode(TOKENS.inputs).dtype) == (np.uint8, np.uint8)
-    assert text.encode(TOKENS.inputs[:0]).shape == (0, 5)
-
-
-@pytest.mark.parametrize(
-    ("examples", "inputs", "message"),
-    [
-        (EXAMPLES["a regression"], TABLE[0], r"'mine': inputs must be \[N, 4\]; got \(4,\)"),
-        (EXAMPLES["a regression"], TABLE[:, :3], r"inputs must be \[N, 4\]; got \(200, 3\)"),
-        (EXAMPLES["a regression"], 1.0, r"inputs must be \[N, 4\]; got \(\)"),
-        (EXAMPLES["a regression"], MISSING, "inputs are not finite"),
-        (EXAMPLES["a regression"], np.full((2, 4), "a"), "inputs must be numbers; got <U1 values$"),
-        (BYTES, BYTES.inputs / 255, r"inputs must be images of uint8, from 0 to 255; got float64"),
-        (BYTES, BYTES.inputs[:, :3], r"inputs must be \[N, 4, 4, 1\]; got \(200, 3, 4, 1\)"),
-        (TOKENS, TOKENS.inputs + 1, r"tokens must be \[N, T\] integers below num_tokens"),
-        (TOKENS, TOKENS.inputs + 0.5, r"tokens must be \[N, T\] integers below num_tokens"),
-    ],
-)
-def test_inputs_of_another_kind_are_refused(examples, inputs, message):
-    with pytest.raises(DatasetError, match=message):
-        data.make_dataset("mine", examples).encode(inputs)
+    dataset = data.make_dataset("mine", Examples(inputs, TARGETS, fill_missing=True))
+    assert dataset.preprocessing.inputs.deviation[2] == 1
 
 
 def test_a_given_split_may_lack_all_values_of_a_column_and_have_huge_ones():

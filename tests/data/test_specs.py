@@ -199,8 +199,12 @@ def test_noise_has_the_shapes_and_types_of_the_data(kind, tmp_path):
         assert described(ours, first_axis=1) == described(theirs, first_axis=1)
     for attribute in ("name", "num_outputs", "input_shape", "is_classification", "can_flip"):
         assert getattr(noise, attribute) == getattr(loaded, attribute)
-    one_a_channel = [np.shape(value) for value in (noise.mean, noise.deviation)]
-    assert one_a_channel == [np.shape(value) for value in (loaded.mean, loaded.deviation)]
+    ours, theirs = noise.preprocessing, loaded.preprocessing
+    for attribute in ("shape", "is_image", "num_tokens"):
+        assert getattr(ours, attribute) == getattr(theirs, attribute)
+    if theirs.is_image:
+        one_a_channel = np.shape(theirs.inputs.mean)
+        assert np.shape(ours.inputs.mean) == np.shape(ours.inputs.deviation) == one_a_channel
     assert not noise.is_streamed
 
 

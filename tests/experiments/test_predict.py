@@ -58,7 +58,7 @@ def test_rows_of_a_file_get_what_the_model_predicts(workdir, tmp_path, capsys):
             "narrow.npz",
             "new.npz",
             {},
-            r"^DatasetError: .*narrow\.npz: new inputs of dataset 'diabetes': inputs must be \[N, 10\]; got \(7, 9\)$",
+            r"^DatasetError: .*narrow\.npz: new rows: inputs must be \[N, 10\]; got \(7, 9\)$",
         ),
         ("rows.npz", "new.npz", {"seed": 9}, r"^WorkdirError: .*holds no seed 9; it has 0, 1$"),
     ],

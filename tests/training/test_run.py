@@ -63,6 +63,7 @@ def test_comparison_leaves_every_file(comparison):
         "learned_loss.safetensors",
         "loss_shapes.npz",
         "metrics.jsonl",
+        "preprocessing.json",
         "report.html",
         "states",
         "summary.json",
@@ -77,7 +78,15 @@ def test_comparison_leaves_every_file(comparison):
 def test_training_on_the_task_loss_leaves_no_report_and_no_learned_loss(training):
     _, folder, _ = training
     names = sorted(path.name for path in folder.iterdir())
-    assert names == ["config.json", "figures", "metrics.jsonl", "states", "summary.json", "tensorboard"]
+    assert names == [
+        "config.json",
+        "figures",
+        "metrics.jsonl",
+        "preprocessing.json",
+        "states",
+        "summary.json",
+        "tensorboard",
+    ]
     assert [path.name for path in (folder / "figures").iterdir()] == ["learning_curves.png"]
 
 
