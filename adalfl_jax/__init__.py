@@ -6,6 +6,7 @@ from adalfl_jax import task_losses as task_losses
 from adalfl_jax.bilevel import make_bilevel_step as make_bilevel_step
 from adalfl_jax.bilevel import make_task_step as make_task_step
 from adalfl_jax.bilevel import prime as prime
+from adalfl_jax.fitting import fit_to_task_loss as fit_to_task_loss
 from adalfl_jax.hypergradient import make_estimator as make_estimator
 from adalfl_jax.initialization import initialize_offline as initialize_offline
 from adalfl_jax.initialization import make_offline_step as make_offline_step
@@ -14,7 +15,6 @@ from adalfl_jax.learned_losses import LossNetwork as LossNetwork
 from adalfl_jax.learned_losses import RescaledLoss as RescaledLoss
 from adalfl_jax.learned_losses import ScaledTaskLoss as ScaledTaskLoss
 from adalfl_jax.learned_losses import WeightNetwork as WeightNetwork
-from adalfl_jax.learned_losses import fit_to_task_loss as fit_to_task_loss
 from adalfl_jax.learned_losses import load_learned_loss as load_learned_loss
 from adalfl_jax.learned_losses import save_learned_loss as save_learned_loss
 from adalfl_jax.reweighting import ReweightingMetrics as ReweightingMetrics

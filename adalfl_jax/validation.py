@@ -192,14 +192,14 @@ def require_progress(loss_fn: Callable[..., Any], progress: jax.Array | float | 
 def require_theta(theta: Theta, optimizer_name: str, optimizer: optax.GradientTransformation) -> None:
     """Raises ValueError for what is no Theta, parameters without usable gradients, the state of another optimiser."""
     _require_kind("theta", theta, Theta)
-    _require_floats("theta.params", theta.params, ", or move it to theta.model_state")
+    require_floats("theta.params", theta.params, ", or move it to theta.model_state")
     _require_opt_state("theta", theta, optimizer_name, optimizer)
 
 
 def require_phi(phi: Phi, outer_optimizer: optax.GradientTransformation) -> None:
     """Raises ValueError for what is no Phi, parameters without usable gradients, the state of another optimiser."""
     _require_kind("phi", phi, Phi)
-    _require_floats("phi.params", phi.params)
+    require_floats("phi.params", phi.params)
     _require_opt_state("phi", phi, "outer_optimizer", outer_optimizer)
 
 
@@ -235,7 +235,8 @@ def _require_kind(name: str, given: Any, kind: type) -> None:
         raise ValueError(f"{name} must be an adalfl_jax.{kind.__name__}; got a {type(given).__name__}")
 
 
-def _require_floats(name: str, params: PyTree, remedy: str = "") -> None:
+def require_floats(name: str, params: PyTree, remedy: str = "") -> None:
+    """Raises ValueError for parameters without usable gradients, with what may be done beside making them floats."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         is_number = isinstance(leaf, Number) or hasattr(leaf, "dtype")
         kind = jnp.result_type(leaf) if is_number else type(leaf).__name__

@@ -4,7 +4,7 @@ from adalfl_jax.learned_losses.activations import ACTIVATIONS as ACTIVATIONS
 from adalfl_jax.learned_losses.activations import smooth_leaky_relu as smooth_leaky_relu
 from adalfl_jax.learned_losses.arguments import at_progress as at_progress
 from adalfl_jax.learned_losses.arguments import declares as declares
-from adalfl_jax.learned_losses.fitting import fit_to_task_loss as fit_to_task_loss
+from adalfl_jax.learned_losses.arguments import require_family as require_family
 from adalfl_jax.learned_losses.network import LossNetwork as LossNetwork
 from adalfl_jax.learned_losses.persistence import FrozenLoss as FrozenLoss
 from adalfl_jax.learned_losses.persistence import load_learned_loss as load_learned_loss

@@ -21,10 +21,9 @@ from jax.sharding import PartitionSpec as P
 from adalfl_jax.bilevel import make_bilevel_step, prime
 from adalfl_jax.data import augment, epoch_indices, take
 from adalfl_jax.data.streaming import stream
+from adalfl_jax.fitting import draw_targets_and_outputs, fit_to_task_loss, relative_mismatch
 from adalfl_jax.hypergradient import ONE_INNER_STEP, REMEMBERING
 from adalfl_jax.initialization import make_offline_step
-from adalfl_jax.learned_losses import fit_to_task_loss
-from adalfl_jax.learned_losses.fitting import draw_targets_and_outputs, relative_mismatch
 from adalfl_jax.task_losses import TASK_LOSSES
 from adalfl_jax.training.config import LEARNING
 from adalfl_jax.training.faults import skip_nonfinite

@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from adalfl_jax import LossNetwork
-from adalfl_jax.learned_losses import fit_to_task_loss
-from adalfl_jax.learned_losses.fitting import draw_targets_and_outputs
+from adalfl_jax import LossNetwork, fit_to_task_loss
+from adalfl_jax.fitting import draw_targets_and_outputs
 from adalfl_jax.task_losses import softmax_cross_entropy, squared_error
 
 
@@ -38,12 +37,34 @@ def test_a_fitted_loss_has_the_gradients_of_the_task_loss(task_loss, predictions
     assert jnp.linalg.norm(found - expected) < 0.5 * jnp.linalg.norm(before - expected)
 
 
-def test_what_is_no_learned_loss_is_named():
-    apply = LossNetwork().apply
-    with pytest.raises(ValueError, match=r"loss must be a learned loss with init and apply, as .*; got <bound method"):
-        fit_to_task_loss(apply, {}, softmax_cross_entropy, jax.random.key(0), num_outputs=3)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match=r"got <class '.*LossNetwork'>"):
-        fit_to_task_loss(LossNetwork, {}, softmax_cross_entropy, jax.random.key(0), num_outputs=3)  # pyright: ignore[reportArgumentType]
+def per_example(targets, outputs):
+    return jnp.square(outputs).sum(axis=1)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"loss": LossNetwork().apply}, r"^loss must be a learned loss with init and apply, as .*; got <bound method"),
+        ({"loss": LossNetwork}, r"got <class '.*LossNetwork'>"),
+        ({"phi_params": LossNetwork()}, r"^phi_params must be parameters, as loss\.init makes; got LossNetwork"),
+        ({"phi_params": {"scale": 1}}, r"^phi_params\['scale'\] is int32, which has no gradient; make it floats$"),
+        ({"task_loss_fn": "squared_error"}, r"^task_loss_fn must be a function; got 'squared_error'; adalfl_jax"),
+        ({"task_loss_fn": lambda outputs: 0.0}, r"^task_loss_fn is called as task_loss_fn\(targets, outputs\)"),
+        ({"task_loss_fn": lambda logits, labels: 0.0}, r"named the other way round, logits before labels"),
+        ({"task_loss_fn": per_example}, r"^task_loss_fn must return one number, .*; got .*float32\[256\]"),
+        ({"rng_key": 0}, r"^rng_key must be one key, as jax\.random\.key\(0\) makes; got 0$"),
+    ],
+)
+def test_what_cannot_be_fitted_is_told(changed, message):
+    loss = LossNetwork()
+    given = {
+        "loss": loss,
+        "phi_params": loss.init(jax.random.key(0)),
+        "task_loss_fn": softmax_cross_entropy,
+        "rng_key": jax.random.key(0),
+    }
+    with pytest.raises(ValueError, match=message):
+        fit_to_task_loss(**given | changed, num_outputs=3)
 
 
 @pytest.mark.parametrize(

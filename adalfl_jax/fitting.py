@@ -6,9 +6,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adalfl_jax.arguments import require_count, require_flag, require_functions, require_number
-from adalfl_jax.learned_losses.arguments import at_progress, require_family
+from adalfl_jax.arguments import (
+    refuse_model_or_loss,
+    require_count,
+    require_flag,
+    require_functions,
+    require_number,
+)
+from adalfl_jax.learned_losses import at_progress, require_family
 from adalfl_jax.types import LearnedLoss, LossFn, PyTree
+from adalfl_jax.validation import require_floats, require_key, require_loss, returning_scalar
 
 SCALES = (0.1, 5.0)  # of the outputs it is fitted on, from those of a fresh model to those of a confident one
 
@@ -50,10 +57,16 @@ def fit_to_task_loss(
       phi.
 
     Raises:
-      ValueError: no learned loss, no function, or a setting out of its range.
+      ValueError: no learned loss, no parameters, a task loss of other arguments or that is not one number, no key, or a
+        setting out of its range.
     """
     require_family(loss)
+    refuse_model_or_loss("phi_params", phi_params, made_by="loss.init")
+    require_floats("phi_params", phi_params)
     require_functions(task_loss_fn=task_loss_fn)
+    require_loss("task_loss_fn", task_loss_fn, "targets", "outputs")
+    task_loss_fn = returning_scalar("task_loss_fn", task_loss_fn)
+    require_key("rng_key", rng_key)
     for name, count in (("num_outputs", num_outputs), ("num_steps", num_steps), ("batch_size", batch_size)):
         require_count(name, count)
     require_flag("is_classification", is_classification)
