@@ -116,6 +116,8 @@ def get_config() -> ConfigDict:
     config.outer = ConfigDict()
     # eta. The paper's is 1e-5.
     config.outer.learning_rate = 3e-4
+    # Of eta: "constant", "linear" or "cosine", which fall to 0 at the last update of phi.
+    config.outer.schedule = "constant"
     # Where outer batches come from: "train" (a second training batch) or "valid".
     config.outer.split = "train"
     # Share of the validation split that outer batches come from; the rest alone then gives the validation metric. An

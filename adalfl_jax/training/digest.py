@@ -12,7 +12,15 @@ from adalfl_jax.training.start import pin_start
 from adalfl_jax.training.workdir import LAYOUT, settings_with_effect
 
 _NOT_OFFLINE = ("method", "methods", "metric", "baseline", "tuning")
-_NOT_OFFLINE_OUTER = ("learning_rate", "every", "inner_fraction", "outer_fraction", "pipelined", "joint_share")
+_NOT_OFFLINE_OUTER = (
+    "learning_rate",
+    "schedule",
+    "every",
+    "inner_fraction",
+    "outer_fraction",
+    "pipelined",
+    "joint_share",
+)
 
 
 def digest_of(config: TrainConfig) -> str:

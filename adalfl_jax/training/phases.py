@@ -29,7 +29,7 @@ from adalfl_jax.training.config import LEARNING
 from adalfl_jax.training.faults import skip_nonfinite
 from adalfl_jax.training.hosts import is_first
 from adalfl_jax.training.sections import STARTS
-from adalfl_jax.training.setup import Setup, make_inner_optimizer
+from adalfl_jax.training.setup import Setup, make_inner_optimizer, make_outer_optimizer
 from adalfl_jax.training.sharding import (
     DATA,
     SEED,
@@ -170,7 +170,7 @@ def init_training(
     theta = init_theta(setup, keys) if theta is None else theta
     if method not in LEARNING:
         return RunState(theta, None)
-    phi = _restart_outer_optimizer(init_phi(setup, keys) if phi is None else phi)
+    phi = _restart_outer_optimizer(setup, init_phi(setup, keys) if phi is None else phi)
     config, factor = setup.config, init_rate_factor(setup)
     if method != "adalfl":
         return RunState(theta, phi, factor)
@@ -189,9 +189,9 @@ def init_rate_factor(setup: Setup) -> jax.Array | None:
     return replicate(setup.mesh, jnp.ones(setup.config.num_seeds)) if setup.config.inner.first_step_rate else None
 
 
-def _restart_outer_optimizer(phi: Phi) -> Phi:
+def _restart_outer_optimizer(setup: Setup, phi: Phi) -> Phi:
     """phi with a fresh Adam state; the offline phase's moments are dropped."""
-    return jax.jit(jax.vmap(lambda params: Phi.create(params, optax.adam(1.0))))(phi.params)
+    return jax.jit(jax.vmap(lambda params: Phi.create(params, make_outer_optimizer(setup.config))))(phi.params)
 
 
 def _divided(setup: Setup, state: RunState) -> RunState:

@@ -21,7 +21,7 @@ from adalfl_jax.task_losses import FOR_LABELS, TASK_LOSSES
 from adalfl_jax.training.fields import require
 from adalfl_jax.types import LearnedLoss
 
-SCHEDULES = ("constant", "linear", "cosine", "milestones")
+SCHEDULES = ("constant", "linear", "cosine")
 LEARNED_LOSS_FAMILIES = ("network", "scaled_task_loss", "weight_network")
 STARTS = ("random", "task_loss", *TASK_LOSSES)  # anything else is the path of losses that were learned before
 OUTER_SPLITS = ("train", "valid")
@@ -135,7 +135,7 @@ class InnerConfig:
         require("inner.nesterov", self.nesterov, fits, "False with inner.momentum 0; set that above 0 for True")
         require("inner.weight_decay", self.weight_decay, self.weight_decay >= 0, "a number of at least 0")
         require("inner.clip_norm", self.clip_norm, self.clip_norm >= 0, "a number of at least 0")
-        require_known("schedule", SCHEDULES, self.schedule)
+        require_known("schedule", (*SCHEDULES, "milestones"), self.schedule)
         rising = list(self.milestones) == sorted({step for step in self.milestones if step > 0})
         require("inner.milestones", self.milestones, rising, "steps above 0, each later than the one before")
         if self.schedule == "milestones":
@@ -148,6 +148,7 @@ class OuterConfig:
     """Adam of phi while theta trains, and what its gradient may cost."""
 
     learning_rate: float
+    schedule: str
     split: str
     split_fraction: float
     every: int
@@ -158,6 +159,7 @@ class OuterConfig:
 
     def __post_init__(self) -> None:
         require("outer.learning_rate", self.learning_rate, self.learning_rate > 0, "a number above 0")
+        require_known("schedule", SCHEDULES, self.schedule)
         require_known("split", OUTER_SPLITS, self.split)
         require("outer.every", self.every, self.every >= 1, "a whole number of at least 1")
         for field in ("split_fraction", "inner_fraction", "outer_fraction"):

@@ -142,14 +142,27 @@ def load_dataset(config: DatasetConfig) -> Dataset:
 
 def learning_rate_schedule(config: TrainConfig) -> optax.Schedule:
     """The share of `inner.learning_rate` in force at a step, in [0, 1], as a function of the step's number from 0."""
+    inner = config.inner
+    if inner.schedule == "milestones":
+        return optax.piecewise_constant_schedule(1.0, dict.fromkeys(inner.milestones, inner.milestone_factor))
+    return _fall(inner.schedule, 1.0, config.num_steps)
+
+
+def _fall(schedule: str, start: float, num_steps: int) -> optax.Schedule:
+    """A rate that stays or falls to 0."""
     return {
-        "constant": optax.constant_schedule(1.0),
-        "linear": optax.linear_schedule(1.0, 0.0, config.num_steps),
-        "cosine": optax.cosine_decay_schedule(1.0, config.num_steps),
-        "milestones": optax.piecewise_constant_schedule(
-            1.0, dict.fromkeys(config.inner.milestones, config.inner.milestone_factor)
-        ),
-    }[config.inner.schedule]
+        "constant": optax.constant_schedule(start),
+        "linear": optax.linear_schedule(start, 0.0, num_steps),
+        "cosine": optax.cosine_decay_schedule(start, num_steps),
+    }[schedule]
+
+
+def make_outer_optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    """Adam of phi while theta trains, as `config.outer` describes it; a schedule ends with the last update of phi."""
+    outer, num_updates = config.outer, config.first_joint_step // config.outer.every
+    if outer.schedule == "constant":
+        return optax.adam(outer.learning_rate)
+    return optax.adam(_fall(outer.schedule, outer.learning_rate, max(num_updates, 1)))
 
 
 def make_inner_optimizer(

@@ -20,7 +20,7 @@ from adalfl_jax.learned_losses import at_progress
 from adalfl_jax.reweighting import make_reweighting_step
 from adalfl_jax.task_losses import TASK_LOSSES
 from adalfl_jax.training.config import first_of_the_last
-from adalfl_jax.training.setup import Setup
+from adalfl_jax.training.setup import Setup, make_outer_optimizer
 from adalfl_jax.training.sharding import on_parts
 from adalfl_jax.training.state import RunState, Step
 from adalfl_jax.types import Batch, BilevelBatch, LossFn, Phi
@@ -33,7 +33,7 @@ def make_online_bilevel_step(setup: Setup, inner_optimizer: optax.GradientTransf
     config, outer = setup.config, setup.config.outer
     return make_bilevel_step(
         *bilevel_problem(setup, inner_optimizer),
-        optax.adam(outer.learning_rate),
+        make_outer_optimizer(config),
         hypergradient=config.estimator.make(config.hypergradient),
         meta_batch_fraction=(outer.inner_fraction, outer.outer_fraction),
         outer_every=outer.every,

@@ -24,6 +24,8 @@ ARMS = (
     _arm("sum", "sum over classes, eta 3e-4"),
     _arm("sum_slow", "sum, eta 1e-5", outer__learning_rate=1e-5),
     _arm("sum_fast", "sum, eta 1e-3", outer__learning_rate=1e-3),
+    _arm("sum_falling", "sum, eta from 3e-4 to 0", outer__schedule="linear"),
+    _arm("sum_fast_falling", "sum, eta from 1e-3 to 0", outer__learning_rate=1e-3, outer__schedule="linear"),
     _arm("mean", "mean over classes, eta 3e-4", learned_loss__reduction="mean"),
     _arm("paper", "the paper's: mean, eta 1e-5", learned_loss__reduction="mean", outer__learning_rate=1e-5),
     _arm("softplus", "the authors' softplus at the end", learned_loss__output_activation="softplus"),

@@ -17,7 +17,7 @@ from adalfl_jax.task_losses import METRICS, TASK_LOSSES
 from adalfl_jax.training import ConfigError, TrainConfig
 from adalfl_jax.training.config import FAULT_POLICIES, METHODS
 from adalfl_jax.training.sections import LEARNED_LOSS_FAMILIES, OUTER_SPLITS, SCHEDULES
-from adalfl_jax.training.setup import make_inner_optimizer, make_setup
+from adalfl_jax.training.setup import make_inner_optimizer, make_outer_optimizer, make_setup
 from configs import default
 from tests.training.tiny import DIABETES, default_values, tiny_config, with_value
 
@@ -223,7 +223,8 @@ def test_seeds_beyond_what_a_key_can_hold_are_refused():
         ("model.compute_dtype", COMPUTE_DTYPES),
         ("task_loss", TASK_LOSSES),
         ("metric", METRICS),
-        ("inner.schedule", SCHEDULES),
+        ("inner.schedule", (*SCHEDULES, "milestones")),
+        ("outer.schedule", SCHEDULES),
         ("outer.split", OUTER_SPLITS),
         ("learned_loss.family", LEARNED_LOSS_FAMILIES),
         ("learned_loss.activation", ACTIVATIONS),
@@ -371,6 +372,26 @@ def test_model_the_images_are_too_small_for_is_refused():
 def test_mlp_without_hidden_layers_is_refused():
     with pytest.raises(ConfigError, match="hidden_sizes"):
         make_setup(tiny_config({"model.hidden_sizes": ()}))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "shares"),
+    [
+        ({}, [1, 1, 1, 1]),
+        ({"outer.schedule": "linear"}, [1, 0.75, 0.5, 0.25]),
+        ({"outer.schedule": "cosine"}, [1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2]),
+        ({"outer.schedule": "linear", "outer.every": 2}, [1, 0.5, 0, 0]),
+        ({"outer.schedule": "linear", "outer.split": "valid", "outer.joint_share": 0.75}, [1, 0, 0, 0]),
+    ],
+    ids=["constant", "linear", "cosine", "every second step", "joint"],
+)
+def test_eta_falls_to_0_at_the_last_update_of_phi(overrides, shares):
+    optimizer = make_outer_optimizer(tiny_config({"outer.learning_rate": 0.1, **overrides}, num_steps=4))
+    state, moved = optimizer.init(jnp.zeros(())), []
+    for _ in range(4):
+        update, state = optimizer.update(jnp.ones(()), state)  # of a gradient that stays Adam's step is eta long
+        moved.append(-float(update))
+    np.testing.assert_allclose(moved, 0.1 * np.array(shares), rtol=1e-4, atol=1e-8)
 
 
 def inner_updates(overrides, gradients, *rate_factor):

@@ -29,6 +29,7 @@ OF_THE_REST = {
     "metric": "top_5_error_rate",
     "num_steps": 40,
     "outer.learning_rate": 1e-2,
+    "outer.schedule": "linear",
     "inner.first_step_rate": 0.3,
     "outer.every": 2,
     "outer.inner_fraction": 0.5,

@@ -76,7 +76,7 @@ def test_a_comparison_broken_off_in_every_phase_ends_as_an_unbroken_one(tmp_path
     "overrides",
     [
         {"hypergradient": "truncated", "estimator.window": 3, "dataset.streaming": "always"},
-        {"outer.pipelined": True, "inner.schedule": "cosine"},
+        {"outer.pipelined": True, "inner.schedule": "cosine", "outer.schedule": "linear"},
         {"learned_loss.start": "task_loss", "inner.first_step_rate": 0.3},
     ],
     ids=["streamed_window", "pipelined", "first_step"],
