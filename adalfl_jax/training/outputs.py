@@ -14,7 +14,7 @@ from adalfl_jax.analysis.animation import animate_loss_shapes
 from adalfl_jax.analysis.figures import write_figures
 from adalfl_jax.analysis.record import RunRecord
 from adalfl_jax.analysis.report import write_report
-from adalfl_jax.analysis.statistics import describe, paired_difference
+from adalfl_jax.analysis.statistics import adjust_p_values, describe, paired_difference
 from adalfl_jax.learned_losses import save_learned_loss
 from adalfl_jax.training import workdir as layout
 from adalfl_jax.training.checkpoint import save_state
@@ -123,6 +123,7 @@ def _summarize(setup: Setup, results: Sequence[MethodResult]) -> dict[str, Any]:
         for name in methods
         if name != reference
     ]
+    adjust_p_values(comparisons)
     return {
         "dataset": config.dataset.name,
         "data": setup.dataset.content,

@@ -11,7 +11,7 @@ from adalfl_jax.analysis import animation, figures
 from adalfl_jax.analysis.figures import write_figures
 from adalfl_jax.analysis.record import RunRecord
 from adalfl_jax.analysis.report import write_report
-from adalfl_jax.analysis.statistics import describe, paired_difference
+from adalfl_jax.analysis.statistics import adjust_p_values, describe, paired_difference
 from adalfl_jax.training.config import METHODS
 
 TITLES = {"task_loss": "task loss", "tuned_task_loss": "task loss, tuned rate", "ml3": "ML3", "adalfl": "AdaLFL"}
@@ -54,6 +54,7 @@ def make_record(
         ],
         "environment": {"python": "3.11", "device": "cpu"},
     }
+    adjust_p_values(summary["comparisons"])
     shapes = {}
     if saved is not None:
         summary["learned_loss"] = {"method": saved, "seed": seeds[0]}
@@ -103,6 +104,13 @@ def test_report_names_every_method_and_comparison(page):
     text = Reader(page).text
     assert all(title in text for title in TITLES.values())
     assert all(f"AdaLFL less {title}" in text for name, title in TITLES.items() if name != "adalfl")
+
+
+def test_p_values_of_the_report_are_adjusted_for_their_number(page):
+    tests = make_record().summary["comparisons"]
+    assert all(row["adjusted_p_value"] != row["p_value"] for row in tests[:-1])
+    for row in tests:
+        assert f"<td>{row['adjusted_p_value']:.3g}</td></tr>" in page
 
 
 def test_report_marks_a_validation_metric_of_examples_that_a_method_trains_on(page, tmp_path):

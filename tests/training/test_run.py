@@ -7,6 +7,7 @@ import chex
 import jax
 import numpy as np
 import pytest
+import scipy.stats
 from tbparse import SummaryReader
 
 import adalfl_jax
@@ -138,6 +139,10 @@ def test_summary_compares_adalfl_with_every_other_method(comparison):
     for row in summary["comparisons"]:
         means = [summary["methods"][row[key]]["test"]["mean"] for key in ("method", "against")]
         assert row["mean_difference"] == pytest.approx(means[0] - means[1])
+    tests = [row for row in summary["comparisons"] if row["p_value"] is not None]
+    assert tests
+    adjusted = scipy.stats.false_discovery_control([row["p_value"] for row in tests])
+    np.testing.assert_allclose([row["adjusted_p_value"] for row in tests], adjusted)
 
 
 def test_metrics_hold_every_evaluation_of_every_seed(comparison):
