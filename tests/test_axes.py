@@ -137,9 +137,22 @@ def test_a_step_inside_shard_map_moves_as_on_the_whole_batch(case):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("case", slow_but("recompute"))
+@pytest.mark.parametrize("case", slow_but("recompute", "outer_every"))
 def test_a_step_inside_pmap_moves_as_on_the_whole_batch(case):
     assert_equal_to_whole(case, by_map, "batch_norm")
+
+
+def test_a_state_that_a_model_does_not_average_is_averaged_by_the_step():
+    def apply_fn(params, model_state, inputs, *, train, rng_key):
+        return inputs @ params, {"mean": inputs.mean(axis=0)}
+
+    optimizer = optax.sgd(0.1)
+    batch, theta = make_batch(jax.random.key(0)).inner, adalfl_jax.Theta.create(jnp.ones((5, 3)), {}, optimizer)
+    step = adalfl_jax.make_task_step(apply_fn, adalfl_jax.task_losses.softmax_cross_entropy, optimizer, axis_name=AXIS)
+    parts = jax.tree.map(lambda array: array.reshape(4, -1, *array.shape[1:]), batch)
+    moved, _ = jax.vmap(step, in_axes=(None, 0), axis_name=AXIS)(theta, parts)
+    found = moved.model_state["mean"]
+    np.testing.assert_allclose(found, np.broadcast_to(batch.inputs.mean(axis=0), found.shape), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow

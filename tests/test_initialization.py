@@ -28,9 +28,9 @@ def make_offline(num_inner_steps=None, model="batch_norm"):
     return step, adalfl_jax.Phi.create(phi_params, outer), batches, (bilevel_step, model, inner)
 
 
-@pytest.mark.parametrize("num_inner_steps", [None, 2])
-def test_the_scan_equals_a_loop_over_fresh_models(num_inner_steps):
-    step, phi, batches, (bilevel_step, model, inner) = make_offline(num_inner_steps)
+@pytest.mark.parametrize(("num_inner_steps", "model"), [(None, "batch_norm"), (2, "batch_norm"), (None, "dropout")])
+def test_the_scan_equals_a_loop_over_fresh_models(num_inner_steps, model):
+    step, phi, batches, (bilevel_step, model, inner) = make_offline(num_inner_steps, model)
     scanned, metrics = jax.jit(adalfl_jax.initialize_offline, static_argnums=0)(step, phi, batches)
     for index in range(4):
         batch = jax.tree.map(lambda leaf, i=index: leaf[i], batches)

@@ -105,6 +105,14 @@ def test_settings_of_robust_losses_are_taken():
     np.testing.assert_allclose(reverse, 7 * wrong, rtol=1e-6)
 
 
+@pytest.mark.parametrize("share", [1e-9, 1e-30])
+def test_a_share_of_a_target_that_is_nearly_0_weighs_as_one_that_is(share):
+    loss = functools.partial(task_losses.symmetric_cross_entropy, alpha=0.0)
+    outputs = jnp.array([[0.5, -1.0]])
+    nearly, exactly = (loss(jnp.array([target]), outputs) for target in ([share, 1 - share], [0.0, 1.0]))
+    np.testing.assert_allclose(nearly, exactly, rtol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("log_zero", [-20.0, -100.0])
 def test_the_symmetric_loss_is_finite_however_little_a_zero_is(log_zero, dtype):
@@ -201,6 +209,7 @@ def test_the_error_rate_of_a_single_output_is_cut_at_zero():
     outputs = jnp.array([[2.0], [-1.0], [0.5], [-0.1]])
     assert task_losses.error_rate(jnp.array([1, 1, 0, 0]), outputs) == 0.5
     assert task_losses.error_rate(jnp.array([[1.0], [0.0], [1.0], [0.0]]), outputs) == 0.0
+    assert task_losses.error_rate(jnp.array([0]), jnp.zeros((1, 1))) == 0.0  # and 0 itself stands for class 0
 
 
 @pytest.mark.parametrize("name", TASK_LOSSES)

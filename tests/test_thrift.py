@@ -64,6 +64,14 @@ def test_a_part_of_the_batch_gives_the_gradient_unbiased(estimator, fraction):
     assert jnp.linalg.norm(single - expected) > 0.01 * jnp.linalg.norm(expected)
 
 
+def test_a_part_has_an_example_at_least():
+    functions, theta, phi = make()
+    batch = make_batch(jax.random.key(1))
+    part = hypergradient(functions, theta, phi, batch, meta_batch_fraction=0.01)
+    chex.assert_trees_all_equal(part, hypergradient(functions, theta, phi, batch, meta_batch_fraction=1 / BATCH_SIZE))
+    assert optax.tree.norm(part) > 0
+
+
 def test_with_dropout_the_first_examples_have_the_outputs_they_have_in_the_whole_batch():
     """What a part of the batch needs beside random order: the masks of the first rows do not depend on the others."""
     (apply_fn, *_), theta, _ = make("dropout")
@@ -121,9 +129,16 @@ def test_theta_is_updated_on_the_whole_batch(model_name):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("estimator", ["forward", pytest.param("mixed_mode", marks=pytest.mark.slow)])
-def test_phi_learns_at_every_nth_step_alone(estimator):
-    functions, theta, phi = make("batch_norm", "momentum")
+@pytest.mark.parametrize(
+    ("estimator", "model"),
+    [
+        ("forward", "batch_norm"),
+        ("forward", "dropout"),
+        pytest.param("mixed_mode", "batch_norm", marks=pytest.mark.slow),
+    ],
+)
+def test_phi_learns_at_every_nth_step_alone(estimator, model):
+    functions, theta, phi = make(model, "momentum")
     plain = jax.jit(adalfl_jax.make_bilevel_step(*functions, hypergradient=estimator))
     step = jax.jit(adalfl_jax.make_bilevel_step(*functions, hypergradient=estimator, outer_every=3))
     state, reference = (theta, phi), (theta, phi)

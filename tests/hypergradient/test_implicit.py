@@ -16,6 +16,8 @@ from adalfl_jax.hypergradient import (
     Neumann,
     make_estimator,
 )
+from adalfl_jax.hypergradient.problem import inner_and_outer_keys, inner_step, outer_gradient
+from adalfl_jax.hypergradient.unrolled import run_inner_steps
 from adalfl_jax.task_losses import softmax_cross_entropy, squared_error
 from tests.problems import make_batch, make_problem
 
@@ -98,6 +100,49 @@ def test_k_inner_steps_lead_to_the_point_where_the_theorem_is_applied():
     expected = jax.jit(lambda: make_estimator("unrolled")(problem, theta, phi_params, batch))()
     chex.assert_trees_all_close(result._replace(gradient=()), expected._replace(gradient=()), rtol=1e-10, atol=1e-15)
     chex.assert_tree_all_finite(result.gradient)
+
+
+def test_after_k_steps_the_theorem_is_of_the_last_batch_and_its_key():
+    model, optimizer, loss, theta, phi_params = make_problem("dropout", "sgd")
+    problem = BilevelProblem(model.apply, loss.apply, softmax_cross_entropy, optimizer)
+    batch = make_batch(jax.random.key(1), num_inner_steps=3)
+    inner_key, outer_key = inner_and_outer_keys(batch.rng_key)
+    (inputs, targets), last_key = (leaf[-1] for leaf in batch.inner), jax.random.split(inner_key, 3)[-1]
+
+    def expected():
+        end, _ = run_inner_steps(problem, theta, phi_params, batch, inner_key)
+        _, task_gradient = outer_gradient(problem, end.params, end.model_state, batch.outer, outer_key)
+
+        def gradient_of_phi(params):
+            outputs, _ = model.apply(params, end.model_state, inputs, train=True, rng_key=last_key)
+            return jax.grad(loss.apply)(phi_params, targets, outputs)
+
+        _, mixed = jax.jvp(gradient_of_phi, (end.params,), (task_gradient,))
+        return jax.tree.map(lambda leaf: -0.01 * leaf, mixed)  # one term of the series: the step size times it
+
+    found = jax.jit(lambda: Neumann(1, 0.01)(problem, theta, phi_params, batch).gradient)()
+    chex.assert_trees_all_close(found, jax.jit(expected)(), rtol=1e-9, atol=1e-15)
+
+
+def test_conjugate_gradients_take_as_many_products_as_they_are_given():
+    problem, theta, phi, batch, hessian, matrix, task_gradient = quadratic()
+    gradient = ConjugateGradient(num_iterations=1, damping=0.0)(problem, theta, phi, batch).gradient
+    along = (task_gradient @ task_gradient) / (task_gradient @ hessian @ task_gradient)  # a step of steepest descent
+    np.testing.assert_allclose(gradient, matrix.T @ hessian @ (along * task_gradient), rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", sorted(set(ESTIMATORS) - set(ONE_INNER_STEP)))
+def test_the_inner_loss_is_the_mean_over_the_steps(name):
+    model, optimizer, loss, theta, phi_params = make_problem()
+    problem = BilevelProblem(model.apply, loss.apply, softmax_cross_entropy, optimizer)
+    batch = make_batch(jax.random.key(3), 3)
+    losses, state = [], theta
+    for inputs, targets in zip(*batch.inner, strict=True):
+        state, inner_loss = inner_step(problem, state, phi_params, (inputs, targets), None)
+        losses.append(float(inner_loss))
+    found = jax.jit(lambda: make_estimator(name)(problem, theta, phi_params, batch))()
+    assert len(set(losses)) == 3
+    assert float(found.inner_loss) == pytest.approx(np.mean(losses), rel=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Products with the Jacobian: the error of finite differences and its order, what each of them refuses."""
 
 import functools
+import types
 
 import chex
 import jax
@@ -29,6 +30,15 @@ def gradients(names, model_name="plain", optimizer_name="sgd"):
 
 def relative_error(actual, expected):
     return np.linalg.norm(actual - expected) / np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize(("params", "length"), [(jnp.array([3.0, 4.0]), 5.0), (jnp.array([0.03, 0.04]), 1.0)])
+def test_theta_moves_as_far_as_rounding_and_the_order_of_the_difference_ask(params, length, order):
+    point = types.SimpleNamespace(params=params, outputs=jnp.zeros(2))
+    direction = jnp.array([0.0, 0.1])
+    moved = one_step._difference_step(point, direction, order=order) * jnp.linalg.norm(direction)
+    np.testing.assert_allclose(moved, np.finfo(np.float32).eps ** (1 / (1 + order)) * length, rtol=1e-6)
 
 
 @pytest.mark.usefixtures("float64")

@@ -191,6 +191,13 @@ def test_a_flat_loss_stays_flat_and_has_finite_derivatives():
     loss = adalfl_jax.RescaledLoss(NETWORK, floor=1.0, ceiling=1.0)
     flat = jax.tree.map(jnp.zeros_like, NETWORK.init(jax.random.key(0)))
     np.testing.assert_array_equal(gradient(loss, flat), 0.0)
+    biased = adalfl_jax.LossNetwork(hidden_sizes=(4,), use_bias=True)
+    constant = jax.tree.map(jnp.zeros_like, biased.init(jax.random.key(0)))
+    constant["layer_1"]["bias"] += 3.0
+    bounded = adalfl_jax.RescaledLoss(biased, floor=2.0, ceiling=2.0)
+    value = biased.apply(constant, TARGETS, OUTPUTS)
+    assert value != 0
+    np.testing.assert_array_equal(bounded.apply(constant, TARGETS, OUTPUTS), value)
     by_phi = jax.jit(jax.grad(lambda phi_params: jnp.vdot(gradient(loss, phi_params), OUTPUTS)))
     chex.assert_tree_all_finite(by_phi(flat))
 

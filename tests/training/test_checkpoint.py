@@ -50,7 +50,7 @@ def make_history(step, seed=0):
         (step, {"b": np.float32([1e-30, 2]), "a": np.float32([3e30, -0.0])}),
     ]
     shapes = [np.asarray(jax.random.normal(key, (2, 2, 3))) for key in keys[4:]]
-    return History(RunState(theta, phi), step, observed, [0, step], shapes, seconds=12.5)
+    return History(RunState(theta, phi), step, observed, [0, step], shapes, seconds=12.5, num_back_offs=2)
 
 
 def assert_same_history(left, right):
@@ -58,7 +58,8 @@ def assert_same_history(left, right):
     for ours, theirs in zip(jax.tree.leaves(left.state), jax.tree.leaves(right.state), strict=True):
         assert ours.dtype == theirs.dtype
         assert bool((ours == theirs).all())
-    assert (left.step, left.seconds, left.shape_steps) == (right.step, right.seconds, right.shape_steps)
+    for field in ("step", "seconds", "shape_steps", "num_back_offs"):
+        assert getattr(left, field) == getattr(right, field)
     np.testing.assert_array_equal(left.shapes, right.shapes)
     assert [(step, list(scalars)) for step, scalars in left.observed] == [
         (step, list(scalars)) for step, scalars in right.observed
@@ -95,6 +96,13 @@ def test_a_history_that_goes_on_while_it_is_written_comes_back_as_it_was(tmp_pat
     history.observed.append((6, history.scalars))
     assert record == before[0]
     jax.tree.map(np.testing.assert_array_equal, arrays, before[1])
+
+
+@pytest.mark.parametrize("field", ["step", "num_back_offs", "observed", "shape_steps"])
+def test_a_checksum_is_of_the_record_too(field):
+    record, arrays = checkpoint._pack(make_history(5))
+    changed = {**record, field: record[field] + ([7] if isinstance(record[field], list) else 1)}
+    assert checkpoint._checksum(changed, arrays) != checkpoint._checksum(record, arrays)
 
 
 def test_a_history_without_phi_and_shapes_comes_back_as_it_was(tmp_path):

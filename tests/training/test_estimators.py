@@ -73,14 +73,14 @@ def test_phi_stays_between_its_updates():
 
 
 def test_means_of_updates_leave_out_the_steps_between():
-    metrics = {name: np.arange(6.0)[None] for name in ("inner_loss", "outer_loss", "hypergradient_norm")}
+    of_updates = ("outer_loss", "hypergradient_norm", "phi_update_ratio")
+    metrics = {name: np.arange(6.0)[None] for name in ("inner_loss", *of_updates)}
     assert chunk_means(metrics, updates_of_phi(range(1, 7), 3)) == {
         "inner_loss": 2.5,
-        "outer_loss": 2.5,
-        "hypergradient_norm": 2.5,
+        **dict.fromkeys(of_updates, 2.5),
     }  # steps 2 and 5
     again = updates_of_phi(range(2, 8), 3)  # steps 2 and 5, the first and the fourth of this chunk
-    assert chunk_means(metrics, again)["outer_loss"] == 1.5
+    assert [chunk_means(metrics, again)[name] for name in of_updates] == [1.5] * 3
     assert chunk_means(metrics, updates_of_phi(range(6), 100))["outer_loss"] == 2.5  # none is an update: all of them
     assert chunk_means(metrics, updates_of_phi(range(6)))["outer_loss"] == 2.5
     assert chunk_means(metrics, updates_of_phi(range(2, 8), 1, 4))["outer_loss"] == 0.5  # steps 2 and 3

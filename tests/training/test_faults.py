@@ -386,7 +386,7 @@ def test_a_run_broken_off_after_eta_was_halved_ends_as_an_unbroken_one(tmp_path,
     with pytest.warns(UserWarning, match="eta is halved"):
         train(config, tmp_path / "unbroken")
     with pytest.warns(UserWarning, match="eta is halved"):
-        run_in_pieces(train, config, tmp_path / "broken", (3,), monkeypatch)
+        run_in_pieces(train, config, tmp_path / "broken", (5,), monkeypatch)  # behind the halving
     assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
 
 

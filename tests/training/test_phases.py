@@ -2,11 +2,13 @@
 
 import chex
 import jax
+import jax.numpy as jnp
 import pytest
 
 from adalfl_jax.training import TrainConfig
 from adalfl_jax.training.phases import (
     RunState,
+    _draw_sources,
     init_phi,
     init_training,
     make_offline_program,
@@ -16,8 +18,27 @@ from adalfl_jax.training.phases import (
 )
 from adalfl_jax.training.setup import make_setup
 from configs import digits_mlp
+from tests.training.tiny import tiny_config
 
 NUM_SEEDS, NUM_STEPS = 10, 25
+
+
+@pytest.mark.parametrize("method", ["ml3", "adalfl"])
+def test_the_outer_optimiser_begins_anew_behind_the_offline_phase(method):
+    setup = make_setup(tiny_config())
+    keys = make_seed_keys(setup.config.seeds)
+    phi = init_phi(setup, keys)
+    phi = phi._replace(opt_state=jax.tree.map(jnp.ones_like, phi.opt_state))
+    start = init_training(setup, method, keys, phi)
+    chex.assert_trees_all_equal(start.phi.params, phi.params)
+    chex.assert_trees_all_equal(start.phi.opt_state, jax.tree.map(jnp.zeros_like, start.phi.opt_state))
+
+
+def test_augmentation_and_dropout_have_keys_of_their_own():
+    sizes, first = (100, 100), jnp.asarray(0)
+    sources = _draw_sources(jax.random.key(0), sizes, first, num_steps=5, num_inner_steps=1, batch_size=10)
+    keys = [jax.random.key_data(keys).tolist() for keys in (sources.rng_key, sources.augmentation_key)]
+    assert len({tuple(key) for of_steps in keys for key in of_steps}) == 10
 
 
 def run(first_seed, num_seeds, method):

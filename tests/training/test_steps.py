@@ -18,7 +18,7 @@ from adalfl_jax.task_losses import TASK_LOSSES, softmax_cross_entropy
 from adalfl_jax.training import ConfigError, TrainConfig, compare, train
 from adalfl_jax.training.config import FOR_CLEAN_SETS, LEARNING, METHODS
 from adalfl_jax.training.evaluation import Evaluation
-from adalfl_jax.training.phases import splits_of
+from adalfl_jax.training.phases import init_training, make_seed_keys, splits_of
 from adalfl_jax.training.setup import examples_for_a_batch, make_setup
 from adalfl_jax.training.state import RunState
 from adalfl_jax.training.steps import STEPS
@@ -111,11 +111,17 @@ def test_the_clean_set_may_join_from_the_first_step_on(theta):
     chex.assert_trees_all_close(found.params, after_both(setup, TASK_LOSSES[ROBUST], theta, batch), atol=1e-6)
 
 
+def reading_progress(phi_params):
+    """phi whose weights of progress, zero at first, tell points of training apart."""
+    first = phi_params["layer_0"]
+    return {**phi_params, "layer_0": {**first, "kernel": first["kernel"].at[..., 2, :].set(1.0)}}
+
+
 @pytest.mark.parametrize("method", LEARNING)
 def test_where_the_clean_set_joins_a_learned_loss_stays_as_it_is(theta, method):
     changes = {"learned_loss.use_progress": True, "outer.split": "valid", "outer.joint_share": 0.25}
     setup = make_setup(tiny_config(changes))
-    phi = Phi.create(setup.learned_loss.init(jax.random.key(1)), optax.adam(1.0))
+    phi = Phi.create(reading_progress(setup.learned_loss.init(jax.random.key(1))), optax.adam(1.0))
     step = jax.jit(STEPS[method](setup, optax.sgd(RATE)))
     batch = batch_of(setup, 15)._replace(progress=0.75)
     after, metrics = step(RunState(theta, phi), batch)
@@ -284,6 +290,26 @@ def test_a_setting_of_methods_that_do_not_run_matters_to_none(tmp_path):
 def test_a_baseline_of_another_kind_of_targets_is_refused():
     with pytest.raises(ConfigError, match=r"config\.baseline\.loss must be one of softmax_cross_entropy, "):
         make_setup(tiny_config({"baseline.loss": "squared_error"}))
+
+
+def measured(overrides, progress, change=lambda phi_params: phi_params):
+    """What an evaluation says of fresh models and fresh learned losses."""
+    setup = make_setup(tiny_config(overrides))
+    state = init_training(setup, "adalfl", make_seed_keys(setup.config.seeds))
+    state = state._replace(phi=state.phi._replace(params=change(state.phi.params)))
+    return Evaluation(setup).scalars(state, RATE, progress)
+
+
+def test_a_loss_is_measured_at_the_point_of_training_it_is_at():
+    start, end = (measured({"learned_loss.use_progress": True}, at, reading_progress) for at in (0.0, 1.0))
+    for name in ("gradient_scale", "gradient_cosine", "valid_gradient_cosine", "flat_output_share"):
+        assert (start[name] != end[name]).any(), name
+
+
+def test_the_cosine_to_the_clean_gradient_is_that_of_validation_examples():
+    found = measured({"learned_loss.family": "scaled_task_loss"}, 0.0)
+    assert found["gradient_cosine"] == pytest.approx(1, abs=1e-4)
+    assert (found["valid_gradient_cosine"] < 0.99).all()
 
 
 def test_a_learned_loss_is_measured_on_all_classes_of_a_sorted_training_split():
