@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from adalfl_jax.arguments import (
     refuse_model_or_loss,
@@ -57,8 +60,9 @@ def fit_to_task_loss(
       phi.
 
     Raises:
-      ValueError: no learned loss, no parameters, a task loss of other arguments or that is not one number, no key, or a
-        setting out of its range.
+      ValueError: no learned loss, no parameters, a task loss of other arguments or that is not one number, no key, a
+        setting out of its range, or a loss without a finite gradient for such targets, which under `jax.jit` nobody can
+        tell.
     """
     require_family(loss)
     refuse_model_or_loss("phi_params", phi_params, made_by="loss.init")
@@ -71,6 +75,9 @@ def fit_to_task_loss(
         require_count(name, count)
     require_flag("is_classification", is_classification)
     require_number("learning_rate", learning_rate)
+    draw = functools.partial(draw_targets_and_outputs, is_classification=is_classification)
+    if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((phi_params, rng_key))):
+        _require_gradients(loss, phi_params, task_loss_fn, *draw(rng_key, batch_size, num_outputs))
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
 
     def mismatch(phi_params: PyTree, targets: jax.Array, outputs: jax.Array) -> jax.Array:
@@ -79,16 +86,26 @@ def fit_to_task_loss(
 
     def step(state: tuple[PyTree, optax.OptState], rng_key: jax.Array):
         phi_params, opt_state = state
-        targets, outputs = draw_targets_and_outputs(
-            rng_key, batch_size, num_outputs, is_classification=is_classification
-        )
-        gradient = jax.grad(mismatch)(phi_params, targets, outputs)
+        gradient = jax.grad(mismatch)(phi_params, *draw(rng_key, batch_size, num_outputs))
         updates, opt_state = optimizer.update(gradient, opt_state, phi_params)
         return (optax.apply_updates(phi_params, updates), opt_state), None
 
     state = (phi_params, optimizer.init(phi_params))
     (phi_params, _), _ = jax.lax.scan(step, state, jax.random.split(rng_key, num_steps))
     return phi_params
+
+
+def _require_gradients(
+    loss: LearnedLoss, phi_params: PyTree, task_loss_fn: LossFn, targets: jax.Array, outputs: jax.Array
+) -> None:
+    """Raises ValueError where one of the losses has no finite gradient, outside of a trace."""
+    gradients = _gradients(loss, phi_params, task_loss_fn, targets, outputs)
+    for name, gradient in zip(("loss", "task_loss_fn"), gradients, strict=True):
+        if not jnp.isfinite(gradient).all():
+            raise ValueError(
+                f"{name} has no finite gradient by outputs {outputs.shape} for targets {targets.dtype}{targets.shape}; "
+                "is_classification says whether targets are labels, or numbers like the outputs"
+            )
 
 
 def relative_mismatch(

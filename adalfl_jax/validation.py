@@ -169,9 +169,9 @@ def returning_scalar(name: str, loss_fn: Callable[..., jax.Array]) -> Callable[.
     @functools.wraps(loss_fn)  # with the keyword arguments that the loss declares
     def loss(*arguments: Any, **keywords: Any) -> jax.Array:
         value = loss_fn(*arguments, **keywords)
-        if jax.tree.map(jnp.shape, value) != ():
+        if jax.tree.map(jnp.shape, value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.inexact):
             raise ValueError(
-                f"{name} must return one number, the mean over the batch say; got {jax.tree.map(jax.typeof, value)}"
+                f"{name} must return one float, the mean over the batch say; got {jax.tree.map(jax.typeof, value)}"
             )
         return value
 

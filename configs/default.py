@@ -116,7 +116,7 @@ def get_config() -> ConfigDict:
     config.outer = ConfigDict()
     # eta. The paper's is 1e-5.
     config.outer.learning_rate = 3e-4
-    # Of eta: "constant", "linear" or "cosine", which fall to 0 at the last update of phi.
+    # Of eta: "constant", "linear" or "cosine", which fall towards 0 over the updates of phi, as alpha does over steps.
     config.outer.schedule = "constant"
     # Where outer batches come from: "train" (a second training batch) or "valid".
     config.outer.split = "train"

@@ -68,7 +68,7 @@ def launch(run: Callable[[TrainConfig, str], dict[str, Any]]) -> None:
         if jax.process_index() == 0:
             print_summary(summary, WORKDIR.value or "")
 
-    app.run(main, flags_parser=functools.partial(parse_flags, unused=f"config.{UNREAD[run.__name__]}"))
+    app.run(main, flags_parser=functools.partial(parse_flags, unused=(f"config.{UNREAD[run.__name__]}", "write")))
 
 
 def studies_folder() -> Path:
@@ -137,22 +137,25 @@ def _end(message: str) -> None:
     os._exit(1)
 
 
-def parse_flags(arguments: list[str], *, unused: str = "") -> list[str]:
+def parse_flags(arguments: list[str], *, unused: tuple[str, ...] = ()) -> list[str]:
     """absl's parser, with errors of a line: for a `--config.FIELD` that is none or a tuple twice, a file that fails, a
     stray word.
 
     Args:
       arguments: the command line.
-      unused: a flag that a program has no use for, which is then refused: one of `SHARED`, or a field of the
+      unused: flags that a program has no use for, which are then refused: of `SHARED`, or a field of the
         configuration, "config.method" say; "config." refuses all of these.
     """
-    arguments = flags.FLAGS.read_flags_from_files(arguments, force_gnu=False)
+    try:
+        arguments = flags.FLAGS.read_flags_from_files(arguments, force_gnu=False)
+    except flags.Error as error:
+        sys.exit(f"--flagfile cannot be read: {error}")
     given = []
     for argument in arguments[1:]:
         if not argument.startswith("-"):
             continue  # the value of the flag before it, a file config.json, say
         name = argument.lstrip("-").partition("=")[0]
-        if unused and (name == unused or name.startswith(f"{unused.removesuffix('.')}.")):
+        if any(name == flag or name.startswith(f"{flag.removesuffix('.')}.") for flag in unused):
             sys.exit(f"--{name} has no effect on this program; leave it out")
         given.append(name)
         if re.fullmatch(r"config=.*\.json", argument.lstrip("-")):
@@ -167,7 +170,7 @@ def parse_flags(arguments: list[str], *, unused: str = "") -> list[str]:
     if any(name.startswith("config.") for name in given) and "config" not in given:
         sys.exit("ConfigError: --config=FILE must be given beside fields of it; configs/ has files")
     for name in SHARED:  # or `--help` would show the flags of the program's own file alone
-        if name != unused and name in flags.FLAGS:
+        if name not in unused and name in flags.FLAGS:
             flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
     try:
         remaining = flags.FLAGS(arguments)

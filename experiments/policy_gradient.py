@@ -220,4 +220,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=functools.partial(parse_flags, unused="config"))
+    app.run(main, flags_parser=functools.partial(parse_flags, unused=("config",)))

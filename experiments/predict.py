@@ -2,7 +2,7 @@
 
 .venv/bin/python -m experiments.predict --workdir=runs/diabetes_mlp --inputs=rows.npz --outputs=predictions.npz
 
-Where the configuration file of the run registers a model or a data set, give it too, as --config=FILE.
+Where the configuration file of the run registers a model, give it too, as --config=FILE.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ def main(argv: list[str]) -> None:
     """Writes what the model predicts, and says of which method and seed it is."""
     del argv
     with told_in_a_line():
+        for flag in (INPUTS, OUTPUTS):
+            if not flag.value:
+                raise DatasetError(f"--{flag.name} must name a file; got {flag.value!r}")
         source, target = (Path(flag.value or "").expanduser() for flag in (INPUTS, OUTPUTS))
         if target.exists():
             raise FileExistsError(f"{target} exists and stays as it is; name another file")
@@ -62,4 +65,4 @@ def read_inputs(path: Path) -> np.ndarray:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["workdir", "inputs", "outputs"])
-    app.run(main, flags_parser=functools.partial(parse_flags, unused="config."))
+    app.run(main, flags_parser=functools.partial(parse_flags, unused=("config.", "write")))

@@ -51,7 +51,10 @@ def per_example(targets, outputs):
         ({"task_loss_fn": "squared_error"}, r"^task_loss_fn must be a function; got 'squared_error'; adalfl_jax"),
         ({"task_loss_fn": lambda outputs: 0.0}, r"^task_loss_fn is called as task_loss_fn\(targets, outputs\)"),
         ({"task_loss_fn": lambda logits, labels: 0.0}, r"named the other way round, logits before labels"),
-        ({"task_loss_fn": per_example}, r"^task_loss_fn must return one number, .*; got .*float32\[256\]"),
+        ({"task_loss_fn": per_example}, r"^task_loss_fn must return one float, .*; got .*float32\[256\]"),
+        ({"task_loss_fn": lambda targets, outputs: targets.max()}, r"^task_loss_fn must return one float, .*int32\[\]"),
+        ({"task_loss_fn": lambda targets, outputs: jnp.sqrt(outputs).mean()}, "^task_loss_fn has no finite gradient"),
+        ({"is_classification": False}, r"^targets must be 0 or more; got some from -"),
         ({"rng_key": 0}, r"^rng_key must be one key, as jax\.random\.key\(0\) makes; got 0$"),
     ],
 )

@@ -411,7 +411,7 @@ def cross_entropy_and_nothing(phi_params, targets, outputs):
     [
         (
             {"task_loss_fn": example_cross_entropy},
-            r"^task_loss_fn must return one number, the mean over the batch say; got float32\[8\]",
+            r"^task_loss_fn must return one float, the mean over the batch say; got float32\[8\]",
         ),
         ({"learned_loss_fn": cross_entropy_and_nothing}, r"^learned_loss_fn must return.*float32\[\].*, None\)"),
     ],
@@ -424,10 +424,10 @@ def test_a_loss_that_does_not_return_one_number_is_named(options, changes, messa
 def test_so_are_those_of_the_other_steps():
     theta, _ = make_state()
     task_step = adalfl_jax.make_task_step(apply_fn, example_cross_entropy, INNER)
-    with pytest.raises(ValueError, match=r"^loss_fn must return one number"):
+    with pytest.raises(ValueError, match=r"^loss_fn must return one float"):
         task_step(theta, BATCH.inner)
     reweighting_step = adalfl_jax.make_reweighting_step(apply_fn, example_cross_entropy, example_cross_entropy, INNER)
-    with pytest.raises(ValueError, match=r"^task_loss_fn must return one number"):
+    with pytest.raises(ValueError, match=r"^task_loss_fn must return one float"):
         jax.eval_shape(reweighting_step, theta, BATCH)
 
 

@@ -30,11 +30,10 @@ _CAPTIONS = {
 }
 
 
-def write_report(path: Path, record: RunRecord, figures: Mapping[str, Path]) -> None:
-    """Writes a self-contained page: no script, no link, pictures inside.
+def render_report(record: RunRecord, figures: Mapping[str, Path]) -> str:
+    """A self-contained page of HTML: no script, no link, pictures inside.
 
     Args:
-      path: of the page.
       record: of a run, over or not.
       figures: name -> PNG file, from `write_figures`.
     """
@@ -47,7 +46,7 @@ def write_report(path: Path, record: RunRecord, figures: Mapping[str, Path]) -> 
     )
     best = min((info["test"]["mean"] for info in record.summary["methods"].values()), default=None)
     is_rate = is_error_rate(record.summary["metric"])
-    page = environment.get_template("report.html.jinja").render(
+    return environment.get_template("report.html.jinja").render(
         summary=record.summary,
         metric=record.summary["metric"].replace("_", " "),
         number=lambda value: _number(value, is_rate),
@@ -57,7 +56,6 @@ def write_report(path: Path, record: RunRecord, figures: Mapping[str, Path]) -> 
         pictures=[(*_CAPTIONS[name], _embed(figure)) for name, figure in figures.items()],
         settings=flatten(record.config).items(),
     )
-    path.write_text(page, encoding="utf-8")  # as it says itself
 
 
 def _number(value: float, is_rate: bool) -> str:

@@ -29,10 +29,10 @@ def clean(where: str, inputs: np.ndarray, targets: np.ndarray, examples: Example
     if examples.num_tokens:
         check_tokens(where, inputs, examples.num_tokens)
         inputs = inputs.astype(np.uint8)
-    inputs = inputs if is_image(inputs) or examples.num_tokens else _to_floats(inputs)
+    inputs = inputs if is_image(inputs) or examples.num_tokens else to_floats(inputs)
     check_finite(where, inputs=np.where(np.isnan(inputs), 0, inputs) if examples.fill_missing else inputs)
     if examples.num_classes is None:
-        targets = _to_floats(targets).reshape(len(targets), -1)
+        targets = to_floats(targets).reshape(len(targets), -1)
         check_finite(where, targets=targets)
         return inputs, targets
     check_finite(where, targets=targets)
@@ -121,7 +121,7 @@ def _check_labels(where: str, labels: np.ndarray, num_classes: int) -> None:
         )
 
 
-def _to_floats(values: np.ndarray) -> np.ndarray:
+def to_floats(values: np.ndarray) -> np.ndarray:
     """In float32 if that holds every number of their type, or else in float64."""
     return values.astype(np.float32 if np.can_cast(values.dtype, np.float32) else np.float64)
 

@@ -32,9 +32,9 @@ def load_npz(path: Path) -> Examples:
         num_classes = _whole_number(path, arrays["num_classes"])
     elif np.issubdtype(targets.dtype, np.integer) or targets.dtype == np.bool_:
         num_classes = int(targets.max(initial=0)) + 1
-        if num_classes > max(2, len(targets)):
+        if num_classes > max(2, targets.size):
             raise DatasetError(
-                f"{path}: labels count the classes from 0, and with {len(targets)} examples the largest is "
+                f"{path}: labels count the classes from 0, and with {targets.size} examples the largest is "
                 f"{num_classes - 1}; number classes with np.unique(targets, return_inverse=True)[1], or say how many "
                 "there are with an array num_classes"
             )

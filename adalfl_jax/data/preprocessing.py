@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adalfl_jax.data.checks import check_finite, check_numbers, check_tokens
+from adalfl_jax.arguments import is_count
+from adalfl_jax.data.checks import check_finite, check_numbers, check_tokens, to_floats
 from adalfl_jax.data.errors import DatasetError
 from adalfl_jax.data.scaling import Scaling
 
@@ -21,14 +22,27 @@ class Preprocessing:
 
     Images of bytes stay bytes in memory, and so do tokens: `normalize` makes of a batch of them what a model takes.
     Everything else is standardised once, by `encode`.
+
+    Raises:
+      ValueError: no shape or number of outputs, or another number of means than columns, channels or outputs.
     """
 
     shape: tuple[int, ...]  # of one raw example, with the last axis of one that images without colour get
     num_outputs: int  # C: classes of a classification, columns of a regression
-    inputs: Scaling | None = None  # of bytes one number a channel; None where inputs are taken as they are
+    inputs: Scaling | None = None  # of images of bytes one number a channel; None of tokens
     targets: Scaling | None = None  # of a regression
     is_image: bool = False  # whether inputs are images of bytes
     num_tokens: int = 0  # of the vocabulary, where inputs are tokens
+
+    def __post_init__(self) -> None:
+        if not (self.shape and all(map(is_count, (*self.shape, self.num_outputs)))):
+            raise ValueError(
+                f"shape and num_outputs must be of whole numbers above 0; got {self.shape!r} and {self.num_outputs!r}"
+            )
+        for name, size in (("inputs", self.shape[-1]), ("targets", self.num_outputs)):
+            scaling = getattr(self, name)
+            if scaling is not None and np.shape(scaling.mean) not in ((), (size,)):
+                raise ValueError(f"{name} must have one mean, or {size}; got {scaling.mean}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
@@ -66,9 +80,9 @@ class Preprocessing:
             raise DatasetError(f"new rows: inputs must be images of uint8, from 0 to 255; got {inputs.dtype}")
         if self.num_tokens and len(inputs):
             check_tokens("new rows", inputs, self.num_tokens)
-        if self.is_image or self.num_tokens:
+        if self.is_image or self.inputs is None:
             return inputs.astype(np.uint8)
-        scaled = inputs.astype(np.float32) if self.inputs is None else self.inputs.apply(inputs)
+        scaled = self.inputs.apply(to_floats(inputs))
         check_finite("new rows", inputs=scaled)
         return scaled
 
@@ -80,8 +94,9 @@ class Preprocessing:
         """
         if self.num_tokens:
             return jax.nn.one_hot(inputs, self.num_tokens)
-        if not self.is_image or self.inputs is None:
+        if not self.is_image:
             return inputs
+        assert self.inputs is not None
         shape = (1,) * (inputs.ndim - 1) + (-1,)
         mean, deviation = (
             jnp.array(value, jnp.float32).reshape(shape) for value in (self.inputs.mean, self.inputs.deviation)

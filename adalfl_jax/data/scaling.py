@@ -19,11 +19,18 @@ class Scaling:
       >>> scaling = Scaling(mean=(20.0, 0.5), deviation=(10.0, 0.25))
       >>> scaling.apply([[30.0, 0.0]]).tolist(), scaling.invert([[1.0, -2.0]]).tolist()
       ([[1.0, -2.0]], [[30.0, 0.0]])
+
+    Raises:
+      ValueError: a mean and a deviation of another number of columns.
     """
 
     mean: tuple[float, ...] | float  # [C], one a column, or one of all numbers
     deviation: tuple[float, ...] | float  # standard deviations; 1 where nothing varies
     fill_missing: bool = False  # whether nan stands for a missing value; it becomes the mean
+
+    def __post_init__(self) -> None:
+        if np.shape(self.mean) != np.shape(self.deviation):
+            raise ValueError(f"mean and deviation must be of as many columns; got {self.mean} and {self.deviation}")
 
     @classmethod
     def of(cls, where: str, values: np.ndarray, *, fill_missing: bool = False) -> Scaling:

@@ -95,10 +95,11 @@ def random_dataset(name: str, spec: Spec, num_examples: int, *, seed: int = 0) -
         return Batch(jnp.asarray(inputs), jnp.asarray(targets))
 
     channels = spec.input_shape[-1]
+    scaling = Scaling((127.5,) * channels, (73.9,) * channels) if spec.is_image else Scaling(0.0, 1.0)
     preprocessing = Preprocessing(
         shape=spec.input_shape,
         num_outputs=spec.num_outputs,
-        inputs=Scaling((127.5,) * channels, (73.9,) * channels) if spec.is_image else None,
+        inputs=None if spec.num_tokens else scaling,
         is_image=spec.is_image,
         num_tokens=spec.num_tokens,
     )

@@ -132,6 +132,7 @@ def make_dataset(
         raise DatasetError(f"{where}: seed must be a whole number from 0 to {LAST_SEED}; got {seed!r}")
     inputs, targets, (train, valid, test) = _arrange(where, examples, size, seed)
     arrays = {"inputs": inputs, "targets": targets, "train": train, "valid": valid, "test": test}
+    arrays["kind"] = np.array([num_classes or 0, examples.num_tokens])  # which no array tells
     content = digest_of_arrays(arrays)[:12]  # before rounding that libraries may change
     if num_classes is not None:
         train, targets = corruption.apply(where, targets, train, num_classes, seed=SPLIT_SEED + seed)

@@ -19,14 +19,9 @@ RESIDENT_SHARE = 0.25  # of the device's memory, what examples may fill; the res
 BLOCK_BYTES = 2**27  # of batches that go to the device in one piece
 
 
-def exceeds_device(num_bytes: int) -> bool:
-    """Whether inputs would fill more than a quarter of the memory of the device."""
-    return num_bytes > RESIDENT_SHARE * _device_memory()
-
-
 def stays_on_host(streaming: str, num_bytes: int) -> bool:
-    """Whether examples stay on the host, by the setting `dataset.streaming`."""
-    return streaming == "always" or (streaming == "auto" and exceeds_device(num_bytes))
+    """Whether examples stay on the host; by "auto", where they would fill more than a quarter of the device."""
+    return streaming == "always" or (streaming == "auto" and num_bytes > RESIDENT_SHARE * _device_memory())
 
 
 def stream(

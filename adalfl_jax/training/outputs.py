@@ -13,13 +13,13 @@ import numpy as np
 from adalfl_jax.analysis.animation import animate_loss_shapes
 from adalfl_jax.analysis.figures import write_figures
 from adalfl_jax.analysis.record import RunRecord
-from adalfl_jax.analysis.report import write_report
+from adalfl_jax.analysis.report import render_report
 from adalfl_jax.analysis.statistics import adjust_p_values, describe, paired_difference
 from adalfl_jax.learned_losses import save_learned_loss
 from adalfl_jax.training import workdir as layout
 from adalfl_jax.training.checkpoint import save_state
 from adalfl_jax.training.config import METHODS
-from adalfl_jax.training.files import keep_on_disk, read_json, reading, write_json, writing
+from adalfl_jax.training.files import keep_on_disk, read_json, reading, write_json, write_text, writing
 from adalfl_jax.training.hosts import is_first
 from adalfl_jax.training.machine import describe_machine
 from adalfl_jax.training.results import DivergenceError, MethodResult
@@ -38,7 +38,7 @@ def finish_run(workdir: Path, setup: Setup, results: Sequence[MethodResult], *, 
     record = read_record(workdir, summary)
     figures = write_figures(workdir / layout.FIGURES, record)
     if with_report:
-        write_report(workdir / layout.REPORT, record, figures)
+        write_text(workdir / layout.REPORT, render_report(record, figures))
     write_json(workdir / layout.PREPROCESSING, dataclasses.asdict(setup.dataset.preprocessing))
     keep_on_disk(workdir / layout.METRICS, workdir / layout.SHAPES)
     write_json(workdir / layout.SUMMARY, summary)
@@ -59,9 +59,11 @@ def rebuild_report(workdir: Path) -> list[Path]:
     record = read_record(workdir) if is_over else read_unfinished(workdir)
     with writing(workdir):
         figures = write_figures(workdir / layout.FIGURES, record)
-        write_report(workdir / layout.REPORT, record, figures)
+        write_text(workdir / layout.REPORT, render_report(record, figures))
         animation = workdir / layout.FIGURES / "loss_shapes.gif"
         moving = [animation] if animate_loss_shapes(animation, record) else []
+    if not is_over and (workdir / layout.SUMMARY).is_file():  # it ended meanwhile, and has a report that says so
+        return rebuild_report(workdir)
     return [*figures.values(), *moving, workdir / layout.REPORT]
 
 

@@ -300,23 +300,21 @@ class _Run:
         """Keeps other runs off a shared offline phase; waits for one that another run trains, or for a signal."""
 
         def hold() -> bool:
-            has_told = False
-            while not self.preemption.signal:
-                try:
-                    held.enter_context(hold_workdir(shared))
-                    return True
-                except BusyError:  # after a moment
-                    if not self.waits:
-                        raise
-                    if not has_told:
-                        tell(f"another process works on {shared}; this one waits for it")
-                    has_told = True
-            return False
+            try:
+                held.enter_context(hold_workdir(shared))
+            except BusyError:  # after a moment
+                if not self.waits:
+                    raise
+                return False
+            return True
 
-        if not on_first(hold):
-            number = agreed_signal(self.preemption.signal)
-            assert number is not None
-            raise PreemptionError(number, f"the run was waiting for {shared}; start it again to go on")
+        has_told = False
+        while not on_first(hold):
+            if (number := agreed_signal(self.preemption.signal)) is not None:  # to any of the processes
+                raise PreemptionError(number, f"the run was waiting for {shared}; start it again to go on")
+            if not has_told:
+                tell(f"another process works on {shared}; this one waits for it")
+            has_told = True
 
     @functools.cached_property
     def _theta(self) -> Theta:

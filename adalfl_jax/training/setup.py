@@ -114,8 +114,10 @@ def num_outer_examples(config: TrainConfig, num_valid: int) -> int:
 
 
 def examples_for_a_batch(config: TrainConfig) -> int:
-    """How many examples a split must have for a batch to be drawn from it."""
-    return math.ceil(config.batch_size / config.outer.split_fraction)
+    """How many examples a split must have for a batch to be drawn from it, and one to be held out."""
+    fraction = config.outer.split_fraction
+    least = math.ceil(config.batch_size / fraction)
+    return least if fraction == 1 else max(least, math.ceil(1 / (1 - fraction)))
 
 
 def check_batch_size(config: TrainConfig, train: Batch, outer: Batch | None) -> None:
@@ -158,8 +160,9 @@ def _fall(schedule: str, start: float, num_steps: int) -> optax.Schedule:
 
 
 def make_outer_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """Adam of phi while theta trains, as `config.outer` describes it; a schedule ends with the last update of phi."""
-    outer, num_updates = config.outer, config.first_joint_step // config.outer.every
+    """Adam of phi while theta trains, as `config.outer` describes it; a schedule falls over the updates phi gets."""
+    outer = config.outer
+    num_updates = config.first_joint_step // outer.every - outer.pipelined  # whose first step has nothing to update by
     if outer.schedule == "constant":
         return optax.adam(outer.learning_rate)
     return optax.adam(_fall(outer.schedule, outer.learning_rate, max(num_updates, 1)))

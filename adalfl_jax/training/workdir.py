@@ -29,7 +29,7 @@ REPORT = "report.html"
 PROFILES = "profiles"
 WANDB_ID = "wandb_run.json"
 CHECKPOINTS = "checkpoints"  # of an unfinished run; all results are made of them again
-LAYOUT = 3  # to be raised whenever checkpoints change, or what a run makes of the same settings, its examples say
+LAYOUT = 4  # to be raised whenever checkpoints change, or what a run makes of the same settings, its examples say
 _LAYOUT_FILE = "layout.json"
 _RESULTS = (METRICS, TENSORBOARD, SHAPES, LEARNED_LOSS, STATES, PREPROCESSING, SUMMARY, FIGURES, REPORT)
 

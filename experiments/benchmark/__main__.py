@@ -194,4 +194,4 @@ def _draw(tables: list[Table]) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=functools.partial(parse_flags, unused="workdir"))
+    app.run(main, flags_parser=functools.partial(parse_flags, unused=("workdir",)))

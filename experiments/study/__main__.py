@@ -364,4 +364,4 @@ def _section(part: Part, known: dict[str, Any], pictures: Mapping[str, str]) -> 
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("study")
-    app.run(main, flags_parser=functools.partial(parse_flags, unused="config"))
+    app.run(main, flags_parser=functools.partial(parse_flags, unused=("config",)))

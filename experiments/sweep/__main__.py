@@ -124,4 +124,4 @@ def _command_of(point: Point) -> list[str]:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, flags_parser=functools.partial(parse_flags, unused="write"))
+    app.run(main, flags_parser=functools.partial(parse_flags, unused=("write",)))

@@ -106,7 +106,7 @@ def _rows_of(point: Point, trained_on: dict[DatasetConfig, tuple[str, str]]) -> 
 def add_differences(rows: Sequence[Row]) -> None:
     """Gives finished rows what they are less the first, where data, metric, seeds and state are the same.
 
-    A row gets its mean `difference` in the test split and the `p_value` of a paired t-test, adjusted for the number of
+    A row gets its mean `difference` in the test split and the `adjusted_p_value` of a paired t-test, for the number of
     rows (Benjamini and Hochberg), None where there is none.
     """
     first, *others = [row for row in rows if "test_per_seed" in row] or [{}]
@@ -114,7 +114,7 @@ def add_differences(rows: Sequence[Row]) -> None:
     tests = [paired_difference(first["test_per_seed"], row["test_per_seed"]) for row in alike]
     adjust_p_values(tests)
     for row, test in zip(alike, tests, strict=True):
-        row |= {"difference": test["mean_difference"], "p_value": test.get("adjusted_p_value")}
+        row |= {"difference": test["mean_difference"], "adjusted_p_value": test.get("adjusted_p_value")}
 
 
 def results_table(rows: list[Row], fields: list[str]) -> Table:
@@ -123,7 +123,7 @@ def results_table(rows: list[Row], fields: list[str]) -> Table:
     columns |= {"method": functools.partial(_cell, "method")}
     columns |= {split: functools.partial(_spread, split) for split in ("test", "valid")}
     if any("difference" in row for row in rows):
-        columns |= {"test, less the first": _difference, "p": _p_value}
+        columns |= {"test, less the first": _difference, "p": show_p_value}
     is_warned = any("warnings" in row for row in rows)
     if is_warned:
         columns |= {"warnings": lambda row: str(len(row["warnings"])) if "warnings" in row else ""}
@@ -150,7 +150,3 @@ def _is_marked(row: Row) -> bool:
 
 def _difference(row: Row) -> str:
     return f"{row['difference']:+.4f}" if "difference" in row else ""
-
-
-def _p_value(row: Row) -> str:
-    return show_p_value({"adjusted_p_value": row.get("p_value")})

@@ -10,7 +10,7 @@ from PIL import Image, ImageSequence
 from adalfl_jax.analysis import animation, figures
 from adalfl_jax.analysis.figures import write_figures
 from adalfl_jax.analysis.record import RunRecord
-from adalfl_jax.analysis.report import write_report
+from adalfl_jax.analysis.report import render_report
 from adalfl_jax.analysis.statistics import adjust_p_values, describe, paired_difference
 from adalfl_jax.training.config import METHODS
 
@@ -71,7 +71,7 @@ def make_record(
 def page(tmp_path_factory):
     """Text of a report with every figure."""
     folder, record = tmp_path_factory.mktemp("report"), make_record()
-    write_report(folder / "report.html", record, write_figures(folder / "figures", record))
+    (folder / "report.html").write_text(render_report(record, write_figures(folder / "figures", record)))
     return (folder / "report.html").read_text()
 
 
@@ -117,7 +117,7 @@ def test_report_marks_a_validation_metric_of_examples_that_a_method_trains_on(pa
     assert "*" not in Reader(page).text
     record = make_record()
     record.summary["methods"]["ml3"]["trains_on_valid"] = True
-    write_report(tmp_path / "report.html", record, {})
+    (tmp_path / "report.html").write_text(render_report(record, {}))
     marked = Reader((tmp_path / "report.html").read_text()).text
     assert f"*{record.summary['methods']['ml3']['valid']['mean'] * 100:.2f}" in marked
     assert marked.count("*") == 2
@@ -136,7 +136,7 @@ def test_report_gives_rates_in_percent(page):
 
 def test_report_gives_other_metrics_in_their_unit(tmp_path):
     record = make_record(metric="mean_squared_error")
-    write_report(tmp_path / "report.html", record, {})
+    (tmp_path / "report.html").write_text(render_report(record, {}))
     info = record.summary["methods"]["adalfl"]["test"]
     assert f"{info['mean']:.4f} ± {info['std']:.4f}" in Reader((tmp_path / "report.html").read_text()).text
 
@@ -154,7 +154,7 @@ def test_report_lists_the_tuning_table(page):
 
 def test_report_of_one_seed_has_no_spread_and_no_test(tmp_path):
     record = make_record(seeds=(5,))
-    write_report(tmp_path / "report.html", record, write_figures(tmp_path / "figures", record))
+    (tmp_path / "report.html").write_text(render_report(record, write_figures(tmp_path / "figures", record)))
     text = Reader((tmp_path / "report.html").read_text()).text
     assert text.count("±") == 1  # in the head of the table
     assert "nan" not in text
@@ -162,7 +162,7 @@ def test_report_of_one_seed_has_no_spread_and_no_test(tmp_path):
 
 def test_report_of_one_method_compares_nothing(tmp_path):
     record = make_record(methods=("task_loss",), saved=None)
-    write_report(tmp_path / "report.html", record, {})
+    (tmp_path / "report.html").write_text(render_report(record, {}))
     assert "Seed against seed" not in (tmp_path / "report.html").read_text()
 
 

@@ -91,7 +91,10 @@ def test_labels_that_do_not_count_the_classes_from_0_are_told(file, labels, name
 
 def test_num_classes_may_exceed_the_largest_label(file):
     save(file, num_classes=7)
-    assert data.load(str(file)).num_outputs == 7
+    more = data.load(str(file))
+    assert more.num_outputs == 7
+    save(file)
+    assert data.load(str(file)).content != more.content  # it is other data to a run
 
 
 def test_whole_numbers_of_another_type_are_labels_where_the_number_of_classes_is_given(file):
@@ -195,6 +198,7 @@ def test_a_number_of_classes_that_is_none_is_refused(value, file):
         ({"targets": LABELS.astype(str)}, "targets must be numbers; got <U21 values; np.unique(targets, return_inv"),
         ({"inputs": TABLE.astype(complex)}, "inputs must be numbers; got complex128 values"),
         ({"inputs": np.float64(3)}, "inputs must be arrays [N, ...]; got the single number 3.0"),
+        ({"targets": np.int64(1)}, "targets must be arrays [N, ...]; got the single number 1"),
         ({"inputs": TABLE[:0], "targets": LABELS[:0]}, "is empty; got inputs (0, 4) and targets (0,)"),
         ({"inputs": TABLE[:, :0]}, "is empty; got inputs (60, 0) and targets (60,)"),
         (

@@ -23,6 +23,14 @@ KINDS = {
     "images of floats": Examples(RNG.normal([5.0, -5.0], size=(200, 3, 4, 2)), LABELS, num_classes=3),
     "tokens": TOKENS,
 }
+FAR_FROM_0 = Examples(RNG.integers(30000, 30011, (200, 4, 4, 2)).astype(np.int16), LABELS, num_classes=3)
+
+
+@pytest.mark.parametrize("examples", [*KINDS.values(), FAR_FROM_0], ids=[*KINDS, "images of whole numbers"])
+def test_rows_of_the_training_split_are_encoded_to_the_bit(examples):
+    dataset = data.make_dataset("mine", examples, on_device=False)
+    encoded = {row.tobytes() for row in dataset.preprocessing.encode(examples.inputs)}
+    assert all(row.tobytes() in encoded for row in dataset.train.inputs)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -81,3 +89,19 @@ def test_images_of_bytes_and_tokens_stay_what_they_are():
 def test_inputs_of_another_kind_are_refused(examples, inputs, message):
     with pytest.raises(DatasetError, match=message):
         data.make_dataset("mine", examples).preprocessing.encode(inputs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shape": ()}, r"shape and num_outputs must be of whole numbers above 0; got \(\) and 2"),
+        ({"num_outputs": "2"}, r"shape and num_outputs must be of whole numbers above 0; got \(4,\) and '2'"),
+        ({"shape": (5,)}, r"inputs must have one mean, or 5; got \("),
+        ({"num_outputs": 3}, r"targets must have one mean, or 3; got \("),
+        ({"targets": {"mean": [0.0, 1.0], "deviation": [1.0], "fill_missing": False}}, "of as many columns; got"),
+    ],
+)
+def test_statistics_that_do_not_fit_are_refused(changes, message):
+    values = dataclasses.asdict(data.make_dataset("mine", REGRESSION).preprocessing)
+    with pytest.raises(ValueError, match=message):
+        Preprocessing.from_dict(values | changes)

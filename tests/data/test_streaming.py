@@ -44,9 +44,9 @@ def test_blocks_are_about_equally_long_and_hold_every_step_in_order(num_steps, b
 
 
 @pytest.mark.parametrize(("memory", "exceeds"), [(4000, False), (3999, True)])
-def test_what_fills_more_than_a_quarter_of_the_device_exceeds_it(memory, exceeds, monkeypatch):
+def test_what_fills_more_than_a_quarter_of_the_device_stays_on_the_host(memory, exceeds, monkeypatch):
     monkeypatch.setattr(streaming, "_device_memory", lambda: memory)
-    assert streaming.exceeds_device(1000) == exceeds
+    assert streaming.stays_on_host("auto", 1000) == exceeds
 
 
 def test_the_memory_of_a_cpu_is_that_of_its_machine():

@@ -14,7 +14,7 @@ import adalfl_jax
 from adalfl_jax import data
 from adalfl_jax.data import streaming
 from adalfl_jax.training.phases import init_phi, init_theta, make_seed_keys, make_training_program
-from adalfl_jax.training.setup import make_setup
+from adalfl_jax.training.setup import examples_for_a_batch, make_setup
 from adalfl_jax.training.state import RunState
 from experiments import describe, launch
 from tests.configs.test_configs import random_setup
@@ -146,6 +146,15 @@ def test_outer_examples_are_as_many_as_a_run_has():
     train, outer = describe._splits(config, data.load_spec("digits"))
     assert len(setup.outer_examples.inputs) == outer.inputs.shape[0] == 65  # of 144, and not 64
     assert train.inputs.shape == setup.dataset.train.inputs.shape
+
+
+@pytest.mark.parametrize("fraction", [0.3, 0.5, 0.95, 0.96, 0.99, 1.0])
+def test_the_noise_that_stands_for_data_is_enough_for_any_share_of_outer_examples(fraction):
+    config = tiny_config({"outer.split": "valid", "outer.split_fraction": fraction, "batch_size": 10})
+    noise = data.random_dataset("digits", data.load_spec("digits"), examples_for_a_batch(config))
+    setup = make_setup(config, noise)
+    assert len(setup.outer_examples.inputs) >= 10
+    assert len(setup.dataset.valid.inputs) >= 1
 
 
 def test_a_chunk_is_no_longer_than_the_run(monkeypatch):

@@ -71,6 +71,10 @@ def test_what_cannot_be_done_is_told_in_a_line(inputs, outputs, others, message,
     np.savez(tmp_path / "other.npz", rows=ROWS)
     with pytest.raises(SystemExit, match=message):
         run(workdir, tmp_path / inputs, tmp_path / outputs, **others)
+    for name in ("inputs", "outputs"):
+        files = {"inputs": tmp_path / "rows.npz", "outputs": tmp_path / "new.npz"} | {name: ""}
+        with pytest.raises(SystemExit, match=rf"^DatasetError: --{name} must name a file; got ''$"):
+            run(workdir, **files)
     assert (tmp_path / "kept.npz").read_text() == "mine"
     assert not (tmp_path / "new.npz").exists()
 

@@ -6,7 +6,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from adalfl_jax.training import compare
+from adalfl_jax.training import compare, outputs
 from adalfl_jax.training.workdir import open_workdir
 from experiments import report
 from tests.training.tiny import tiny_config
@@ -30,6 +30,25 @@ def test_pictures_page_and_animation_are_drawn_from_the_files_alone(tmp_path, ca
     names = {path.name for path in (tmp_path / "figures").iterdir()}
     assert names == {"learning_curves.png", "loss_shapes.png", "gradient_scale.png", "loss_shapes.gif"}
     assert len(capsys.readouterr().out.splitlines()) == 5
+
+
+def test_a_run_that_ends_while_it_is_drawn_keeps_the_report_of_its_end(tmp_path, monkeypatch):
+    compare(tiny_config({"num_steps": 4, "eval_every": 2}, methods=("task_loss",)), tmp_path)
+    page, summary = (tmp_path / "report.html").read_bytes(), (tmp_path / "summary.json").read_text()
+    (tmp_path / "summary.json").unlink()
+    pages, draw = [], outputs.write_figures
+
+    def end_meanwhile(*arguments):
+        figures = draw(*arguments)
+        pages.append(arguments[1].summary)
+        (tmp_path / "summary.json").write_text(summary)
+        return figures
+
+    monkeypatch.setattr(outputs, "write_figures", end_meanwhile)
+    with flagsaver.flagsaver((report.WORKDIR, str(tmp_path))):
+        report.main(["report"])
+    assert len(pages) == 2
+    assert (tmp_path / "report.html").read_bytes() == page
 
 
 SUMMARY = {"dataset": "digits", "data": "", "metric": "error_rate", "num_steps": 20, "seeds": [0], "methods": {}}

@@ -368,7 +368,10 @@ def test_rows_are_compared_with_the_first_that_is_finished_seed_by_seed():
     add_differences(rows)
     p_values = [scipy.stats.ttest_rel(each, first).pvalue for each in (better, level)]
     assert [row.get("difference") for row in rows] == [None, None, pytest.approx(-0.1), pytest.approx(0), *[None] * 4]
-    assert [row.get("p_value") for row in rows[2:4]] == [pytest.approx(2 * p_values[0]), pytest.approx(p_values[1])]
+    assert [row.get("adjusted_p_value") for row in rows[2:4]] == [
+        pytest.approx(2 * p_values[0]),
+        pytest.approx(p_values[1]),
+    ]
     _, reference, best, *_ = render_table(results_table(rows, [])).splitlines()[-8:]
     assert [cell.strip() for cell in best.split("|")][4:6] == ["-0.1000", f"{2 * p_values[0]:.1g}"]
     assert [cell.strip() for cell in reference.split("|")][4:6] == ["", ""]

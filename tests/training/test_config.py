@@ -381,11 +381,12 @@ def test_mlp_without_hidden_layers_is_refused():
         ({"outer.schedule": "linear"}, [1, 0.75, 0.5, 0.25]),
         ({"outer.schedule": "cosine"}, [1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2]),
         ({"outer.schedule": "linear", "outer.every": 2}, [1, 0.5, 0, 0]),
+        ({"outer.schedule": "linear", "outer.pipelined": True}, [1, 2 / 3, 1 / 3, 0]),
         ({"outer.schedule": "linear", "outer.split": "valid", "outer.joint_share": 0.75}, [1, 0, 0, 0]),
     ],
-    ids=["constant", "linear", "cosine", "every second step", "joint"],
+    ids=["constant", "linear", "cosine", "every second step", "pipelined", "joint"],
 )
-def test_eta_falls_to_0_at_the_last_update_of_phi(overrides, shares):
+def test_eta_falls_over_the_updates_of_phi(overrides, shares):
     optimizer = make_outer_optimizer(tiny_config({"outer.learning_rate": 0.1, **overrides}, num_steps=4))
     state, moved = optimizer.init(jnp.zeros(())), []
     for _ in range(4):

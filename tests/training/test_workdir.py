@@ -163,8 +163,8 @@ def test_other_checkpoint_settings_are_no_other_run(finished):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"layout": 1}, r"by adalfl_jax \S+ in layout 1, and this is \S+ with layout 3; install that version to go on"),
-        ({"versions": {"adalfl_jax": "0.9.1"}}, r"by adalfl_jax 0\.9\.1 in layout 3, and this is"),
+        ({"layout": 1}, r"by adalfl_jax \S+ in layout 1, and this is \S+ with layout 4; install that version to go on"),
+        ({"versions": {"adalfl_jax": "0.9.1"}}, r"by adalfl_jax 0\.9\.1 in layout 4, and this is"),
         ({"layout": None}, r"layout\.json cannot be read .*; bring it back, or choose a new folder"),
         ({"versions": {}}, r"layout\.json cannot be read"),
     ],
