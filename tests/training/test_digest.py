@@ -124,6 +124,16 @@ def test_a_signal_ends_the_wait_for_an_offline_phase(tmp_path, monkeypatch):
     assert train(config, tmp_path / "run", offline_dir=tmp_path / "offline")["methods"].keys() == {"ml3"}
 
 
+def test_a_signal_to_another_process_of_the_run_ends_the_wait_too(tmp_path, monkeypatch):
+    config = tiny_config(BRIEF, method="ml3")
+    monkeypatch.setattr(run, "agreed_signal", lambda own: signal.SIGTERM if own is None else own)
+    with (
+        hold_workdir(tmp_path / "offline" / digest_of_offline_phase(config)),
+        pytest.raises(PreemptionError, match=r"SIGTERM: the run was waiting for .*to go on"),
+    ):
+        train(config, tmp_path / "run", offline_dir=tmp_path / "offline")
+
+
 def test_an_offline_phase_that_another_run_trains_need_not_be_waited_for(tmp_path):
     config = tiny_config(BRIEF, method="ml3")
     shared = tmp_path / "offline" / digest_of_offline_phase(config)
