@@ -24,8 +24,6 @@ ARMS = (
     _arm("sum", "sum over classes, eta 3e-4"),
     _arm("sum_slow", "sum, eta 1e-5", outer__learning_rate=1e-5),
     _arm("sum_fast", "sum, eta 1e-3", outer__learning_rate=1e-3),
-    _arm("sum_falling", "sum, eta from 3e-4 to 0", outer__schedule="linear"),
-    _arm("sum_fast_falling", "sum, eta from 1e-3 to 0", outer__learning_rate=1e-3, outer__schedule="linear"),
     _arm("mean", "mean over classes, eta 3e-4", learned_loss__reduction="mean"),
     _arm("paper", "the paper's: mean, eta 1e-5", learned_loss__reduction="mean", outer__learning_rate=1e-5),
     _arm("softplus", "the authors' softplus at the end", learned_loss__output_activation="softplus"),
@@ -42,17 +40,32 @@ ARMS = (
 )
 
 
+FALLING = (
+    _arm("falling", "sum, eta from 3e-4 to 0", outer__schedule="linear"),
+    _arm("fast_falling", "sum, eta from 1e-3 to 0", outer__learning_rate=1e-3, outer__schedule="linear"),
+)
+CONSTANT = ("sum", "sum_fast")  # arms that those are compared with
+
+
 MANY = 100  # seeds, that show a failure which ten may not
 MANY_SEEDS = ("digits_mlp", "mnist_logistic")  # of PROBLEMS
 
 
 def comparisons() -> list[Comparison]:
-    """One of all settings for each problem, and of the defaults with many seeds beside the paper's."""
+    """For each problem one of all settings and one of a falling eta; the defaults with many seeds beside the paper's."""
     settings = {
         name: Comparison(f"recipe_{name}", f"{title}: settings", config, {**DEFAULTS, **overrides}, ARMS, "sum")
         for name, (title, config, overrides) in PROBLEMS.items()
     }
-    return [*settings.values(), *(_of_many_seeds(settings[name]) for name in MANY_SEEDS)]
+    falling = [_of_falling_eta(comparison) for comparison in settings.values()]
+    return [*settings.values(), *falling, *(_of_many_seeds(settings[name]) for name in MANY_SEEDS)]
+
+
+def _of_falling_eta(comparison: Comparison) -> Comparison:
+    arms = (*(arm for arm in comparison.arms if arm.name in CONSTANT), *FALLING)
+    pairs = (("fast_falling", "sum_fast"),)
+    name, title = f"{comparison.name}_falling", comparison.title.replace(": settings", ": a falling eta")
+    return comparison._replace(name=name, title=title, arms=arms, pairs=pairs)
 
 
 def _of_many_seeds(comparison: Comparison) -> Comparison:
