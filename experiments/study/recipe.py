@@ -52,7 +52,7 @@ MANY_SEEDS = ("digits_mlp", "mnist_logistic")  # of PROBLEMS
 
 
 def comparisons() -> list[Comparison]:
-    """For each problem one of all settings and one of a falling eta; the defaults with many seeds beside the paper's."""
+    """For each problem all settings and a falling eta; the defaults with many seeds beside the paper's."""
     settings = {
         name: Comparison(f"recipe_{name}", f"{title}: settings", config, {**DEFAULTS, **overrides}, ARMS, "sum")
         for name, (title, config, overrides) in PROBLEMS.items()
