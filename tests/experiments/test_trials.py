@@ -5,7 +5,9 @@ import json
 import joblib
 import numpy as np
 import pytest
+import scipy.stats
 from absl.testing import flagsaver
+from matplotlib.axes import Axes
 
 from experiments import launch, page
 from experiments.trials import (
@@ -21,11 +23,11 @@ from experiments.trials import (
 from tests.training.tiny import ROOT
 
 
-def trial(title, offset, notes=""):
+def trial(title, offset, notes="", spread=0.0):
     """Tuned best at rate 2, judged best at rate 1, on any seeds; diverges at rate 3."""
 
     def run(point, seeds):
-        ramp = np.add.outer([float(seed % 7) for seed in seeds], np.arange(4.0))
+        ramp = np.add.outer([float(seed % 7) + spread * (seed % 2) for seed in seeds], np.arange(4.0))
         values = ramp + offset - point["rate"]
         valid = {1.0: 0.1, 2.0: 0.2, 3.0: np.inf}[point["rate"]]
         return Curves(np.full(len(seeds), valid), values[:, -1], values, notes)
@@ -35,15 +37,42 @@ def trial(title, offset, notes=""):
 
 @pytest.fixture(scope="module")
 def numbers():
-    trials = {"plain": trial("plain", 0.0), "better": trial("better", 5.0, "a note")}
+    trials = {
+        "plain": trial("plain", 0.0),
+        "better": trial("better", 5.0, "a note", 1.0),
+        "level": trial("level", 0.0, spread=5.0),
+    }
     return compare_trials(trials, "plain", tuning_seeds=range(2), seeds=range(100, 104), largest_is_best=True)
 
 
 def test_the_best_point_is_run_on_other_seeds_and_one_that_diverges_is_not_it(numbers):
     better = numbers["trials"]["better"]
     assert better["chosen"] == {"rate": 2.0}
-    assert better["score"]["per_seed"] == [float(seed % 7) + 3 + 5 - 2 for seed in range(100, 104)]
+    assert better["score"]["per_seed"] == [float(seed % 7) + seed % 2 + 3 + 5 - 2 for seed in range(100, 104)]
     assert json.loads(json.dumps(numbers, allow_nan=False)) == numbers
+
+
+def test_differences_are_the_references_less_a_trials_and_p_values_adjusted(numbers):
+    scores = {name: np.array(row["score"]["per_seed"]) for name, row in numbers["trials"].items()}
+    tests = numbers["differences"]
+    for name, test in tests.items():
+        assert test["mean_difference"] == pytest.approx((scores["plain"] - scores[name]).mean())
+    adjusted = scipy.stats.false_discovery_control([test["p_value"] for test in tests.values()])
+    np.testing.assert_allclose([test["adjusted_p_value"] for test in tests.values()], adjusted)
+    assert tests["better"]["adjusted_p_value"] > tests["better"]["p_value"]
+
+
+def test_the_picture_has_means_and_standard_errors_at_their_steps(numbers, monkeypatch, tmp_path):
+    drawn, band = {}, Axes.fill_between
+    monkeypatch.setattr(
+        Axes, "fill_between", lambda axes, *given, **style: drawn.setdefault(len(drawn), given) and band(axes, *given)
+    )
+    draw_trials(numbers, tmp_path / "curves.png", title="", xlabel="", ylabel="", every=5)
+    for (steps, low, high), row in zip(drawn.values(), numbers["trials"].values(), strict=True):
+        values = np.array(row["curve"])
+        np.testing.assert_array_equal(steps, [5, 10, 15, 20])
+        np.testing.assert_allclose((low + high) / 2, values.mean(axis=0))
+        np.testing.assert_allclose((high - low) / 2, values.std(axis=0, ddof=1) / np.sqrt(len(values)))
 
 
 def test_where_less_is_better_the_smallest_is_taken():
