@@ -132,6 +132,12 @@ def test_examples_that_harm_weigh_nothing_and_the_others_share_what_there_is():
     np.testing.assert_allclose(theta.params, [[-0.25, 0.25]], rtol=1e-6)
 
 
+def test_of_many_examples_that_help_alike_none_weighs_nothing():
+    _, metrics = binary_step([1] * 500, [1, 1])
+    assert metrics.zero_share == 0
+    np.testing.assert_allclose(metrics.effective_size, 500, rtol=1e-4)
+
+
 @pytest.mark.parametrize("outer_labels", [[1, 1], [0, 1]])
 def test_where_no_example_helps_theta_stays(outer_labels):
     theta, metrics = binary_step([0, 0, 0], outer_labels)

@@ -153,6 +153,27 @@ def test_the_flat_share_counts_what_gives_no_gradient():
     np.testing.assert_allclose(flat_share(shapes), [0.25, np.nan, 1.0], atol=0.006)
 
 
+@pytest.mark.parametrize(("slope", "share"), [(0.005, 0.5), (0.015, 0.0)])
+def test_a_slope_below_a_hundredth_of_the_steepest_is_flat(slope, share):
+    predictions = np.linspace(0, 1, 101)
+    np.testing.assert_allclose(flat_share(np.stack([predictions, slope * predictions])), share)
+
+
+def test_the_steepest_slope_is_that_of_either_target():
+    loss, labels = LossNetwork(hidden_sizes=(8,)), jnp.arange(64) % 4
+    outputs = 3 * jax.random.normal(jax.random.key(1), (64, 4))
+    for seed in range(4):
+        phi_params = loss.init(jax.random.key(seed))
+        predictions, shape_of = make_loss_shape(loss)
+        slopes = np.abs(np.diff(shape_of(phi_params, 0.0), axis=-1) / np.diff(predictions))  # [2, P - 1]
+        found = [flat_share_of_outputs(loss, phi_params, labels, outputs, threshold=each) for each in (0.5, 0.8)]
+        for threshold, share in zip((0.5, 0.8), found, strict=True):
+            dense, points = jax.nn.one_hot(labels, 4), jax.nn.softmax(outputs)
+            at = np.clip(np.searchsorted(predictions, points) - 1, 0, slopes.shape[1] - 1)
+            expected = (slopes[np.asarray(dense, int), at] <= threshold * slopes.max()).mean()
+            assert share == pytest.approx(expected, abs=0.05)
+
+
 ALONG = np.array([0.05, 0.3, 0.8])
 
 

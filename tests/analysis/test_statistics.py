@@ -78,6 +78,18 @@ def test_differences_equal_but_for_rounding_share_a_rank():
     assert signed_rank_test(*as_measured)["p_value"] == pytest.approx(p_value)
 
 
+def test_a_difference_of_a_hundred_thousandth_is_no_rounding():
+    first, second = np.ones(4), 1 + 1e-5 * np.array([3.0, -1.0, 2.0, 4.0])
+    assert paired_difference(first, second)["p_value"] == pytest.approx(scipy.stats.ttest_rel(second, first).pvalue)
+    assert signed_rank_test(first, second)["p_value"] == pytest.approx(0.25)
+
+
+def test_what_ties_goes_by_the_rounding_of_the_larger_metric():
+    first, second = np.array([1000.0, 0.0, 0.0]), np.array([1000.0015, -0.0013, 0.5])
+    assert signed_rank_test(first, second) == signed_rank_test([0.0, 0.0, 0.0], [0.001, -0.001, 0.5])
+    assert signed_rank_test(first, second) != signed_rank_test([0.0, 0.0, 0.0], [0.0015, -0.0013, 0.5])
+
+
 @pytest.mark.parametrize("num_seeds", [5, 14, 17])
 def test_ties_leave_the_test_by_ranks_exact(num_seeds):
     rng = np.random.default_rng(num_seeds)

@@ -31,6 +31,12 @@ def file(tmp_path):
     return path
 
 
+def test_a_digest_knows_names_types_shapes_and_values():
+    zeros = np.zeros(4, np.float32)
+    others = [{"b": zeros}, {"a": zeros.astype(np.int32)}, {"a": zeros.reshape(2, 2)}, {"a": zeros + 1}]
+    assert len({cache.digest_of_arrays(arrays) for arrays in ({"a": zeros}, *others)}) == 5
+
+
 def assert_same(arrays, expected):
     assert arrays.keys() == expected.keys()
     for name, array in expected.items():

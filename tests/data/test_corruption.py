@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from adalfl_jax import data
-from adalfl_jax.data import DatasetError, Examples
+from adalfl_jax.data import Corruption, DatasetError, Examples
 from adalfl_jax.data.corruption import long_tailed_rows, long_tailed_sizes, wrong_labels
 from adalfl_jax.data.splits import SPLIT_SEED
 
@@ -30,6 +30,11 @@ def test_pair_noise_makes_of_a_class_the_next_and_of_the_last_the_first():
     labels = noisy(kind="pair")
     wrong = labels != LABELS
     np.testing.assert_array_equal(labels[wrong], (LABELS[wrong] + 1) % 5)
+
+
+@pytest.mark.parametrize(("kind", "left"), [("symmetric", 1000), ("pair", 1000), ("removed", 600)])
+def test_only_examples_that_are_left_out_make_a_split_smaller(kind, left):
+    assert Corruption(0.4, kind).estimate_size(1000, 10) == left
 
 
 def test_symmetric_noise_makes_of_a_class_any_other_as_often():

@@ -1,5 +1,6 @@
 """Datasets: splits that do not leak, statistics of the training split alone, errors."""
 
+import contextlib
 import dataclasses
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 import sklearn.datasets
 
 from adalfl_jax import data
-from adalfl_jax.data import Examples
+from adalfl_jax.data import Examples, splits
 from adalfl_jax.data.splits import representative_rows, split_indices
 
 
@@ -173,6 +174,29 @@ def test_a_dataset_is_known_by_its_examples_and_their_splits_and_not_by_what_is_
     assert len({content(), *others}) == 5
     assert content() == content(INPUTS.copy(), on_device=False, label_noise=0.2)
     assert len(content()) == 12
+
+
+@pytest.mark.parametrize("split", [0, 1, 2], ids=["train", "valid", "test"])
+def test_a_dataset_is_known_by_the_rows_of_each_split(split, monkeypatch):
+    examples, arrange = Examples(INPUTS, LABELS, num_classes=4), splits._arrange
+
+    def in_another_order(*arguments):
+        inputs, targets, rows = arrange(*arguments)
+        return inputs, targets, tuple(np.roll(part, 1) if index == split else part for index, part in enumerate(rows))
+
+    before = data.make_dataset("mine", examples).content
+    monkeypatch.setattr(splits, "_arrange", in_another_order)
+    assert data.make_dataset("mine", examples).content != before
+
+
+@pytest.mark.parametrize(("num_columns", "is_told"), [(2, False), (3, True)])
+def test_a_split_with_most_columns_in_other_units_is_told(num_columns, is_told):
+    rng = np.random.default_rng(0)
+    inputs, other = rng.normal(size=(200, 4)), rng.normal(size=(50, 4))
+    other[:, :num_columns] += 1000
+    examples = Examples(inputs, np.arange(200) % 2, num_classes=2, test=(other, np.arange(50) % 2))
+    with pytest.warns(UserWarning, match="same units") if is_told else contextlib.nullcontext():
+        data.make_dataset("mine", examples)
 
 
 @pytest.mark.parametrize("order", ["in turn", "sorted", "shuffled"])

@@ -156,6 +156,10 @@ def test_a_header_that_makes_no_sense_is_refused(saved, edit, message):
         (lambda arrays: {name: array[..., :1] for name, array in arrays.items()}, r"is damaged.*has parameters"),
         (lambda arrays: {name: array.astype(np.int32) for name, array in arrays.items()}, "must be floating-point"),
         (lambda arrays: {name: array * np.nan for name, array in arrays.items()}, r"is damaged: not finite: layer_0"),
+        (
+            lambda arrays: {name: np.where(array == array.max(), np.nan, array) for name, array in arrays.items()},
+            r"is damaged: not finite: layer_0",
+        ),
     ],
 )
 def test_parameters_that_do_not_fit_are_refused(saved, edit, message):

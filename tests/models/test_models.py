@@ -4,6 +4,7 @@ Large models are traced here and seldom computed; `test_parity` compares what th
 """
 
 import functools
+import inspect
 import math
 
 import chex
@@ -14,6 +15,7 @@ import pytest
 from flax import nnx
 
 from adalfl_jax.models import MODELS, count_params, functionalize, make_model, model_options, register_model
+from adalfl_jax.models.all_cnn import AllCNNC
 from adalfl_jax.task_losses import softmax_cross_entropy
 from adalfl_jax.training import ConfigError
 from adalfl_jax.training.setup import make_setup
@@ -150,6 +152,7 @@ def test_kernels_start_with_the_variance_of_he_or_glorot_and_the_rest_at_nothing
             expected = 2 / (fan_in + fan_out) if is_glorot else 2 / fan_in
             standard_error = math.sqrt(0.8 / size)  # of the sample variance of uniform numbers, relative
             np.testing.assert_allclose(variance, expected, rtol=4 * standard_error, err_msg=path)
+            assert max(-least, most) <= math.sqrt(3 * expected) * (1 + 1e-6), path  # and no farther out
         else:
             assert least == most == (1 if "scale" in path or "var" in path else 0), path
 
@@ -332,3 +335,7 @@ def test_what_cannot_be_registered_is_refused(name, module, message):
     with pytest.raises(ValueError, match=message):
         register_model(name, module)
     assert MODELS["mine"] is None
+
+
+def test_all_cnn_drops_half_of_the_units_by_default():
+    assert inspect.signature(AllCNNC.__init__).parameters["dropout_rate"].default == 0.5

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from adalfl_jax.hypergradient import ESTIMATORS
-from adalfl_jax.training import ConfigError, train
+from adalfl_jax.training import ConfigError, stage, train
 from adalfl_jax.training.chunk import chunk_means, updates_of_phi
 from adalfl_jax.training.phases import (
     init_phi,
@@ -70,6 +70,15 @@ def test_phi_stays_between_its_updates():
     chex.assert_trees_all_equal(third.phi, first.phi)
     _, metrics = advance({"outer.every": 4}, [1] * 4)
     np.testing.assert_array_equal(metrics["hypergradient_norm"] > 0, [[False, False, False, True]] * 2)
+
+
+@pytest.mark.parametrize(("pipelined", "first"), [(False, 0), (True, 1)])
+def test_the_first_step_of_a_pipelined_run_updates_nothing(pipelined, first, tmp_path, monkeypatch):
+    found = []
+    monkeypatch.setattr(stage, "updates_of_phi", lambda *given: found.append(updates_of_phi(*given)) or found[-1])
+    brief = {"num_steps": 4, "eval_every": 2, "offline.num_steps": 0, "outer.pipelined": pipelined}
+    train(tiny_config(brief, method="adalfl"), tmp_path / "run")
+    np.testing.assert_array_equal(np.concatenate(found), np.arange(4) >= first)
 
 
 def test_means_of_updates_leave_out_the_steps_between():

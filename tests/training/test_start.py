@@ -15,7 +15,7 @@ from adalfl_jax.task_losses import TASK_LOSSES
 from adalfl_jax.training import ConfigError, WorkdirError, train
 from adalfl_jax.training.phases import FITTING, init_phi, make_seed_keys, warn_of_poor_fit
 from adalfl_jax.training.setup import make_setup
-from adalfl_jax.training.start import pin_start, read_learned_losses
+from adalfl_jax.training.start import load_start, pin_start, read_learned_losses
 from tests.training.tiny import DIABETES, final_state, tiny_config
 
 pytestmark = pytest.mark.usefixtures("without_figures")
@@ -70,6 +70,14 @@ def test_a_start_far_from_the_loss_it_was_fitted_to_is_told(tmp_path):
         train(tiny_config(start | {"learned_loss.hidden_sizes": (1,)}, num_seeds=1), tmp_path / "run")
     setup = make_setup(tiny_config(start | {"learned_loss.hidden_sizes": (40, 40)}, num_seeds=1))
     warn_of_poor_fit(setup, init_phi(setup, make_seed_keys((0,))))
+
+
+def test_a_saved_loss_of_other_settings_is_refused(tmp_path):
+    path, config = tmp_path / "loss.safetensors", tiny_config()
+    loss = dataclasses.replace(config.learned_loss.network(), gamma=0.5)
+    adalfl_jax.save_learned_loss(path, loss, loss.init(jax.random.key(0)))
+    with pytest.raises(ConfigError, match=r"holds a loss with other settings than the config; .*\n  gamma: 0\.5 -> "):
+        load_start(from_there(path))
 
 
 def test_every_seed_starts_from_its_own_loss_of_a_finished_run(source):

@@ -24,6 +24,7 @@ from adalfl_jax.training import (
     outputs,
     run,
     train,
+    unfinished,
     weights_and_biases,
 )
 from adalfl_jax.training.files import hold_workdir
@@ -130,6 +131,18 @@ def test_pictures_of_the_loss_are_shown_evenly_over_each_phase(watched):
         assert events_of(watched.folder, f"{job}/seed_1").Tags()["images"] == []
 
 
+def test_pictures_of_a_run_are_of_its_first_seed(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(
+        run, "picture_of_loss", lambda shapes, *_: shown.append(shapes.values) or np.zeros((9, 9, 3), np.uint8)
+    )
+    brief = {"num_steps": 4, "eval_every": 2, "offline.num_steps": 0, "num_loss_figures": 1}
+    train(tiny_config(brief, method="adalfl"), tmp_path / "run")
+    with np.load(tmp_path / "run" / "loss_shapes.npz") as kept:
+        np.testing.assert_array_equal(shown[-1], kept["adalfl/values"][0])
+        assert (kept["adalfl/values"][0] != kept["adalfl/values"][1]).any()
+
+
 def test_the_chunks_that_hold_the_steps_to_profile_are_traced(watched):
     folder = watched.folder
     traced = [path.relative_to(folder / "profiles") for path in (folder / "profiles").rglob("*.xplane.pb")]
@@ -232,6 +245,19 @@ def test_what_is_half_written_is_in_no_report(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"method": "ta')
     summary = read_unfinished(tmp_path).summary["methods"]["task_loss"]
     assert (summary["step"], summary["test"]["per_seed"], summary["valid"]["per_seed"]) == (2, [0, 0.25], [0.125] * 2)
+
+
+@pytest.mark.parametrize("valid", [(0.1, 0.3), (0.3, 0.1)])
+def test_the_shapes_of_a_run_that_goes_on_are_those_of_its_best_seed(valid, tmp_path, monkeypatch):
+    open_workdir(tmp_path, tiny_config(method="adalfl"), "train")
+    rows = [
+        {"method": "adalfl", "phase": "training", "seed": seed, "step": 0, "test/error_rate": 0.2}
+        | {"valid/error_rate": valid[seed]}
+        for seed in (0, 1)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(unfinished, "_shapes", lambda *_: {"adalfl/values": np.zeros((2, 1, 2, 3))})
+    assert read_unfinished(tmp_path).summary["learned_loss"] == {"method": "adalfl", "seed": valid.index(0.1)}
 
 
 def test_rates_that_a_run_finds_are_known_at_its_end_alone(tmp_path):
