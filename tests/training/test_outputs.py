@@ -1,0 +1,23 @@
+"""What a run keeps of its learned losses."""
+
+import jax
+import numpy as np
+import pytest
+
+from adalfl_jax.learned_losses import load_learned_loss
+from adalfl_jax.training import outputs
+from adalfl_jax.training.phases import init_training, make_seed_keys
+from adalfl_jax.training.results import MethodResult
+from adalfl_jax.training.setup import make_setup
+from tests.training.tiny import tiny_config
+
+
+def test_the_loss_that_is_kept_is_chosen_by_validation_and_has_the_test_metric_of_its_seed(tmp_path):
+    setup = make_setup(tiny_config(num_seeds=2))
+    state = init_training(setup, "adalfl", make_seed_keys(setup.config.seeds))
+    result = MethodResult("adalfl", 0.1, state, np.array([0.5, 0.3]), np.array([0.1, 0.2]), 1.0, [], [], None)
+    origin = outputs._save_learned_loss(tmp_path, setup, [result])
+    assert origin["seed"] == 0
+    assert (origin["valid/error_rate"], origin["test/error_rate"]) == pytest.approx((0.1, 0.5))
+    kept = load_learned_loss(tmp_path / "learned_loss.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, kept.params, jax.tree.map(lambda leaf: leaf[0], state.phi.params))
