@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+import adalfl_jax
 from adalfl_jax import save_learned_loss
 from adalfl_jax.training import ConfigError, PreemptionError, run, train
 from adalfl_jax.training.digest import digest_of, digest_of_offline_phase
@@ -50,6 +51,13 @@ def test_a_changed_setting_has_another_digest():
     assert digest_of(tiny_config()) == digest_of(config)
 
 
+def test_another_release_has_other_digests(monkeypatch):
+    digests = [(digest_of(tiny_config()), digest_of_offline_phase(tiny_config()))]
+    monkeypatch.setattr(adalfl_jax, "__version__", "0")
+    digests.append((digest_of(tiny_config()), digest_of_offline_phase(tiny_config())))
+    assert all(before != after for before, after in zip(*digests, strict=True))
+
+
 def test_how_often_a_run_is_kept_is_in_no_digest():
     assert digest_of(tiny_config({"checkpoint.keep": 5})) == digest_of(tiny_config())
 
@@ -77,7 +85,21 @@ def test_what_the_offline_phase_knows_nothing_of_leaves_it_as_it_is():
     jax.tree.map(np.testing.assert_array_equal, phi_after(one), phi_after(other))
 
 
-@pytest.mark.parametrize("change", [{"offline.num_inner_steps": 2}, {"eval_every": 5}, {"outer.split": "valid"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"offline.num_inner_steps": 2},
+        {"eval_every": 5},
+        {"outer.split": "valid"},
+        {"task_loss": "generalized_cross_entropy"},
+        {"hypergradient": "unrolled"},
+        {"inner.learning_rate": 0.2},
+        {"offline.learning_rate": 1e-2},
+        {"learned_loss.gamma": 0.1},
+        {"model.hidden_sizes": (7,)},
+        {"dataset.seed": 1},
+    ],
+)
 def test_what_the_offline_phase_depends_on_is_in_its_digest(change):
     assert digest_of_offline_phase(tiny_config(change)) != digest_of_offline_phase(tiny_config())
 

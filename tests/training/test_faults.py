@@ -390,6 +390,13 @@ def test_a_run_broken_off_after_eta_was_halved_ends_as_an_unbroken_one(tmp_path,
     assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
 
 
+@pytest.mark.parametrize("times", [0, 1, 3])
+def test_eta_is_halved_online_and_offline(times):
+    setup = make_setup(tiny_config({"outer.learning_rate": 0.8, "offline.learning_rate": 0.4}))
+    config = run._backed_off(setup, lambda changed: changed.config)(times)
+    assert (config.outer.learning_rate, config.offline.learning_rate) == (0.8 / 2**times, 0.4 / 2**times)
+
+
 def test_a_signal_is_obeyed_before_a_chunk_is_taken_again(fragile, tmp_path, monkeypatch):
     fragile[0] = 0.0  # no eta is small enough
     config, before = tiny_config(BACK_OFF, method="adalfl"), stage.StageRunner._back_off

@@ -1,14 +1,19 @@
 """The programs of a run at their real size: seeds under vmap, keys, batches."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
 import pytest
 
+from adalfl_jax.data import take
 from adalfl_jax.training import TrainConfig
 from adalfl_jax.training.phases import (
     RunState,
+    StepSource,
     _draw_sources,
+    _make_batch,
     init_phi,
     init_training,
     make_offline_program,
@@ -55,6 +60,22 @@ def run(first_seed, num_seeds, method):
         phi = state.phi
     start = init_training(setup, method, keys, phi)
     return make_training_program(setup, method).advance(start, keys, splits, rate, 0, num_steps=NUM_STEPS)
+
+
+def test_batches_of_several_inner_steps_go_on_where_the_chunk_before_ended():
+    draw = functools.partial(_draw_sources, jax.random.key(0), (100, 100), num_inner_steps=2, batch_size=10)
+    whole, end = draw(jnp.asarray(0), num_steps=5), draw(jnp.asarray(3), num_steps=2)
+    assert len({tuple(rows) for rows in whole.inner.reshape(10, 10).tolist()}) == 10
+    chex.assert_trees_all_equal(end.inner, whole.inner[3:])
+    chex.assert_trees_all_equal(end.outer, whole.outer[3:])
+
+
+def test_progress_is_the_share_of_the_steps_that_are_done():
+    setup = make_setup(tiny_config(num_steps=8))
+    rows = take(setup.dataset.train, jnp.arange(10))
+    keys = jax.random.split(jax.random.key(0))
+    for step in (0, 2, 7):
+        assert _make_batch(setup, StepSource(rows, rows, *keys, jnp.asarray(step))).progress == step / 8
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 import inspect
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -27,6 +28,19 @@ def test_the_first_signal_is_noted_and_handlers_come_back(number, capsys):
     assert preemption.signal is number
     assert f"{number.name}: the run ends when this chunk is done and saved" in capsys.readouterr().err
     assert [signal.getsignal(each) for each in SIGNALS] == before
+
+
+def test_another_listener_of_the_program_hears_signals_again_afterwards():
+    theirs, ours = socket.socketpair()
+    ours.setblocking(False)
+    before = signal.set_wakeup_fd(ours.fileno(), warn_on_full_buffer=False)
+    try:
+        with Preemption():
+            assert signal.set_wakeup_fd(-1) != ours.fileno()
+    finally:
+        assert signal.set_wakeup_fd(before) == ours.fileno()
+        theirs.close()
+        ours.close()
 
 
 def test_a_signal_that_is_ignored_stays_ignored(capsys):

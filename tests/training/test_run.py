@@ -16,6 +16,7 @@ from adalfl_jax.training.checkpoint import load_state, save_state
 from adalfl_jax.training.phases import init_phi, init_theta, make_seed_keys
 from adalfl_jax.training.results import MethodResult
 from adalfl_jax.training.setup import make_setup
+from adalfl_jax.training.stage import Stage
 from adalfl_jax.training.state import RunState
 from tests.training.tiny import DIABETES, final_state, records, snapshot, tiny_config
 
@@ -431,3 +432,19 @@ def test_a_summary_tells_who_trains_on_the_examples_of_the_validation_metric(cha
     config = tiny_config(changes, num_steps=4, eval_every=2, num_seeds=1)
     methods = compare(config, tmp_path)["methods"]
     assert {name for name, info in methods.items() if info.get("trains_on_valid")} == marked
+
+
+def test_rates_of_a_search_have_folders_of_their_own_however_close_they_are():
+    rates = (0.1, 0.12, 0.1000001, 1e-5, 3e-4)
+    stages = [Stage("tuned_task_loss", "training", None, None, 1, rate, None) for rate in rates]
+    assert len({stage.name for stage in stages}) == len(rates)
+
+
+@pytest.mark.parametrize(
+    ("method", "is_told"), [("task_loss", True), ("adalfl", True), ("fine_tuned", True), ("reweighting", False)]
+)
+def test_what_joins_at_the_end_is_trained_on_but_by_what_takes_weights_from_it_alone(method, is_told):
+    config = tiny_config({"outer.split": "valid", "outer.joint_share": 0.2})
+    assert config.trains_on_valid(method) is is_told
+    held_out = tiny_config({"outer.split": "valid", "outer.joint_share": 0.2, "outer.split_fraction": 0.5})
+    assert not held_out.trains_on_valid(method)

@@ -60,7 +60,8 @@ def test_comparison_does_not_share_a_folder_with_a_training(finished, enter):
 
 def test_unfinished_run_keeps_its_checkpoints_and_foreign_files_alone(tmp_path):
     folder = open_workdir(tmp_path, tiny_config(), "train")
-    (folder / "metrics.jsonl").write_text("{}\n")
+    for name in ("metrics.jsonl", "preprocessing.json", "loss_shapes.npz", "learned_loss.safetensors", "report.html"):
+        (folder / name).write_text("{}\n")
     (folder / "learned_loss.safetensors.12.34.partial").write_text("half")  # of a save that was killed
     (folder / "states" / "adalfl").mkdir(parents=True)
     (folder / "states" / "adalfl" / "part").write_text("half")
