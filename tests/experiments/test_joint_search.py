@@ -1,6 +1,8 @@
 """Loss and architecture in one phi: the meta-gradient of both, and a training of a few steps."""
 
 import functools
+import importlib
+import types
 
 import jax
 import jax.numpy as jnp
@@ -66,3 +68,39 @@ def test_of_phi_moves_what_is_to_learn(training):
     _, _, weights = training(jnp.arange(2), 0.1)
     np.testing.assert_allclose(weights.sum(axis=1), 1.0, rtol=1e-6)
     assert (weights != 0.2).all()
+
+
+def test_rates_are_tuned_by_validation_and_activations_by_themselves_are_pure(monkeypatch):
+    starts, errors = (
+        [],
+        np.array([[0.4, 0.3]]),
+    )
+
+    def training(dataset, num_steps, *, learns, start):
+        starts.append(start)
+        return lambda seeds, rate: (errors, errors + 0.5, np.full((1, len(program.ACTIVATIONS)), 0.2))
+
+    monkeypatch.setattr(program, "make_training", training)
+    trials = program.make_trials(None, 4)
+    curves = trials["joint"].run({"alpha": 0.1}, [0])
+    assert (curves.valid.tolist(), curves.scores.tolist(), curves.values.tolist()) == ([0.3], [0.8], [[0.9, 0.8]])
+    for index in range(len(program.ACTIVATIONS)):
+        assert jax.nn.softmax(starts[index])[index] > 0.999
+
+
+@pytest.mark.parametrize(
+    ("name", "largest_is_best", "settings"),
+    [("joint_search", False, {"num_steps": 7}), ("policy_gradient", True, {"num_iterations": 7})],
+)
+def test_programs_of_trials_judge_on_other_seeds_than_they_tune_on(name, largest_is_best, settings, monkeypatch):
+    program, given = importlib.import_module(f"experiments.{name}"), {}
+    monkeypatch.setattr(program, "make_trials", lambda *_: {})
+    monkeypatch.setattr(program, "compare_trials", lambda trials, reference, **named: given.update(named))
+    monkeypatch.setattr(program, "publish_trials", lambda name, compare, **named: compare(None))
+    monkeypatch.setattr(program, "cartpole", lambda: None, raising=False)
+    for flag, value in (("_SEEDS", 3), ("_STEPS", 7), ("_ITERATIONS", 7)):
+        monkeypatch.setattr(program, flag, types.SimpleNamespace(value=value), raising=False)
+    program.main([name])
+    assert (given["seeds"], given["largest_is_best"]) == (range(100, 103), largest_is_best)
+    assert set(given["seeds"]).isdisjoint(given["tuning_seeds"])
+    assert settings.items() <= given["settings"].items()

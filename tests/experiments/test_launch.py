@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +16,12 @@ from absl.testing import flagsaver
 
 from adalfl_jax.analysis.statistics import describe
 from adalfl_jax.models import MLP, MODELS
-from adalfl_jax.training import PreemptionError, WorkdirError
+from adalfl_jax.training import ConfigError, PreemptionError, WorkdirError
 from adalfl_jax.training.workdir import open_workdir
 from experiments.launch import (
     CONFIG,
     WORKDIR,
+    _processor,
     command_line,
     keep_compiled_programs,
     parse_flags,
@@ -423,3 +425,24 @@ def test_where_the_cache_is_off_no_folder_is_made(cache_settings, tmp_path):
     keep_compiled_programs(str(tmp_path / "programs"))
     assert cache_settings()[:2] == [False, None]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("verbosity")
+def test_one_process_of_several_ends_with_its_words_and_a_status_of_failure(monkeypatch, capsys):
+    def leave(status):
+        raise SystemExit(status)
+
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(SystemExit) as ended, told_in_a_line():
+        raise ConfigError("no such thing")
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "ConfigError: no such thing\n"
+
+
+def test_processors_of_other_instructions_have_other_caches(monkeypatch):
+    names = []
+    for features in ("fpu avx2", "fpu avx2 avx512f"):
+        monkeypatch.setattr(Path, "read_text", lambda path, text=f"flags\t: {features}\n": text)
+        names.append(_processor())
+    assert len(set(names)) == 2

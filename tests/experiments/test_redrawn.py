@@ -12,6 +12,7 @@ def test_all_but_the_draw_is_as_in_noisy_labels():
     again = redrawn.comparisons()
     assert len(again) == 2 * len(noisy_labels.NOISE)
     for comparison in again:
+        assert comparison.num_tuning_seeds == 6  # where the first draw had two
         first = before[comparison.name.removeprefix("redrawn_")]
         assert {"adalfl"} < {arm.name for arm in comparison.arms} <= {arm.name for arm in first.arms}
         for arm in comparison.arms:
