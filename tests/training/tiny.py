@@ -13,8 +13,9 @@ from adalfl_jax.training import TrainConfig
 from adalfl_jax.training.checkpoint import load_state
 from adalfl_jax.training.config import LEARNING
 from adalfl_jax.training.phases import init_phi, init_rate_factor, init_theta, make_seed_keys
-from adalfl_jax.training.setup import make_setup
+from adalfl_jax.training.setup import make_outer_optimizer, make_setup
 from adalfl_jax.training.state import RunState
+from adalfl_jax.types import Phi
 from configs import default
 
 ROOT = Path(__file__).parents[2]
@@ -67,8 +68,10 @@ def final_state(config: TrainConfig, workdir: Path, method: str) -> RunState:
     setup, keys = make_setup(config), make_seed_keys(config.seeds)
 
     def make() -> RunState:
-        learned = (init_phi(setup, keys), init_rate_factor(setup)) if method in LEARNING else (None, None)
-        return RunState(init_theta(setup, keys), *learned)
+        if method not in LEARNING:
+            return RunState(init_theta(setup, keys), None)
+        create = jax.vmap(lambda params: Phi.create(params, make_outer_optimizer(config)))
+        return RunState(init_theta(setup, keys), create(init_phi(setup, keys).params), init_rate_factor(setup))
 
     return load_state(workdir / "states" / method, jax.eval_shape(make))
 
