@@ -60,9 +60,8 @@ def fit_to_task_loss(
       phi.
 
     Raises:
-      ValueError: no learned loss, no parameters, a task loss of other arguments or that is not one number, no key, a
-        setting out of its range, or a loss without a finite gradient for such targets, which under `jax.jit` nobody can
-        tell.
+      ValueError: no learned loss, no parameters, a task loss of other arguments or that is not one float, no key, a
+        setting out of its range, or a loss without a gradient for such targets, which under `jax.jit` nobody can tell.
     """
     require_family(loss)
     refuse_model_or_loss("phi_params", phi_params, made_by="loss.init")
@@ -98,14 +97,20 @@ def fit_to_task_loss(
 def _require_gradients(
     loss: LearnedLoss, phi_params: PyTree, task_loss_fn: LossFn, targets: jax.Array, outputs: jax.Array
 ) -> None:
-    """Raises ValueError where one of the losses has no finite gradient, outside of a trace."""
-    gradients = _gradients(loss, phi_params, task_loss_fn, targets, outputs)
-    for name, gradient in zip(("loss", "task_loss_fn"), gradients, strict=True):
+    """Raises ValueError where a loss does not take drawn targets or has no gradient for them, outside of a trace."""
+    about = (
+        f"(targets, outputs) of {jax.typeof(targets)} and {jax.typeof(outputs)}; is_classification says whether "
+        "targets are labels, or numbers like the outputs"
+    )
+    try:
+        learned, wanted = _gradients(loss, phi_params, task_loss_fn, targets, outputs)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"a loss does not take {about}: {error}") from error
+    for name, gradient in (("loss", learned), ("task_loss_fn", wanted)):
         if not jnp.isfinite(gradient).all():
-            raise ValueError(
-                f"{name} has no finite gradient by outputs {outputs.shape} for targets {targets.dtype}{targets.shape}; "
-                "is_classification says whether targets are labels, or numbers like the outputs"
-            )
+            raise ValueError(f"{name} has no finite gradient by {about}")
+    if not wanted.any():
+        raise ValueError(f"task_loss_fn has a gradient of 0 by {about}; there is nothing to fit")
 
 
 def relative_mismatch(

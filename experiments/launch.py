@@ -32,13 +32,16 @@ from adalfl_jax.training.fields import field_paths, require_path
 from adalfl_jax.training.files import find_folder
 from experiments.page import show_mean
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "File with the configuration, one of configs/; --config.FIELD=VALUE sets a field, and configs/default.py documents "
-    "them all.",
-    lock_config=True,
-)
+try:
+    CONFIG = config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "File with the configuration, one of configs/; --config.FIELD=VALUE sets a field, and configs/default.py "
+        "documents them all.",
+        lock_config=True,
+    )
+except flags.CantOpenFlagFileError as error:  # which is read when the flag is defined
+    sys.exit(f"--flagfile cannot be read: {error}")
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of this run's results, or of all runs of studies and sweeps; made if it does not exist."
 )
@@ -146,10 +149,7 @@ def parse_flags(arguments: list[str], *, unused: tuple[str, ...] = ()) -> list[s
       unused: flags that a program has no use for, which are then refused: of `SHARED`, or a field of the
         configuration, "config.method" say; "config." refuses all of these.
     """
-    try:
-        arguments = flags.FLAGS.read_flags_from_files(arguments, force_gnu=False)
-    except flags.Error as error:
-        sys.exit(f"--flagfile cannot be read: {error}")
+    arguments = flags.FLAGS.read_flags_from_files(arguments, force_gnu=False)
     given = []
     for argument in arguments[1:]:
         if not argument.startswith("-"):

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 from adalfl_jax import LossNetwork, fit_to_task_loss
@@ -51,10 +52,16 @@ def per_example(targets, outputs):
         ({"task_loss_fn": "squared_error"}, r"^task_loss_fn must be a function; got 'squared_error'; adalfl_jax"),
         ({"task_loss_fn": lambda outputs: 0.0}, r"^task_loss_fn is called as task_loss_fn\(targets, outputs\)"),
         ({"task_loss_fn": lambda logits, labels: 0.0}, r"named the other way round, logits before labels"),
-        ({"task_loss_fn": per_example}, r"^task_loss_fn must return one float, .*; got .*float32\[256\]"),
-        ({"task_loss_fn": lambda targets, outputs: targets.max()}, r"^task_loss_fn must return one float, .*int32\[\]"),
+        ({"task_loss_fn": per_example}, r"task_loss_fn must return one float, .*; got .*float32\[256\]"),
+        ({"task_loss_fn": lambda a, b: optax.softmax_cross_entropy_with_integer_labels(a, b).mean()}, "does not take"),
+        ({"task_loss_fn": lambda t, o: optax.l2_loss(o, t).mean()}, "a loss does not take .*; is_classification says"),
+        ({"task_loss_fn": lambda t, o: (o.argmax(-1) == t).mean()}, "^task_loss_fn has a gradient of 0 by .*to fit$"),
+        ({"task_loss_fn": lambda targets, outputs: targets.max()}, r"task_loss_fn must return one float, .*int32\[\]"),
         ({"task_loss_fn": lambda targets, outputs: jnp.sqrt(outputs).mean()}, "^task_loss_fn has no finite gradient"),
-        ({"is_classification": False}, r"^targets must be 0 or more; got some from -"),
+        (
+            {"is_classification": False},
+            r"a loss does not take .*is_classification .*: targets must be 0 or more; got some from -",
+        ),
         ({"rng_key": 0}, r"^rng_key must be one key, as jax\.random\.key\(0\) makes; got 0$"),
     ],
 )

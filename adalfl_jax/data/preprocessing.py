@@ -24,12 +24,13 @@ class Preprocessing:
     Everything else is standardised once, by `encode`.
 
     Raises:
-      ValueError: no shape or number of outputs, or another number of means than columns, channels or outputs.
+      ValueError: no shape or number of outputs, or means that do not fit: of another number than columns, channels or
+        outputs, of tokens, or none of anything else.
     """
 
     shape: tuple[int, ...]  # of one raw example, with the last axis of one that images without colour get
     num_outputs: int  # C: classes of a classification, columns of a regression
-    inputs: Scaling | None = None  # of images of bytes one number a channel; None of tokens
+    inputs: Scaling | None  # of images of bytes one number a channel; None of tokens
     targets: Scaling | None = None  # of a regression
     is_image: bool = False  # whether inputs are images of bytes
     num_tokens: int = 0  # of the vocabulary, where inputs are tokens
@@ -39,6 +40,8 @@ class Preprocessing:
             raise ValueError(
                 f"shape and num_outputs must be of whole numbers above 0; got {self.shape!r} and {self.num_outputs!r}"
             )
+        if (self.inputs is None) != (self.num_tokens > 0) or (self.is_image and self.num_tokens):
+            raise ValueError(f"all inputs but tokens have means; got {self.inputs} and num_tokens {self.num_tokens}")
         for name, size in (("inputs", self.shape[-1]), ("targets", self.num_outputs)):
             scaling = getattr(self, name)
             if scaling is not None and np.shape(scaling.mean) not in ((), (size,)):
@@ -49,7 +52,7 @@ class Preprocessing:
         """What `dataclasses.asdict` was made of, be it by way of JSON.
 
         Raises:
-          KeyError, TypeError: other values.
+          KeyError, TypeError, ValueError: other values.
         """
         scalings = {
             name: None if values[name] is None else Scaling.from_dict(values[name]) for name in ("inputs", "targets")

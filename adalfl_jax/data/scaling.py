@@ -21,7 +21,7 @@ class Scaling:
       ([[1.0, -2.0]], [[30.0, 0.0]])
 
     Raises:
-      ValueError: a mean and a deviation of another number of columns.
+      ValueError: a mean and a deviation of another number of columns, or numbers that are not finite or no deviation.
     """
 
     mean: tuple[float, ...] | float  # [C], one a column, or one of all numbers
@@ -31,6 +31,8 @@ class Scaling:
     def __post_init__(self) -> None:
         if np.shape(self.mean) != np.shape(self.deviation):
             raise ValueError(f"mean and deviation must be of as many columns; got {self.mean} and {self.deviation}")
+        if not (np.isfinite(self.mean).all() and np.isfinite(self.deviation).all() and np.min(self.deviation) > 0):
+            raise ValueError(f"means and deviations must be finite, and these above 0; got {self}")
 
     @classmethod
     def of(cls, where: str, values: np.ndarray, *, fill_missing: bool = False) -> Scaling:
@@ -80,7 +82,7 @@ class Scaling:
         """What `dataclasses.asdict` was made of, be it by way of JSON, which has lists for tuples.
 
         Raises:
-          KeyError: other values.
+          KeyError, TypeError, ValueError: other values.
         """
         statistics = (values["mean"], values["deviation"])
         mean, deviation = (tuple(value) if isinstance(value, list) else value for value in statistics)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import jax
 
+from adalfl_jax.arguments import shorten
 from adalfl_jax.types import LearnedLoss
 
 Loss = TypeVar("Loss", bound=Callable[..., Any])
@@ -17,7 +18,7 @@ Loss = TypeVar("Loss", bound=Callable[..., Any])
 def require_family(loss: LearnedLoss) -> None:
     """Raises ValueError for what has no `init` and `apply`, or is a class."""
     if isinstance(loss, type) or not (hasattr(loss, "init") and hasattr(loss, "apply")):
-        raise ValueError(f"loss must be a learned loss with init and apply, as LossNetwork() is; got {loss!r}")
+        raise ValueError(f"loss must be a learned loss with init and apply, as LossNetwork() is; got {shorten(loss)}")
 
 
 def declares(loss_fn: Callable[..., Any], name: str) -> bool:

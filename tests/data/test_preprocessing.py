@@ -99,6 +99,10 @@ def test_inputs_of_another_kind_are_refused(examples, inputs, message):
         ({"shape": (5,)}, r"inputs must have one mean, or 5; got \("),
         ({"num_outputs": 3}, r"targets must have one mean, or 3; got \("),
         ({"targets": {"mean": [0.0, 1.0], "deviation": [1.0], "fill_missing": False}}, "of as many columns; got"),
+        ({"targets": {"mean": [0.0, float("nan")], "deviation": [1.0, 1.0], "fill_missing": False}}, "must be finite"),
+        ({"targets": {"mean": [0.0, 0.0], "deviation": [1.0, -1.0], "fill_missing": False}}, "and these above 0; got"),
+        ({"inputs": None}, "all inputs but tokens have means; got None and num_tokens 0"),
+        ({"num_tokens": 7}, "all inputs but tokens have means; got Scaling.* and num_tokens 7"),
     ],
 )
 def test_statistics_that_do_not_fit_are_refused(changes, message):

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -293,8 +294,13 @@ def test_the_flags_of_a_file_are_looked_at_like_those_of_the_command_line(parse,
     file.write_text("--config.num_step=3\n")
     with pytest.raises(SystemExit, match="ConfigError: unknown field of the configuration 'num_step'"):
         parse("--flagfile", str(file))
-    with pytest.raises(SystemExit, match=r"^--flagfile cannot be read: .*nosuch"):
-        parse(f"--flagfile={tmp_path / 'nosuch'}")
+
+
+def test_a_flagfile_that_is_not_there_is_told_in_a_line():
+    command = [sys.executable, "-m", "experiments.launch", "--flagfile=nosuch"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603, it is ours
+    assert ended.returncode == 1
+    assert re.fullmatch(r"--flagfile cannot be read: .*'nosuch'\n", ended.stderr)
 
 
 def test_of_a_number_that_is_given_twice_the_last_holds(parse):
