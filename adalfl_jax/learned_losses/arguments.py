@@ -18,7 +18,9 @@ Loss = TypeVar("Loss", bound=Callable[..., Any])
 def require_family(loss: LearnedLoss) -> None:
     """Raises ValueError for what has no `init` and `apply`, or is a class."""
     if isinstance(loss, type) or not (hasattr(loss, "init") and hasattr(loss, "apply")):
-        raise ValueError(f"loss must be a learned loss with init and apply, as LossNetwork() is; got {shorten(loss)}")
+        raise ValueError(
+            f"loss must be a learned loss with init and apply, as LossNetwork() is; got {shorten(repr(loss))}"
+        )
 
 
 def declares(loss_fn: Callable[..., Any], name: str) -> bool:
