@@ -59,7 +59,11 @@ class Dataset:
 
     def __post_init__(self) -> None:
         for split in ("train", "valid", "test"):
-            check_split(f"dataset {self.name!r}, split {split!r}", getattr(self, split), self.num_outputs)
+            where, batch = f"dataset {self.name!r}, split {split!r}", getattr(self, split)
+            check_split(where, batch, self.num_outputs)
+            if batch.inputs.shape[1:] != self.preprocessing.shape:
+                shape = self.preprocessing.shape
+                raise DatasetError(f"{where}: inputs must be of the shape {shape} each; got {batch.inputs.shape}")
 
     @property
     def num_outputs(self) -> int:

@@ -8,5 +8,6 @@ from adalfl_jax.training.preemption import PreemptionError as PreemptionError
 from adalfl_jax.training.results import DivergenceError as DivergenceError
 from adalfl_jax.training.run import compare as compare
 from adalfl_jax.training.run import train as train
+from adalfl_jax.training.setup import load_dataset as load_dataset
 from adalfl_jax.training.trained_model import TrainedModel as TrainedModel
 from adalfl_jax.training.trained_model import load_model as load_model

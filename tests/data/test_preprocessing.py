@@ -50,6 +50,13 @@ def test_it_does_the_same_after_a_way_through_json(kind):
     assert (decoded == outputs).all() == (examples.num_classes is not None)
 
 
+def test_a_dataset_holds_what_its_preprocessing_is_of():
+    dataset = data.make_dataset("mine", REGRESSION)
+    narrow = dataset.valid._replace(inputs=dataset.valid.inputs[:, 1:])
+    with pytest.raises(DatasetError, match=r"split 'valid': inputs must be of the shape \(4,\) each; got \(16, 3\)"):
+        dataclasses.replace(dataset, valid=narrow)
+
+
 def test_decoded_targets_of_a_regression_are_those_that_were_given():
     dataset = data.make_dataset("mine", REGRESSION)
     inputs, targets = (
