@@ -321,8 +321,7 @@ def test_the_pages_say_where_no_rival_of_lenet5_is_ahead():
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
     level = [row[1] for row in rows if row[0] == "MNIST, LeNet-5" and row[-1] == "0"]
     assert level == ["clean labels", *(f"{share} % wrong labels" for share in (20, 40, 60))]
-    for text in (README, RESULTS):
-        assert "With LeNet-5 on MNIST no rival is significantly ahead at 0 to 60 % wrong" in " ".join(text.split())
+    assert "With LeNet-5 on MNIST no rival is significantly ahead at 0 to 60 % wrong" in " ".join(RESULTS.split())
 
 
 @pytest.mark.parametrize(
@@ -381,7 +380,6 @@ def test_the_pages_say_so_of_lenet5_where_most_labels_are_wrong(problem):
     (section,) = re.findall(r"^LeNet-5 was run with 80 %.*?\n\n", RESULTS, re.DOTALL | re.MULTILINE)
     assert f"{errors[ours]} instead of {errors['AdaLFL, untuned']} %" in " ".join(section.split())
     assert f" {min((errors[rival] for rival in RIVALS_WITH_A_CLEAN_SET), key=float)} " in " ".join(section.split())
-    assert re.search(rf"{errors[ours]} (% )?\({errors['AdaLFL, untuned']}\)", " ".join(README.split()))
 
 
 @pytest.mark.parametrize("problem", CLEAN_SET)
@@ -401,7 +399,6 @@ def test_the_pages_have_the_errors_over_noises_with_the_clean_set_at_the_end(tit
         assert errors.strip("()") in " ".join(README.split())
     if "all" in title and problem == CLEAN_SET[0]:  # and those without it, as in Wrong labels
         rival, own = means["symmetric cross-entropy, fine-tuned"], means["AdaLFL, untuned"]
-        assert f"({rival} and {own} %)" in " ".join(README.split())
         assert f"with {rival} % where AdaLFL had {own} %" in " ".join(RESULTS.split())
     if "all" not in title and problem == CLEAN_SET[0]:
         rival, own = means["symmetric cross-entropy, fine-tuned"], means["AdaLFL, untuned"]
@@ -433,8 +430,8 @@ def test_the_pages_say_how_far_tuning_anew_may_lead(problem, said):
     furthest = (f"{points:.2f}" for points in (max(moved[True]), min(moved[False]), max(moved[False])))
     (section,) = re.findall(r"^## The clean set at the end\n(.*?)^<!--", RESULTS, re.DOTALL | re.MULTILINE)
     assert re.search(said.format(*furthest), " ".join(section.split()))
-    for text in (RESULTS, README) if problem == "mnist" else ():
-        assert "other learning rates for three arms of 18" in " ".join(text.split())
+    if problem == "mnist":
+        assert "other learning rates for three arms of 18" in " ".join(RESULTS.split())
 
 
 @pytest.mark.parametrize("arm", ["AdaLFL, untuned", "cross-entropy, fine-tuned"])
@@ -446,13 +443,19 @@ def test_the_guide_says_what_a_hundred_clean_labels_are_worth(arm):
 
 
 @pytest.mark.parametrize("model", ["Logistic", "MLP", "LeNet-5", "ResNet-18"])
-def test_the_readme_has_the_times_of_pytorch_with_higher(model):
-    assert f"{figure('peers', model, 'PyTorch, higher', OURS)} times" in (ROOT / "README.md").read_text()
+def test_the_readme_has_the_times_of_a_step_beside_pytorch(model):
+    (table,) = re.findall(r"^\| model \| plain steps \|.*?(?=\n\n)", README, re.DOTALL | re.MULTILINE)
+    (row,) = (line for line in table.splitlines() if line.startswith(f"| {model}"))
+    peers = [figure("peers", model, f"PyTorch, {name}", OURS) for name in ("higher", "TorchOpt", "autograd.grad")]
+    assert [cell.strip() for cell in row.strip("|").split("|")][1:] == [
+        figure("peers", model, "JAX, forward", OWN),
+        *peers,
+    ]
 
 
 @pytest.mark.parametrize("model", ["Logistic", "MLP", "LeNet-5"])
 def test_the_readme_has_the_times_of_pytorch_with_higher_on_a_gpu(model):
-    (sentence,) = re.findall(r"On an \[H100\].*?\.\n\n", (ROOT / "README.md").read_text(), re.DOTALL)
+    (sentence,) = re.findall(r"On an\s+\[H100\].*?\.\n\n", README, re.DOTALL)
     assert figure("peers", model, "PyTorch, higher", OURS, page=ON_A_GPU) in sentence
 
 
@@ -463,12 +466,6 @@ def test_the_page_of_a_gpu_sums_its_tables_up(model):
     for program in ("task loss", "higher"):
         ratios = [figure("peers", each, f"PyTorch, {program}", OURS, page=ON_A_GPU) for each in ("Logistic", "LeNet-5")]
         assert f"{ratios[1]} to {ratios[0]} times" in text
-
-
-def test_the_readme_says_where_pytorch_is_faster():
-    text = (ROOT / "README.md").read_text()
-    for row in ("PyTorch, TorchOpt", "PyTorch, autograd.grad"):
-        assert figure("peers", "ResNet-18", row, OURS) in text
 
 
 def test_the_figures_of_the_readme_are_those_of_the_recorded_run():
