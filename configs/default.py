@@ -60,7 +60,7 @@ def get_config() -> ConfigDict:
 
     config.model = ConfigDict()
     # "logistic", "mlp", "lenet5", "vgg16", "allcnnc", "squeezenet", "resnet", "wide_resnet", or one of
-    # `adalfl_jax.models.register_model`, which gets those of the following fields that it names.
+    # `adalfl_jax.models.register_model`, which gets those of hidden_sizes, depth, width and remat that it names.
     config.model.name = "mlp"
     # Units of each hidden layer of the "mlp"; other models ignore it.
     config.model.hidden_sizes = (512, 512)
@@ -86,7 +86,8 @@ def get_config() -> ConfigDict:
     config.batch_size = 100
     # Training steps of theta.
     config.num_steps = 1000
-    # Steps between evaluations: a chunk, which runs on the device in one piece. Progress is shown after each.
+    # Steps between evaluations: a chunk, which runs on the device in one piece unless data are streamed. Progress is
+    # shown after each.
     config.eval_every = 50
 
     # The optimiser of theta, plain SGD unless told otherwise.
@@ -253,7 +254,7 @@ def get_config() -> ConfigDict:
     config.mesh.seed = 1
     # Parts every batch is divided into; it must divide batch_size.
     config.mesh.data = 1
-    # Parts that large arrays of theta and of its optimiser state are divided into.
+    # Parts that large arrays of theta, of phi and of their optimisers' states are divided into.
     config.mesh.model = 1
 
     # The processes of a run on several hosts; docs/pods.md has the commands.

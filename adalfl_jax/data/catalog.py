@@ -16,7 +16,8 @@ from adalfl_jax.data.examples import Location
 from adalfl_jax.data.specs import Spec
 from adalfl_jax.registry import suggestion
 
-CHARACTERS = ("mnist", "svhn", "cmaterdb", "omniglot", "kannada", "quickdraw")  # a mirrored one is another, or none
+# In the names of datasets of characters: a mirrored one is another, or none.
+CHARACTERS = ("mnist", "svhn", "cmaterdb", "omniglot", "kannada", "quickdraw", "alpha_digits")
 NAME = re.compile(r"\w+(/\w[\w.\-]*)?")  # and no other, since ".." leads out of the folder of data
 HELD_OUT = ("test", "validation")  # what is taken for the test split, the first there is
 

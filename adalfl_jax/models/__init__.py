@@ -123,7 +123,8 @@ def register_model(name: str, module: Callable[..., Any]) -> None:
         others need a default there.
 
     Raises:
-      ValueError: the name of a model of the zoo, or what cannot be called so, with `**options` for instance.
+      ValueError: the name of a model of the zoo, what cannot be called so, with `**options` for instance, or an option
+        of the name of an argument of `make_model`.
 
     Example:
       >>> from flax import nnx
@@ -143,6 +144,8 @@ def register_model(name: str, module: Callable[..., Any]) -> None:
             f"model {name!r} must name each of its options; it takes {', '.join(map(str, parameters.values()))}"
         )
     options = [option for option in parameters if option not in _ALWAYS]
+    if taken := [option for option in options if option in inspect.signature(make_model).parameters]:
+        raise ValueError(f"model {name!r} cannot have the option {taken[0]}, which `make_model` sees to for all models")
     target = module.__init__ if isinstance(module, type) else module
     given = ["self"] * isinstance(module, type) + ["input_shape", "num_outputs"]
     if reason := why_not_called(target, given, ["rngs", *options]):

@@ -1,9 +1,9 @@
 """A run on many devices: one named mesh, and where on it states, batches and data lie.
 
-Seeds are divided over the axis `seed`, the examples of every batch over `data`, and large arrays of theta and of its
-optimiser over `model`. All is under `jax.jit`, so a batch is one array whatever devices its examples are on: its means,
-the statistics of batch norm too, are those of the whole batch, and results do not depend on the mesh but for rounding.
-With one device there is no mesh, and nothing here does anything.
+Seeds are divided over the axis `seed`, the examples of every batch over `data`, and large arrays of theta, phi and
+their optimisers over `model`. All is under `jax.jit`, so a batch is one array whatever devices its examples are on: its
+means, the statistics of batch norm too, are those of the whole batch, and results do not depend on the mesh but for
+rounding. With one device there is no mesh, and nothing here does anything.
 """
 
 from __future__ import annotations

@@ -191,7 +191,14 @@ def test_one_of_several_configurations_must_be_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "can_flip"),
-    [("mnist", False), ("kmnist", False), ("svhn_cropped", False), ("cifar10", True), ("fashion_mnist", True)],
+    [
+        ("mnist", False),
+        ("kmnist", False),
+        ("svhn_cropped", False),
+        ("binary_alpha_digits", False),
+        ("cifar10", True),
+        ("fashion_mnist", True),
+    ],
 )
 def test_characters_have_no_mirror_image(name, can_flip, tmp_path):
     write_dataset(tmp_path, name, shape=(4, 4, 1))

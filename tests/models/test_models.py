@@ -329,6 +329,7 @@ def test_options_that_no_field_sets_need_a_default_in_a_configuration():
         ),
         ("mine", lambda input_shape, num_outputs: None, r"called as mine\(.*\): got an unexpected .* 'rngs'"),
         ("mine", lambda input_shape, num_outputs, *, rngs, **options: None, r"name each .* takes .*\*\*options"),
+        ("mine", lambda input_shape, num_outputs, *, rngs, compute_dtype: None, "cannot have the option compute_dtype"),
     ],
 )
 def test_what_cannot_be_registered_is_refused(name, module, message):
