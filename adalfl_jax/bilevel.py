@@ -238,8 +238,8 @@ def make_task_step(
 ) -> Callable[..., tuple[Theta, TaskMetrics]]:
     """Makes the step that trains the base model on a loss that does not change.
 
-    The loss is a task loss (the baseline), a learned loss read from a file, or ML3's frozen
-    `lambda targets, outputs: loss.apply(phi_params, targets, outputs)`.
+    The loss is a task loss (the baseline), a learned loss read from a file, or what the offline phase learned (ML3),
+    `FrozenLoss(loss, phi.params)`.
 
     Args:
       apply_fn: the base model, as in `make_bilevel_step`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +14,17 @@ from jax.core import Tracer
 
 from adalfl_jax.arguments import require_functions
 from adalfl_jax.bilevel import BilevelStep
-from adalfl_jax.types import BilevelBatch, BilevelMetrics, InitFn, Phi, Theta
-from adalfl_jax.validation import require_key
+from adalfl_jax.types import BilevelBatch, BilevelMetrics, InitFn, Phi, PyTree, Theta
+from adalfl_jax.validation import require_bilevel_batch
 
-OfflineStep = Callable[[Phi, BilevelBatch], tuple[Phi, BilevelMetrics]]
-Batches = TypeVar("Batches")
+OfflineStep = Callable[[Phi, Any], tuple[Phi, BilevelMetrics]]
 
 
 def make_offline_step(
-    bilevel_step: BilevelStep, init_fn: InitFn, inner_optimizer: optax.GradientTransformation
+    bilevel_step: BilevelStep,
+    init_fn: InitFn,
+    inner_optimizer: optax.GradientTransformation,
+    draw_batch: Callable[[Any], BilevelBatch] | None = None,
 ) -> OfflineStep:
     """Makes one iteration of Algorithm 1: draw a fresh theta_0, take the inner steps, update phi, forget theta.
 
@@ -35,9 +37,11 @@ def make_offline_step(
         each time; the rate is that of `bilevel_step`. So with K = 1 phi is learned from the first step alone. Take
         SGD, at a rate above 0: from Adam's first step, whose length is the same for every gradient, next to nothing is
         learned, and nothing at all from a warm-up from 0 or `optax.MultiSteps`.
+      draw_batch: makes the batch of a step when it is due, of a key say, so that the device never holds all of them.
 
     Returns:
-      `offline_step(phi, batch) -> (phi, metrics)`, the shape `jax.lax.scan` takes. `batch.rng_key` is required.
+      `offline_step(phi, batch) -> (phi, metrics)`, the shape `jax.lax.scan` takes; with `draw_batch` it takes what
+      that takes in place of a batch. `batch.rng_key` is required.
 
     Raises:
       ValueError: what is no function or optimiser; by the returned step, a batch without a key, a bilevel step that
@@ -47,12 +51,16 @@ def make_offline_step(
       Algorithm 1 of arXiv 2301.13247; Bechtle et al., "Meta Learning via Learned Loss", ICPR 2021.
     """
 
-    require_functions(bilevel_step=bilevel_step, init_fn=init_fn, inner_optimizer=inner_optimizer)
+    draw_batch = draw_batch or (lambda batch: batch)
+    require_functions(
+        bilevel_step=bilevel_step, init_fn=init_fn, inner_optimizer=inner_optimizer, draw_batch=draw_batch
+    )
 
-    def offline_step(phi: Phi, batch: BilevelBatch) -> tuple[Phi, BilevelMetrics]:
+    def offline_step(phi: Phi, source: Any) -> tuple[Phi, BilevelMetrics]:
+        batch = draw_batch(source)
+        require_bilevel_batch(batch, ())
         if batch.rng_key is None:
             raise ValueError("the offline phase draws a fresh theta_0 from batch.rng_key; got None")
-        require_key("batch.rng_key", batch.rng_key)
         init_key, step_key = jax.random.split(batch.rng_key)
         made = init_fn(init_key)
         if not (isinstance(made, tuple | list) and len(made) == 2):
@@ -72,9 +80,7 @@ def make_offline_step(
     return offline_step
 
 
-def initialize_offline(
-    offline_step: Callable[[Phi, Batches], tuple[Phi, BilevelMetrics]], phi: Phi, batches: Batches
-) -> tuple[Phi, BilevelMetrics]:
+def initialize_offline(offline_step: OfflineStep, phi: Phi, batches: PyTree) -> tuple[Phi, BilevelMetrics]:
     """Runs Algorithm 1 as one `jax.lax.scan`, compiled whether or not `jax.jit` is around it.
 
     Called outside of `jax.jit` it waits for the device and looks at what came out.
@@ -82,8 +88,8 @@ def initialize_offline(
     Args:
       offline_step: from `make_offline_step`.
       phi: where to start.
-      batches: what `offline_step` takes, each array with a leading axis S_init (2500 in the paper). Where so many
-        batches do not fit the device, a function around `offline_step` draws each when it is due, as below from a key.
+      batches: what `offline_step` takes, batches or what they are drawn from, each array with a leading axis S_init
+        (2500 in the paper).
 
     Returns:
       phi after S_init steps, and the metrics of each step, `[S_init]`.
@@ -102,15 +108,15 @@ def initialize_offline(
       >>> loss, inner, outer = adalfl_jax.LossNetwork(), optax.sgd(0.01), optax.adam(1e-3)
       >>> task_loss = adalfl_jax.task_losses.softmax_cross_entropy
       >>> bilevel_step = adalfl_jax.make_bilevel_step(model.apply, loss.apply, task_loss, inner, outer)
-      >>> offline_step = adalfl_jax.make_offline_step(bilevel_step, model.init, inner)
-      >>> def offline_step_from(phi, key):
+      >>> def draw_batch(key):
       ...     draw_key, step_key = jax.random.split(key)
       ...     rows = jax.random.randint(draw_key, (2, 100), 0, len(digits.train.inputs))
       ...     halves = [data.take(digits.train, part) for part in rows]
-      ...     return offline_step(phi, adalfl_jax.BilevelBatch(*halves, rng_key=step_key))
+      ...     return adalfl_jax.BilevelBatch(*halves, rng_key=step_key)
+      >>> offline_step = adalfl_jax.make_offline_step(bilevel_step, model.init, inner, draw_batch)
       >>> phi = adalfl_jax.Phi.create(loss.init(jax.random.key(1)), outer)
       >>> keys = jax.random.split(jax.random.key(0), 5)  # S_init
-      >>> phi, metrics = adalfl_jax.initialize_offline(offline_step_from, phi, keys)
+      >>> phi, metrics = adalfl_jax.initialize_offline(offline_step, phi, keys)
       >>> phi = adalfl_jax.Phi.create(phi.params, outer)  # for the online phase, whose eta may be another
       >>> metrics.outer_loss.shape
       (5,)

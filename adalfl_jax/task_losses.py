@@ -95,16 +95,16 @@ def example_cross_entropy(targets: jax.Array, outputs: jax.Array) -> jax.Array:
     if is_labels(targets, outputs):
         losses = optax.softmax_cross_entropy_with_integer_labels(outputs, targets)
         return losses * jnp.where(_has_class(targets, outputs), 1, jnp.nan).astype(losses.dtype)  # and its gradient
-    return optax.softmax_cross_entropy(outputs, _within(targets.astype(outputs.dtype), math.inf))
+    return optax.softmax_cross_entropy(outputs, within(targets.astype(outputs.dtype), math.inf))
 
 
-def _within(targets: jax.Array, most: float) -> jax.Array:
+def within(targets: jax.Array, most: float, hint: str = "") -> jax.Array:
     """Targets from 0 to `most`. Others raise ValueError or, under a trace where they have no value, become nan."""
     if not isinstance(targets, Tracer) and targets.size:
         values = np.asarray(targets)
         if values.min() < 0 or values.max() > most:
             span = "0 or more" if most == math.inf else f"from 0 to {most:g}"
-            raise ValueError(f"targets must be {span}; got some from {values.min()} to {values.max()}")
+            raise ValueError(f"targets must be {span}; got some from {values.min()} to {values.max()}{hint}")
     return jnp.where((targets >= 0) & (targets <= most), targets, jnp.nan)
 
 
@@ -145,7 +145,7 @@ def generalized_cross_entropy(targets: jax.Array, outputs: jax.Array, *, q: floa
     """
     _require("q", q, lambda power: 0 < power <= 1, "a number in (0, 1]")
     _require_classes(outputs)
-    dense = _within(to_dense(targets, outputs), math.inf)
+    dense = within(to_dense(targets, outputs), math.inf)
     # Of the logarithm: p^q and its slope vanish where p does, and 1 - p^q keeps its digits where p is nearly 1.
     values = -jnp.expm1(q * jax.nn.log_softmax(outputs)) / q
     return (dense * values).sum(axis=-1).mean()
@@ -204,7 +204,7 @@ def sigmoid_cross_entropy(targets: jax.Array, outputs: jax.Array) -> jax.Array:
     Targets are labels or, for each output, the probability of 1. A target outside of 0 to 1, as -1 for a class, would
     have a loss without a lower bound: it raises ValueError or, under `jax.jit`, makes the loss nan.
     """
-    return optax.sigmoid_binary_cross_entropy(outputs, _within(to_dense(targets, outputs), 1)).mean()
+    return optax.sigmoid_binary_cross_entropy(outputs, within(to_dense(targets, outputs), 1)).mean()
 
 
 def squared_error(targets: jax.Array, outputs: jax.Array) -> jax.Array:

@@ -43,12 +43,17 @@ def test_the_scan_equals_a_loop_over_fresh_models(num_inner_steps, model):
 
 
 def test_a_batch_may_be_drawn_when_it_is_due():
-    step, phi, batches, _ = make_offline(model="plain")
+    step, phi, batches, (bilevel_step, model, inner) = make_offline(model="plain")
     at_once = jax.jit(adalfl_jax.initialize_offline, static_argnums=0)(step, phi, batches)
-    when_due = adalfl_jax.initialize_offline(
-        lambda phi, key: step(phi, make_batch(key)), phi, jax.random.split(jax.random.key(5), 4)
-    )
+    step = adalfl_jax.make_offline_step(bilevel_step, model.init, inner, draw_batch=make_batch)
+    when_due = adalfl_jax.initialize_offline(step, phi, jax.random.split(jax.random.key(5), 4))
     chex.assert_trees_all_close(when_due, at_once, rtol=1e-6, atol=1e-9)
+
+
+def test_what_is_no_batch_is_told_of():
+    step, phi, *_ = make_offline(model="plain")
+    with pytest.raises(ValueError, match="batch must be an adalfl_jax.BilevelBatch"):
+        adalfl_jax.initialize_offline(step, phi, jax.random.split(jax.random.key(5), 4))
 
 
 def test_every_step_draws_another_theta():

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from adalfl_jax.arguments import is_count, require_flag, require_number
 from adalfl_jax.learned_losses.activations import ACTIVATIONS, smooth_leaky_relu
 from adalfl_jax.registry import require_known
-from adalfl_jax.task_losses import to_dense
+from adalfl_jax.task_losses import to_dense, within
 from adalfl_jax.types import LearnedLoss, PyTree
 
 REDUCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -128,7 +128,8 @@ class LossNetwork:
 
         Args:
           phi_params: from `init`.
-          targets: integer labels `[B]`, or `[B, C]`.
+          targets: integer labels `[B]`, or `[B, C]`, in [0, 1] unless predictions are "raw". Others, as of a
+            regression, are refused or, under `jax.jit` where they cannot be, make the loss nan.
           outputs: of the base model, `[B, C]`; logits of a classification.
           progress: share of training that is done, `[]` in [0, 1]; for `use_progress`.
 
@@ -136,9 +137,12 @@ class LossNetwork:
           A scalar.
 
         Raises:
-          ValueError: targets that do not fit the outputs, phi of another network, no progress where it is used.
+          ValueError: targets that do not fit the outputs or the predictions, phi of another network, no progress where
+            it is used.
         """
         dense = to_dense(targets, outputs)
+        if self.predictions != "raw" and targets.shape == outputs.shape:
+            dense = within(dense, 1.0, '; of a regression a loss network takes predictions="raw"')
         values = self.elementwise(phi_params, dense, PREDICTIONS[self.predictions](outputs), progress=progress)
         return REDUCTIONS[self.reduction](values).mean()
 

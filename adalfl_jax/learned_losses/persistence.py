@@ -34,9 +34,12 @@ FORMAT = "adalfl_jax.learned_loss"
 FORMAT_VERSION = 1
 
 
+@jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True, eq=False)
 class FrozenLoss:
     """A learned loss that no longer learns: a plain callable `(targets, outputs) -> scalar`.
+
+    It is a pytree of its parameters, so it may be an argument of `jax.jit`, and several one of `jax.vmap`.
 
     Attributes:
       loss: the family with its settings.
@@ -53,6 +56,16 @@ class FrozenLoss:
     ) -> jax.Array:
         """M_phi of targets `[B]` or `[B, C]`, outputs `[B, C]` and, for a loss that reads it, progress `[]`."""
         return at_progress(self.loss.apply, progress)(self.params, targets, outputs)
+
+    def tree_flatten(self) -> tuple[tuple[PyTree], tuple[LearnedLoss, str]]:
+        """Parameters, and what is static: JAX compares it, so the metadata are text there."""
+        return (self.params,), (self.loss, json.dumps(dict(self.metadata)))
+
+    @classmethod
+    def tree_unflatten(cls, static: tuple[LearnedLoss, str], children: tuple[PyTree]) -> FrozenLoss:
+        """What `tree_flatten` took apart."""
+        loss, metadata = static
+        return cls(loss, *children, json.loads(metadata))
 
 
 def save_learned_loss(

@@ -1,5 +1,6 @@
 """The loss network: its definition, its numerics at the edges, its errors."""
 
+import contextlib
 import dataclasses
 import itertools
 import statistics
@@ -182,6 +183,19 @@ def test_targets_that_do_not_fit_are_named():
     loss = LossNetwork()
     with pytest.raises(ValueError, match=r"outputs \[B, C\] = \(4, 3\) and targets \(5,\)"):
         loss.apply(loss.init(jax.random.key(0)), jnp.zeros(5, jnp.int32), jnp.zeros((4, 3)))
+
+
+@pytest.mark.parametrize("predictions", PREDICTIONS)
+def test_targets_of_a_regression_are_for_raw_predictions_alone(predictions):
+    loss = LossNetwork(hidden_sizes=(4,), predictions=predictions)
+    phi, outputs = loss.init(jax.random.key(0)), jnp.zeros((2, 1))
+    targets = jnp.array([[0.5], [-1.5]])
+    is_finite = predictions == "raw"
+    assert jnp.isfinite(jax.jit(loss.apply)(phi, targets, outputs)) == is_finite
+    assert jnp.isfinite(jax.jit(loss.apply)(phi, abs(targets) / 2, outputs))
+    refused = pytest.raises(ValueError, match=r'from 0 to 1; got some from -1\.5 to 0\.5; of a regression .*"raw"')
+    with contextlib.nullcontext() if is_finite else refused:
+        loss.apply(phi, targets, outputs)
 
 
 @pytest.mark.parametrize("shape", [(3,), (8, 1), (8, 3), (8,)])

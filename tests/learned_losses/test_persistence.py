@@ -68,6 +68,19 @@ def test_a_loaded_loss_drops_into_grad_jit_and_a_task_step(saved):
     chex.assert_trees_all_close(by_hand, stepped.params, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_frozen_losses_are_arguments_of_jit_and_side_by_side_of_vmap(name):
+    loss, metadata = LOSSES[name], {"dataset": "digits", "scores": [0.1, None]}
+    targets, outputs = jnp.array([0, 1]), jnp.array([[0.2, -0.1], [1.0, 0.0]])
+    several = jax.vmap(lambda key: adalfl_jax.FrozenLoss(loss, loss.init(key), metadata))(
+        jax.random.split(jax.random.key(0), 3)
+    )
+    values = jax.jit(jax.vmap(lambda frozen: frozen(targets, outputs)))(several)
+    one = jax.tree.map(lambda leaf: leaf[1], several)
+    assert (one.loss, one.metadata) == (loss, metadata)
+    np.testing.assert_allclose(values[1], loss.apply(one.params, targets, outputs), rtol=1e-5)
+
+
 def test_a_loaded_loss_is_still_there_after_a_step_that_donates_what_was_learned_further(saved):
     frozen = adalfl_jax.load_learned_loss(saved)
     model, inner, _, theta, _ = make_problem()
