@@ -221,3 +221,41 @@ def test_a_convolution_inside_shard_map_has_the_gradients_of_the_whole_batch():
     divided = jax.shard_map(gradients, mesh=make_mesh(), in_specs=specs, out_specs=(P(AXIS), (P(AXIS), P())))
     arguments = (inputs, cotangents, kernel)
     assert_close(jax.jit(divided)(*arguments), jax.jit(gradients)(*arguments), 1e-5)
+
+
+@pytest.mark.usefixtures("float64")
+def test_several_models_share_a_phi_that_takes_the_mean_of_their_gradients():
+    """By an outer optimiser and `jax.vmap` alone, in training and in the offline phase."""
+    model, inner, loss, _, phi_params = make_problem("batch_norm", "momentum")
+
+    def make_step(outer):
+        step = adalfl_jax.make_bilevel_step(
+            model.apply, loss.apply, adalfl_jax.task_losses.softmax_cross_entropy, inner, outer
+        )
+        return step, adalfl_jax.make_offline_step(step, model.init, inner), adalfl_jax.Phi.create(phi_params, outer)
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    thetas = jax.vmap(lambda key: adalfl_jax.Theta.create(*model.init(key), inner))(keys)
+    batches = jax.vmap(make_batch)(keys)
+    step, offline_step, phi = make_step(optax.sgd(1.0))
+    shared_outer = optax.chain(optax.stateless(lambda gradient, _: jax.lax.pmean(gradient, "models")), OUTER)
+    shared_step, shared_offline_step, shared_phi = make_step(shared_outer)
+
+    def expected(all_phi):
+        gradient = jax.tree.map(lambda old, new: old - new.mean(axis=0), phi_params, all_phi.params)
+        updates, _ = OUTER.update(gradient, OUTER.init(phi_params), phi_params)
+        return optax.apply_updates(phi_params, updates)
+
+    theta, all_phi, _ = jax.jit(jax.vmap(step, in_axes=(0, None, 0)))(thetas, phi, batches)
+    shared_step = jax.vmap(shared_step, in_axes=(0, None, 0), out_axes=(0, None, 0), axis_name="models")
+    together, phi_of_all, metrics = jax.jit(shared_step)(thetas, shared_phi, batches)
+    assert metrics.outer_loss.shape == (3,)
+    assert_close(together, theta, 1e-12)
+    assert_close(phi_of_all.params, expected(all_phi), 1e-9)
+
+    all_phi, _ = jax.jit(jax.vmap(offline_step, in_axes=(None, 0)))(phi, batches)
+    shared_offline_step = jax.vmap(shared_offline_step, in_axes=(None, 0), out_axes=(None, 0), axis_name="models")
+    phi_of_all, _ = adalfl_jax.initialize_offline(
+        shared_offline_step, shared_phi, jax.tree.map(lambda leaf: leaf[None], batches)
+    )
+    assert_close(phi_of_all.params, expected(all_phi), 1e-5)  # models are drawn in single precision

@@ -59,16 +59,21 @@ def test_a_step_that_remembers_is_scanned_as_the_docs_say():
 
 def test_a_loss_of_ones_own_trains_on_seeds_side_by_side_as_the_docs_say():
     names = {}
-    own_loss, _ = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "method.md").read_text(), flags=re.DOTALL)
+    own_loss, shared_loss, _ = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "method.md").read_text(), flags=re.DOTALL
+    )
     exec(own_loss, names)  # noqa: S102, the code is ours
     assert names["metrics"].outer_loss.shape == (4,)
     assert (names["metrics"].outer_loss < 0.5).all()
     assert (names["phi"].params["scale"] != 0).all()
+    exec(shared_loss, names)  # noqa: S102, the code is ours
+    assert names["metrics"].outer_loss.shape == (4,)
+    assert (names["metrics"].outer_loss < 0.5).all()
 
 
 def test_a_loss_is_learned_for_sequences_as_the_docs_say():
     names = {}
-    _, sequences = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "method.md").read_text(), flags=re.DOTALL)
+    *_, sequences = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "method.md").read_text(), flags=re.DOTALL)
     exec(sequences, names)  # noqa: S102, the code is ours
     assert names["metrics"].outer_loss < 0.5
     targets, outputs = jnp.array([[3, 1], [0, -1]]), jax.random.normal(jax.random.key(0), (2, 2, 5))

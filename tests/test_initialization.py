@@ -52,7 +52,7 @@ def test_a_batch_may_be_drawn_when_it_is_due():
 
 def test_what_is_no_batch_is_told_of():
     step, phi, *_ = make_offline(model="plain")
-    with pytest.raises(ValueError, match="batch must be an adalfl_jax.BilevelBatch"):
+    with pytest.raises(ValueError, match=r"batch must be an adalfl_jax\.BilevelBatch"):
         adalfl_jax.initialize_offline(step, phi, jax.random.split(jax.random.key(5), 4))
 
 
