@@ -16,6 +16,7 @@ from adalfl_jax.learned_losses import RescaledLoss as RescaledLoss
 from adalfl_jax.learned_losses import ScaledTaskLoss as ScaledTaskLoss
 from adalfl_jax.learned_losses import WeightNetwork as WeightNetwork
 from adalfl_jax.learned_losses import load_learned_loss as load_learned_loss
+from adalfl_jax.learned_losses import register_learned_loss as register_learned_loss
 from adalfl_jax.learned_losses import save_learned_loss as save_learned_loss
 from adalfl_jax.reweighting import ReweightingMetrics as ReweightingMetrics
 from adalfl_jax.reweighting import make_reweighting_step as make_reweighting_step

@@ -2,7 +2,7 @@
 
 .venv/bin/python -m experiments.predict --workdir=runs/diabetes_mlp --inputs=rows.npz --outputs=predictions.npz
 
-Where the configuration file of the run registers a model, give it too, as --config=FILE.
+Where the configuration file of the run registers a model or a learned loss, give it too, as --config=FILE.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ import adalfl_jax
 from adalfl_jax import data, models
 from adalfl_jax.data.splits import split_indices
 from adalfl_jax.hypergradient import ESTIMATORS, estimator_settings
+from adalfl_jax.learned_losses import FAMILIES
 from adalfl_jax.task_losses import softmax_cross_entropy
 from adalfl_jax.training import TrainConfig, train
 from adalfl_jax.training.setup import make_setup
@@ -57,15 +58,20 @@ def test_a_step_that_remembers_is_scanned_as_the_docs_say():
     assert bool(names["phi"].carry.steps.is_taken.all())
 
 
-def test_a_loss_of_ones_own_trains_on_seeds_side_by_side_as_the_docs_say():
+def test_a_loss_of_ones_own_trains_on_seeds_side_by_side_as_the_docs_say(tmp_path, monkeypatch):
     names = {}
-    own_loss, shared_loss, _ = re.findall(
+    own_loss, own_family, shared_loss, _ = re.findall(
         r"```python\n(.*?)```", (ROOT / "docs" / "method.md").read_text(), flags=re.DOTALL
     )
     exec(own_loss, names)  # noqa: S102, the code is ours
     assert names["metrics"].outer_loss.shape == (4,)
     assert (names["metrics"].outer_loss < 0.5).all()
     assert (names["phi"].params["scale"] != 0).all()
+    monkeypatch.setitem(FAMILIES, "Smoothing", None)  # to be forgotten behind this test
+    exec(own_family, names)  # noqa: S102, the code is ours
+    loss = names["Smoothing"]()
+    adalfl_jax.save_learned_loss(tmp_path / "loss.safetensors", loss, loss.init(jax.random.key(0)))
+    assert adalfl_jax.load_learned_loss(tmp_path / "loss.safetensors").loss == loss
     exec(shared_loss, names)  # noqa: S102, the code is ours
     assert names["metrics"].outer_loss.shape == (4,)
     assert (names["metrics"].outer_loss < 0.5).all()

@@ -5,6 +5,9 @@ from adalfl_jax.learned_losses.activations import smooth_leaky_relu as smooth_le
 from adalfl_jax.learned_losses.arguments import at_progress as at_progress
 from adalfl_jax.learned_losses.arguments import declares as declares
 from adalfl_jax.learned_losses.arguments import require_family as require_family
+from adalfl_jax.learned_losses.families import FAMILIES as FAMILIES
+from adalfl_jax.learned_losses.families import OURS as OURS
+from adalfl_jax.learned_losses.families import register_learned_loss as register_learned_loss
 from adalfl_jax.learned_losses.network import LossNetwork as LossNetwork
 from adalfl_jax.learned_losses.persistence import FrozenLoss as FrozenLoss
 from adalfl_jax.learned_losses.persistence import load_learned_loss as load_learned_loss

@@ -17,19 +17,11 @@ import safetensors
 import safetensors.numpy
 
 from adalfl_jax.learned_losses.arguments import at_progress
-from adalfl_jax.learned_losses.network import LossNetwork
+from adalfl_jax.learned_losses.families import FAMILIES
 from adalfl_jax.learned_losses.rescaled import RescaledLoss
-from adalfl_jax.learned_losses.scaled import ScaledTaskLoss
-from adalfl_jax.learned_losses.weighting import WeightNetwork
 from adalfl_jax.registry import lookup
 from adalfl_jax.types import LearnedLoss, PyTree
 
-FAMILIES: dict[str, type] = {
-    "LossNetwork": LossNetwork,
-    "RescaledLoss": RescaledLoss,
-    "ScaledTaskLoss": ScaledTaskLoss,
-    "WeightNetwork": WeightNetwork,
-}
 FORMAT = "adalfl_jax.learned_loss"
 FORMAT_VERSION = 1
 
@@ -75,14 +67,16 @@ def save_learned_loss(
 
     Args:
       path: the file; its folder must exist.
-      loss: a `LossNetwork`, `ScaledTaskLoss` or `WeightNetwork`, or a `RescaledLoss` of one.
+      loss: a `LossNetwork`, `ScaledTaskLoss` or `WeightNetwork`, one that `register_learned_loss` knows, or a
+        `RescaledLoss` of one of these.
       phi_params: its parameters, as from `loss.init`.
       metadata: a dictionary of what JSON can hold: the run, the data, the score.
 
     Raises:
       FileNotFoundError: no such folder.
       IsADirectoryError: `path` is a folder.
-      ValueError: a loss of another family, parameters that do not fit it or are not finite, metadata JSON cannot hold.
+      ValueError: a loss of another family, parameters that do not fit it or are not finite, settings or metadata that
+        JSON cannot hold.
     """
     described = _describe(loss)
     # safetensors writes memory as it lies, whatever the strides
@@ -92,7 +86,9 @@ def save_learned_loss(
         header = {"version": FORMAT_VERSION, **described, "metadata": dict(metadata or {})}
         text = json.dumps(header, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"metadata must be JSON, a dict of text, finite numbers, lists and dicts: {error}") from error
+        raise ValueError(
+            f"settings of the loss and metadata must be JSON, a dict of text, finite numbers, lists and dicts: {error}"
+        ) from error
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to save {path.name} in; make it first")
@@ -122,12 +118,13 @@ def load_learned_loss(path: str | os.PathLike[str]) -> FrozenLoss:
       FileNotFoundError: no such file.
       IsADirectoryError: a folder.
       PermissionError: it may not be read.
-      ValueError: a damaged file, one that is no learned loss, one of a later version; the text says which.
+      ValueError: a damaged file, one that is no learned loss, one of a later version or of a family that is not
+        registered; the text says which.
 
     Example:
-      >>> import jax, tempfile, pathlib
+      >>> import adalfl_jax, jax, tempfile, pathlib
       >>> path = pathlib.Path(tempfile.mkdtemp()) / "learned_loss.safetensors"
-      >>> loss = LossNetwork(hidden_sizes=(8,))
+      >>> loss = adalfl_jax.LossNetwork(hidden_sizes=(8,))
       >>> save_learned_loss(path, loss, loss.init(jax.random.key(0)), {"dataset": "digits"})
       >>> frozen = load_learned_loss(path)
       >>> jax.grad(frozen, argnums=1)(jax.numpy.array([1]), jax.numpy.zeros((1, 3))).shape
@@ -155,8 +152,9 @@ def load_learned_loss(path: str | os.PathLike[str]) -> FrozenLoss:
 def _describe(loss: LearnedLoss) -> dict[str, Any]:
     family = type(loss).__name__
     if FAMILIES.get(family) is not type(loss):
-        remedy = "; give its `loss` and its `params`" if isinstance(loss, FrozenLoss) else ""
-        raise ValueError(f"only {', '.join(FAMILIES)} can be saved; got {type(loss).__qualname__}{remedy}")
+        is_frozen = isinstance(loss, FrozenLoss)
+        remedy = "give its `loss` and its `params`" if is_frozen else "register yours first (register_learned_loss)"
+        raise ValueError(f"only {', '.join(FAMILIES)} can be saved; got {type(loss).__qualname__}; {remedy}")
     if callable(getattr(loss, "task_loss", None)):
         raise ValueError(
             f"a {family} can be saved with a task loss that has a name, a key of TASK_LOSSES; got a function"
@@ -171,7 +169,7 @@ def _describe(loss: LearnedLoss) -> dict[str, Any]:
 
 def _make_loss(family: str, settings: Mapping[str, Any]) -> LearnedLoss:
     """The loss `_describe` described."""
-    settings = dict(settings)
+    settings = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
     if isinstance(inner := settings.get("loss"), Mapping):
         settings["loss"] = _make_loss(inner["family"], inner["settings"])
     return lookup("family of learned losses", FAMILIES, family)(**settings)
@@ -189,7 +187,10 @@ def _parse_header(path: Path, text: str) -> tuple[LearnedLoss, Mapping[str, Any]
     try:
         return _make_loss(family, settings), metadata
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} does not describe a loss this release knows: {error}") from error
+        raise ValueError(
+            f"{path} does not describe a loss that is known here: {error}. One of your own is registered first "
+            "(register_learned_loss)"
+        ) from error
 
 
 def _check_params(loss: LearnedLoss, arrays: Mapping[str, np.ndarray], what: str) -> None:

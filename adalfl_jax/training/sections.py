@@ -6,7 +6,7 @@ import dataclasses
 
 from adalfl_jax.data import LAST_SEED, STREAMING, Corruption, Spec, is_seed, load_spec
 from adalfl_jax.hypergradient import ESTIMATORS, Estimator, estimator_settings, make_estimator
-from adalfl_jax.learned_losses import LossNetwork, RescaledLoss, ScaledTaskLoss, WeightNetwork
+from adalfl_jax.learned_losses import FAMILIES, OURS, LossNetwork, RescaledLoss, ScaledTaskLoss, WeightNetwork
 from adalfl_jax.models import (
     COMPUTE_DTYPES,
     INITIALIZATIONS,
@@ -22,7 +22,11 @@ from adalfl_jax.training.fields import require
 from adalfl_jax.types import LearnedLoss
 
 SCHEDULES = ("constant", "linear", "cosine")
-LEARNED_LOSS_FAMILIES = ("network", "scaled_task_loss", "weight_network")
+LEARNED_LOSSES: dict[str, type] = {
+    "network": LossNetwork,
+    "scaled_task_loss": ScaledTaskLoss,
+    "weight_network": WeightNetwork,
+}  # beside those that a user registers
 STARTS = ("random", "task_loss", *TASK_LOSSES)  # anything else is the path of losses that were learned before
 OUTER_SPLITS = ("train", "valid")
 
@@ -212,12 +216,14 @@ class LearnedLossConfig:
     ceiling: float
 
     def __post_init__(self) -> None:
-        require_known("family", LEARNED_LOSS_FAMILIES, self.family)
+        require_known("family", learned_loss_families(), self.family)
         self.network()
         require("learned_loss.start", self.start, bool(self.start), f"one of {', '.join(STARTS)}, or a path")
         for switch in ("use_progress", "use_bias"):
-            fits = self.family == "network" or not getattr(self, switch)
-            require(f"learned_loss.{switch}", getattr(self, switch), fits, 'False with any family but "network"')
+            fits = switch in _fields(learned_loss_families()[self.family]) or not getattr(self, switch)
+            require(
+                f"learned_loss.{switch}", getattr(self, switch), fits, f"False: {self.family!r} has no such setting"
+            )
         size = self.weight_hidden_size
         require("learned_loss.weight_hidden_size", size, size >= 1, "a whole number of at least 1")
         require("learned_loss.floor", self.floor, self.floor >= 0, "a number of at least 0")
@@ -226,27 +232,47 @@ class LearnedLossConfig:
 
     def network(self) -> LossNetwork:
         """The loss network these settings describe."""
-        fields = {field.name for field in dataclasses.fields(LossNetwork)}
-        return LossNetwork(**{name: value for name, value in dataclasses.asdict(self).items() if name in fields})
+        return LossNetwork(**{name: getattr(self, name) for name in _fields(LossNetwork)})
 
     def make(self, task_loss: str) -> LearnedLoss:
         """The learned loss these settings describe.
 
         Raises:
           ConfigError: a weight network with the task loss of a regression.
+          ValueError: a setting of a registered family that neither has a default nor is one of these.
         """
         loss = self._make_family(task_loss)
         is_bounded = self.floor or self.ceiling
         return RescaledLoss(loss, task_loss, self.floor, self.ceiling or None) if is_bounded else loss
 
     def _make_family(self, task_loss: str) -> LearnedLoss:
-        if self.family == "network":
-            return self.network()
-        if self.family == "scaled_task_loss":
-            return ScaledTaskLoss(task_loss)
-        fits = task_loss in FOR_LABELS
-        require("learned_loss.family", self.family, fits, f"one without cross-entropy for task loss {task_loss!r}")
-        return WeightNetwork(self.weight_hidden_size)
+        if self.family == "weight_network":
+            fits = task_loss in FOR_LABELS
+            require("learned_loss.family", self.family, fits, f"one without cross-entropy for task loss {task_loss!r}")
+            return WeightNetwork(self.weight_hidden_size)
+        family = learned_loss_families()[self.family]
+        known = {name: getattr(self, name) for name in _fields(LossNetwork)} | {"task_loss": task_loss}
+        if missing := [name for name, has_default in _fields(family).items() if not (has_default or name in known)]:
+            raise ValueError(
+                f"learned loss {self.family!r} needs {', '.join(missing)}, for which config.learned_loss has no field; "
+                "give a default"
+            )
+        return family(**{name: known[name] for name in _fields(family) if name in known})
+
+
+def learned_loss_families() -> dict[str, type]:
+    """The families a configuration may name, those registered among them."""
+    return LEARNED_LOSSES | {name: family for name, family in FAMILIES.items() if name not in OURS}
+
+
+def _fields(family: type) -> dict[str, bool]:
+    """The settings of a family of learned losses, and which have a default."""
+    missing = dataclasses.MISSING
+    return {
+        field.name: not (field.default is missing and field.default_factory is missing)
+        for field in dataclasses.fields(family)
+        if field.init
+    }
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

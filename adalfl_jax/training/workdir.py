@@ -15,6 +15,7 @@ from adalfl_jax.models import MODELS
 from adalfl_jax.training.config import WITHOUT_EFFECT, TrainConfig
 from adalfl_jax.training.fields import differing_keys
 from adalfl_jax.training.files import WorkdirError, find_folder, read_json, reading, write_json, writing
+from adalfl_jax.training.sections import learned_loss_families
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -103,13 +104,16 @@ def read_config(workdir: Path) -> tuple[str, TrainConfig]:
     """
     require_run(workdir)
     settings = read_json(workdir / CONFIG, "command")
-    model = settings.get("model")
-    name = model.get("name") if isinstance(model, dict) else None
-    if isinstance(name, str) and name not in MODELS:
-        raise WorkdirError(
-            f"{workdir} holds a run of the model {name!r}, which is not known here; register it first "
-            "(adalfl_jax.models.register_model), or give --config=FILE, the file that does"
-        )
+    for kind, section, field, known, register in (
+        ("model", "model", "name", MODELS, "adalfl_jax.models.register_model"),
+        ("learned loss", "learned_loss", "family", learned_loss_families(), "adalfl_jax.register_learned_loss"),
+    ):
+        name = settings[section].get(field) if isinstance(settings.get(section), dict) else None
+        if isinstance(name, str) and name not in known:
+            raise WorkdirError(
+                f"{workdir} holds a run of the {kind} {name!r}, which is not known here; register it first "
+                f"({register}), or give --config=FILE, the file that does"
+            )
     with reading(workdir / CONFIG):
         return settings.pop("command"), TrainConfig.from_mapping(settings)
 

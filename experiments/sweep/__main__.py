@@ -111,7 +111,7 @@ def _run(points: list[Point], root: Path) -> None:
 
 
 def _command_of(point: Point) -> list[str]:
-    """Trains a configuration: its file, which may register a dataset or a model, with every field as it is now."""
+    """Trains a configuration: its file, which may register data, a model or a loss, with every field as it is now."""
     values = flatten(point.config.to_dict())
     del values[UNREAD[point.program]]
     fields = [f"--config.{name}={tuple(value) if isinstance(value, list) else value}" for name, value in values.items()]

@@ -16,7 +16,7 @@ from adalfl_jax.models import COMPUTE_DTYPES, INITIALIZATIONS, MODELS
 from adalfl_jax.task_losses import METRICS, TASK_LOSSES
 from adalfl_jax.training import ConfigError, TrainConfig
 from adalfl_jax.training.config import FAULT_POLICIES, METHODS
-from adalfl_jax.training.sections import LEARNED_LOSS_FAMILIES, OUTER_SPLITS, SCHEDULES
+from adalfl_jax.training.sections import LEARNED_LOSSES, OUTER_SPLITS, SCHEDULES
 from adalfl_jax.training.setup import make_inner_optimizer, make_outer_optimizer, make_setup
 from configs import default
 from tests.training.tiny import DIABETES, default_values, tiny_config, with_value
@@ -226,7 +226,7 @@ def test_seeds_beyond_what_a_key_can_hold_are_refused():
         ("inner.schedule", (*SCHEDULES, "milestones")),
         ("outer.schedule", SCHEDULES),
         ("outer.split", OUTER_SPLITS),
-        ("learned_loss.family", LEARNED_LOSS_FAMILIES),
+        ("learned_loss.family", LEARNED_LOSSES),
         ("learned_loss.activation", ACTIVATIONS),
         ("learned_loss.output_activation", ACTIVATIONS),
         ("learned_loss.reduction", REDUCTIONS),
@@ -318,7 +318,7 @@ def test_a_clean_set_that_is_cut_off_a_users_own_examples_is_told(tmp_path):
 
 @pytest.mark.parametrize("family", ["scaled_task_loss", "weight_network"])
 def test_progress_is_for_the_loss_network(family):
-    message = 'learned_loss.use_progress must be False with any family but "network"; got True'
+    message = f"learned_loss.use_progress must be False: '{family}' has no such setting; got True"
     with pytest.raises(ConfigError, match=message):
         tiny_config({"learned_loss.family": family, "learned_loss.use_progress": True})
 
@@ -360,7 +360,7 @@ def test_switches_of_what_is_not_there_are_refused():
     with pytest.raises(ConfigError, match=r"every_steps must be 0 with checkpoint\.keep 0, which keeps none"):
         tiny_config({"checkpoint.every_steps": 5, "checkpoint.keep": 0})
     for switch in ("use_bias", "use_progress"):
-        with pytest.raises(ConfigError, match=rf'learned_loss\.{switch} must be False with any family but "network"'):
+        with pytest.raises(ConfigError, match=rf"learned_loss\.{switch} must be False: 'scaled_task_loss' has no such"):
             tiny_config({f"learned_loss.{switch}": True, "learned_loss.family": "scaled_task_loss"})
 
 

@@ -181,6 +181,10 @@ def test_a_model_is_read_after_the_loss_it_started_from_is_gone(images_run, tmp_
             edit("config.json", model={"name": "mine"}),
             r"model 'mine', which is not known here; register it.* --config=FILE",
         ),
+        (
+            edit("config.json", learned_loss={"family": "Mine"}),
+            r"learned loss 'Mine', which is not known here; register it.* --config=FILE",
+        ),
         (of_another_version, r"config\.nosuch is no field.* \(adalfl_jax 9 wrote it, and this is 0\.1\.0\)"),
         (remove("states/adalfl"), r"states/adalfl cannot be read as a trained state .*not found"),
         (remove("states/adalfl/_METADATA"), r"states/adalfl cannot be read as a trained state"),
@@ -197,6 +201,7 @@ def test_a_model_is_read_after_the_loss_it_started_from_is_gone(images_run, tmp_
         "damaged summary",
         "config",
         "model",
+        "learned loss",
         "version",
         "state",
         "metadata",

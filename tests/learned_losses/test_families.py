@@ -1,0 +1,127 @@
+"""Families of learned losses of a user's own, in files, configurations and runs."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import adalfl_jax
+from adalfl_jax.learned_losses import FAMILIES
+from adalfl_jax.training import WorkdirError, load_model, train
+from tests.training.tiny import tiny_config
+
+
+@pytest.fixture
+def known_here(monkeypatch):
+    """What a test registers under this name is forgotten behind it."""
+    monkeypatch.setitem(FAMILIES, "Smoothing", None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Smoothing:
+    """A learned label smoothing and scale."""
+
+    task_loss: str  # of the run
+    start: float = -2.0
+    hidden_sizes: tuple[int, ...] = (1,)
+
+    def init(self, rng_key):
+        del rng_key
+        return {"share": {"logit": jnp.full((), self.start)}, "log_scale": jnp.zeros(())}
+
+    def apply(self, phi_params, targets, outputs):
+        labels = jax.nn.one_hot(targets, outputs.shape[1])
+        smoothed = optax.smooth_labels(labels, jax.nn.sigmoid(phi_params["share"]["logit"]))
+        task_loss = adalfl_jax.task_losses.find_task_loss(self.task_loss)
+        return jnp.exp(phi_params["log_scale"]) * task_loss(smoothed, outputs)
+
+
+@pytest.mark.usefixtures("known_here")
+def test_a_registered_loss_is_saved_and_loaded(tmp_path):
+    loss = Smoothing("softmax_cross_entropy", -1.0, (3, 2))
+    path, params = tmp_path / "loss.safetensors", loss.init(jax.random.key(0))
+    with pytest.raises(ValueError, match=r"can be saved; got Smoothing; register yours first \(register_learned_loss"):
+        adalfl_jax.save_learned_loss(path, loss, params)
+    assert adalfl_jax.register_learned_loss(Smoothing) is Smoothing
+    adalfl_jax.register_learned_loss(Smoothing)  # again, as a notebook does
+    adalfl_jax.save_learned_loss(path, loss, params)
+    frozen = adalfl_jax.load_learned_loss(path)
+    assert frozen.loss == loss
+    chex.assert_trees_all_equal(frozen.params, params)
+    rescaled = adalfl_jax.RescaledLoss(loss, floor=0.5)
+    adalfl_jax.save_learned_loss(path, rescaled, params)
+    assert adalfl_jax.load_learned_loss(path).loss == rescaled
+    FAMILIES.pop("Smoothing")
+    with pytest.raises(ValueError, match=r"unknown family of learned losses 'Smoothing'.* is registered first"):
+        adalfl_jax.load_learned_loss(path)
+    FAMILIES["Smoothing"] = Smoothing
+
+
+@pytest.mark.usefixtures("known_here", "without_figures")
+def test_a_registered_loss_is_learned_by_a_run_and_read_back(tmp_path):
+    adalfl_jax.register_learned_loss(Smoothing)
+    config = tiny_config({"learned_loss.family": "Smoothing", "learned_loss.start": "task_loss"})
+    assert config.learned_loss.make(config.task_loss) == Smoothing("softmax_cross_entropy", hidden_sizes=(8,))
+    train(config, tmp_path / "run")
+    trained = load_model(tmp_path / "run")
+    assert trained.learned_loss is not None
+    assert trained.learned_loss.loss == config.learned_loss.make(config.task_loss)
+    saved = adalfl_jax.load_learned_loss(tmp_path / "run" / "learned_loss.safetensors")
+    chex.assert_trees_all_equal(saved.params, trained.learned_loss.params)
+    assert saved.params["log_scale"] != 0
+    train(
+        tiny_config({"learned_loss.family": "Smoothing", "learned_loss.start": str(tmp_path / "run")}), tmp_path / "on"
+    )
+    FAMILIES.pop("Smoothing")
+    with pytest.raises(WorkdirError, match=r"run of the learned loss 'Smoothing', which is not known.*--config=FILE"):
+        load_model(tmp_path / "run")
+    FAMILIES["Smoothing"] = Smoothing
+
+
+@pytest.mark.usefixtures("known_here")
+def test_a_setting_that_no_field_gives_needs_a_default_in_a_configuration():
+    @dataclasses.dataclass(frozen=True)
+    class Smoothing:
+        num_heads: int
+
+        def init(self, rng_key): ...
+
+        def apply(self, phi_params, targets, outputs): ...
+
+    adalfl_jax.register_learned_loss(Smoothing)
+    config = tiny_config({"learned_loss.family": "Smoothing"})
+    with pytest.raises(
+        ValueError, match=r"learned loss 'Smoothing' needs num_heads, for which config\.learned_loss has"
+    ):
+        config.learned_loss.make(config.task_loss)
+
+
+def family_of(name="Smoothing", *, frozen=True, **methods):
+    methods = {"init": lambda self, rng_key: {}, "apply": lambda self, phi_params, targets, outputs: 0.0} | methods
+    return dataclasses.make_dataclass(name, [], namespace=methods, frozen=frozen)
+
+
+@pytest.mark.usefixtures("known_here")
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [
+        (adalfl_jax.LossNetwork(), r"must be a frozen dataclass.*got LossNetwork\("),
+        (type("Smoothing", (), {}), "must be a frozen dataclass.*got Smoothing"),
+        (family_of(frozen=False), "must be a frozen dataclass.*got Smoothing"),
+        (family_of("LossNetwork"), "there is a family LossNetwork in this package; give yours another name"),
+        (family_of(init=None), r"Smoothing\.init is called as init\(rng_key\): it has none"),
+        (family_of(apply=lambda self, phi: 0.0), r"apply is called as apply\(phi_params, targets, outputs\): too many"),
+        (
+            family_of(apply=lambda self, phi_params, targets, outputs, *, params: 0.0),
+            r"Smoothing\.apply declares params, and programs measure a loss by the outputs alone",
+        ),
+    ],
+    ids=["an instance", "no dataclass", "not frozen", "ours", "no init", "other arguments", "reads theta"],
+)
+def test_what_cannot_be_registered_is_refused(family, message):
+    with pytest.raises(ValueError, match=message):
+        adalfl_jax.register_learned_loss(family)
+    assert FAMILIES["Smoothing"] is None
