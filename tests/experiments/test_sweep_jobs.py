@@ -6,6 +6,7 @@ import select
 import signal
 import subprocess
 import sys
+import types
 
 import cloudpickle
 import pytest
@@ -85,6 +86,38 @@ def test_an_interrupt_tells_of_jobs_that_a_cluster_goes_on_with(tmp_path, monkey
         jobs.run_jobs(trainings, "slurm", {}, tmp_path, 1)
 
 
+class Ended:
+    """A job that a cluster has ended without a word of its own."""
+
+    def __init__(self, state, is_raised):
+        self.state, self.is_raised = state, is_raised
+        self.paths = types.SimpleNamespace(stderr="its.err")
+
+    def exception(self):
+        error = RuntimeError("it has left no result")
+        if self.is_raised:
+            raise error
+        return error
+
+
+@pytest.mark.parametrize("is_raised", [False, True])
+@pytest.mark.parametrize(
+    ("state", "last"),
+    [
+        *((state, "step 3") for state in ("CANCELLED by 123", "NODE_FAIL", "PREEMPTED", "TIMEOUT")),
+        *((state, "failed: its job broke off; see its.err") for state in ("FAILED", "OUT_OF_MEMORY")),
+    ],
+)
+def test_a_run_that_its_cluster_cut_short_has_not_failed(state, last, is_raised, tmp_path, monkeypatch):
+    job = TrainingJob([], tmp_path / "logs" / "run")
+    job.log.parent.mkdir()
+    job.log.write_text("step 3\n")
+    monkeypatch.setattr(jobs, "_make_executor", lambda *given: None)
+    monkeypatch.setattr(jobs, "_submit", lambda *given: [Ended(state, is_raised)])
+    jobs.run_jobs([job], "slurm", {}, tmp_path, 1)
+    assert jobs.last_line(job.log) == last
+
+
 @pytest.mark.parametrize(
     ("executor", "given", "kept"), [("local", None, "false"), ("local", "1", "1"), ("slurm", None, "")]
 )
@@ -159,6 +192,40 @@ def test_a_signal_lets_local_runs_save_and_end(number, send, tmp_path):
             look(pid, 0)
 
 
+HUNG_UP = """
+import os, signal
+signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGTERM}})
+for _ in range({times}):
+    os.kill(os.getppid(), signal.SIGHUP)
+    if signal.sigtimedwait({{signal.SIGTERM}}, 0.1):
+        print("told to save", flush=True)
+        os._exit(143)
+print("goes on")
+"""
+
+
+@pytest.mark.parametrize(
+    ("executor", "before", "printed"),
+    [
+        ("local", lambda *_: None, "told to save"),
+        ("local", signal.SIG_IGN, "goes on"),  # as nohup has it
+        ("slurm", lambda *_: None, "goes on"),  # which signals trainings itself
+    ],
+    ids=["local", "nohup", "slurm"],
+)
+def test_a_local_run_saves_when_its_terminal_is_closed(executor, before, printed, tmp_path, monkeypatch):
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", executor)
+    times = 50 if printed == "told to save" else 3
+    kept = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM)}
+    signal.signal(signal.SIGHUP, before)
+    try:
+        TrainingJob([sys.executable, "-c", HUNG_UP.format(times=times)], tmp_path / "log")()
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+    assert (tmp_path / "log").read_text() == f"{printed}\n"
+
+
 # A time limit
 
 TRAINING = """
@@ -194,6 +261,19 @@ def test_a_run_whose_time_is_over_saves_and_is_handed_back_to_be_requeued(tmp_pa
     assert (tmp_path / "state").read_text() == "saved"
     again = pickle.loads(pickle.dumps(caught.value.args[0].function))  # noqa: S301, it is ours
     assert (again.command, again.log) == (job.command, job.log)
+
+
+def test_a_run_on_slurm_is_requeued_time_limit_after_time_limit(tmp_path, monkeypatch):
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name, script in (("srun", "exit 0"), ("sbatch", "echo Submitted batch job 7")):
+        (commands / name).write_text(f"#!/bin/sh\n{script}\n")
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+    submitter = jobs._make_executor("slurm", {"timeout_min": 60}, tmp_path / "submitit")
+    (task,) = jobs._submit(submitter, [TrainingJob([], tmp_path / "log")], "slurm")
+    submission = pickle.loads(task.paths.submitted_pickle.read_bytes())  # noqa: S301, it is ours
+    assert submission._timeout_countdown >= 100  # submitit's own is 3
 
 
 @pytest.mark.slow
