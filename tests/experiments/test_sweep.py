@@ -6,6 +6,7 @@ import itertools
 import json
 import sys
 
+import jax
 import numpy as np
 import pytest
 import scipy.stats
@@ -14,15 +15,17 @@ from absl.testing import flagsaver
 from ml_collections.config_flags import get_config_filename
 
 from adalfl_jax import data
+from adalfl_jax.learned_losses import save_learned_loss
 from adalfl_jax.training import ConfigError, TrainConfig, train
 from adalfl_jax.training.files import hold_workdir
+from adalfl_jax.training.start import load_start
 from experiments import launch
 from experiments.page import render_table
 from experiments.sweep import __main__ as program
 from experiments.sweep import jobs
-from experiments.sweep.grid import Point, make_points
+from experiments.sweep.grid import Point, _folder_name, make_points
 from experiments.sweep.table import add_differences, results_table
-from tests.training.tiny import ROOT, SETTINGS, snapshot, with_value
+from tests.training.tiny import ROOT, SETTINGS, snapshot, tiny_config, with_value
 
 # ml_collections loads a configuration in a way that Python means to drop
 pytestmark = [
@@ -98,6 +101,15 @@ def test_runs_of_long_names_have_folders_of_their_own(run, started, tmp_path):
     assert [point.config.model.hidden_sizes[-1] for point in started] == [4, 5]
 
 
+@pytest.mark.parametrize(("letter", "count"), [("a", 190), ("é", 100), ("損", 70)])
+def test_long_names_that_differ_in_what_is_left_out_differ_in_the_digest_at_their_end(letter, count):
+    names = [_folder_name(f"dataset.name={letter * count}{mark}") for mark in ("/", "*")]
+    assert len(set(names)) == 2
+    for name in names:
+        assert 190 < len(name.encode()) <= 200
+        assert name.startswith(f"dataset.name={letter}{letter}")
+
+
 def test_a_run_is_started_with_its_own_configuration(run, started, monkeypatch):
     settings = TINY | {"methods": ("task_loss", "ml3"), "dataset.name": "diabetes", "inner.nesterov": False}
     run("--vary=task_loss=squared_error,huber", "--vary=inner.milestones=(),(3, 4)", settings=settings)
@@ -110,6 +122,46 @@ def test_a_run_is_started_with_its_own_configuration(run, started, monkeypatch):
             assert TrainConfig.from_mapping(launch.CONFIG.value) == point.config
             assert launch.WORKDIR.value == str(point.workdir)
             assert get_config_filename(flags.FLAGS["config"]) == str(ROOT / "configs" / "digits_mlp.py")
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ((), []),
+        (("--compilation_cache=/mine",), ["--compilation_cache=/mine"]),
+        (("--compilation_cache=",), ["--compilation_cache="]),
+    ],
+)
+def test_a_run_is_of_the_program_and_with_the_compiled_programs_that_its_sweep_says(given, kept, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["sweep", "--config=configs/default.py", *given])
+    values = with_value("methods", ("task_loss",))
+    (point,) = make_points({"num_steps": ["4"]}, values, "configs/default.py", "compare", tmp_path)
+    with flagsaver.flagsaver():
+        monkeypatch.setattr(launch, "keep_compiled_programs", lambda folder: None)
+        launch.parse_flags(sys.argv)
+        _, _, module, config, *arguments = program._command_of(point)
+    assert module == "experiments.compare"
+    assert config == f"--config={ROOT / 'configs' / 'default.py'}"  # wherever its process begins
+    assert [argument for argument in arguments if argument.startswith("--compilation_cache")] == kept
+    assert "--config.methods=('task_loss',)" in arguments
+    assert not any(argument.startswith("--config.method=") for argument in arguments)
+
+
+def test_runs_start_from_the_learned_loss_that_was_there_when_the_sweep_was_given(tmp_path):
+    values, path = with_value("learned_loss.start", str(tmp_path / "loss.safetensors")), tmp_path / "loss.safetensors"
+    loss = tiny_config().learned_loss.make("softmax_cross_entropy")
+    values["learned_loss"]["hidden_sizes"] = SETTINGS["learned_loss.hidden_sizes"]
+
+    def points_from(seed):
+        save_learned_loss(path, loss, loss.init(jax.random.key(seed)))
+        return make_points({"inner.momentum": ["0.5", "0.9"]}, values, "configs/default.py", "train", tmp_path)
+
+    first, again, other = (points_from(seed)[0].config for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+    with pytest.raises(ConfigError, match=r"loss\.safetensors holds .* by now, and .* is wanted"):
+        load_start(first)
 
 
 ONE = ["--vary=num_steps=4"]
@@ -243,6 +295,7 @@ def test_a_sweep_runs_what_is_not_finished_and_ends_in_a_table(is_here, run, tmp
     rows = json.loads((root / "sweep.json").read_text())
     summary = json.loads((root / "inner.learning_rate=0.01" / "summary.json").read_text())
     assert rows[0]["test_mean"] == summary["methods"]["ml3"]["test"]["mean"]
+    assert rows[0]["learning_rate"] == 0.01
     assert [[text[:30] for text in row["warnings"]] for row in rows] == [
         ["ml3 learns its loss offline al"],
         ["too long"],
@@ -251,6 +304,7 @@ def test_a_sweep_runs_what_is_not_finished_and_ends_in_a_table(is_here, run, tmp
         table = list(csv.DictReader(file))
     assert [row["inner.learning_rate"] for row in table] == ["0.01", "1e30"]
     assert float(table[0]["valid_mean"]) == rows[0]["valid_mean"]
+    assert table[0]["learning_rate"] == "0.01"
 
 
 ENDS = {
@@ -317,6 +371,27 @@ def test_a_run_that_a_process_works_on_is_left_to_it(run, started, tmp_path):
     assert [point.workdir.name for point in started[1:]] == ["num_steps=4", "num_steps=8"]
 
 
+def test_a_run_that_failed_and_goes_on_elsewhere_has_not_failed(run, started, tmp_path):
+    workdir = tmp_path / "sweep" / "num_steps=4"
+    run("--vary=num_steps=4")
+    log = started[0].log
+    log.parent.mkdir()
+    log.write_text("failed: DivergenceError: it diverged\n")
+    with hold_workdir(workdir):
+        out, ended = run("--vary=num_steps=4", "--nosubmit")
+    assert ended is None
+    assert "| running: failed: " in out
+    assert run("--vary=num_steps=4", "--nosubmit")[1] == "1 of 1 runs failed; the same command starts them again"
+
+
+def test_a_run_that_ends_while_the_table_is_made_is_finished(run, monkeypatch):
+    ended = []
+    monkeypatch.setattr(Point, "is_running", lambda point: not ended.append(point))
+    monkeypatch.setattr(Point, "summary", lambda point: summary_of(point) if point in ended else None)
+    out, _ = run("--vary=num_steps=4", "--nosubmit")
+    assert out.splitlines()[-1].endswith("| finished |")
+
+
 def test_a_grid_that_would_leave_finished_runs_out_of_the_table_is_refused(run, started, tmp_path):
     root = tmp_path / "sweep"
     run("--vary=num_steps=2,4")
@@ -378,13 +453,15 @@ def test_rows_are_compared_with_the_first_that_is_finished_seed_by_seed():
     add_differences([{"state": "running"}])
 
 
-def test_runs_on_other_data_than_the_first_are_marked(run, monkeypatch):
-    def summary_of(point):
-        spread = {"mean": 0.1, "std": None, "per_seed": [0.1]}
-        result = {"learning_rate": 0.1, "test": spread, "valid": spread}
-        data = {2: "before", 4: "before", 8: "after"}[point.config.num_steps]
-        return {"data": data, "metric": "error_rate", "seeds": [0], "methods": {"task_loss": result}}
+def summary_of(point):
+    """Of a finished run, on data that changed before the one of 8 steps."""
+    spread = {"mean": 0.1, "std": None, "per_seed": [0.1]}
+    result = {"learning_rate": 0.1, "test": spread, "valid": spread}
+    data = {2: "before", 4: "before", 8: "after"}[point.config.num_steps]
+    return {"data": data, "metric": "error_rate", "seeds": [0], "methods": {"task_loss": result}}
 
+
+def test_runs_on_other_data_than_the_first_are_marked(run, monkeypatch):
     monkeypatch.setattr(Point, "summary", summary_of)
     out, _ = run("--vary=num_steps=2,4,8", "--nosubmit")
     first, second, third = out.splitlines()[-3:]
