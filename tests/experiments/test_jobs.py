@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 
@@ -124,6 +125,38 @@ def test_a_helper_that_fails_is_told_with_its_log(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match=rf"a helper failed.*{log} says why"), jobs.helpers(["--stduy"], 2, tmp_path):
         pass
     assert log.read_text().startswith("no such program: ['-m', 'experiments.study', '--stduy', ")
+
+
+@pytest.mark.parametrize("ending", ["", "sys.exit(143)", "os.kill(os.getpid(), signal.SIGTERM)"])
+def test_helpers_that_end_when_their_parent_does_have_not_failed(ending, tmp_path, monkeypatch):
+    """Whatever ends it; and a terminal's Ctrl-C, which it would save for twice, does not reach them."""
+    start = subprocess.Popen
+    code = f"import os, signal, sys; sys.stdin.read(); print(os.getpgid(0) == os.getpid(), flush=True); {ending}"
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda command, **settings: start([sys.executable, "-c", code], **settings)
+    )
+    with warnings.catch_warnings(action="error"), pytest.raises(KeyboardInterrupt), jobs.helpers([], 3, tmp_path):
+        raise KeyboardInterrupt
+    assert [(tmp_path / "jobs" / f"{position}.log").read_text() for position in (1, 2)] == ["True\n"] * 2
+
+
+def test_a_helper_is_told_to_save_once_its_input_is_closed_and_not_before(monkeypatch):
+    told, (read, write) = [], os.pipe()
+    before = signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+    try:
+        with os.fdopen(read) as given:
+            monkeypatch.setattr(sys, "stdin", given)
+            jobs.end_with_parent()
+            os.write(write, b"some words")
+            time.sleep(0.1)
+            assert not told
+            os.close(write)
+            deadline = time.monotonic() + 10
+            while not told and time.monotonic() < deadline:
+                time.sleep(0.01)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert told == [signal.SIGTERM]
 
 
 @pytest.mark.slow
