@@ -269,6 +269,22 @@ def test_the_quick_form_of_every_comparison_fits_its_data(name):
         make_setup(make_config(reduced, reduced.arms[0], {}, range(1)))
 
 
+def test_the_quick_form_of_a_comparison_has_fewer_points_and_steps_on_digits():
+    (full,) = (item for item in noisy_labels.comparisons() if item.name == "mnist_mlp_40")
+    reduced = program._reduced(full._replace(arms=(*full.arms, ELSEWHERE)))
+    assert reduced.name == "mnist_mlp_40_quick"
+    assert max(len(arm.grid) for arm in full.arms) > 2
+    assert [arm.grid for arm in reduced.arms[:-1]] == [arm.grid[:2] for arm in full.arms]
+    learned = make_source_config(reduced.arms[-1].source, range(1))
+    for config in (make_config(reduced, reduced.arms[0], {}, range(1)), learned):
+        assert (config.dataset.name, config.num_steps, config.offline.num_steps) == ("digits", 300, 300)
+        assert f"quick form: on {config.dataset.name}, {config.num_steps} steps" in reduced.title
+    (on_diabetes,) = (item for item in clean_labels.comparisons() if item.name == "diabetes_mlp")
+    reduced = program._reduced(on_diabetes)
+    assert make_config(reduced, reduced.arms[0], {}, range(1)).dataset.name == "diabetes"
+    assert "quick form: 300 steps" in reduced.title
+
+
 def test_a_study_repeats_nothing_it_has(numbers, workdir):
     runs.run.cache_clear()  # as another process has it
     before = snapshot(workdir)
@@ -301,6 +317,30 @@ def test_half_of_every_clean_set_is_enough_for_a_batch():
 def test_data_that_ship_are_enough_for_the_comparison_on_clean_labels(name):
     (comparison,) = (item for item in clean_labels.comparisons() if item.name == name)
     program._check(comparison, load_dataset)
+
+
+UNFIT = {
+    "half_a_clean_set": (
+        {"overrides": {**TINY, "outer.split": "valid", "dataset.valid_examples": 60}},
+        r"'valid' of 'digits' has only 30 examples .*split_fraction 0\.5 holds others out",
+    ),
+    "the_last_point": (
+        {"arms": (ARMS[4], Arm("steep", "steep", TASK_LOSS, grid(inner__momentum=(0.5, 0.9, 1.5))))},
+        r"inner\.momentum must be a number",
+    ),
+    "a_source": (
+        {"arms": (ARMS[4], ELSEWHERE._replace(source=Source("default", {**TINY, "batch_size": 5000})))},
+        r"batch_size is 5000, and split 'train' of 'digits' has only 1293 examples",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_what_could_not_be_trained_or_tuned_is_refused_before_anything_is_trained(case):
+    changes, message = UNFIT[case]
+    program._check(COMPARISON, load_dataset)
+    with pytest.raises(ConfigError, match=message):
+        program._check(COMPARISON._replace(**changes), load_dataset)
 
 
 def test_tuning_holds_half_of_a_clean_set_out():
@@ -364,6 +404,21 @@ def test_the_program_writes_numbers_a_picture_and_its_section(tmp_path, program_
     with pytest.raises(SystemExit, match=r"thrift\.json has no numbers to make a page of; run the study first"):
         program.main(["study"])
     assert not path.exists()
+
+
+@pytest.mark.usefixtures("tiny_study")
+def test_a_helper_trains_what_all_do_and_ends_with_its_parent_and_makes_no_tables(
+    tmp_path, program_flags, verbosity, monkeypatch, capsys
+):
+    called = []
+    monkeypatch.setattr(program, "compare_arms", lambda comparison, *_, **settings: called.append(comparison.name))
+    monkeypatch.setattr(program.jobs, "end_with_parent", lambda: called.append("ends with its parent"))
+    monkeypatch.setattr(program.jobs, "take_share", lambda position, num_jobs: called.append((position, num_jobs)))
+    program_flags("--study=thrift", "--jobs=3", "--helper=2")
+    program.main(["study"])
+    assert called == [(2, 3), "ends with its parent", "tiny"]
+    assert not list(tmp_path.iterdir())
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(
