@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from adalfl_jax.analysis import figures
-from tests.analysis.test_report import make_record
+from tests.analysis.test_report import TITLES, make_record
 
 
 def line_of(axes, label):
@@ -27,6 +27,14 @@ def test_learning_curves_are_means_with_a_deviation_to_either_side():
         assert high == pytest.approx((mean + std).max())
         assert low == pytest.approx(np.maximum(mean - std, series.values.min(axis=0)).min())
     assert axes.yaxis.get_major_formatter()(0.25, 0) == "25 %"
+
+
+@pytest.mark.parametrize("methods", [("adalfl", "task_loss"), ("task_loss", "ml3", "adalfl")])
+def test_the_legend_of_learning_curves_has_methods_in_the_order_of_the_run_and_their_colours(methods):
+    record = make_record(methods=methods)
+    (legend,) = figures.learning_curves(record).legends
+    assert [text.get_text() for text in legend.get_texts()] == [TITLES[method] for method in methods]
+    assert [line.get_color() for line in legend.get_lines()] == [figures.COLORS[method] for method in methods]
 
 
 def test_a_band_ends_at_the_lowest_seed():

@@ -102,6 +102,16 @@ def test_noises_of_other_seeds_are_not_averaged(known):
     assert table.notes[-1] == "Left out are problems whose tables are of different seeds: Mine."
 
 
+def test_two_noises_are_too_few_for_an_average(known):
+    del known["mine_20"]
+    assert overview.average_tables(contests_of(known), "All") == ()
+    known["mine_0"]["seeds"] = [7, 8, 9, 10]
+    known |= {f"other_{noise}": known["mine_40"] for noise in NOISES}
+    (table,) = overview.average_tables(contests_of(known), "All")
+    assert {row[0] for row in cells(table)} == {"Other"}
+    assert not any("Left out" in note for note in table.notes)
+
+
 def test_a_rival_is_drawn_at_its_share_and_hollow_where_it_is_level(known):
     figure = overview.contests_figure(contests_of(known), ["a"])
     (axes,) = figure.axes

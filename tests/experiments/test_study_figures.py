@@ -7,7 +7,7 @@ from adalfl_jax.analysis.measures import along_true_class
 from adalfl_jax.task_losses import TASK_LOSSES
 from experiments.study import transfer
 from experiments.study.shapes import HAND_MADE, NUM_CLASSES, PROBABILITIES, shapes_figure
-from experiments.study.tables import curves_figure
+from experiments.study.tables import HIGHLIGHT, curves_figure
 
 
 @pytest.mark.parametrize(("metric", "scale"), [("error_rate", 100), ("mean_squared_error", 1)])
@@ -19,6 +19,22 @@ def test_curves_are_means_at_their_steps_without_the_first(metric, scale):
     for name, curve in curves.items():
         np.testing.assert_array_equal(shown[name].get_xdata(), [10, 20])
         np.testing.assert_allclose(shown[name].get_ydata(), scale * np.mean(curve, axis=0)[1:])
+
+
+def test_the_legend_has_curves_as_they_end_the_highest_first():
+    curves = {
+        "rises": [[0.9, 0.2, 0.3]],
+        "ends_highest": [[0.9, 0.3, 0.5], [0.9, 0.1, 0.3]],
+        "ends_lowest": [[9, 2, 0.1]],
+    }
+    arms = {name: {"title": name, "steps": [0, 10, 20], "curve": curve} for name, curve in curves.items()}
+    arms["diverged"] = {"title": "diverged"}
+    figure = curves_figure({"arms": arms, "metric": "error_rate", "reference": "rises", "title": ""})
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["ends_highest", "rises", "ends_lowest"]
+    colors = {line.get_label(): line.get_color() for line in figure.axes[0].lines}
+    assert [line.get_color() for line in legend.get_lines()] == [colors[text.get_text()] for text in legend.get_texts()]
+    assert colors["rises"] == HIGHLIGHT
 
 
 def test_a_diamond_is_the_mean_of_the_seeds_of_its_loss():
