@@ -1,5 +1,6 @@
 """Loss and architecture in one phi: the meta-gradient of both, and a training of a few steps."""
 
+import dataclasses
 import functools
 import importlib
 import types
@@ -61,6 +62,32 @@ def test_a_training_has_errors_at_each_point_and_the_weights_of_the_activations(
     valid, test, weights = jax.eval_shape(training, jnp.arange(3), 0.1)  # traced, and not compiled
     assert valid.shape == test.shape == (3, 2)
     assert weights.shape == (3, len(program.ACTIVATIONS))
+
+
+def test_inner_and_outer_batches_and_those_of_two_models_are_drawn_apart(monkeypatch):
+    seen = []
+
+    def make_step(*_, **settings):
+        def step(theta, phi, batch):
+            jax.debug.callback(
+                lambda *drawn: seen.append([*map(np.asarray, drawn)]),
+                batch.inner.inputs[:, 0],
+                batch.outer.inputs[:, 0],
+            )
+            return theta, phi, {}
+
+        return step
+
+    monkeypatch.setattr(program, "NUM_POINTS", 2)
+    monkeypatch.setattr(adalfl_jax, "make_bilevel_step", make_step)
+    dataset = data.random_dataset("digits", data.load_spec("digits"), 200)
+    numbered = jnp.broadcast_to(jnp.arange(200.0)[:, None, None, None], dataset.train.inputs.shape)
+    dataset = dataclasses.replace(dataset, train=dataset.train._replace(inputs=numbered))
+    even = jnp.zeros(len(program.ACTIVATIONS))
+    program.make_training(dataset, 4, learns=(), start=even)(jnp.arange(2), 0.1)
+    jax.effects_barrier()
+    num_models, num_steps = 2, 4
+    assert len({frozenset(part.flat) for drawn in seen for part in drawn}) == 2 * num_models * num_steps
 
 
 @pytest.mark.slow
