@@ -3,11 +3,12 @@
 import json
 import shutil
 import signal
+import types
 
 import numpy as np
 import pytest
 
-from adalfl_jax.training import DivergenceError, PreemptionError, WorkdirError, compare, run, train
+from adalfl_jax.training import DivergenceError, PreemptionError, WorkdirError, compare, run, stage, train
 from adalfl_jax.training.files import hold_workdir
 from tests.training.same_run import assert_same_run, read_json
 from tests.training.tiny import DIABETES, snapshot, tiny_config
@@ -117,6 +118,26 @@ def test_a_run_stopped_without_a_word_loses_what_came_after_its_last_checkpoint_
     assert steps == [0, 2, 4, 6, 8, 10]  # all but the last are read back
     train(config, tmp_path / "broken")
     assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
+
+
+@pytest.mark.parametrize("pieces", [(), (1, 1)], ids=["unbroken", "broken"])
+def test_seconds_are_those_of_every_chunk_in_all_processes_and_not_of_the_time_between(pieces, tmp_path, monkeypatch):
+    config = tiny_config({"num_steps": 6, "eval_every": 2, "num_seeds": 1}, method="task_loss")
+    now, measure = [0.0], stage.StageRunner._measure
+
+    def slow_measure(*arguments):
+        now[0] += 10
+        return measure(*arguments)
+
+    def train_later(*arguments):
+        now[0] += 1000
+        return train(*arguments)
+
+    monkeypatch.setattr(stage, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(stage.StageRunner, "_measure", slow_measure)
+    run_in_pieces(train_later, config, tmp_path, pieces, monkeypatch)
+    seconds = read_json(tmp_path / "summary.json")["methods"]["task_loss"]["seconds"]
+    assert seconds == {"training": 40.0, "offline": 0.0}  # at the start, and after each of three chunks
 
 
 def test_checkpoint_settings_may_change_when_a_run_goes_on(tmp_path, monkeypatch):

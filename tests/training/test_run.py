@@ -220,6 +220,14 @@ def test_phi_of_ml3_stays_and_that_of_adalfl_moves(comparison):
     assert largest_change(ends[0].params, ends[1].params) > 1e-4
 
 
+def test_the_seconds_of_the_offline_phase_are_told_beside_those_of_training(comparison):
+    _, _, summary = comparison
+    offline = {method: info["seconds"]["offline"] for method, info in summary["methods"].items()}
+    assert offline["task_loss"] == offline["tuned_task_loss"] == 0
+    assert offline["ml3"] == offline["adalfl"] > 0  # they share it
+    assert all(info["seconds"]["training"] > 0 for info in summary["methods"].values())
+
+
 def test_tuning_keeps_the_rate_with_the_best_validation_metric(comparison):
     _, _, summary = comparison
     info = summary["methods"]["tuned_task_loss"]
