@@ -8,9 +8,10 @@ from rich.console import Console
 from adalfl_jax.training.progress import show_progress
 
 
-def shown(console_options, num_steps, updates):
+def shown(console_options, num_steps, updates, first_step=0):
     stream = io.StringIO()
-    with show_progress("AdaLFL", num_steps, Console(file=stream, **console_options)) as update:
+    console = Console(file=stream, **console_options)
+    with show_progress("AdaLFL", num_steps, console, first_step=first_step) as update:
         for done, words in updates:
             update(done, words)
     return stream.getvalue()
@@ -32,6 +33,22 @@ def test_speed_and_time_left_do_not_count_what_came_before_the_first_line(monkey
         ["10 steps/s", "8 s left"],
         ["10 steps/s", "6 s left"],
     ]
+
+
+def test_speed_does_not_count_the_steps_of_the_processes_before(monkeypatch):
+    clock = iter([0.0, 10.0, 11.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    lines = shown({"force_terminal": False}, 100, [(60, ""), (70, "")], first_step=50).splitlines()
+    assert [line.split("  ")[1:4] for line in lines] == [
+        ["60/100", "1 steps/s", "40 s left"],
+        ["70/100", "10 steps/s", "3 s left"],
+    ]
+
+
+def test_a_bar_begins_where_a_resumed_phase_goes_on():
+    text = shown({"force_terminal": True, "width": 120}, 20, [], first_step=5)
+    assert "5/20" in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+    assert "compiling" in text
 
 
 def test_plain_line_is_not_wrapped_on_a_narrow_console():
