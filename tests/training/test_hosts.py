@@ -1,6 +1,7 @@
 """Runs in several processes that meet over the network of one machine."""
 
 import functools
+import inspect
 import json
 import os
 import re
@@ -195,6 +196,16 @@ def test_no_cluster_makes_a_process_of_its_own_and_half_a_cluster_is_refused(mon
         connect(HostsConfig("auto", 0, -1, 10))
     with pytest.raises(ConfigError, match=r"must be defined\. Set hosts\.num_processes and hosts\.process_id"):
         connect(HostsConfig("127.0.0.1:8499", 0, -1, 10))
+
+
+def test_the_timeout_is_that_of_silence_and_not_of_processes_that_are_yet_to_come(monkeypatch, capsys):
+    given, bind = {}, inspect.signature(jax.distributed.initialize).bind
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: given.update(bind(**options).arguments))
+    connect(HostsConfig("127.0.0.1:8499", 2, 1, 10))
+    assert given["heartbeat_timeout_seconds"] == given["shutdown_timeout_seconds"] == 10
+    assert given["initialization_timeout"] >= 60
+    assert (given["coordinator_address"], given["num_processes"], given["process_id"]) == ("127.0.0.1:8499", 2, 1)
+    assert "where one is silent for 10 seconds the others end" in capsys.readouterr().err
 
 
 def test_arrays_go_to_the_other_processes_in_pieces(monkeypatch):
