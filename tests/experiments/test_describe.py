@@ -179,6 +179,22 @@ def test_data_that_are_streamed_are_no_arguments():
     assert describe.measure(setup, spec, "task_loss")["arguments"] < spec.num_bytes / 20  # some batches, and the state
 
 
+@pytest.mark.parametrize("how", ["never", "always"])
+def test_memory_has_the_block_that_waits_and_no_array_twice(how, monkeypatch):
+    """XLA counts a block at work among the arguments, and a new state that takes the place of the old one as both."""
+    sizes = {"argument_size_in_bytes": 1000, "temp_size_in_bytes": 200, "output_size_in_bytes": 300}
+    analysis = types.SimpleNamespace(**sizes, alias_size_in_bytes=50)
+    compiled = types.SimpleNamespace(memory_analysis=lambda: analysis)
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda lowered: compiled)
+    changes = {"num_seeds": 3, "num_steps": 12, "eval_every": 6, "dataset.streaming": how}
+    figures = measured("mnist_mlp", "task_loss", changes)
+    step = 2 * 3 * BATCH_SIZE * (28 * 28 + 4)  # inner and outer batches of all seeds
+    assert figures["arguments"] == 1000 + (6 * step if how == "always" else 0)
+    assert (figures["temporary"], figures["output"]) == (200, 300 - 50)
+    monkeypatch.setattr(streaming, "BLOCK_BYTES", 2 * step)
+    assert measured("mnist_mlp", "task_loss", changes)["arguments"] == 1000 + (2 * step if how == "always" else 0)
+
+
 @pytest.mark.parametrize(("how", "excess"), [("auto", 0), ("auto", 1), ("always", 0), ("never", 1)])
 def test_data_are_said_to_be_streamed_when_they_are(how, excess, tmp_path, monkeypatch, run, no_measure):
     name = write_images(tmp_path)
