@@ -51,6 +51,14 @@ def test_a_run_that_fails_tells_why(code, told, tmp_path):
     assert (tmp_path / "log").read_text().endswith(f"\nfailed: {told}\n")
 
 
+@pytest.mark.parametrize("ending", ["sys.exit(128 + {})", "os.kill(os.getpid(), {})"], ids=["told", "killed"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_a_signal_ended_has_not_failed_and_goes_on(number, ending, tmp_path):
+    code = f"import os, signal, sys; signal.signal({number:d}, signal.SIG_DFL); {ending.format(int(number))}"
+    TrainingJob([sys.executable, "-c", code], tmp_path / "log")()
+    assert (tmp_path / "log").read_text() == ""
+
+
 def test_a_job_needs_neither_jax_nor_this_library_to_start(tmp_path):
     jobs._make_executor("debug", {}, tmp_path)
     content = cloudpickle.dumps(TrainingJob([sys.executable, "-c", "print('trains')"], tmp_path / "log"))
