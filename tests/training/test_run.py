@@ -11,7 +11,7 @@ import scipy.stats
 from tbparse import SummaryReader
 
 import adalfl_jax
-from adalfl_jax.training import ConfigError, WorkdirError, compare, run, train
+from adalfl_jax.training import ConfigError, DivergenceError, WorkdirError, compare, run, train
 from adalfl_jax.training.checkpoint import load_state, save_state
 from adalfl_jax.training.phases import init_phi, init_theta, make_seed_keys
 from adalfl_jax.training.results import MethodResult
@@ -252,6 +252,26 @@ def test_tuning_holds_the_best_result_so_far_alone():
     result = run._Run._tuned_task_loss(stand_in)
     assert (result.learning_rate, result.seconds) == (3.0, 6.0)  # the first of equals
     assert result.tuning == {"5.0": 3.0, "3.0": 1.0, "1.0": 1.0, "4.0": 2.0, "6.0": 4.0, "7.0": 5.0}
+
+
+def test_the_seconds_of_a_search_are_those_of_all_its_rates(monkeypatch):
+    now = [0.0]
+
+    def training(method, phi, rate, observe):
+        now[0] += 10 * rate
+        if rate == 2.0:
+            raise DivergenceError(method, "training", "inner_loss", 1, 0, RunState(None, None), 0, "")
+        valid = np.array([rate])
+        return MethodResult(method, rate, RunState(None, None), valid, valid, 10 * rate, [], [], None)
+
+    monkeypatch.setattr(run, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    config = tiny_config({"tuning.learning_rates": (1.0, 2.0, 3.0)})
+    stand_in = types.SimpleNamespace(
+        setup=types.SimpleNamespace(config=config), _training=training, _writer=lambda method: None
+    )
+    result = run._Run._tuned_task_loss(stand_in)
+    assert result.seconds == 10 + 20 + 30  # one diverged
+    assert result.tuning == {"1.0": 1.0, "2.0": None, "3.0": 3.0}
 
 
 @pytest.mark.usefixtures("without_figures")
