@@ -157,9 +157,12 @@ def test_a_users_own_arrays_are_loaded_as_the_docs_say(tmp_path, monkeypatch):
     chex.assert_trees_all_equal(of_module, [names["params"], names["model_state"]])
 
 
-def test_noisy_labels_and_a_clean_set_are_read_as_the_docs_say(tmp_path, monkeypatch):
+def test_noisy_labels_and_a_clean_set_train_a_model_as_the_docs_say(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    exec(python_block(ROOT / "docs" / "noisy_labels.md"), {})  # noqa: S102, the code is ours
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "noisy_labels.md").read_text(), flags=re.DOTALL):
+        exec(block, {})  # noqa: S102, the code is ours
+    error = float(re.fullmatch(r"test error (.*)%\n", capsys.readouterr().out)[1])
+    assert error == pytest.approx(7, abs=1.5)
     dataset = data.load("noisy.npz")
     assert [len(split.inputs) for split in (dataset.train, dataset.valid, dataset.test)] == [1200, 200, 397]
 
