@@ -20,6 +20,8 @@ from jax.core import Tracer
 from adalfl_jax.registry import lookup
 from adalfl_jax.types import LossFn
 
+ROUNDING = 0.01  # of targets between 0 and 1, in bfloat16
+
 
 def is_labels(targets: jax.Array, outputs: jax.Array) -> bool:
     """Whether targets are integer labels `[B]` (True) or shaped like the outputs, `[B, C]` (False).
@@ -99,13 +101,16 @@ def example_cross_entropy(targets: jax.Array, outputs: jax.Array) -> jax.Array:
 
 
 def within(targets: jax.Array, most: float, hint: str = "") -> jax.Array:
-    """Targets from 0 to `most`. Others raise ValueError or, under a trace where they have no value, become nan."""
+    """Targets from 0 to `most`, as far as rounding lets them be, as where two are mixed.
+
+    Others raise ValueError or, under a trace where they have no value, become nan.
+    """
     if not isinstance(targets, Tracer) and targets.size:
         values = np.asarray(targets)
-        if values.min() < 0 or values.max() > most:
+        if values.min() < -ROUNDING or values.max() > most + ROUNDING:
             span = "0 or more" if most == math.inf else f"from 0 to {most:g}"
             raise ValueError(f"targets must be {span}; got some from {values.min()} to {values.max()}{hint}")
-    return jnp.where((targets >= 0) & (targets <= most), targets, jnp.nan)
+    return jnp.where((targets >= -ROUNDING) & (targets <= most + ROUNDING), targets, jnp.nan)
 
 
 def bits_per_character(targets: jax.Array, outputs: jax.Array) -> jax.Array:

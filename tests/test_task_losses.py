@@ -263,6 +263,15 @@ def test_a_sigmoid_takes_no_target_that_is_no_probability(target):
     assert jnp.isnan(jax.jit(task_losses.sigmoid_cross_entropy)(targets, LOGITS))
 
 
+@pytest.mark.parametrize("name", ["softmax_cross_entropy", "sigmoid_cross_entropy", *ROBUST])
+@pytest.mark.parametrize("rounding", [2**-7, -1e-7])
+def test_targets_may_be_outside_by_rounding(name, rounding):
+    targets = jnp.array(ONE_HOT) + rounding
+    loss = TASK_LOSSES[name](targets, LOGITS)
+    assert jnp.isfinite(loss)
+    np.testing.assert_allclose(jax.jit(TASK_LOSSES[name])(targets, LOGITS), loss, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["softmax_cross_entropy", *ROBUST])
 def test_a_softmax_takes_no_target_of_a_regression(name):
     targets = jnp.array(ONE_HOT).at[1, 0].set(-2.0)
