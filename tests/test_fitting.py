@@ -60,7 +60,7 @@ def per_example(targets, outputs):
         ({"task_loss_fn": lambda targets, outputs: jnp.sqrt(outputs).mean()}, "^task_loss_fn has no finite gradient"),
         (
             {"is_classification": False},
-            r"a loss does not take .*is_classification .*: targets must be 0 or more; got some from -",
+            r"a loss does not take .*is_classification .*: targets must be from 0 to 1; got some from -",
         ),
         ({"rng_key": 0}, r"^rng_key must be one key, as jax\.random\.key\(0\) makes; got 0$"),
     ],
