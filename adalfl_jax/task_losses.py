@@ -20,7 +20,7 @@ from jax.core import Tracer
 from adalfl_jax.registry import lookup
 from adalfl_jax.types import LossFn
 
-ROUNDING = 0.01  # of targets between 0 and 1, in bfloat16
+ROUNDING = 0.01  # that is let through, more than that of bfloat16 at 1
 
 
 def is_labels(targets: jax.Array, outputs: jax.Array) -> bool:
@@ -101,7 +101,7 @@ def example_cross_entropy(targets: jax.Array, outputs: jax.Array) -> jax.Array:
 
 
 def within(targets: jax.Array, most: float, hint: str = "") -> jax.Array:
-    """Targets from 0 to `most`, as far as rounding lets them be, as where two are mixed.
+    """Targets from 0 to `most`; what is outside by rounding, as where two were mixed, is put on the bound.
 
     Others raise ValueError or, under a trace where they have no value, become nan.
     """
@@ -110,7 +110,8 @@ def within(targets: jax.Array, most: float, hint: str = "") -> jax.Array:
         if values.min() < -ROUNDING or values.max() > most + ROUNDING:
             span = "0 or more" if most == math.inf else f"from 0 to {most:g}"
             raise ValueError(f"targets must be {span}; got some from {values.min()} to {values.max()}{hint}")
-    return jnp.where((targets >= -ROUNDING) & (targets <= most + ROUNDING), targets, jnp.nan)
+    is_target = (targets >= -ROUNDING) & (targets <= most + ROUNDING)
+    return jnp.where(is_target, jnp.clip(targets, 0, most), jnp.nan)
 
 
 def bits_per_character(targets: jax.Array, outputs: jax.Array) -> jax.Array:
@@ -207,7 +208,7 @@ def sigmoid_cross_entropy(targets: jax.Array, outputs: jax.Array) -> jax.Array:
     """Binary cross-entropy, in nats, of each of C independent logits, mean over batch and outputs.
 
     Targets are labels or, for each output, the probability of 1. A target outside of 0 to 1, as -1 for a class, would
-    have a loss without a lower bound: it raises ValueError or, under `jax.jit`, makes the loss nan.
+    have a loss without a lower bound: if not by rounding, it raises ValueError or, under `jax.jit`, makes the loss nan.
     """
     return optax.sigmoid_binary_cross_entropy(outputs, within(to_dense(targets, outputs), 1)).mean()
 

@@ -152,9 +152,9 @@ def get_config() -> ConfigDict:
 
     # M_phi.
     config.learned_loss = ConfigDict()
-    # "network" (the paper's; all fields below but the last four are its), "scaled_task_loss" (a learned learning rate)
-    # or "weight_network" (Meta-Weight-Net: cross-entropy with a learned weight for each example), or a class of
-    # `adalfl_jax.register_learned_loss`, which gets those of the network's fields that it has, and `task_loss`.
+    # "network" (the paper's; all fields below but the last four are its), "scaled_task_loss" (a learned learning rate),
+    # "weight_network" (Meta-Weight-Net: cross-entropy with a learned weight for each example), or the name of a class
+    # of `adalfl_jax.register_learned_loss`, which gets the fields of the network that it names, and `task_loss`.
     config.learned_loss.family = "network"
     # Units of each hidden layer.
     config.learned_loss.hidden_sizes = (40, 40)

@@ -6,11 +6,13 @@ from adalfl_jax.learned_losses.arguments import at_progress as at_progress
 from adalfl_jax.learned_losses.arguments import declares as declares
 from adalfl_jax.learned_losses.arguments import require_family as require_family
 from adalfl_jax.learned_losses.families import FAMILIES as FAMILIES
+from adalfl_jax.learned_losses.families import NAMES as NAMES
 from adalfl_jax.learned_losses.families import OURS as OURS
 from adalfl_jax.learned_losses.families import register_learned_loss as register_learned_loss
 from adalfl_jax.learned_losses.network import LossNetwork as LossNetwork
 from adalfl_jax.learned_losses.persistence import FrozenLoss as FrozenLoss
 from adalfl_jax.learned_losses.persistence import load_learned_loss as load_learned_loss
+from adalfl_jax.learned_losses.persistence import require_savable as require_savable
 from adalfl_jax.learned_losses.persistence import save_learned_loss as save_learned_loss
 from adalfl_jax.learned_losses.rescaled import RescaledLoss as RescaledLoss
 from adalfl_jax.learned_losses.scaled import ScaledTaskLoss as ScaledTaskLoss

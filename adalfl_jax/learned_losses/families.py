@@ -17,20 +17,26 @@ Family = TypeVar("Family", bound=type[Any])
 FAMILIES: dict[str, type] = {
     family.__name__: family for family in (LossNetwork, RescaledLoss, ScaledTaskLoss, WeightNetwork)
 }  # `register_learned_loss` adds to them
-OURS = frozenset(FAMILIES)  # names that are taken
+NAMES: dict[str, type] = {
+    "network": LossNetwork,
+    "scaled_task_loss": ScaledTaskLoss,
+    "weight_network": WeightNetwork,
+}  # by which configurations know ours
+OURS = frozenset((*FAMILIES, *NAMES))  # names that are taken
 
 
 def register_learned_loss(family: Family) -> Family:
     """Makes a family of learned losses known by its name to files and to configurations, as a decorator of its class.
 
     A file of configuration, or a module that it imports, is a good place for it. `config.learned_loss.family` names the
-    class then, and a field of the class that is called as one of `config.learned_loss`, or `task_loss`, gets its value;
-    others need a default. `save_learned_loss` keeps the fields as JSON.
+    class then. A field of the class that is called as a setting of `LossNetwork`, as `hidden_sizes` and `gamma` are,
+    gets the value that the configuration has for it, and `task_loss` the name of the task loss; others need a default.
+    `save_learned_loss` keeps the fields as JSON.
 
     Args:
       family: a frozen dataclass with `init(rng_key)`, which draws phi, a pytree of floats in nested dictionaries, and
-        `apply(phi_params, targets, outputs)`, M_phi, which may have an argument `progress=None` but none
-        that is called `params`. One of the same name that was registered before is replaced.
+        `apply(phi_params, targets, outputs)`, M_phi, which may have an argument `progress=None` but none that is
+        called `params`. One of the same name that was registered before is replaced.
 
     Returns:
       The class as it is.

@@ -31,7 +31,8 @@ FORMAT_VERSION = 1
 class FrozenLoss:
     """A learned loss that no longer learns: a plain callable `(targets, outputs) -> scalar`.
 
-    It is a pytree of its parameters, so it may be an argument of `jax.jit`, and several one of `jax.vmap`.
+    It is a pytree of its parameters, so it may be an argument of `jax.jit`, and several, stacked by `jax.tree.map`, one
+    of `jax.vmap`; these have the metadata of the first.
 
     Attributes:
       loss: the family with its settings.
@@ -49,15 +50,22 @@ class FrozenLoss:
         """M_phi of targets `[B]` or `[B, C]`, outputs `[B, C]` and, for a loss that reads it, progress `[]`."""
         return at_progress(self.loss.apply, progress)(self.params, targets, outputs)
 
-    def tree_flatten(self) -> tuple[tuple[PyTree], tuple[LearnedLoss, str]]:
-        """Parameters, and what is static: JAX compares it, so the metadata are text there."""
-        return (self.params,), (self.loss, json.dumps(dict(self.metadata)))
+    def tree_flatten(self) -> tuple[tuple[PyTree], tuple[LearnedLoss, _Metadata]]:
+        """Parameters, and what is static."""
+        return (self.params,), (self.loss, _Metadata(self.metadata))
 
     @classmethod
-    def tree_unflatten(cls, static: tuple[LearnedLoss, str], children: tuple[PyTree]) -> FrozenLoss:
+    def tree_unflatten(cls, static: tuple[LearnedLoss, _Metadata], children: tuple[PyTree]) -> FrozenLoss:
         """What `tree_flatten` took apart."""
         loss, metadata = static
-        return cls(loss, *children, json.loads(metadata))
+        return cls(loss, *children, metadata.values)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Metadata:
+    """What JAX need not compare: losses may be stacked and are compiled once, whatever was saved with them."""
+
+    values: Mapping[str, Any] = dataclasses.field(compare=False)
 
 
 def save_learned_loss(
@@ -78,7 +86,7 @@ def save_learned_loss(
       ValueError: a loss of another family, parameters that do not fit it or are not finite, settings or metadata that
         JSON cannot hold.
     """
-    described = _describe(loss)
+    described = require_savable(loss)
     # safetensors writes memory as it lies, whatever the strides
     arrays = {name: np.asarray(value, order="C") for name, value in _flatten(phi_params).items()}
     _check_params(loss, arrays, f"cannot save {described['family']}")
@@ -86,9 +94,7 @@ def save_learned_loss(
         header = {"version": FORMAT_VERSION, **described, "metadata": dict(metadata or {})}
         text = json.dumps(header, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"settings of the loss and metadata must be JSON, a dict of text, finite numbers, lists and dicts: {error}"
-        ) from error
+        raise ValueError(f"metadata must be JSON, a dict of text, finite numbers, lists and dicts: {error}") from error
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to save {path.name} in; make it first")
@@ -149,17 +155,47 @@ def load_learned_loss(path: str | os.PathLike[str]) -> FrozenLoss:
     return FrozenLoss(loss, _unflatten(arrays), metadata)
 
 
+def require_savable(loss: LearnedLoss) -> dict[str, Any]:
+    """Family and settings of a loss, as a file holds them.
+
+    Raises:
+      ValueError: a loss of an unknown family, or settings or parameters that a file would not give back as they are.
+    """
+    described = _describe(loss)
+    try:
+        is_kept = _make_loss(**json.loads(json.dumps(described, allow_nan=False))) == loss
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{loss} cannot be saved: its settings must be JSON, and make it anew: {error}") from error
+    if not is_kept:
+        raise ValueError(
+            f"{loss} cannot be saved: made of its settings as JSON it is another loss; let them be text, finite "
+            "numbers and tuples of such"
+        )
+    params = jax.eval_shape(loss.init, jax.random.key(0))
+    if jax.tree.structure(_unflatten(_flatten(params))) != jax.tree.structure(params):
+        raise ValueError(
+            f"{loss} cannot be saved: its parameters must be dictionaries, nested or not, with names that have no dot; "
+            f"got {jax.tree.map(jnp.shape, params)}"
+        )
+    return described
+
+
 def _describe(loss: LearnedLoss) -> dict[str, Any]:
     family = type(loss).__name__
     if FAMILIES.get(family) is not type(loss):
-        is_frozen = isinstance(loss, FrozenLoss)
-        remedy = "give its `loss` and its `params`" if is_frozen else "register yours first (register_learned_loss)"
+        remedy = "register yours first (register_learned_loss)"
+        if isinstance(loss, FrozenLoss):
+            remedy = "give its `loss` and its `params`"
+        elif family in FAMILIES:
+            remedy = "its class was registered again since; make the loss anew"
         raise ValueError(f"only {', '.join(FAMILIES)} can be saved; got {type(loss).__qualname__}; {remedy}")
     if callable(getattr(loss, "task_loss", None)):
         raise ValueError(
             f"a {family} can be saved with a task loss that has a name, a key of TASK_LOSSES; got a function"
         )
+    made_of = {field.name for field in dataclasses.fields(loss) if field.init}  # pyright: ignore[reportArgumentType]
     settings = dataclasses.asdict(loss)  # pyright: ignore[reportArgumentType]
+    settings = {name: value for name, value in settings.items() if name in made_of}
     settings = {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
     return {
         "family": family,
@@ -169,10 +205,18 @@ def _describe(loss: LearnedLoss) -> dict[str, Any]:
 
 def _make_loss(family: str, settings: Mapping[str, Any]) -> LearnedLoss:
     """The loss `_describe` described."""
-    settings = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+    settings = {name: _with_tuples(value) for name, value in settings.items()}
     if isinstance(inner := settings.get("loss"), Mapping):
         settings["loss"] = _make_loss(inner["family"], inner["settings"])
-    return lookup("family of learned losses", FAMILIES, family)(**settings)
+    try:
+        made_by = lookup("family of learned losses", FAMILIES, family)
+    except ValueError as error:
+        raise ValueError(f"{error}. Register one of your own first (register_learned_loss)") from None
+    return made_by(**settings)
+
+
+def _with_tuples(value: Any) -> Any:
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 def _parse_header(path: Path, text: str) -> tuple[LearnedLoss, Mapping[str, Any]]:
@@ -187,10 +231,7 @@ def _parse_header(path: Path, text: str) -> tuple[LearnedLoss, Mapping[str, Any]
     try:
         return _make_loss(family, settings), metadata
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} does not describe a loss that is known here: {error}. One of your own is registered first "
-            "(register_learned_loss)"
-        ) from error
+        raise ValueError(f"{path} does not describe a loss that is known here: {error}") from error
 
 
 def _check_params(loss: LearnedLoss, arrays: Mapping[str, np.ndarray], what: str) -> None:

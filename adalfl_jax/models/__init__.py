@@ -144,7 +144,8 @@ def register_model(name: str, module: Callable[..., Any]) -> None:
             f"model {name!r} must name each of its options; it takes {', '.join(map(str, parameters.values()))}"
         )
     options = [option for option in parameters if option not in _ALWAYS]
-    if taken := [option for option in options if option in inspect.signature(make_model).parameters]:
+    ours = inspect.signature(make_model).parameters.keys() - {"options"}
+    if taken := [option for option in options if option in ours]:
         raise ValueError(f"model {name!r} cannot have the option {taken[0]}, which `make_model` sees to for all models")
     target = module.__init__ if isinstance(module, type) else module
     given = ["self"] * isinstance(module, type) + ["input_shape", "num_outputs"]

@@ -79,7 +79,7 @@ def _network_of(setup: Setup) -> LossNetwork | None:
     """The loss network of the learned loss, where it is made of one; a scale is no part of a shape."""
     loss = setup.learned_loss
     network = loss.loss if isinstance(loss, RescaledLoss) else loss
-    return network if isinstance(network, LossNetwork) else None
+    return network if type(network) is LossNetwork else None
 
 
 def _measure(

@@ -163,8 +163,8 @@ def _warn_of_a_random_loss(config: TrainConfig, methods: tuple[str, ...]) -> Non
     is_random = config.offline.num_steps == 0 and loss.start == "random" and loss.family != "scaled_task_loss"
     if "ml3" in methods and is_random and is_first():
         warnings.warn(
-            "ml3 learns its loss offline alone, and config.offline.num_steps is 0, so it trains on a random one; set "
-            "that, or config.learned_loss.start",
+            "ml3 learns its loss offline alone and config.offline.num_steps is 0, so it trains on one as it was drawn; "
+            "set that, or config.learned_loss.start",
             stacklevel=2,
         )
 

@@ -6,7 +6,7 @@ import dataclasses
 
 from adalfl_jax.data import LAST_SEED, STREAMING, Corruption, Spec, is_seed, load_spec
 from adalfl_jax.hypergradient import ESTIMATORS, Estimator, estimator_settings, make_estimator
-from adalfl_jax.learned_losses import FAMILIES, OURS, LossNetwork, RescaledLoss, ScaledTaskLoss, WeightNetwork
+from adalfl_jax.learned_losses import FAMILIES, NAMES, OURS, LossNetwork, RescaledLoss, WeightNetwork, require_savable
 from adalfl_jax.models import (
     COMPUTE_DTYPES,
     INITIALIZATIONS,
@@ -22,11 +22,6 @@ from adalfl_jax.training.fields import require
 from adalfl_jax.types import LearnedLoss
 
 SCHEDULES = ("constant", "linear", "cosine")
-LEARNED_LOSSES: dict[str, type] = {
-    "network": LossNetwork,
-    "scaled_task_loss": ScaledTaskLoss,
-    "weight_network": WeightNetwork,
-}  # beside those that a user registers
 STARTS = ("random", "task_loss", *TASK_LOSSES)  # anything else is the path of losses that were learned before
 OUTER_SPLITS = ("train", "valid")
 
@@ -239,7 +234,8 @@ class LearnedLossConfig:
 
         Raises:
           ConfigError: a weight network with the task loss of a regression.
-          ValueError: a setting of a registered family that neither has a default nor is one of these.
+          ValueError: a registered family with a setting that neither has a default nor is one of the loss network, or
+            one that cannot be saved.
         """
         loss = self._make_family(task_loss)
         is_bounded = self.floor or self.ceiling
@@ -254,15 +250,17 @@ class LearnedLossConfig:
         known = {name: getattr(self, name) for name in _fields(LossNetwork)} | {"task_loss": task_loss}
         if missing := [name for name, has_default in _fields(family).items() if not (has_default or name in known)]:
             raise ValueError(
-                f"learned loss {self.family!r} needs {', '.join(missing)}, for which config.learned_loss has no field; "
-                "give a default"
+                f"learned loss {self.family!r} needs {', '.join(missing)}, which is no setting of the loss network; "
+                "give it a default"
             )
-        return family(**{name: known[name] for name in _fields(family) if name in known})
+        loss = family(**{name: known[name] for name in _fields(family) if name in known})
+        require_savable(loss)  # now, not once a run is over
+        return loss
 
 
 def learned_loss_families() -> dict[str, type]:
     """The families a configuration may name, those registered among them."""
-    return LEARNED_LOSSES | {name: family for name, family in FAMILIES.items() if name not in OURS}
+    return NAMES | {name: family for name, family in FAMILIES.items() if name not in OURS}
 
 
 def _fields(family: type) -> dict[str, bool]:

@@ -253,6 +253,7 @@ def _check_losses(setup: Setup) -> None:
     except ValueError as error:
         config = setup.config
         raise ValueError(
-            f"task loss {config.task_loss!r} or metric {config.metric!r} does not fit dataset {setup.dataset.name!r}: "
+            f"task loss {config.task_loss!r}, metric {config.metric!r} or learned loss {config.learned_loss.family!r} "
+            f"does not fit dataset {setup.dataset.name!r}: "
             f"{error}"
         ) from error

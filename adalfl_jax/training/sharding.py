@@ -140,7 +140,7 @@ def on_parts(mesh: Mesh | None, learned_loss: LearnedLoss) -> LearnedLossFn:
     Then the gradient to phi is added up over devices once, at its end. Else XLA for CPUs adds up what each use of phi
     makes of it: the second derivatives use phi twice.
     """
-    if mesh is None or mesh.shape[DATA] == 1 or not isinstance(learned_loss, _MEANS):
+    if mesh is None or mesh.shape[DATA] == 1 or type(learned_loss) not in _MEANS:
         return learned_loss.apply
     num_parts, sharding = mesh.shape[DATA], NamedSharding(mesh, P(DATA))
 

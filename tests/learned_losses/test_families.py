@@ -15,9 +15,10 @@ from tests.training.tiny import tiny_config
 
 
 @pytest.fixture
-def known_here(monkeypatch):
+def forgotten_behind():
     """What a test registers under this name is forgotten behind it."""
-    monkeypatch.setitem(FAMILIES, "Smoothing", None)
+    yield
+    FAMILIES.pop("Smoothing", None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +26,12 @@ class Smoothing:
     """A learned label smoothing and scale."""
 
     task_loss: str  # of the run
-    start: float = -2.0
+    logit: float = -2.0
     hidden_sizes: tuple[int, ...] = (1,)
 
     def init(self, rng_key):
         del rng_key
-        return {"share": {"logit": jnp.full((), self.start)}, "log_scale": jnp.zeros(())}
+        return {"share": {"logit": jnp.full((), self.logit)}, "log_scale": jnp.zeros(())}
 
     def apply(self, phi_params, targets, outputs):
         labels = jax.nn.one_hot(targets, outputs.shape[1])
@@ -39,7 +40,7 @@ class Smoothing:
         return jnp.exp(phi_params["log_scale"]) * task_loss(smoothed, outputs)
 
 
-@pytest.mark.usefixtures("known_here")
+@pytest.mark.usefixtures("forgotten_behind")
 def test_a_registered_loss_is_saved_and_loaded(tmp_path):
     loss = Smoothing("softmax_cross_entropy", -1.0, (3, 2))
     path, params = tmp_path / "loss.safetensors", loss.init(jax.random.key(0))
@@ -55,12 +56,13 @@ def test_a_registered_loss_is_saved_and_loaded(tmp_path):
     adalfl_jax.save_learned_loss(path, rescaled, params)
     assert adalfl_jax.load_learned_loss(path).loss == rescaled
     FAMILIES.pop("Smoothing")
-    with pytest.raises(ValueError, match=r"unknown family of learned losses 'Smoothing'.* is registered first"):
+    with pytest.raises(
+        ValueError, match=r"unknown family of learned losses 'Smoothing'.*Register one of your own first"
+    ):
         adalfl_jax.load_learned_loss(path)
-    FAMILIES["Smoothing"] = Smoothing
 
 
-@pytest.mark.usefixtures("known_here", "without_figures")
+@pytest.mark.usefixtures("forgotten_behind", "without_figures")
 def test_a_registered_loss_is_learned_by_a_run_and_read_back(tmp_path):
     adalfl_jax.register_learned_loss(Smoothing)
     config = tiny_config({"learned_loss.family": "Smoothing", "learned_loss.start": "task_loss"})
@@ -78,10 +80,9 @@ def test_a_registered_loss_is_learned_by_a_run_and_read_back(tmp_path):
     FAMILIES.pop("Smoothing")
     with pytest.raises(WorkdirError, match=r"run of the learned loss 'Smoothing', which is not known.*--config=FILE"):
         load_model(tmp_path / "run")
-    FAMILIES["Smoothing"] = Smoothing
 
 
-@pytest.mark.usefixtures("known_here")
+@pytest.mark.usefixtures("forgotten_behind")
 def test_a_setting_that_no_field_gives_needs_a_default_in_a_configuration():
     @dataclasses.dataclass(frozen=True)
     class Smoothing:
@@ -94,7 +95,7 @@ def test_a_setting_that_no_field_gives_needs_a_default_in_a_configuration():
     adalfl_jax.register_learned_loss(Smoothing)
     config = tiny_config({"learned_loss.family": "Smoothing"})
     with pytest.raises(
-        ValueError, match=r"learned loss 'Smoothing' needs num_heads, for which config\.learned_loss has"
+        ValueError, match="learned loss 'Smoothing' needs num_heads, which is no setting of the loss network"
     ):
         config.learned_loss.make(config.task_loss)
 
@@ -104,7 +105,7 @@ def family_of(name="Smoothing", *, frozen=True, **methods):
     return dataclasses.make_dataclass(name, [], namespace=methods, frozen=frozen)
 
 
-@pytest.mark.usefixtures("known_here")
+@pytest.mark.usefixtures("forgotten_behind")
 @pytest.mark.parametrize(
     ("family", "message"),
     [
@@ -112,6 +113,7 @@ def family_of(name="Smoothing", *, frozen=True, **methods):
         (type("Smoothing", (), {}), "must be a frozen dataclass.*got Smoothing"),
         (family_of(frozen=False), "must be a frozen dataclass.*got Smoothing"),
         (family_of("LossNetwork"), "there is a family LossNetwork in this package; give yours another name"),
+        (family_of("network"), "there is a family network in this package; give yours another name"),
         (family_of(init=None), r"Smoothing\.init is called as init\(rng_key\): it has none"),
         (family_of(apply=lambda self, phi: 0.0), r"apply is called as apply\(phi_params, targets, outputs\): too many"),
         (
@@ -119,9 +121,55 @@ def family_of(name="Smoothing", *, frozen=True, **methods):
             r"Smoothing\.apply declares params, and programs measure a loss by the outputs alone",
         ),
     ],
-    ids=["an instance", "no dataclass", "not frozen", "ours", "no init", "other arguments", "reads theta"],
+    ids=[
+        "an instance",
+        "no dataclass",
+        "not frozen",
+        "ours",
+        "of a configuration",
+        "no init",
+        "other arguments",
+        "reads theta",
+    ],
 )
 def test_what_cannot_be_registered_is_refused(family, message):
     with pytest.raises(ValueError, match=message):
         adalfl_jax.register_learned_loss(family)
-    assert FAMILIES["Smoothing"] is None
+    assert "Smoothing" not in FAMILIES
+
+
+def of_fields(*fields, **methods):
+    init = {"init": lambda self, rng_key: {"scale": jnp.zeros(())}} | methods
+    methods = init | {"apply": lambda self, phi_params, targets, outputs: phi_params["scale"] * outputs.mean()}
+    return dataclasses.make_dataclass("Smoothing", fields, namespace=methods, frozen=True)
+
+
+@pytest.mark.usefixtures("forgotten_behind")
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [
+        (of_fields(("act", object, jnp.tanh)), "its settings must be JSON, and make it anew"),
+        (of_fields(("bound", float, float("inf"))), "its settings must be JSON, and make it anew"),
+        (of_fields(("names", dict, dataclasses.field(default_factory=lambda: {1: 2}))), "it is another loss; let them"),
+        (of_fields(init=lambda self, rng_key: (jnp.zeros(()),)), "its parameters must be dictionaries"),
+        (of_fields(init=lambda self, rng_key: {"a.b": jnp.zeros(())}), "with names that have no dot"),
+    ],
+    ids=["a function", "infinite", "keys of numbers", "a tuple", "a dot"],
+)
+def test_what_a_file_would_not_give_back_is_refused_before_a_run(family, message):
+    adalfl_jax.register_learned_loss(family)
+    with pytest.raises(ValueError, match=rf"cannot be saved: .*{message}"):
+        tiny_config({"learned_loss.family": "Smoothing"}).learned_loss.make("softmax_cross_entropy")
+
+
+@pytest.mark.usefixtures("forgotten_behind")
+def test_settings_that_json_changes_the_form_of_come_back(tmp_path):
+    derived = dataclasses.field(init=False, default=3)
+    family = of_fields(("pairs", tuple, ((1, 2), (3, 4))), ("derived", int, derived))
+    adalfl_jax.register_learned_loss(family)
+    path, loss = tmp_path / "loss.safetensors", family(pairs=((5, 6),))
+    adalfl_jax.save_learned_loss(path, loss, loss.init(jax.random.key(0)))
+    assert adalfl_jax.load_learned_loss(path).loss == loss
+    adalfl_jax.register_learned_loss(of_fields(("pairs", tuple, ())))
+    with pytest.raises(ValueError, match="got Smoothing; its class was registered again since; make the loss anew"):
+        adalfl_jax.save_learned_loss(path, loss, loss.init(jax.random.key(0)))

@@ -72,12 +72,16 @@ def test_a_loaded_loss_drops_into_grad_jit_and_a_task_step(saved):
 def test_frozen_losses_are_arguments_of_jit_and_side_by_side_of_vmap(name):
     loss, metadata = LOSSES[name], {"dataset": "digits", "scores": [0.1, None]}
     targets, outputs = jnp.array([0, 1]), jnp.array([[0.2, -0.1], [1.0, 0.0]])
-    several = jax.vmap(lambda key: adalfl_jax.FrozenLoss(loss, loss.init(key), metadata))(
-        jax.random.split(jax.random.key(0), 3)
+    several = jax.tree.map(
+        lambda *leaves: jnp.stack(leaves),
+        *(
+            adalfl_jax.FrozenLoss(loss, loss.init(jax.random.key(seed)), metadata | {"seed": np.int64(seed)})
+            for seed in range(3)
+        ),
     )
     values = jax.jit(jax.vmap(lambda frozen: frozen(targets, outputs)))(several)
     one = jax.tree.map(lambda leaf: leaf[1], several)
-    assert (one.loss, one.metadata) == (loss, metadata)
+    assert (one.loss, one.metadata) == (loss, metadata | {"seed": 0})  # of the first
     np.testing.assert_allclose(values[1], loss.apply(one.params, targets, outputs), rtol=1e-5)
 
 

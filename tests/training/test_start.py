@@ -176,7 +176,7 @@ def test_a_config_that_starts_nowhere_else_is_left_alone():
 @pytest.mark.usefixtures("without_figures")
 def test_a_loss_that_nothing_teaches_is_told(tmp_path):
     brief = {**BRIEF, "offline.num_steps": 0, "method": "ml3", "model.name": "logistic", "num_seeds": 1}
-    with pytest.warns(UserWarning, match=r"config\.offline\.num_steps is 0, so it trains on a random one"):
+    with pytest.warns(UserWarning, match=r"config\.offline\.num_steps is 0, so it trains on one as it was drawn"):
         train(tiny_config(brief), tmp_path / "random")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
