@@ -134,8 +134,8 @@ def initialize_offline(offline_step: OfflineStep, phi: Phi, batches: PyTree) -> 
     if not np.isfinite(norms).all():
         warnings.warn(
             f"the meta-gradient of step {np.flatnonzero(~np.isfinite(norms))[0]} of the offline phase is no finite "
-            "number, and phi is lost; outputs may be too large, labels no class of the model, or the inner optimiser "
-            "without a finite derivative",
+            "number, and phi is lost; outputs may be too large, labels no class of the model, targets those of a "
+            'regression where predictions are not "raw", or the inner optimiser without a finite derivative',
             stacklevel=2,
         )
     elif not np.any(norms):
