@@ -4,10 +4,12 @@ import math
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from adalfl_jax.hypergradient import ESTIMATORS
+from adalfl_jax.learned_losses import LossNetwork
 from adalfl_jax.models import count_params
 from adalfl_jax.training import ConfigError, run, sharding, train
 from adalfl_jax.training.phases import (
@@ -151,6 +153,23 @@ def test_a_run_goes_on_under_another_mesh(overrides, meshes, tmp_path, monkeypat
     ]
     assert_close(*states)
     assert read_json(tmp_path / "moved" / "config.json")["mesh"] == last.to_dict()["mesh"]
+
+
+class SumNetwork(LossNetwork):
+    """No mean over examples, as a subclass need not be."""
+
+    def apply(self, phi_params, targets, outputs):
+        return len(targets) * super().apply(phi_params, targets, outputs)
+
+
+@pytest.mark.parametrize("family", [LossNetwork, SumNetwork])
+def test_a_learned_loss_is_the_same_on_parts_whether_it_is_a_mean_or_not(family):
+    loss, mesh = family(hidden_sizes=(4,)), sharding.make_mesh(tiny_config({"mesh.data": 2}))
+    phi_params = loss.init(jax.random.key(0))
+    targets, outputs = jnp.arange(8) % 3, jax.random.normal(jax.random.key(1), (8, 3))
+    whole = loss.apply(phi_params, targets, outputs)
+    on_parts = jax.jit(sharding.on_parts(mesh, loss))(phi_params, targets, outputs)
+    np.testing.assert_allclose(on_parts, whole, rtol=1e-5)
 
 
 def test_one_device_is_no_mesh():
