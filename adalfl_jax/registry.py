@@ -26,7 +26,7 @@ def lookup(kind: str, known: Mapping[str, Value], name: str) -> Value:
 def require_known(kind: str, known: Iterable[str], name: str) -> None:
     """Raises the ValueError of `lookup` for a name that is not among the known ones."""
     if name not in (names := sorted(known)):
-        raise ValueError(f"unknown {kind} {name!r}; {suggestion(name, names)}Known: {', '.join(names)}")
+        raise ValueError(f"unknown {kind} {name!r}; {suggestion(name, names)}Known: {', '.join(names) or 'none'}")
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

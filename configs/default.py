@@ -60,7 +60,7 @@ def get_config() -> ConfigDict:
 
     config.model = ConfigDict()
     # "logistic", "mlp", "lenet5", "vgg16", "allcnnc", "squeezenet", "resnet", "wide_resnet", or one of
-    # `adalfl_jax.models.register_model`, which gets those of hidden_sizes, depth, width and remat that it names.
+    # `adalfl_jax.models.register_model`, which gets those of the fields below and of the options that it names.
     config.model.name = "mlp"
     # Units of each hidden layer of the "mlp"; other models ignore it.
     config.model.hidden_sizes = (512, 512)
@@ -75,6 +75,9 @@ def get_config() -> ConfigDict:
     config.model.compute_dtype = "float32"
     # Whether the backward pass computes each block anew to save memory; for the models that have blocks.
     config.model.remat = False
+    # Options of the model that have no field here, by name: the dropout_rate of "allcnnc", and those of registered
+    # models. A file sets them, `config.model.options.dropout_rate = 0.5`; the command line may then change them.
+    config.model.options = ConfigDict()
 
     # The task loss L: "softmax_cross_entropy", "sigmoid_cross_entropy", "squared_error", "absolute_error", "huber"; for
     # wrong labels "smoothed_cross_entropy" (0.1), "generalized_cross_entropy" (q = 0.7), "symmetric_cross_entropy".
@@ -154,7 +157,8 @@ def get_config() -> ConfigDict:
     config.learned_loss = ConfigDict()
     # "network" (the paper's; all fields below but the last four are its), "scaled_task_loss" (a learned learning rate),
     # "weight_network" (Meta-Weight-Net: cross-entropy with a learned weight for each example), or the name of a class
-    # of `adalfl_jax.register_learned_loss`, which gets the fields of the network that it names, and `task_loss`.
+    # of `adalfl_jax.register_learned_loss`, which gets the fields of the network and the options that it names, and
+    # `task_loss`.
     config.learned_loss.family = "network"
     # Units of each hidden layer.
     config.learned_loss.hidden_sizes = (40, 40)
@@ -188,6 +192,8 @@ def get_config() -> ConfigDict:
     config.learned_loss.floor = 0.0
     # Largest length, in the same unit; 0 sets no bound.
     config.learned_loss.ceiling = 0.0
+    # Fields of registered classes that have none here, by name, as with `model.options`.
+    config.learned_loss.options = ConfigDict()
 
     # How d L / d phi is computed; docs/meta_gradients.md compares them. Exact through one step: "forward", "recompute"
     # (least memory), "unrolled", "checkpointed", "mixed_mode" (these three through offline.num_inner_steps too). Nearly
@@ -270,4 +276,7 @@ def get_config() -> ConfigDict:
     # Seconds of silence of one process after which the others end.
     config.hosts.timeout_seconds = 30
 
-    return config.lock()
+    config.lock()
+    config.model.options.unlock()  # for files that start from this one; the command line adds none
+    config.learned_loss.options.unlock()
+    return config

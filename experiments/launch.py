@@ -189,6 +189,10 @@ def parse_flags(arguments: list[str], *, unused: tuple[str, ...] = ()) -> list[s
         _, *below = innermost.splitlines()  # lines of code, and then what the file raised, which may have several
         sys.exit(_NOT_LOADED.format(" ".join(itertools.dropwhile(lambda line: line.startswith("    "), below))))
     except Exception as error:  # whatever a user's configuration file raises while it is loaded
+        for name in given:
+            section, _, option = name.rpartition(".")
+            if section.endswith(".options") and isinstance(error, AttributeError) and option in str(error):
+                sys.exit(f"ConfigError: --{name} is for an option that the file sets, and it sets none of this name")
         # Of an OSError the file comes last, behind where else it was looked for or that it was looked for before.
         reason = re.split(r"\n|failure to load: ", str(error))[-1].strip() if isinstance(error, OSError) else error
         sys.exit(_NOT_LOADED.format(f"{type(error).__name__}: {reason}"))

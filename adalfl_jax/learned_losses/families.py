@@ -30,8 +30,8 @@ def register_learned_loss(family: Family) -> Family:
 
     A file of configuration, or a module that it imports, is a good place for it. `config.learned_loss.family` names the
     class then. A field of the class that is called as a setting of `LossNetwork`, as `hidden_sizes` and `gamma` are,
-    gets the value that the configuration has for it, and `task_loss` the name of the task loss; others need a default.
-    `save_learned_loss` keeps the fields as JSON.
+    gets the value that the configuration has for it, and `task_loss` the name of the task loss; others are set there as
+    `config.learned_loss.options.NAME`. `save_learned_loss` keeps the fields as JSON.
 
     Args:
       family: a frozen dataclass with `init(rng_key)`, which draws phi, a pytree of floats in nested dictionaries, and

@@ -119,8 +119,8 @@ def register_model(name: str, module: Callable[..., Any]) -> None:
       name: any but those of the zoo; one registered before is replaced.
       module: a class of `flax.nnx` modules, or a function that makes one, called as `module(input_shape, num_outputs,
         rngs=rngs)` and with the options it names, by keyword. The module takes a batch of inputs `[B, *input_shape]`
-        and returns outputs `[B, C]`. A configuration sets the options `hidden_sizes`, `depth`, `width` and `remat`;
-        others need a default there.
+        and returns outputs `[B, C]`. In a configuration the options `hidden_sizes`, `depth`, `width` and `remat` are
+        fields of `config.model`, and its file sets others as `config.model.options.NAME`.
 
     Raises:
       ValueError: the name of a model of the zoo, what cannot be called so, with `**options` for instance, or an option

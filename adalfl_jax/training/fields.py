@@ -11,7 +11,16 @@ from typing import Any
 
 import numpy as np
 
+ANY = "NAME"  # stands for the fields of `Options` in `field_paths`
+
 _type_hints = functools.cache(typing.get_type_hints)  # half the time of building a config otherwise
+
+
+class Options(dict[str, Any]):
+    """A section whose fields have any names, those that a file gives them; hashable, as the others are."""
+
+    def __hash__(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return hash(frozenset(self.items()))
 
 
 class ConfigError(ValueError):
@@ -25,14 +34,16 @@ def require(field: str, value: Any, holds: bool, expected: str) -> None:
 
 
 def field_paths(cls: type) -> list[str]:
-    """Dotted names of every field of a dataclass of dataclasses: "num_steps", "inner.learning_rate"."""
+    """Dotted names of every field of a dataclass of dataclasses: "num_steps", "inner.learning_rate".
+
+    `Options` have fields of any name, for which `ANY` stands: "model.options.NAME".
+    """
     paths = []
     for name, hint in _type_hints(cls).items():
-        paths += (
-            [f"{name}.{path}" for path in field_paths(typing.cast(type, hint))]
-            if dataclasses.is_dataclass(hint)
-            else [name]
-        )
+        if dataclasses.is_dataclass(hint):
+            paths += [f"{name}.{path}" for path in field_paths(typing.cast(type, hint))]
+        else:
+            paths.append(f"{name}.{ANY}" if hint is Options else name)
     return paths
 
 
@@ -41,7 +52,9 @@ def require_path(cls: type, path: str) -> None:
     known = field_paths(cls)
     if fields := [each for each in known if each.startswith(f"{path}.")]:
         raise ValueError(f"{path!r} is a section of the configuration; its fields are {', '.join(fields)}")
-    if path not in known:
+    section, _, name = path.rpartition(".")
+    is_option = name.isidentifier() and f"{section}.{ANY}" in known
+    if path not in known and not is_option:
         raise ValueError(f"unknown field of the configuration {path!r}; {_meant(path, known)}")
 
 
@@ -90,6 +103,7 @@ def build(cls: type, values: Any, where: str) -> Any:
     for key in given:
         if key not in hints:
             raise ConfigError(f"{where}.{key} is no field; {_meant(key, list(hints))}")
+    given = {key: {} for key, hint in hints.items() if hint is Options} | given
     missing = [key for key in hints if key not in given]
     if missing:
         raise ConfigError(f"{where} lacks {', '.join(missing)}")
@@ -119,6 +133,8 @@ def _coerce(hint: Any, value: Any, where: str, expected: str = "") -> Any:
         value = value.item()
     if dataclasses.is_dataclass(hint):
         return build(typing.cast(type, hint), value, where)
+    if hint is Options:
+        return _coerce_options(value, where)
     if typing.get_origin(hint) is tuple:
         item_hint = typing.get_args(hint)[0]
         expected = f"a tuple of {_EXPECTED[item_hint].removeprefix('a ')}s"
@@ -131,8 +147,24 @@ def _coerce(hint: Any, value: Any, where: str, expected: str = "") -> Any:
     raise ConfigError(f"{where} must be {expected or _EXPECTED[hint]}; got {value!r}")
 
 
+def _coerce_options(values: Any, where: str) -> Options:
+    if not hasattr(values, "items"):
+        raise ConfigError(f"{where} must be a section of fields; got {values!r}")
+    return Options((name, _coerce_option(value, f"{where}.{name}")) for name, value in values.items())
+
+
+def _coerce_option(value: Any, where: str) -> Any:
+    """A value of a kind that a file, a digest and the command line can hold."""
+    if isinstance(value, list | tuple):
+        return tuple(_coerce_option(item, where) for item in value)
+    kind = type(value.item() if isinstance(value, np.generic) else value)
+    if kind not in _EXPECTED:
+        raise ConfigError(f"{where} must be a number, a string, True, False or a tuple of these; got {value!r}")
+    return _coerce(kind, value, where)
+
+
 def jsonable(value: Any) -> Any:
-    """Nested dictionaries, with tuples as lists."""
+    """Nested dictionaries, with tuples as lists, and without `Options` of which none is set."""
     if isinstance(value, dict):
-        return {key: jsonable(item) for key, item in value.items()}
+        return {key: jsonable(item) for key, item in value.items() if item != {}}
     return [jsonable(item) for item in value] if isinstance(value, tuple) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 from adalfl_jax.data import LAST_SEED, STREAMING, Corruption, Spec, is_seed, load_spec
 from adalfl_jax.hypergradient import ESTIMATORS, Estimator, estimator_settings, make_estimator
@@ -18,12 +19,20 @@ from adalfl_jax.models import (
 )
 from adalfl_jax.registry import require_known
 from adalfl_jax.task_losses import FOR_LABELS, TASK_LOSSES
-from adalfl_jax.training.fields import require
+from adalfl_jax.training.fields import Options, require
 from adalfl_jax.types import LearnedLoss
 
 SCHEDULES = ("constant", "linear", "cosine")
 STARTS = ("random", "task_loss", *TASK_LOSSES)  # anything else is the path of losses that were learned before
 OUTER_SPLITS = ("train", "valid")
+_MODEL_SETTINGS = ("hidden_sizes", "depth", "width", "remat")  # options of models that are fields of their own
+
+
+def _require_options(kind: str, options: Options, by_name: Iterable[Iterable[str]], settings: Iterable[str]) -> None:
+    """Raises ValueError for an option that none of a kind takes; those of others than the chosen one do no harm."""
+    own = {option for taken in by_name for option in taken}.difference(settings)
+    for option in options:
+        require_known(f"option of a {kind}", own, option)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,6 +46,7 @@ class ModelConfig:
     initialization: str
     compute_dtype: str
     remat: bool
+    options: Options
 
     def __post_init__(self) -> None:
         require_known("model", MODELS, self.name)
@@ -47,13 +57,16 @@ class ModelConfig:
         require_known("compute_dtype", COMPUTE_DTYPES, self.compute_dtype)
         has_blocks = "remat" in model_options(self.name)
         require("model.remat", self.remat, has_blocks or not self.remat, f"False: {self.name!r} has no blocks")
+        _require_options("model", self.options, map(model_options, MODELS), _MODEL_SETTINGS)
 
     def make(self, input_shape: tuple[int, ...], num_outputs: int) -> Model:
         """The model these settings describe; those of other models are left out."""
-        options = {option: getattr(self, option) for option in model_options(self.name) if hasattr(self, option)}
+        given = {name: getattr(self, name) for name in _MODEL_SETTINGS} | self.options
+        options = {option: given[option] for option in model_options(self.name) if option in given}
         if missing := [option for option in required_options(self.name) if option not in options]:
             raise ValueError(
-                f"model {self.name!r} needs {', '.join(missing)}, for which config.model has no field; give a default"
+                f"model {self.name!r} needs {', '.join(missing)}; give a default, or set config.model.options."
+                f"{missing[0]} in the file"
             )
         settings = {"compute_dtype": self.compute_dtype, "initialization": self.initialization}
         return make_model(self.name, input_shape, num_outputs, **settings, **options)
@@ -209,10 +222,13 @@ class LearnedLossConfig:
     weight_hidden_size: int
     floor: float
     ceiling: float
+    options: Options
 
     def __post_init__(self) -> None:
         require_known("family", learned_loss_families(), self.family)
         self.network()
+        registered = (_fields(family) for name, family in FAMILIES.items() if name not in OURS)
+        _require_options("registered learned loss", self.options, registered, _LOSS_SETTINGS)
         require("learned_loss.start", self.start, bool(self.start), f"one of {', '.join(STARTS)}, or a path")
         for switch in ("use_progress", "use_bias"):
             fits = switch in _fields(learned_loss_families()[self.family]) or not getattr(self, switch)
@@ -247,11 +263,11 @@ class LearnedLossConfig:
             require("learned_loss.family", self.family, fits, f"one without cross-entropy for task loss {task_loss!r}")
             return WeightNetwork(self.weight_hidden_size)
         family = learned_loss_families()[self.family]
-        known = {name: getattr(self, name) for name in _fields(LossNetwork)} | {"task_loss": task_loss}
+        known = {name: getattr(self, name) for name in _fields(LossNetwork)} | {"task_loss": task_loss} | self.options
         if missing := [name for name, has_default in _fields(family).items() if not (has_default or name in known)]:
             raise ValueError(
                 f"learned loss {self.family!r} needs {', '.join(missing)}, which is no setting of the loss network; "
-                "give it a default"
+                f"give it a default, or set config.learned_loss.options.{missing[0]} in the file"
             )
         loss = family(**{name: known[name] for name in _fields(family) if name in known})
         require_savable(loss)  # now, not once a run is over
@@ -271,6 +287,9 @@ def _fields(family: type) -> dict[str, bool]:
         for field in dataclasses.fields(family)
         if field.init
     }
+
+
+_LOSS_SETTINGS = frozenset((*_fields(LossNetwork), "task_loss"))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

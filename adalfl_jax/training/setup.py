@@ -24,6 +24,7 @@ from adalfl_jax.training.hosts import is_first
 from adalfl_jax.training.sections import DatasetConfig
 from adalfl_jax.training.sharding import make_mesh, replicate
 from adalfl_jax.types import Batch, LearnedLoss, LossFn
+from adalfl_jax.validation import require_floats, require_loss, returning_scalar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,17 +237,24 @@ def check_predictions(config: TrainConfig, methods: Iterable[str], dataset: Data
 
 
 def _check_losses(setup: Setup) -> None:
-    """Raises ValueError if the losses or the metric cannot be traced on the shapes of one training example."""
+    """Raises ValueError if the losses or the metric cannot be traced on the shapes of one training example.
+
+    A learned loss may be a user's own, and then its parameters may have no gradients, or it may be no mean.
+    """
+    name, learned_loss = setup.config.learned_loss.family, setup.learned_loss
+    require_loss(f"{name}.apply", learned_loss.apply, "phi_params", "targets", "outputs", optional=("progress",))
+    require_floats(f"{name}.init(rng_key)", jax.eval_shape(learned_loss.init, jax.random.key(0)))
+    learned_loss_fn = returning_scalar(f"{name}.apply", at_progress(learned_loss.apply, 0.0))
 
     def trace(rng_key: jax.Array) -> list[jax.Array]:
         params, model_state = setup.model.init(rng_key)
         inputs, targets = jax.tree.map(lambda array: array[:1], setup.dataset.train)
         inputs = setup.dataset.normalize(jnp.asarray(inputs))
         outputs, _ = setup.model.apply(params, model_state, inputs, train=False, rng_key=None)
-        phi_params = setup.learned_loss.init(rng_key)
+        phi_params = learned_loss.init(rng_key)
         targets = jnp.asarray(targets)
         losses = [setup.task_loss_fn(targets, outputs), setup.metric_fn(targets, outputs)]
-        return [*losses, at_progress(setup.learned_loss.apply, 0.0)(phi_params, targets, outputs)]
+        return [*losses, learned_loss_fn(phi_params, targets, outputs)]
 
     try:
         jax.eval_shape(trace, jax.random.key(0))

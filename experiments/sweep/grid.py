@@ -119,8 +119,18 @@ def _make_config(overrides: Mapping[str, str], values: Mapping[str, Any]) -> Tra
     for field, text in overrides.items():
         *sections, name = field.split(".")
         section = functools.reduce(operator.getitem, sections, values)
-        section[name] = text if isinstance(section[name], str) else literal(text)
+        if name not in section:
+            raise ConfigError(f"config.{field} is for an option that the file sets, and it sets none of this name")
+        value = text if isinstance(section[name], str) else literal(text)
+        if sections[-1:] == ["options"] and not _are_of_a_kind(section[name], value):
+            raise ConfigError(f"config.{field} must be of the kind that the file sets, {section[name]!r}; got {text}")
+        section[name] = value
     return pin_start(TrainConfig.from_mapping(values))
+
+
+def _are_of_a_kind(option: Any, value: Any) -> bool:
+    """Whether the command line takes a value in place of that of a file."""
+    return type(option) is type(value) or (isinstance(option, float) and type(value) is int)
 
 
 def literal(text: str) -> Any:

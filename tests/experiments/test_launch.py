@@ -226,6 +226,10 @@ def test_a_program_that_takes_no_fields_may_take_a_file_that_registers_a_model(m
             r"unknown field .* 'inner\.learning_rat'; did you mean 'inner.learning_rate'\?$",
         ),
         ("--config.nonesuch=1", r"unknown field of the configuration 'nonesuch'; Known: method, methods, "),
+        (
+            "--config.model.options=1",
+            r"'model\.options' is a section .* fields are model\.options\.NAME$",
+        ),
         ("--config.inner.lr=1", r"'inner\.lr'; Known: inner\.learning_rate, inner\.first_step_rate, "),
         ("--batch_size=10", r"Unknown command line flag 'batch_size' .*\(did you mean --config\.batch_size\?\)$"),
         ("--nonesuch=10", r"Unknown command line flag 'nonesuch'.* \(--help shows the flags\)$"),
@@ -234,6 +238,24 @@ def test_a_program_that_takes_no_fields_may_take_a_file_that_registers_a_model(m
 def test_a_flag_that_is_none_is_told_with_what_was_meant(flag, message):
     with flagsaver.flagsaver(), pytest.raises(SystemExit, match=message):
         parse_flags(["program", flag])
+
+
+def test_an_option_can_be_given_where_the_file_sets_it(monkeypatch, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from configs import default\ndef get_config():\n  config = default.get_config()\n"
+        "  config.model.options.dropout_rate = 0.5\n  return config\n"
+    )
+    monkeypatch.setattr(sys, "argv", ["program", f"--config={file}", "--config.model.options.dropout_rate=0.25"])
+    with flagsaver.flagsaver():
+        parse_flags(sys.argv)
+        assert CONFIG.value.model.options.to_dict() == {"dropout_rate": 0.25}
+    monkeypatch.setattr(sys, "argv", ["program", f"--config={file}", "--config.model.options.dropout=0.25"])
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
+        parse_flags(sys.argv)
+    assert ended.value.code == (
+        "ConfigError: --config.model.options.dropout is for an option that the file sets, and it sets none of this name"
+    )
 
 
 def test_help_has_the_shared_flags_that_a_program_takes(monkeypatch):

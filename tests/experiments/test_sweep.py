@@ -47,11 +47,10 @@ def run(capsys, monkeypatch, tmp_path):
     """Runs the program here; returns what it printed and its last words, None if it has none."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
-    def run_program(*arguments, settings=TINY):
+    def run_program(*arguments, settings=TINY, file=ROOT / "configs" / "digits_mlp.py"):
         varied = [argument.split("=")[1] for argument in arguments if argument.startswith("--vary=")]
         fields = [f"--config.{name}={value}" for name, value in settings.items() if name not in varied]
-        config = f"--config={ROOT / 'configs' / 'digits_mlp.py'}"
-        argv = ["sweep", config, f"--workdir={tmp_path / 'sweep'}", *fields, *arguments]
+        argv = ["sweep", f"--config={file}", f"--workdir={tmp_path / 'sweep'}", *fields, *arguments]
         monkeypatch.setattr(sys, "argv", argv)  # where the fields of a configuration are looked for
         with flagsaver.flagsaver():
             ended = None
@@ -84,6 +83,28 @@ def test_every_combination_is_a_run_of_its_own(run, started):
     assert [point.config.inner.learning_rate for point in started] == [0.01, 0.01, 0.1, 0.1]
     assert {point.config.num_steps for point in started} == {4}
     assert out.count("not begun") == 4
+
+
+def test_options_that_the_file_sets_are_varied(run, started, monkeypatch, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from configs import default\ndef get_config():\n  config = default.get_config()\n"
+        "  config.model.options.dropout_rate = 0.5\n  return config\n"
+    )
+    _, ended = run("--vary=model.options.dropout_rate=0,0.25", file=file)
+    assert ended is None
+    assert [point.config.model.options for point in started] == [{"dropout_rate": 0.0}, {"dropout_rate": 0.25}]
+    _, _, _, *arguments = program._command_of(started[1])
+    monkeypatch.setattr(sys, "argv", ["train", *arguments])
+    with flagsaver.flagsaver():
+        launch.parse_flags(sys.argv)
+        assert TrainConfig.from_mapping(launch.CONFIG.value) == started[1].config
+    _, ended = run("--vary=model.options.dropout=0.1", file=file)
+    assert ended.endswith(
+        "config.model.options.dropout is for an option that the file sets, and it sets none of this name"
+    )
+    _, ended = run("--vary=model.options.dropout_rate=0.1,none", file=file)
+    assert ended.endswith("dropout_rate must be of the kind that the file sets, 0.5; got none")
 
 
 def test_the_empty_text_is_a_value_as_any_other(run, started):

@@ -10,7 +10,8 @@ import pytest
 
 import adalfl_jax
 from adalfl_jax.learned_losses import FAMILIES
-from adalfl_jax.training import WorkdirError, load_model, train
+from adalfl_jax.training import ConfigError, WorkdirError, load_model, train
+from adalfl_jax.training.digest import digest_of
 from tests.training.tiny import tiny_config
 
 
@@ -83,21 +84,25 @@ def test_a_registered_loss_is_learned_by_a_run_and_read_back(tmp_path):
 
 
 @pytest.mark.usefixtures("forgotten_behind")
-def test_a_setting_that_no_field_gives_needs_a_default_in_a_configuration():
+def test_a_setting_that_no_field_gives_needs_a_default_or_a_value_in_a_configuration():
     @dataclasses.dataclass(frozen=True)
     class Smoothing:
         num_heads: int
 
-        def init(self, rng_key): ...
+        def init(self, rng_key):
+            return {"heads": jnp.zeros(self.num_heads)}
 
         def apply(self, phi_params, targets, outputs): ...
 
     adalfl_jax.register_learned_loss(Smoothing)
     config = tiny_config({"learned_loss.family": "Smoothing"})
     with pytest.raises(
-        ValueError, match="learned loss 'Smoothing' needs num_heads, which is no setting of the loss network"
+        ValueError,
+        match=r"'Smoothing' needs num_heads, which is no setting .* or set .*options\.num_heads in the file",
     ):
         config.learned_loss.make(config.task_loss)
+    config = tiny_config({"learned_loss.family": "Smoothing", "learned_loss.options": {"num_heads": 3}})
+    assert config.learned_loss.make(config.task_loss) == Smoothing(3)
 
 
 def family_of(name="Smoothing", *, frozen=True, **methods):
@@ -138,10 +143,54 @@ def test_what_cannot_be_registered_is_refused(family, message):
     assert "Smoothing" not in FAMILIES
 
 
+@pytest.mark.usefixtures("forgotten_behind")
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        (
+            {"init": lambda self, rng_key: {"scale": jnp.zeros((), int)}},
+            r"Smoothing\.init\(rng_key\)\['scale'\] is int\d+, which has no gradient",
+        ),
+        (
+            {"apply": lambda self, phi_params, targets, outputs: outputs.mean(axis=1)},
+            r"Smoothing\.apply must return one float, the mean over the batch say; got float32\[1\]",
+        ),
+        (
+            {"apply": lambda self, phi_params, logits, labels: logits.mean()},
+            r"Smoothing\.apply .* named the other way round, logits before labels",
+        ),
+    ],
+    ids=["whole numbers", "no mean", "swapped"],
+)
+def test_a_registered_loss_that_cannot_be_learned_ends_before_there_is_a_folder(methods, message, tmp_path):
+    adalfl_jax.register_learned_loss(of_fields(**methods))
+    with pytest.raises(ConfigError, match=message):
+        train(tiny_config({"learned_loss.family": "Smoothing"}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("forgotten_behind", "without_figures")
+def test_options_are_compared_when_a_run_goes_on_and_belong_to_its_digest(tmp_path):
+    adalfl_jax.register_learned_loss(Smoothing)
+    settings = {"learned_loss.family": "Smoothing", "learned_loss.options": {"logit": -1.0}}
+    config = tiny_config(settings)
+    assert config.learned_loss.make(config.task_loss) == Smoothing("softmax_cross_entropy", -1.0, (8,))
+    train(config, tmp_path / "run")
+    assert load_model(tmp_path / "run").learned_loss.loss.logit == -1.0  # pyright: ignore[reportOptionalMemberAccess]
+    other = tiny_config({**settings, "learned_loss.options": {"logit": -2.0}})
+    with pytest.raises(WorkdirError, match=r"learned_loss\.options\.logit: -1\.0 -> -2\.0"):
+        train(other, tmp_path / "run")
+    assert digest_of(config) != digest_of(other)
+    network = tiny_config({**settings, "learned_loss.family": "network"})  # as in a comparison with it
+    assert network.learned_loss.make("softmax_cross_entropy") == adalfl_jax.LossNetwork((8,))
+    with pytest.raises(ConfigError, match=r"unknown option of a registered learned loss 'logits'; did you mean 'l"):
+        tiny_config({**settings, "learned_loss.options": {"logits": -1.0}})
+
+
 def of_fields(*fields, **methods):
-    init = {"init": lambda self, rng_key: {"scale": jnp.zeros(())}} | methods
-    methods = init | {"apply": lambda self, phi_params, targets, outputs: phi_params["scale"] * outputs.mean()}
-    return dataclasses.make_dataclass("Smoothing", fields, namespace=methods, frozen=True)
+    init = {"init": lambda self, rng_key: {"scale": jnp.zeros(())}}
+    apply = {"apply": lambda self, phi_params, targets, outputs: phi_params["scale"] * outputs.mean()}
+    return dataclasses.make_dataclass("Smoothing", fields, namespace=init | apply | methods, frozen=True)
 
 
 @pytest.mark.usefixtures("forgotten_behind")

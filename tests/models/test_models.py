@@ -306,14 +306,16 @@ def test_a_registered_model_is_made_by_name_and_as_any_other():
 
 
 @pytest.mark.usefixtures("known_here")
-def test_options_that_no_field_sets_need_a_default_in_a_configuration():
+def test_options_that_no_field_sets_need_a_default_or_a_value_in_a_configuration():
     def heads(input_shape, num_outputs, *, rngs, num_heads):
-        return nnx.Linear(*input_shape, num_outputs * num_heads, rngs=rngs)
+        return nnx.Linear(math.prod(input_shape), num_outputs * num_heads, rngs=rngs)
 
     register_model("mine", heads)
     assert count_params(make_model("mine", (4,), 1, num_heads=2).init(jax.random.key(0))[0]) == 10
-    with pytest.raises(ConfigError, match=r"model 'mine' needs num_heads, for which config\.model has no field; give"):
+    with pytest.raises(ConfigError, match=r"'mine' needs num_heads; give .* or set config\.model\.options\.num"):
         make_setup(tiny_config({"model.name": "mine"}))
+    config = tiny_config({"model.name": "mine", "model.options": {"num_heads": 2}})
+    assert count_params(config.model.make((8, 8, 1), 10).init(jax.random.key(0))[0]) == 64 * 20 + 20
 
 
 @pytest.mark.usefixtures("known_here")

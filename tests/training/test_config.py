@@ -25,7 +25,10 @@ from tests.training.tiny import DIABETES, default_values, tiny_config, with_valu
 
 def test_default_config_builds_with_every_value_it_has():
     config = TrainConfig.from_mapping(default.get_config())
-    assert config.to_dict() == json.loads(json.dumps(default_values()))
+    values = json.loads(json.dumps(default_values()))
+    for section in ("model", "learned_loss"):
+        assert values[section].pop("options") == {}  # left out, so that digests are those of runs without options
+    assert config.to_dict() == values
 
 
 def test_config_round_trips_through_json():

@@ -1,7 +1,10 @@
 """Fields of configurations by name: which there are, what a misspelt one may stand for, and in which two differ."""
 
 import copy
+import json
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from adalfl_jax.analysis.record import flatten
@@ -9,9 +12,38 @@ from adalfl_jax.training import ConfigError, TrainConfig
 from adalfl_jax.training.fields import differing_keys, field_paths, require_path
 from tests.training.tiny import default_values, with_value
 
+OPTIONS = ("model.options.NAME", "learned_loss.options.NAME")  # none is set by default
+
 
 def test_field_paths_are_the_keys_of_the_default_config():
-    assert sorted(field_paths(TrainConfig)) == sorted(flatten(default_values()))
+    assert sorted(field_paths(TrainConfig)) == sorted([*flatten(default_values()), *OPTIONS])
+
+
+@pytest.mark.parametrize("option", [2, 0.5, "tanh", True, (1, 2), (), ((1, "a"), (2, "b"))])
+def test_an_option_is_what_json_and_a_command_line_hold(option):
+    config = TrainConfig.from_mapping(with_value("model.options.dropout_rate", option))
+    assert config.model.options["dropout_rate"] == option
+    kept = json.loads(json.dumps(config.to_dict()))
+    assert TrainConfig.from_mapping(kept) == config
+    assert hash(TrainConfig.from_mapping(kept)) == hash(config)
+
+
+@pytest.mark.parametrize("option", [None, float("nan"), {"a": 1}, {1}, jnp.zeros(()), ("a", None)])
+def test_an_option_of_another_kind_is_refused(option):
+    with pytest.raises(ConfigError, match=r"config\.model\.options\.dropout_rate must be a "):
+        TrainConfig.from_mapping(with_value("model.options.dropout_rate", option))
+
+
+def test_options_are_numbers_of_python_and_a_section():
+    config = TrainConfig.from_mapping(with_value("model.options", {"dropout_rate": np.float32(0.5)}))
+    assert type(config.model.options["dropout_rate"]) is float
+    with pytest.raises(ConfigError, match=r"config\.model\.options must be a section of fields; got 3"):
+        TrainConfig.from_mapping(with_value("model.options", 3))
+    with pytest.raises(ConfigError, match=r"unknown option of a model 'dropout'; did you mean 'dropout_rate'\?"):
+        TrainConfig.from_mapping(with_value("model.options.dropout", 0.5))
+    require_path(TrainConfig, "learned_loss.options.anything")
+    with pytest.raises(ValueError, match=r"unknown field of the configuration 'learned_loss\.options\.a\.b'"):
+        require_path(TrainConfig, "learned_loss.options.a.b")
 
 
 @pytest.mark.parametrize(
