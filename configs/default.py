@@ -111,7 +111,7 @@ def get_config() -> ConfigDict:
     config.inner.clip_norm = 0.0
     # Of the learning rate over `num_steps`: "constant", "linear" or "cosine" (both down to 0), or "milestones".
     config.inner.schedule = "constant"
-    # Steps of training at which "milestones" multiplies the learning rate by the factor.
+    # Steps of training at which "milestones" multiplies the learning rate by the factor; () for any other schedule.
     config.inner.milestones = ()
     # In (0, 1].
     config.inner.milestone_factor = 0.1
@@ -174,8 +174,8 @@ def get_config() -> ConfigDict:
     config.learned_loss.use_bias = False
     # Over the outputs of an example: "sum", or "mean" (the paper's 1/C), which divides the learning rate by C.
     config.learned_loss.reduction = "sum"
-    # What the network sees of the outputs: "probabilities", "log_probabilities", "sigmoid" (of each output, for several
-    # labels at once) or "raw" (for a regression).
+    # What the network sees of the outputs: "probabilities", "log_probabilities", "sigmoid" (of each output) or "raw"
+    # (for a regression).
     config.learned_loss.predictions = "probabilities"
     # Whether it also sees how far training is, t / num_steps; 0 in the offline phase, whose models are fresh.
     config.learned_loss.use_progress = False

@@ -22,6 +22,8 @@ def clean(where: str, inputs: np.ndarray, targets: np.ndarray, examples: Example
         check_numbers(where, kind, values)
         if values.ndim == 0:
             raise DatasetError(f"{where}: {kind} must be arrays [N, ...]; got the single number {values}")
+    if inputs.ndim == 1:
+        raise DatasetError(f"{where}: inputs must be [N, ...] of two axes or more; inputs[:, None] is one column")
     if len(inputs) != len(targets):
         raise DatasetError(f"{where}: {len(inputs)} inputs but {len(targets)} targets")
     if 0 in (*inputs.shape, *targets.shape):
@@ -109,7 +111,9 @@ def _check_labels(where: str, labels: np.ndarray, num_classes: int) -> None:
         span = f"values from {labels.min()} to {labels.max()}" if labels.size else "no values"
         remedy = ""
         if labels.ndim == 2:
-            of_rows = "; targets.argmax(1) makes labels of one-hot rows"
+            is_one_hot = ((labels == 0) | (labels == 1)).all() and (labels.sum(axis=1) == 1).all()
+            of_rows = "; several labels for each example are for a loop of your own"
+            of_rows = "; targets.argmax(1) makes labels of one-hot rows" if is_one_hot else of_rows
             remedy = "; targets[:, 0] is one column" if labels.shape[1] == 1 else of_rows
         elif labels.size and labels.min() < 0:
             remedy = "; np.unique(targets, return_inverse=True)[1] numbers classes from 0"
@@ -133,6 +137,17 @@ def warn_of_empty_classes(where: str, labels: np.ndarray) -> None:
         warnings.warn(
             f"{where}: no training example has label {', '.join(map(str, empty[:5]))}{', ...' * (len(empty) > 5)}, "
             f"where the largest is {labels.max()}; labels are expected to count the classes from 0",
+            stacklevel=2,
+        )
+
+
+def warn_of_constant_targets(where: str, targets: np.ndarray) -> None:
+    """Warns of columns of a regression's targets in which there is nothing to learn, nor a unit for errors."""
+    constant = np.flatnonzero(targets.min(axis=0) == targets.max(axis=0))
+    if len(constant):
+        warnings.warn(
+            f"{where}: all training targets are the same in column {', '.join(map(str, constant[:5]))}"
+            f"{', ...' * (len(constant) > 5)}, counted from 0; their errors are in no unit, leave the column out",
             stacklevel=2,
         )
 

@@ -96,7 +96,8 @@ class Scaling:
         Raises:
           DatasetError: another number of columns.
         """
-        scaled = ((self._check(values) - self.mean) / self.deviation).astype(np.float32)
+        with np.errstate(over="ignore"):  # what float32 does not hold is refused with its row
+            scaled = ((self._check(values) - self.mean) / self.deviation).astype(np.float32)
         return np.where(np.isnan(scaled), np.float32(0), scaled) if self.fill_missing else scaled
 
     def invert(self, values: Any) -> np.ndarray:

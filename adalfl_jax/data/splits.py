@@ -20,6 +20,7 @@ from adalfl_jax.data.checks import (
     check_split,
     clean,
     warn_of_channels_first,
+    warn_of_constant_targets,
     warn_of_empty_classes,
     warn_of_other_units,
 )
@@ -153,6 +154,7 @@ def make_dataset(
         inputs = inputs_scaling.apply(inputs)
     if num_classes is None:
         targets_scaling = Scaling.of(where, targets[train])
+        warn_of_constant_targets(where, targets[train])
         warn_of_other_units(where, "targets", targets, train, own)
         targets = targets_scaling.apply(targets)
     convert = jnp.asarray if on_device else np.asarray
@@ -278,7 +280,10 @@ def _cut(
     except ValueError as error:
         needs = "one must be left"
         if labels is not None:
-            needs = f"what is cut off and what is left need one for each of {len(np.unique(labels))} classes"
+            num_classes = len(np.unique(labels))
+            needs = f"what is cut off and what is left need one for each of {num_classes} classes"
+            if 10 * num_classes > len(labels):
+                remedy += "; whole numbers are labels, so for a regression let targets be floats, targets.astype(float)"
         count = math.ceil(size * len(rows)) if isinstance(size, float) else size
         raise DatasetError(
             f"{where}: no {split} split of {count} can be cut off {len(rows)} examples, since {needs}; bring more "

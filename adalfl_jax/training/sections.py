@@ -150,8 +150,11 @@ class InnerConfig:
         require_known("schedule", (*SCHEDULES, "milestones"), self.schedule)
         rising = list(self.milestones) == sorted({step for step in self.milestones if step > 0})
         require("inner.milestones", self.milestones, rising, "steps above 0, each later than the one before")
-        if self.schedule == "milestones":
-            require("inner.milestones", self.milestones, bool(self.milestones), 'one step or more for "milestones"')
+        has_milestones = self.schedule == "milestones"
+        expected = (
+            'one step or more for "milestones"' if has_milestones else f"() with inner.schedule {self.schedule!r}"
+        )
+        require("inner.milestones", self.milestones, bool(self.milestones) == has_milestones, expected)
         require("inner.milestone_factor", self.milestone_factor, 0 < self.milestone_factor <= 1, "a number in (0, 1]")
 
 

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import functools
 import json
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from experiments.sweep.grid import Point
 from experiments.sweep.jobs import FAILED, last_line, warnings_in
 
 TABLE = "sweep.json"  # by which a folder is known as a sweep's
+LONGEST_STATE = 160  # characters of an error in the table
 SHARED = ("dataset", "metric", "seeds", "state")  # by rows that are compared
 
 
@@ -130,7 +132,13 @@ def results_table(rows: list[Row], fields: list[str]) -> Table:
     metric = next((row["metric"].replace("_", " ") for row in rows if "metric" in row), "no run is finished")
     about = (f"{TRAINED_ON}.",) * any(map(_is_marked, rows))
     about += ("Warnings of a run are in its log, and in sweep.json.",) * is_warned
-    return Table(f"{len(rows)} results: {metric}", {**columns, "state": lambda row: row["state"]}, rows, about)
+    if any(len(row["state"]) > LONGEST_STATE for row in rows):
+        about += (f"The whole of a long state is in {TABLE}.",)
+    return Table(f"{len(rows)} results: {metric}", {**columns, "state": _state}, rows, about)
+
+
+def _state(row: Row) -> str:
+    return textwrap.shorten(row["state"], LONGEST_STATE, placeholder=" ...")
 
 
 def _cell(name: str, row: Row) -> str:

@@ -227,11 +227,25 @@ def test_a_number_of_classes_that_is_none_is_refused(value, file):
         ({"test_inputs": TABLE, "test_targets": LABELS + 1}, "; if there are more classes, say how many with num_cla"),
         ({"targets": LABELS[:, None]}, "got shape (60, 1) with values from 0 to 2; targets[:, 0] is one column"),
         ({"targets": np.eye(3, dtype=int)[LABELS]}, "; targets.argmax(1) makes labels of one-hot rows"),
+        ({"targets": np.ones((60, 3), int)}, "; several labels for each example are for a loop of your own"),
+        (
+            {"targets": np.arange(60) // 2},
+            "; whole numbers are labels, so for a regression let targets be floats, targets",
+        ),
+        ({"inputs": TABLE[:, 0]}, ": inputs must be [N, ...] of two axes or more; inputs[:, None] is one column"),
     ],
 )
 def test_arrays_that_do_not_fit_together_are_refused(arrays, text, file):
     save(file, **arrays)
     assert text in message(file)
+
+
+def test_targets_that_are_all_the_same_are_told(file):
+    save(file, targets=np.stack([np.full(60, 3.5), np.linspace(0, 1, 60)], axis=1))
+    with pytest.warns(
+        UserWarning, match=r"all training targets are the same in column 0, counted from 0; their errors"
+    ):
+        data.load(str(file))
 
 
 def test_images_with_channels_first_are_told(file):

@@ -456,6 +456,15 @@ def row_of(per_seed, **changes):
     return {**shared, "valid_std": None, **found, **changes}
 
 
+def test_the_end_of_a_long_state_is_left_to_the_file():
+    rows = [row_of([0.3, 0.2, 0.4]), {"run": "b", "state": f"failed: {'word ' * 60}"}]
+    text = render_table(results_table(rows, []))
+    assert "word word ... |" in text
+    assert max(map(len, text.splitlines())) < 250
+    assert "The whole of a long state is in sweep.json." in text
+    assert "The whole" not in render_table(results_table(rows[:1], []))
+
+
 def test_rows_are_compared_with_the_first_that_is_finished_seed_by_seed():
     first, better, level = [0.3, 0.2, 0.4], [0.2, 0.11, 0.29], [0.3, 0.25, 0.35]
     others = [{"seeds": [1, 2, 3]}, {"metric": "mean_squared_error"}, {"state": "finished, on other data than a"}]
