@@ -22,7 +22,8 @@ from adalfl_jax.hypergradient import (
 )
 from adalfl_jax.hypergradient.problem import bind_learned_loss, first_examples, inner_and_outer_keys
 from adalfl_jax.hypergradient.update import outer_update
-from adalfl_jax.learned_losses import at_progress
+from adalfl_jax.learned_losses import at_progress, require_progress
+from adalfl_jax.norms import norm
 from adalfl_jax.types import (
     ApplyFn,
     Batch,
@@ -40,10 +41,10 @@ from adalfl_jax.validation import (
     require_bilevel_batch,
     require_key,
     require_loss,
+    require_mean,
     require_model,
     require_options,
     require_phi,
-    require_progress,
     require_theta,
     returning_scalar,
     returning_state,
@@ -111,8 +112,8 @@ def make_bilevel_step(
       axis_name: of the devices of `jax.pmap` or `jax.shard_map`, where the step runs inside one and is given a part of
         each batch, of equal size, on each device. It then averages over them what it must, so that theta and phi move
         as on the whole batches and stay equal on all devices. `theta`, `phi` and `batch.rng_key` are the same on all of
-        them; losses are means over examples, as `RescaledLoss` is not, and batch norm averages its statistics if the
-        model is made with this `axis_name` too. `jax.vmap` stands in for them where there is one device. Under
+        them; losses are means over examples, so a `RescaledLoss` is refused, and batch norm averages its statistics if
+        the model is made with this `axis_name` too. `jax.vmap` stands in for them where there is one device. Under
         `jax.jit` with shardings leave it out.
 
     Returns:
@@ -158,6 +159,7 @@ def make_bilevel_step(
         "learned_loss_fn", learned_loss_fn, "phi_params", "targets", "outputs", optional=("params", "progress")
     )
     require_loss("task_loss_fn", task_loss_fn, "targets", "outputs")
+    require_mean("learned_loss_fn", learned_loss_fn, axis_name)
     problem = BilevelProblem(
         with_own_keys(axis_name, returning_state(apply_fn)),
         returning_scalar("learned_loss_fn", learned_loss_fn),
@@ -178,7 +180,7 @@ def make_bilevel_step(
             num_inner_steps(batch)  # what does not fit together is told of the whole batch, not of a part
             batch = batch._replace(outer=first_examples(batch.outer, outer_fraction))
         result = estimate(problem.at_progress(batch.progress), theta, phi.params, batch, phi.carry)
-        metrics = BilevelMetrics(result.inner_loss, result.outer_loss, optax.tree.norm(result.gradient))
+        metrics = BilevelMetrics(result.inner_loss, result.outer_loss, norm(result.gradient))
         return result.theta, update_phi(phi, result.gradient, result.outer_loss, result.carry), metrics
 
     if pipelined:
@@ -260,6 +262,7 @@ def make_task_step(
     require_functions(apply_fn=apply_fn, loss_fn=loss_fn, optimizer=optimizer)
     require_model(apply_fn)
     require_loss("loss_fn", loss_fn, "targets", "outputs", optional=("progress",))
+    require_mean("loss_fn", loss_fn, axis_name)
     own_apply_fn = with_own_keys(axis_name, returning_state(apply_fn))
     scalar_loss_fn = returning_scalar("loss_fn", loss_fn)
 

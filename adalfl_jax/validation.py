@@ -20,7 +20,7 @@ from adalfl_jax.hypergradient import (
     Estimator,
     estimator_name,
 )
-from adalfl_jax.learned_losses import FrozenLoss, declares
+from adalfl_jax.learned_losses import FrozenLoss, RescaledLoss, and_inside, declares
 from adalfl_jax.types import ApplyFn, Batch, BilevelBatch, LearnedLossFn, Phi, PyTree, Theta
 
 # What the arguments of losses are called elsewhere, where outputs often come first.
@@ -111,6 +111,19 @@ def require_loss(name: str, loss_fn: Callable[..., Any], *arguments: str, option
         )
 
 
+def require_mean(name: str, loss_fn: Callable[..., Any], axis_name: str | None) -> None:
+    """Raises ValueError for a loss that is no mean over examples where each device has a part of the batch."""
+    owners = (
+        function.loss if isinstance(function, FrozenLoss) else getattr(function, "__self__", None)
+        for function in and_inside(loss_fn)
+    )
+    if axis_name is not None and any(isinstance(owner, RescaledLoss) for owner in owners):
+        raise ValueError(
+            f"{name} is a RescaledLoss, whose bounds are of the whole batch, and with axis_name={axis_name!r} each "
+            "device has a part; leave axis_name out, and divide the batch by shardings under jax.jit"
+        )
+
+
 def _parameters(function: Callable[..., Any]) -> list[str]:
     """Names of a function's parameters; none where it does not tell."""
     try:
@@ -176,17 +189,6 @@ def returning_scalar(name: str, loss_fn: Callable[..., jax.Array]) -> Callable[.
         return value
 
     return loss
-
-
-def require_progress(loss_fn: Callable[..., Any], progress: jax.Array | float | None) -> None:
-    """Raises ValueError where a loss declares a progress without a default, and there is none."""
-    if progress is None and declares(loss_fn, "progress"):
-        declared = inspect.signature(loss_fn, follow_wrapped=False).parameters.get("progress")
-        if declared is not None and declared.default is inspect.Parameter.empty:
-            raise ValueError(
-                "the loss reads `progress`, the share of training that is done: give it, to a bilevel step as "
-                "BilevelBatch.progress, or the loss a default for it; got None"
-            )
 
 
 def require_theta(theta: Theta, optimizer_name: str, optimizer: optax.GradientTransformation) -> None:

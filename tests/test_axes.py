@@ -180,6 +180,20 @@ def test_conjugate_gradients_refuse_a_shard_map_that_tracks_axes():
         by_shard_map(run, specs)(theta, phi, batches)
 
 
+def test_a_loss_with_bounds_of_the_whole_batch_is_refused():
+    model, inner, loss, *_ = make_problem("plain", "sgd")
+    rescaled = adalfl_jax.RescaledLoss(loss, floor=1.0)
+    frozen = adalfl_jax.FrozenLoss(rescaled, {})
+    given = functools.partial(rescaled.apply, progress=0.5)
+    task_loss = adalfl_jax.task_losses.softmax_cross_entropy
+    for loss_fn in (rescaled.apply, given):
+        with pytest.raises(ValueError, match=r"learned_loss_fn is a RescaledLoss, .* with axis_name='parts' each"):
+            adalfl_jax.make_bilevel_step(model.apply, loss_fn, task_loss, inner, inner, axis_name="parts")
+        adalfl_jax.make_bilevel_step(model.apply, loss_fn, task_loss, inner, inner)
+    with pytest.raises(ValueError, match=r"loss_fn is a RescaledLoss, .* divide the batch by shardings under jax\.jit"):
+        adalfl_jax.make_task_step(model.apply, frozen, inner, axis_name="parts")
+
+
 @pytest.mark.usefixtures("float64")
 def test_a_task_step_inside_shard_map_or_vmap_moves_as_on_the_whole_batch():
     _, optimizer, _, theta, _ = make_problem("batch_norm", "clip")

@@ -12,6 +12,7 @@ import optax.contrib
 import pytest
 
 import adalfl_jax
+from adalfl_jax.norms import norm
 from adalfl_jax.task_losses import softmax_cross_entropy
 from tests.problems import make_batch, make_model, make_problem
 
@@ -373,3 +374,11 @@ def test_a_loss_may_call_its_own_parameters_params():
 if __name__ == "__main__":
     with jax.enable_x64(True):
         GOLDEN.write_text(json.dumps(golden_trajectory(), indent=2) + "\n")
+
+
+def test_the_length_of_a_gradient_of_sixteen_bits_is_summed_in_float32():
+    leaves = [jax.random.normal(key, 2000) for key in jax.random.split(jax.random.key(0), 3)]
+    few_bits = [leaf.astype(jnp.bfloat16) for leaf in leaves]
+    exact = np.linalg.norm(np.concatenate([np.asarray(leaf, np.float64) for leaf in few_bits]))
+    assert norm(few_bits).dtype == jnp.float32
+    assert float(norm(few_bits)) == pytest.approx(exact, rel=1e-6)

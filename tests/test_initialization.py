@@ -72,11 +72,22 @@ def test_a_phase_that_learns_nothing_is_told():
         inner = optax.sgd(rate)
         bilevel_step = adalfl_jax.make_bilevel_step(model.apply, loss.apply, softmax_cross_entropy, inner, outer)
         offline_step = adalfl_jax.make_offline_step(bilevel_step, model.init, inner)
-        told = contextlib.nullcontext() if learns else pytest.warns(UserWarning, match="was 0 at every step")
+        told = contextlib.nullcontext() if learns else pytest.warns(UserWarning, match="was 0 at 100% of the steps")
         with told:
             after, _ = adalfl_jax.initialize_offline(offline_step, phi, batches)
         is_same = jax.tree.map(lambda new, old: bool((new == old).all()), after.params, phi_params)
         assert all(jax.tree.leaves(is_same)) != learns
+
+
+def test_a_step_that_leaves_most_of_the_phase_out_is_told():
+    model, inner, loss, *_ = make_problem("plain", "sgd")
+    bilevel_step = adalfl_jax.make_bilevel_step(
+        model.apply, loss.apply, softmax_cross_entropy, inner, optax.adam(1e-2), outer_every=4
+    )
+    _, phi, batches, _ = make_offline(model="plain")
+    step = adalfl_jax.make_offline_step(bilevel_step, model.init, inner)
+    with pytest.warns(UserWarning, match=r"was 0 at 75% of the steps .* or the bilevel step be one with outer_every"):
+        adalfl_jax.initialize_offline(step, phi, batches._replace(step=jnp.arange(4)))
 
 
 def test_a_phase_that_loses_phi_is_told():

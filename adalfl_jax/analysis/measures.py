@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ import scipy.interpolate
 
 from adalfl_jax.learned_losses import LossNetwork
 from adalfl_jax.learned_losses.network import PREDICTIONS
+from adalfl_jax.norms import unit_and_squares, widen
 from adalfl_jax.task_losses import to_dense
 from adalfl_jax.types import ApplyFn, Batch, LossFn, PyTree, Theta
 from adalfl_jax.validation import require_loss, require_model
@@ -101,14 +101,11 @@ def compare_gradients(
 def _norm_and_direction(tree: PyTree) -> tuple[jax.Array, PyTree]:
     """The length of a gradient, and the gradient in lengths; 0 both where it vanishes.
 
-    Squares of entries below 1e-19 would vanish in float32, and sums in bfloat16 are of eight bits.
+    Squares of entries below 1e-19 would vanish in float32.
     """
-    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), tree)
-    largest = functools.reduce(jnp.maximum, (jnp.abs(leaf).max(initial=0.0) for leaf in jax.tree.leaves(wide)))
-    unit = jnp.where(largest == 0, 1, largest)
-    scaled = jax.tree.map(lambda leaf: leaf / unit, wide)
-    norm = jnp.asarray(optax.tree.norm(scaled))
-    return unit * norm, jax.tree.map(lambda leaf: leaf / jnp.where(norm == 0, 1, norm), scaled)
+    unit, squares = unit_and_squares(tree)
+    norm = jnp.sqrt(squares)
+    return unit * norm, jax.tree.map(lambda leaf: leaf / unit / jnp.where(norm == 0, 1, norm), widen(tree))
 
 
 def make_loss_shape(loss: LossNetwork, *, num_points: int = 101) -> tuple[jax.Array, Callable[..., jax.Array]]:

@@ -63,7 +63,7 @@ def signed_rank_test(first: Sequence[float], second: Sequence[float]) -> dict[st
     places = np.empty(len(order))
     places[order] = np.cumsum([0, *are_apart])  # equal but for rounding, they tie
     moved = differences != 0
-    # Twice the ranks, which are whole numbers; SciPy's own test takes sums of them for normal where some tie.
+    # Twice the ranks, which are whole numbers; SciPy's own test is exact with ties up to 13 values, or not at all.
     ranks = (2 * scipy.stats.rankdata(places[moved])).astype(int)
     chances = np.ones(1)  # of each sum of the ranks that go up, if signs are drawn
     for rank in ranks:

@@ -14,6 +14,7 @@ from adalfl_jax.hypergradient.carry import is_same, require_carry, to_keep
 from adalfl_jax.hypergradient.problem import (
     BilevelProblem,
     Hypergradient,
+    inner_and_outer_keys,
     outer_objective,
     outputs_of,
     require_32_bits,
@@ -158,8 +159,7 @@ class _Keys(NamedTuple):
         if batch.rng_key is None:
             raise ValueError(f"hypergradient={name!r} draws displacements of phi from batch.rng_key; got None")
         # Inner and outer keys are those of all other estimators, so that theta goes the same way.
-        inner_key, outer_key = jax.random.split(batch.rng_key)
-        return cls(inner_key, outer_key, jax.random.fold_in(batch.rng_key, 2))
+        return cls(*inner_and_outer_keys(batch.rng_key), jax.random.fold_in(batch.rng_key, 2))  # pyright: ignore[reportArgumentType]
 
 
 def _run(

@@ -25,6 +25,7 @@ from adalfl_jax.hypergradient.problem import (
     Hypergradient,
     bind_learned_loss,
     inner_and_outer_keys,
+    keys_of_steps,
     num_inner_steps,
     outer_gradient,
     require_forward_mode,
@@ -137,8 +138,8 @@ def _implicit(
     )
     inputs, targets, last_key = *batch.inner, inner_key
     if (num_steps := num_inner_steps(batch)) is not None:
-        inputs, targets = jax.tree.map(lambda steps: steps[-1], (inputs, targets))
-        last_key = None if inner_key is None else jax.random.split(inner_key, num_steps)[-1]
+        of_steps = (inputs, targets, keys_of_steps(inner_key, num_steps))
+        inputs, targets, last_key = jax.tree.map(lambda steps: steps[-1], of_steps)
 
     def inner_objective(params: PyTree, phi_params: PyTree) -> jax.Array:
         outputs, _ = problem.apply_fn(params, theta_next.model_state, inputs, train=True, rng_key=last_key)

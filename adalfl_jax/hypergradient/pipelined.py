@@ -22,6 +22,7 @@ from adalfl_jax.hypergradient.one_step import (
     update_theta,
 )
 from adalfl_jax.hypergradient.problem import AnyBatch, BilevelProblem, Estimator, inner_and_outer_keys
+from adalfl_jax.norms import norm
 from adalfl_jax.types import BilevelBatch, BilevelMetrics, Phi, PyTree, Theta
 
 
@@ -76,7 +77,7 @@ def make_pipelined_step(
             theta_next, to_direction = move_theta(theta, model_state, gradient)
             return LastStep(_kept(estimator, point), targets, progress, to_direction), theta_next, inner_loss
 
-        norm = jnp.zeros_like(outer_loss)
+        length = jnp.zeros_like(outer_loss)
         if phi.carry:
             like, *_ = jax.eval_shape(finish, phi)
             last = _restored(phi.carry, theta.params, like)
@@ -88,10 +89,10 @@ def make_pipelined_step(
             updated = update_phi(phi, gradient, outer_loss, ())
             is_taken = phi.carry.is_taken & is_same(_smaller(theta.params), phi.carry.params_after)
             phi = optax.tree.where(is_taken, updated, phi._replace(carry=()))
-            norm = jnp.where(is_taken, optax.tree.norm(gradient), norm)
+            length = jnp.where(is_taken, norm(gradient), length)
         last, theta_next, inner_loss = finish(phi)
         carry = PrimedCarry(jnp.array(True), *to_keep((_smaller(theta_next.params), jax.tree.leaves(last))))
-        return theta_next, phi._replace(carry=carry), BilevelMetrics(inner_loss, outer_loss, norm)
+        return theta_next, phi._replace(carry=carry), BilevelMetrics(inner_loss, outer_loss, length)
 
     return pipelined_step
 

@@ -234,3 +234,8 @@ def inner_and_outer_keys(rng_key: jax.Array | None) -> tuple[jax.Array | None, j
         return None, None
     inner_key, outer_key = jax.random.split(rng_key)
     return inner_key, outer_key
+
+
+def keys_of_steps(inner_key: jax.Array | None, num_steps: int) -> jax.Array | None:
+    """Keys `[K]` of the inner steps; None without a key."""
+    return None if inner_key is None else jax.random.split(inner_key, num_steps)

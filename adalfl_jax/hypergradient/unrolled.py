@@ -18,6 +18,7 @@ from adalfl_jax.hypergradient.problem import (
     bind_learned_loss,
     inner_and_outer_keys,
     inner_step,
+    keys_of_steps,
     num_inner_steps,
     outer_objective,
     require_forward_mode,
@@ -88,7 +89,7 @@ def run_inner_steps(
     num_steps = num_inner_steps(batch)
     if num_steps is None:
         return step(problem, theta, phi_params, batch.inner, rng_key)
-    keys = None if rng_key is None else jax.random.split(rng_key, num_steps)
+    keys = keys_of_steps(rng_key, num_steps)
 
     def body(theta: Theta, item: tuple[Batch, jax.Array | None]) -> tuple[Theta, jax.Array]:
         return step(problem, theta, phi_params, *item)

@@ -2,9 +2,11 @@
 
 from adalfl_jax.learned_losses.activations import ACTIVATIONS as ACTIVATIONS
 from adalfl_jax.learned_losses.activations import smooth_leaky_relu as smooth_leaky_relu
+from adalfl_jax.learned_losses.arguments import and_inside as and_inside
 from adalfl_jax.learned_losses.arguments import at_progress as at_progress
 from adalfl_jax.learned_losses.arguments import declares as declares
 from adalfl_jax.learned_losses.arguments import require_family as require_family
+from adalfl_jax.learned_losses.arguments import require_progress as require_progress
 from adalfl_jax.learned_losses.families import FAMILIES as FAMILIES
 from adalfl_jax.learned_losses.families import NAMES as NAMES
 from adalfl_jax.learned_losses.families import OURS as OURS

@@ -30,7 +30,7 @@ def declares(loss_fn: Callable[..., Any], name: str) -> bool:
     """
     if _is_bound(loss_fn, name):
         return False
-    for function in _and_inside(loss_fn):
+    for function in and_inside(loss_fn):
         try:
             parameters = inspect.signature(function, follow_wrapped=False).parameters
         except (TypeError, ValueError):  # a callable without an inspectable signature cannot ask for it
@@ -45,7 +45,7 @@ def declares(loss_fn: Callable[..., Any], name: str) -> bool:
     return False
 
 
-def _and_inside(loss_fn: Callable[..., Any] | None) -> Iterator[Callable[..., Any]]:
+def and_inside(loss_fn: Callable[..., Any] | None) -> Iterator[Callable[..., Any]]:
     """A loss, and those inside it by `functools.partial` and `functools.wraps`."""
     while loss_fn is not None:
         yield loss_fn
@@ -62,7 +62,7 @@ def _is_bound(loss_fn: Callable[..., Any], name: str) -> bool:
         isinstance(function, functools.partial)
         and name in function.keywords
         and not (isinstance(function, _AtProgress) and name == "progress")
-        for function in _and_inside(loss_fn)
+        for function in and_inside(loss_fn)
     )
 
 
@@ -76,3 +76,14 @@ def at_progress(loss_fn: Loss, progress: jax.Array | float | None) -> Loss:
     if progress is None or not declares(loss_fn, "progress"):
         return loss_fn
     return _AtProgress(loss_fn, progress=progress)  # pyright: ignore[reportReturnType]
+
+
+def require_progress(loss_fn: Callable[..., Any], progress: jax.Array | float | None) -> None:
+    """Raises ValueError where a loss declares a progress without a default, and there is none."""
+    if progress is None and declares(loss_fn, "progress"):
+        declared = inspect.signature(loss_fn, follow_wrapped=False).parameters.get("progress")
+        if declared is not None and declared.default is inspect.Parameter.empty:
+            raise ValueError(
+                "the loss reads `progress`, the share of training that is done: give it, to a bilevel step as "
+                "BilevelBatch.progress, or the loss a default for it; got None"
+            )

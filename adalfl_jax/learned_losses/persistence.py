@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from adalfl_jax.atomic import replace_file
 from adalfl_jax.learned_losses.arguments import at_progress
 from adalfl_jax.learned_losses.families import FAMILIES
 from adalfl_jax.learned_losses.rescaled import RescaledLoss
@@ -100,15 +100,7 @@ def save_learned_loss(
         raise FileNotFoundError(f"there is no folder {path.parent} to save {path.name} in; make it first")
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; name a file in it, {path / 'learned_loss.safetensors'} say")
-    partial = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.partial")  # no other writer's
-    try:
-        with partial.open("wb") as file:
-            file.write(safetensors.numpy.save(arrays, metadata={FORMAT: text}))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    replace_file(path, safetensors.numpy.save(arrays, metadata={FORMAT: text}))
 
 
 def load_learned_loss(path: str | os.PathLike[str]) -> FrozenLoss:

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from adalfl_jax.arguments import require_number
-from adalfl_jax.learned_losses.arguments import at_progress, declares, require_family
+from adalfl_jax.learned_losses.arguments import at_progress, declares, require_family, require_progress
+from adalfl_jax.norms import unit_and_squares
 from adalfl_jax.task_losses import find_task_loss
 from adalfl_jax.types import LearnedLoss, LossFn, PyTree
 
@@ -37,7 +38,7 @@ class RescaledLoss:
     .. math:: \partial_\phi (c \nabla_f M_\phi) = c\, (I - u u^\top)\, \partial_\phi \nabla_f M_\phi .
 
     So a meta-gradient through one step of theta is exact. Through several, c of each step is held while theta moves.
-    Where M_phi is flat there is no direction, and c is 1.
+    Where M_phi is flat there is no direction, and c is 1; where it nearly is, c is at most about 1e30 times the floor.
 
     Attributes:
       loss: M, any family that reads theta through the outputs alone.
@@ -89,26 +90,23 @@ class RescaledLoss:
         progress: jax.Array | float | None = None,
     ) -> jax.Array:
         """c M_phi, a scalar, of targets `[B]` or `[B, C]`, outputs `[B, C]` and, where M reads it, progress `[]`."""
+        require_progress(self.loss.apply, progress)
         loss_fn = functools.partial(at_progress(self.loss.apply, progress), phi_params, targets)
         loss = loss_fn(outputs)
+        if not self.floor and self.ceiling is None:
+            return loss
         return self._factor(loss_fn, targets, jax.lax.stop_gradient(outputs)).astype(loss.dtype) * loss
 
     def _factor(self, loss_fn: Callable[[jax.Array], jax.Array], targets: jax.Array, outputs: jax.Array) -> jax.Array:
         (unit, squares), (task_unit, task_squares) = (
-            _unit_and_squares(jax.grad(fn)(outputs))
+            unit_and_squares(jax.grad(fn)(outputs))
             for fn in (loss_fn, lambda outputs: find_task_loss(self.task_loss)(targets, outputs))
         )
         has_direction = squares > 0
-        ratio = task_unit / unit * jnp.sqrt(task_squares) / jnp.sqrt(jnp.where(has_direction, squares, 1))
+        longest = float(jnp.finfo(unit.dtype).max) ** 0.8  # or what follows overflows, and derivatives are none
+        units = jnp.minimum(task_unit / unit, longest)
+        ratio = units * jnp.sqrt(task_squares) / jnp.sqrt(jnp.where(has_direction, squares, 1))
         if self.floor == self.ceiling:  # the derivative of a clip would be halved where both bounds are met
             return jnp.where(has_direction, self.floor * ratio, 1)
         ceiling = None if self.ceiling is None else self.ceiling * ratio
         return jnp.where(has_direction, jnp.clip(jnp.ones_like(ratio), self.floor * ratio, ceiling), 1)
-
-
-def _unit_and_squares(gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The largest entry and the sum of squares in its units, which neither vanishes nor overflows as they alone do."""
-    gradient = gradient.astype(jnp.promote_types(gradient.dtype, jnp.float32))
-    largest = jax.lax.stop_gradient(jnp.abs(gradient).max())
-    unit = jnp.where(largest == 0, 1, largest)
-    return unit, jnp.sum((gradient / unit) ** 2)

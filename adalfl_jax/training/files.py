@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from adalfl_jax.atomic import replace_file
+
 _GLANCE, _POLL = 0.2, 0.01  # seconds; `is_worked_on` takes the lock for a moment, in which a run must be able to start
 
 
@@ -134,13 +136,8 @@ def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 in one move, so that a reader never sees half a file, even after a power cut."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    """Writes UTF-8, as `replace_file` does."""
+    replace_file(path, text.encode())
 
 
 def keep_on_disk(*paths: Path) -> None:

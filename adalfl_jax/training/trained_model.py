@@ -61,7 +61,11 @@ class TrainedModel:
         outputs = [np.zeros((0, self.preprocessing.num_outputs), np.float32)]  # for no rows
         for start in range(0, len(inputs), size):
             batch = inputs[start : start + size]
-            outputs.append(np.asarray(self._outputs(self.params, self.model_state, batch)))
+            num_rows = len(batch)
+            # A program is compiled for each power of 2, and not for each number of rows.
+            num_more = min(size, 1 << (num_rows - 1).bit_length()) - num_rows
+            padded = np.pad(batch, [(0, num_more)] + [(0, 0)] * (batch.ndim - 1))
+            outputs.append(np.asarray(self._outputs(self.params, self.model_state, padded))[:num_rows])
         return self.preprocessing.decode(np.concatenate(outputs))
 
     @functools.cached_property

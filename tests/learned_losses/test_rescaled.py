@@ -56,6 +56,44 @@ def test_bounds_hold_for_outputs_of_few_bits():
     assert jnp.linalg.norm(own.astype(float)) / jnp.linalg.norm(task.astype(float)) == pytest.approx(1, rel=0.03)
 
 
+def test_without_bounds_it_is_m():
+    phi_params = NETWORK.init(jax.random.key(0))
+    assert adalfl_jax.RescaledLoss(NETWORK).apply(phi_params, TARGETS, OUTPUTS) == NETWORK.apply(
+        phi_params, TARGETS, OUTPUTS
+    )
+
+
+@pytest.mark.parametrize(("floor", "ceiling"), BOUNDS)
+@pytest.mark.parametrize("output", [-80.0, -84.0, -86.0, -120.0])
+def test_losses_and_meta_gradients_are_finite_where_m_is_saturated_and_the_task_loss_is_not(floor, ceiling, output):
+    """The gradient of the task loss is up to 1e38 times as long, or M has none at all."""
+    network = adalfl_jax.LossNetwork(hidden_sizes=(3,), predictions="sigmoid")
+    loss = adalfl_jax.RescaledLoss(network, squared_error, floor, ceiling)
+    targets, outputs = jnp.ones((8, 1)), jnp.full((8, 1), output)
+
+    def along(phi_params):
+        value, found = jax.value_and_grad(lambda outputs: loss.apply(phi_params, targets, outputs))(outputs)
+        return found.sum(), value
+
+    found = jax.jit(jax.value_and_grad(along, has_aux=True))(network.init(jax.random.key(0)))
+    chex.assert_tree_all_finite(found)
+
+
+def test_the_progress_that_m_needs_is_asked_for():
+    @dataclasses.dataclass(frozen=True)
+    class Fading:
+        def init(self, rng_key):
+            return NETWORK.init(rng_key)
+
+        def apply(self, phi_params, targets, outputs, *, progress):
+            return (1 - progress) * NETWORK.apply(phi_params, targets, outputs)
+
+    loss, phi_params = adalfl_jax.RescaledLoss(Fading(), floor=0.5), NETWORK.init(jax.random.key(0))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"the loss reads `progress`, .*or the loss a default for it; got None"):
+        loss.apply(phi_params, TARGETS, OUTPUTS)
+    chex.assert_tree_all_finite(loss.apply(phi_params, TARGETS, OUTPUTS, progress=0.5))
+
+
 @pytest.mark.usefixtures("float64")
 def test_bounds_hold_for_gradients_whose_squares_are_no_numbers():
     """In float32 their squares are zero or infinite; the meta-gradient is the one that float64 has."""

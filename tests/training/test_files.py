@@ -21,6 +21,17 @@ def test_json_that_is_not_finite_does_not_replace_what_is_there(tmp_path):
     assert json.loads((tmp_path / "value.json").read_text()) == {"a": 1}
 
 
+def test_several_may_write_a_file_at_a_time(tmp_path):
+    def write(number):
+        for _ in range(50):
+            write_json(tmp_path / "value.json", [number] * 1000)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    assert json.loads((tmp_path / "value.json").read_text()) in [[number] * 1000 for number in range(4)]
+    assert [path.name for path in tmp_path.iterdir()] == ["value.json"]
+
+
 @pytest.mark.parametrize("name", ["", " ", "gs://bucket/run", Path("s3://bucket/run")])
 @pytest.mark.parametrize(
     "use",

@@ -89,6 +89,9 @@ def test_any_number_of_rows_is_predicted(images_run):
     together = trained.predict(IMAGES)  # 250 rows in blocks of 96
     alone = np.concatenate([trained.predict(IMAGES[row : row + 1]) for row in (0, 95, 96, 249)])
     np.testing.assert_allclose(alone, together[[0, 95, 96, 249]], rtol=1e-5, atol=1e-6)
+    for num_rows in range(1, 97):
+        assert trained.predict(IMAGES[:num_rows]).shape == (num_rows, 3)
+    assert trained._outputs._cache_size() == len((1, 2, 4, 8, 16, 32, 64, 96))  # programs
 
 
 def test_a_regression_predicts_raw_rows_in_the_units_of_its_target(tmp_path):
