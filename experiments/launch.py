@@ -16,7 +16,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
@@ -51,10 +51,6 @@ _COMPILATION_CACHE = flags.DEFINE_string(
     None,
     "Folder that keeps compiled programs for later runs, or '' for none. By default $JAX_COMPILATION_CACHE_DIR or else "
     "adalfl_jax in $XDG_CACHE_HOME (~/.cache).",
-)
-_NOT_LOADED = (
-    "ConfigError: the configuration cannot be loaded: {}; it must be a file with a get_config() that returns a "
-    "ConfigDict, as in configs/"
 )
 UNREAD = {"train": "methods", "compare": "method"}  # by program, the field of the configuration it does not read
 SHARED = ("config", "workdir", "write", "compilation_cache")  # flags of several programs; --write is that of `page`
@@ -187,7 +183,7 @@ def parse_flags(arguments: list[str], *, unused: tuple[str, ...] = ()) -> list[s
                 hint = "configs/default.py documents it"
             sys.exit(f"{error} ({hint})")
         _, *below = innermost.splitlines()  # lines of code, and then what the file raised, which may have several
-        sys.exit(_NOT_LOADED.format(" ".join(itertools.dropwhile(lambda line: line.startswith("    "), below))))
+        _refuse_file(" ".join(itertools.dropwhile(lambda line: line.startswith("    "), below)))
     except Exception as error:  # whatever a user's configuration file raises while it is loaded
         for name in given:
             section, _, option = name.rpartition(".")
@@ -195,7 +191,7 @@ def parse_flags(arguments: list[str], *, unused: tuple[str, ...] = ()) -> list[s
                 sys.exit(f"ConfigError: --{name} is for an option that the file sets, and it sets none of this name")
         # Of an OSError the file comes last, behind where else it was looked for or that it was looked for before.
         reason = re.split(r"\n|failure to load: ", str(error))[-1].strip() if isinstance(error, OSError) else error
-        sys.exit(_NOT_LOADED.format(f"{type(error).__name__}: {reason}"))
+        _refuse_file(f"{type(error).__name__}: {reason}")
     for name in given:
         is_tuple = name.startswith("config.") and isinstance(flags.FLAGS[name], flags.MultiFlag)  # which adds them up
         if is_tuple and given.count(name) > 1:
@@ -204,6 +200,13 @@ def parse_flags(arguments: list[str], *, unused: tuple[str, ...] = ()) -> list[s
         sys.exit(f"unexpected arguments {remaining[1:]}; flags look like --NAME=VALUE")
     keep_compiled_programs(_COMPILATION_CACHE.value)
     return remaining
+
+
+def _refuse_file(reason: str) -> NoReturn:
+    """Ends the program with why a configuration cannot be loaded, and what one is where the file is none."""
+    is_none = any(words in reason for words in ("get_config", "No such file", "no attribute 'lock'"))
+    remedy = "; it must be a file with a get_config() that returns a ConfigDict, as in configs/" * is_none
+    sys.exit(f"ConfigError: the configuration cannot be loaded: {reason}{remedy}")
 
 
 def keep_compiled_programs(folder: str | None) -> None:

@@ -101,9 +101,12 @@ def is_level(test: Mapping[str, Any]) -> bool:
 
 
 def show_p_value(test: Mapping[str, Any] | None) -> str:
-    """The adjusted p-value of a test, to a digit, or to three where one would hide on which side of 0.05 it is."""
+    """The adjusted p-value of a test, to a digit, or near 0.05 to three and more, so that its side is seen."""
     p_value = (test or {}).get("adjusted_p_value")
-    return show_number(p_value, ".1g" if p_value is None or not 0.045 <= p_value < 0.055 else ".3g")
+    if p_value is None or not 0.045 <= p_value < 0.055:
+        return show_number(p_value, ".1g")
+    shown = (f"{p_value:.{digits}g}" for digits in range(3, 18))
+    return next(text for text in shown if (float(text) < SIGNIFICANT) == (p_value < SIGNIFICANT))
 
 
 def show_number(value: float | None, form: str) -> str:

@@ -166,10 +166,12 @@ def required_options(name: str) -> list[str]:
 
 
 def _parameters(module: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(module.__init__ if isinstance(module, type) else module).parameters
+    """Those that a caller gives: of a class not the first of `__init__`, the module."""
+    parameters = inspect.signature(module.__init__ if isinstance(module, type) else module).parameters
+    return dict(list(parameters.items())[isinstance(module, type) :])
 
 
-_ALWAYS = ("self", "input_shape", "num_outputs", "rngs")
+_ALWAYS = ("input_shape", "num_outputs", "rngs")
 
 
 def count_params(params: PyTree) -> int:

@@ -15,7 +15,7 @@ class AllCNNC(nnx.Module):
     """All-CNN-C (Springenberg et al., 2015) with batch norm: convolutions with stride 2 in the place of pooling.
 
     1,372,254 parameters on 32x32x3 and 10 classes. As in its source, the seventh convolution is not padded, and ReLU
-    follows the last one too.
+    follows the last one too, here behind batch norm. Inputs are not dropped out, as a fifth of them is there.
 
     Raises:
       ValueError: images smaller than 9x9, which the unpadded convolution could not be applied to, or a dropout rate

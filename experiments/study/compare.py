@@ -9,7 +9,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from adalfl_jax.analysis.record import RunRecord
-from adalfl_jax.analysis.statistics import adjust_p_values, describe, paired_difference, signed_rank_test
+from adalfl_jax.analysis.statistics import (
+    ROUNDING,
+    adjust_p_values,
+    describe,
+    paired_difference,
+    signed_rank_test,
+)
 from adalfl_jax.training.digest import digest_of
 from adalfl_jax.training.files import BusyError
 from experiments.study.arms import Arm, Comparison, Overrides, field_words, make_config, make_source_config
@@ -155,7 +161,8 @@ def _tune(
 
 
 def _numbers(outcome: Outcome, target: float | None) -> dict[str, Any]:
-    reached = np.flatnonzero(outcome.curve.mean(axis=0) <= (-np.inf if target is None else target))
+    limit = -np.inf if target is None else target * (1 + ROUNDING)  # NumPy adds up a mean of an axis in another order
+    reached = np.flatnonzero(outcome.curve.mean(axis=0) <= limit)
     steps = int(outcome.steps[reached[0]]) if len(reached) else None
     total = outcome.seconds
     seconds = None if steps is None else total["offline"] + total["training"] * steps / int(outcome.steps[-1])

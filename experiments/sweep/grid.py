@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import copy
 import functools
 import hashlib
@@ -12,6 +13,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from absl import flags
 
 from adalfl_jax.training import ConfigError, TrainConfig
 from adalfl_jax.training.fields import require_path
@@ -121,11 +124,21 @@ def _make_config(overrides: Mapping[str, str], values: Mapping[str, Any]) -> Tra
         section = functools.reduce(operator.getitem, sections, values)
         if name not in section:
             raise ConfigError(f"config.{field} is for an option that the file sets, and it sets none of this name")
-        value = text if isinstance(section[name], str) else literal(text)
+        value = _parse(text, section[name])
         if sections[-1:] == ["options"] and not _are_of_a_kind(section[name], value):
             raise ConfigError(f"config.{field} must be of the kind that the file sets, {section[name]!r}; got {text}")
         section[name] = value
     return pin_start(TrainConfig.from_mapping(values))
+
+
+def _parse(text: str, given: Any) -> Any:
+    """What the command line makes of a text for a field that has some value."""
+    if isinstance(given, str):
+        return text
+    if isinstance(given, bool):
+        with contextlib.suppress(ValueError):
+            return flags.BooleanParser().parse(text)
+    return literal(text)
 
 
 def _are_of_a_kind(option: Any, value: Any) -> bool:

@@ -21,7 +21,7 @@ from experiments.sweep.jobs import FAILED, last_line, warnings_in
 
 TABLE = "sweep.json"  # by which a folder is known as a sweep's
 LONGEST_STATE = 160  # characters of an error in the table
-SHARED = ("dataset", "metric", "seeds", "state")  # by rows that are compared
+SHARED = ("data", "metric", "seeds", "state")  # by rows that are compared
 
 
 def require_whole_table(root: Path, points: Sequence[Point]) -> None:
@@ -96,7 +96,8 @@ def _rows_of(point: Point, trained_on: dict[DatasetConfig, tuple[str, str]]) -> 
     state = "finished" if summary["data"] == expected else f"finished, on other data than {first}"
     return [
         row
-        | {"state": state, "method": method, "dataset": point.config.dataset.name, "metric": summary["metric"]}
+        | {"state": state, "method": method, "dataset": point.config.dataset.name, "data": summary["data"]}
+        | {"metric": summary["metric"]}
         | {"learning_rate": info["learning_rate"]}
         | {f"{split}_{part}": info[split][part] for split in ("test", "valid") for part in ("mean", "std")}
         | {"trains_on_valid": info.get("trains_on_valid", False), "seeds": summary["seeds"]}
@@ -106,7 +107,8 @@ def _rows_of(point: Point, trained_on: dict[DatasetConfig, tuple[str, str]]) -> 
 
 
 def add_differences(rows: Sequence[Row]) -> None:
-    """Gives finished rows what they are less the first, where data, metric, seeds and state are the same.
+    """Gives finished rows what they are less the first, where data, metric, seeds and state are the same. The data are
+    the same with other labels of the training split, and not with another draw of the splits.
 
     A row gets its mean `difference` in the test split and the `adjusted_p_value` of a paired t-test, for the number of
     rows (Benjamini and Hochberg), None where there is none.

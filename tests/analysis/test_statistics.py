@@ -3,6 +3,7 @@ import pytest
 import scipy.stats
 
 from adalfl_jax.analysis.statistics import adjust_p_values, describe, paired_difference, signed_rank_test
+from experiments.page import rounded
 
 
 def test_describe_gives_mean_and_sample_deviation():
@@ -76,16 +77,25 @@ def test_differences_equal_but_for_rounding_share_a_rank():
     as_measured = (counts / np.float32(360)).astype(np.float32)
     p_value = scipy.stats.wilcoxon(counts[1] - counts[0]).pvalue
     assert signed_rank_test(*as_measured)["p_value"] == pytest.approx(p_value)
+    assert signed_rank_test(*rounded(as_measured.tolist()))["p_value"] == pytest.approx(p_value)
 
 
-def test_a_difference_of_a_hundred_thousandth_is_no_rounding():
-    first, second = np.ones(4), 1 + 1e-5 * np.array([3.0, -1.0, 2.0, 4.0])
+def test_numbers_as_they_are_published_have_the_test_by_ranks_of_what_was_measured():
+    rng = np.random.default_rng(0)
+    for most in (8, 30, 300):  # of 360 examples
+        for counts in rng.integers(0, most, (50, 2, 10)):
+            exact, published = counts.astype(float), rounded((counts / 360).tolist())
+            assert signed_rank_test(*published) == signed_rank_test(*exact)
+
+
+def test_a_difference_of_a_ten_thousandth_is_no_rounding():
+    first, second = np.ones(4), 1 + 1e-4 * np.array([3.0, -1.0, 2.0, 4.0])
     assert paired_difference(first, second)["p_value"] == pytest.approx(scipy.stats.ttest_rel(second, first).pvalue)
     assert signed_rank_test(first, second)["p_value"] == pytest.approx(0.25)
 
 
 def test_what_ties_goes_by_the_rounding_of_the_larger_metric():
-    first, second = np.array([1000.0, 0.0, 0.0]), np.array([1000.0015, -0.0013, 0.5])
+    first, second = np.array([1000.0, 0.0, 0.0]), np.array([1000.03, -0.026, 0.5])
     assert signed_rank_test(first, second) == signed_rank_test([0.0, 0.0, 0.0], [0.001, -0.001, 0.5])
     assert signed_rank_test(first, second) != signed_rank_test([0.0, 0.0, 0.0], [0.0015, -0.0013, 0.5])
 

@@ -30,9 +30,18 @@ def test_a_cell_is_one_line_and_ends_no_cell():
 
 @pytest.mark.parametrize(
     ("p_value", "shown"),
-    [(0.0449, "0.04"), (0.0482, "0.0482"), (0.0499, "0.0499"), (0.0503, "0.0503"), (0.0571, "0.06")],
+    [
+        (0.0449, "0.04"),
+        (0.0482, "0.0482"),
+        (0.0499, "0.0499"),
+        (0.04996, "0.04996"),
+        (0.05, "0.05"),
+        (0.05004, "0.05"),
+        (0.0503, "0.0503"),
+        (0.0571, "0.06"),
+    ],
 )
-def test_a_p_value_near_the_threshold_has_three_digits(p_value, shown):
+def test_a_p_value_near_the_threshold_has_the_digits_that_tell_its_side(p_value, shown):
     assert page.show_p_value({"adjusted_p_value": p_value}) == shown
     assert page.show_p_value(None) == page.show_p_value({}) == ""
 

@@ -85,6 +85,12 @@ def test_every_combination_is_a_run_of_its_own(run, started):
     assert out.count("not begun") == 4
 
 
+def test_true_and_false_are_written_as_on_the_command_line(run, started):
+    run("--vary=inner.nesterov=true,False", settings=TINY | {"inner.momentum": 0.9})
+    assert [point.config.inner.nesterov for point in started] == [True, False]
+    assert "must be True or False; got 'maybe'" in run("--vary=inner.nesterov=maybe")[1]
+
+
 def test_options_that_the_file_sets_are_varied(run, started, monkeypatch, tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
@@ -452,7 +458,7 @@ def test_a_grid_of_which_nothing_could_begin_is_forgotten(run, started, monkeypa
 
 def row_of(per_seed, **changes):
     found = {"test_per_seed": per_seed, "test_mean": np.mean(per_seed), "test_std": 0.1, "valid_mean": 0.2}
-    shared = {"dataset": "digits", "metric": "error_rate", "seeds": [0, 1, 2], "state": "finished"}
+    shared = {"data": "digest", "metric": "error_rate", "seeds": [0, 1, 2], "state": "finished"}
     return {**shared, "valid_std": None, **found, **changes}
 
 
@@ -468,7 +474,7 @@ def test_the_end_of_a_long_state_is_left_to_the_file():
 def test_rows_are_compared_with_the_first_that_is_finished_seed_by_seed():
     first, better, level = [0.3, 0.2, 0.4], [0.2, 0.11, 0.29], [0.3, 0.25, 0.35]
     others = [{"seeds": [1, 2, 3]}, {"metric": "mean_squared_error"}, {"state": "finished, on other data than a"}]
-    others += [{"dataset": "mnist"}]
+    others += [{"data": "of other splits"}]
     rows = [{"state": "running"}, row_of(first), row_of(better), row_of(level), *(row_of(level, **o) for o in others)]
     add_differences(rows)
     p_values = [scipy.stats.ttest_rel(each, first).pvalue for each in (better, level)]

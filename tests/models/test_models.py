@@ -306,6 +306,20 @@ def test_a_registered_model_is_made_by_name_and_as_any_other():
 
 
 @pytest.mark.usefixtures("known_here")
+def test_the_module_of_a_registered_class_may_have_any_name():
+    class Linear(nnx.Module):
+        def __init__(this, input_shape, num_outputs, *, rngs, scale=1.0):  # noqa: N805
+            this.output, this.scale = nnx.Linear(math.prod(input_shape), num_outputs, rngs=rngs), scale
+
+        def __call__(this, inputs):  # noqa: N805
+            return this.scale * this.output(inputs.reshape(len(inputs), -1))
+
+    register_model("mine", Linear)
+    assert model_options("mine") == ["scale"]
+    assert count_params(make_model("mine", (4,), 3, scale=2.0).init(jax.random.key(0))[0]) == 15
+
+
+@pytest.mark.usefixtures("known_here")
 def test_options_that_no_field_sets_need_a_default_or_a_value_in_a_configuration():
     def heads(input_shape, num_outputs, *, rngs, num_heads):
         return nnx.Linear(math.prod(input_shape), num_outputs * num_heads, rngs=rngs)
