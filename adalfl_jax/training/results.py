@@ -59,6 +59,7 @@ class DivergenceError(RuntimeError):
       seed: of the model it happened to.
       state: the last finite state, of all seeds.
       state_step: the step that state was reached at.
+      seconds: that the stage took till then, in all processes that worked on it.
 
     Its message has a remedy: the settings of the config that may help.
     """
@@ -73,3 +74,4 @@ class DivergenceError(RuntimeError):
         self.method, self.phase, self.metric = method, phase, metric
         self.step, self.seed = step, seed
         self.state, self.state_step = state, state_step
+        self.seconds = 0.0

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import os
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -256,7 +255,6 @@ class _Run:
         seconds = 0.0
         for rate in self.setup.config.tuning.learning_rates:
             observed: list = []
-            start = time.perf_counter()
             try:
                 result = self._training("tuned_task_loss", None, rate, lambda *item, to=observed: to.append(item))
                 valid = table[str(rate)] = describe(result.valid.tolist())["mean"]
@@ -265,7 +263,7 @@ class _Run:
                 seconds += result.seconds
             except DivergenceError as error:  # a rate that is too high is a finding of the search, not its end
                 diverged, table[str(rate)] = error.with_traceback(None), None  # its frames hold states
-                seconds += time.perf_counter() - start
+                seconds += error.seconds
         if best is None:
             assert diverged is not None
             raise diverged

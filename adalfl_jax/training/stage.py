@@ -158,6 +158,7 @@ class StageRunner:
                 try:
                     self._advance_chunk(stage, program, history)
                 except DivergenceError as error:
+                    error.seconds = history.seconds = time.perf_counter() - start
                     program = self._back_off(stage, history, error)
                     self._obey_signal(stage, history.step)
                     continue

@@ -140,6 +140,26 @@ def test_seconds_are_those_of_every_chunk_in_all_processes_and_not_of_the_time_b
     assert seconds == {"training": 40.0, "offline": 0.0}  # at the start, and after each of three chunks
 
 
+@pytest.mark.parametrize("pieces", [(), (1, 1)], ids=["unbroken", "broken"])
+def test_those_of_a_search_count_the_rates_that_diverged_before_a_break(pieces, tmp_path, monkeypatch):
+    config = tiny_config(
+        {"num_steps": 4, "eval_every": 2, "num_seeds": 1, "tuning.learning_rates": (1e30, 0.1)},
+        method="tuned_task_loss",
+    )
+    now, measure = [0.0], stage.StageRunner._measure
+
+    def slow_measure(*arguments):
+        now[0] += 10
+        return measure(*arguments)
+
+    monkeypatch.setattr(stage, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(stage.StageRunner, "_measure", slow_measure)
+    run_in_pieces(train, config, tmp_path, pieces, monkeypatch)
+    seconds = read_json(tmp_path / "summary.json")["methods"]["tuned_task_loss"]["seconds"]["training"]
+    assert seconds >= 20 + 30  # a start and a chunk of the one, a start and two of the other
+    assert pieces or seconds == 50
+
+
 def test_checkpoint_settings_may_change_when_a_run_goes_on(tmp_path, monkeypatch):
     settings = {"num_steps": 6, "eval_every": 2, "num_seeds": 1}
     first, second = (tiny_config(settings | {"checkpoint.keep": keep}, method="task_loss") for keep in (2, 0))
