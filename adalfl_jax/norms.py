@@ -24,7 +24,7 @@ def norm(tree: PyTree) -> jax.Array:
 def unit_and_squares(tree: PyTree) -> tuple[jax.Array, jax.Array]:
     """The largest entry and the sum of squares in its units, which neither vanishes nor overflows as they alone do.
 
-    Where all is 0 the unit is 1. It is a number for what differentiates this.
+    Where all is 0 the unit is 1. Derivatives take the unit for a constant.
     """
     wide = jax.tree.leaves(widen(tree))
     largest = functools.reduce(jnp.maximum, (jnp.abs(leaf).max(initial=0.0) for leaf in wide))

@@ -155,7 +155,7 @@ def get_config() -> ConfigDict:
 
     # M_phi.
     config.learned_loss = ConfigDict()
-    # "network" (the paper's; all fields below but the last four are its), "scaled_task_loss" (a learned learning rate),
+    # "network" (the paper's; all fields below but the last five are its), "scaled_task_loss" (a learned learning rate),
     # "weight_network" (Meta-Weight-Net: cross-entropy with a learned weight for each example), or the name of a class
     # of `adalfl_jax.register_learned_loss`, which gets the fields of the network and the options that it names, and
     # `task_loss`.
