@@ -140,7 +140,7 @@ def initialize_offline(offline_step: OfflineStep, phi: Phi, batches: PyTree) -> 
         )
     elif (share := np.mean(norms == 0)) > 0.5:
         warnings.warn(
-            f"the meta-gradient was 0 at {share:.0%} of the steps of the offline phase, and phi has not changed there; "
+            f"the meta-gradient was 0 at {share:.0%} of the steps of the offline phase, of which phi learned nothing; "
             "the first step of the inner optimiser may not depend on phi, as under a warm-up from 0, the learned loss "
             "may be flat, or the bilevel step be one with outer_every",
             stacklevel=2,

@@ -1,4 +1,4 @@
-"""Lengths of gradients, where their own precision or range would be too little for squares and sums."""
+"""Lengths of gradients of few bits, and of those whose squares would vanish or overflow."""
 
 from __future__ import annotations
 

@@ -112,12 +112,15 @@ def require_loss(name: str, loss_fn: Callable[..., Any], *arguments: str, option
 
 
 def require_mean(name: str, loss_fn: Callable[..., Any], axis_name: str | None) -> None:
-    """Raises ValueError for a loss that is no mean over examples where each device has a part of the batch."""
+    """Raises ValueError for a loss with bounds, which is no mean over examples, where each device has a part of those.
+
+    What is a function of a user's own, a lambda around such a loss too, is taken at its word.
+    """
     owners = (
         function.loss if isinstance(function, FrozenLoss) else getattr(function, "__self__", None)
         for function in and_inside(loss_fn)
     )
-    if axis_name is not None and any(isinstance(owner, RescaledLoss) for owner in owners):
+    if axis_name is not None and any(isinstance(owner, RescaledLoss) and owner.is_bounded for owner in owners):
         raise ValueError(
             f"{name} is a RescaledLoss, whose bounds are of the whole batch, and with axis_name={axis_name!r} each "
             "device has a part; leave axis_name out, and divide the batch by shardings under jax.jit"

@@ -111,7 +111,7 @@ def get_config() -> ConfigDict:
     config.inner.clip_norm = 0.0
     # Of the learning rate over `num_steps`: "constant", "linear" or "cosine" (both down to 0), or "milestones".
     config.inner.schedule = "constant"
-    # Steps of training at which "milestones" multiplies the learning rate by the factor; () for any other schedule.
+    # Steps of training at which "milestones" multiplies the learning rate by the factor.
     config.inner.milestones = ()
     # In (0, 1].
     config.inner.milestone_factor = 0.1

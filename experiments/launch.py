@@ -187,7 +187,11 @@ def parse_flags(arguments: list[str], *, unused: tuple[str, ...] = ()) -> list[s
     except Exception as error:  # whatever a user's configuration file raises while it is loaded
         for name in given:
             section, _, option = name.rpartition(".")
-            if section.endswith(".options") and isinstance(error, AttributeError) and option in str(error):
+            if (
+                section.endswith(".options")
+                and isinstance(error, AttributeError)
+                and re.match(rf"\W*{option}\W", str(error))
+            ):
                 sys.exit(f"ConfigError: --{name} is for an option that the file sets, and it sets none of this name")
         # Of an OSError the file comes last, behind where else it was looked for or that it was looked for before.
         reason = re.split(r"\n|failure to load: ", str(error))[-1].strip() if isinstance(error, OSError) else error

@@ -183,6 +183,7 @@ def test_conjugate_gradients_refuse_a_shard_map_that_tracks_axes():
 def test_a_loss_with_bounds_of_the_whole_batch_is_refused():
     model, inner, loss, *_ = make_problem("plain", "sgd")
     rescaled = adalfl_jax.RescaledLoss(loss, floor=1.0)
+    unbounded = adalfl_jax.RescaledLoss(loss)
     frozen = adalfl_jax.FrozenLoss(rescaled, {})
     given = functools.partial(rescaled.apply, progress=0.5)
     task_loss = adalfl_jax.task_losses.softmax_cross_entropy
@@ -190,6 +191,9 @@ def test_a_loss_with_bounds_of_the_whole_batch_is_refused():
         with pytest.raises(ValueError, match=r"learned_loss_fn is a RescaledLoss, .* with axis_name='parts' each"):
             adalfl_jax.make_bilevel_step(model.apply, loss_fn, task_loss, inner, inner, axis_name="parts")
         adalfl_jax.make_bilevel_step(model.apply, loss_fn, task_loss, inner, inner)
+    adalfl_jax.make_bilevel_step(
+        model.apply, unbounded.apply, adalfl_jax.task_losses.softmax_cross_entropy, inner, inner, axis_name="parts"
+    )
     with pytest.raises(ValueError, match=r"loss_fn is a RescaledLoss, .* divide the batch by shardings under jax\.jit"):
         adalfl_jax.make_task_step(model.apply, frozen, inner, axis_name="parts")
 

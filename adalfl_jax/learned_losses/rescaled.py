@@ -77,6 +77,11 @@ class RescaledLoss:
             if self.ceiling < self.floor:
                 raise ValueError(f"ceiling must be no less than floor, {self.floor}; got {self.ceiling}")
 
+    @property
+    def is_bounded(self) -> bool:
+        """Whether there is a bound at all; else this is M."""
+        return self.floor > 0 or self.ceiling is not None
+
     def init(self, rng_key: jax.Array) -> PyTree:
         """phi of the loss that is rescaled."""
         return self.loss.init(rng_key)
@@ -93,7 +98,7 @@ class RescaledLoss:
         require_progress(self.loss.apply, progress)
         loss_fn = functools.partial(at_progress(self.loss.apply, progress), phi_params, targets)
         loss = loss_fn(outputs)
-        if not self.floor and self.ceiling is None:
+        if not self.is_bounded:
             return loss
         return self._factor(loss_fn, targets, jax.lax.stop_gradient(outputs)).astype(loss.dtype) * loss
 

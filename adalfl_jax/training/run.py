@@ -105,6 +105,7 @@ def _run(
     setup = make_setup(config)
     check_predictions(config, methods, setup.dataset)
     _warn_of_a_random_loss(config, methods)
+    _warn_of_milestones(config)
     learns_offline = config.offline.num_steps > 0 and any(method in LEARNING for method in methods)
     shares_offline = offline_dir is not None and learns_offline
     keep = config.checkpoint.keep
@@ -155,6 +156,17 @@ def _check_methods(config: TrainConfig, methods: tuple[str, ...]) -> None:
 def _refuse_if_busy(shared: Path) -> None:
     if shared.is_dir() and is_worked_on(shared):
         raise BusyError(f"another run trains the offline phase {shared}; this one can begin when that is done")
+
+
+def _warn_of_milestones(config: TrainConfig) -> None:
+    """Warns of steps that no schedule looks at."""
+    inner = config.inner
+    if inner.milestones and inner.schedule != "milestones" and is_first():
+        warnings.warn(
+            f"config.inner.milestones {inner.milestones} has no effect with inner.schedule {inner.schedule!r}; "
+            'inner.schedule "milestones" goes by it',
+            stacklevel=2,
+        )
 
 
 def _warn_of_a_random_loss(config: TrainConfig, methods: tuple[str, ...]) -> None:

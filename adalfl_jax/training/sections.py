@@ -150,11 +150,8 @@ class InnerConfig:
         require_known("schedule", (*SCHEDULES, "milestones"), self.schedule)
         rising = list(self.milestones) == sorted({step for step in self.milestones if step > 0})
         require("inner.milestones", self.milestones, rising, "steps above 0, each later than the one before")
-        has_milestones = self.schedule == "milestones"
-        expected = (
-            'one step or more for "milestones"' if has_milestones else f"() with inner.schedule {self.schedule!r}"
-        )
-        require("inner.milestones", self.milestones, bool(self.milestones) == has_milestones, expected)
+        if self.schedule == "milestones":
+            require("inner.milestones", self.milestones, bool(self.milestones), 'one step or more for "milestones"')
         require("inner.milestone_factor", self.milestone_factor, 0 < self.milestone_factor <= 1, "a number in (0, 1]")
 
 
@@ -272,7 +269,10 @@ class LearnedLossConfig:
                 f"learned loss {self.family!r} needs {', '.join(missing)}, which is no setting of the loss network; "
                 f"give it a default, or set config.learned_loss.options.{missing[0]} in the file"
             )
-        loss = family(**{name: known[name] for name in _fields(family) if name in known})
+        try:
+            loss = family(**{name: known[name] for name in _fields(family) if name in known})
+        except TypeError as error:  # of a check of the family's own
+            raise ValueError(f"learned loss {self.family!r} cannot be made of its settings: {error}") from error
         require_savable(loss)  # now, not once a run is over
         return loss
 

@@ -65,7 +65,7 @@ def open_workdir(path: str | os.PathLike[str], config: TrainConfig, command: str
         write_json(workdir / CHECKPOINTS / _LAYOUT_FILE, made_by)
         for name in _RESULTS:  # last: a folder that cannot be written to keeps them
             _remove(workdir / name)
-        for partial in workdir.glob("*.partial"):  # of a run that was killed while it wrote
+        for partial in workdir.glob("*.[0-9]*.[0-9]*.partial"):  # of a run that was killed while it wrote
             _remove(partial)
     return workdir
 

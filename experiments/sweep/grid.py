@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from absl import flags
 
 from adalfl_jax.training import ConfigError, TrainConfig
@@ -143,6 +144,7 @@ def _parse(text: str, given: Any) -> Any:
 
 def _are_of_a_kind(option: Any, value: Any) -> bool:
     """Whether the command line takes a value in place of that of a file."""
+    option = option.item() if isinstance(option, np.generic) else option
     return type(option) is type(value) or (isinstance(option, float) and type(value) is int)
 
 

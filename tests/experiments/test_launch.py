@@ -258,6 +258,17 @@ def test_an_option_can_be_given_where_the_file_sets_it(monkeypatch, tmp_path):
     )
 
 
+def test_an_error_in_a_file_is_no_error_of_an_option_of_the_same_name(monkeypatch, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("import math\nmath.dropout_rate_x\n")
+    monkeypatch.setattr(sys, "argv", ["program", f"--config={file}", "--config.model.options.dropout_rate=0.25"])
+    with (
+        flagsaver.flagsaver(),
+        pytest.raises(SystemExit, match=r"AttributeError: module 'math' has no attribute 'drop"),
+    ):
+        parse_flags(sys.argv)
+
+
 def test_help_has_the_shared_flags_that_a_program_takes(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["a program"])
     with flagsaver.flagsaver():

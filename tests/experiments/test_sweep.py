@@ -85,6 +85,12 @@ def test_every_combination_is_a_run_of_its_own(run, started):
     assert out.count("not begun") == 4
 
 
+def test_an_option_may_be_a_number_of_numpy():
+    values = with_value("model.options.dropout_rate", np.float64(0.3))
+    (point,) = make_points({"model.options.dropout_rate": ["0.5"]}, values, "mine.py", "train", ROOT)
+    assert point.config.model.options == {"dropout_rate": 0.5}
+
+
 def test_true_and_false_are_written_as_on_the_command_line(run, started):
     run("--vary=inner.nesterov=true,False", settings=TINY | {"inner.momentum": 0.9})
     assert [point.config.inner.nesterov for point in started] == [True, False]

@@ -169,6 +169,17 @@ def test_a_registered_loss_that_cannot_be_learned_ends_before_there_is_a_folder(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("forgotten_behind")
+def test_an_option_that_a_check_of_the_class_cannot_take_is_told():
+    def check(self):
+        assert self.rate >= 0
+
+    adalfl_jax.register_learned_loss(of_fields(("rate", float, 0.5), __post_init__=check))
+    config = tiny_config({"learned_loss.family": "Smoothing", "learned_loss.options": {"rate": "0.5"}})
+    with pytest.raises(ValueError, match=r"learned loss 'Smoothing' cannot be made of its settings: '>='"):
+        config.learned_loss.make(config.task_loss)
+
+
 @pytest.mark.usefixtures("forgotten_behind", "without_figures")
 def test_options_are_compared_when_a_run_goes_on_and_belong_to_its_digest(tmp_path):
     adalfl_jax.register_learned_loss(Smoothing)

@@ -474,3 +474,10 @@ def test_what_joins_at_the_end_is_trained_on_but_by_what_takes_weights_from_it_a
     assert config.trains_on_valid(method) is is_told
     held_out = tiny_config({"outer.split": "valid", "outer.joint_share": 0.2, "outer.split_fraction": 0.5})
     assert not held_out.trains_on_valid(method)
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_milestones_that_no_schedule_looks_at_are_told(tmp_path):
+    config = tiny_config({"inner.milestones": (5,), "inner.schedule": "cosine"}, method="task_loss")
+    with pytest.warns(UserWarning, match=r"config\.inner\.milestones \(5,\) has no effect with inner\.sch"):
+        run.train(config, tmp_path)
