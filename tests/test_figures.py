@@ -385,6 +385,24 @@ def test_the_pages_say_what_the_clean_set_is_worth_at_the_end(problem, arm, nois
         assert re.search(rf"(?<![\d.]){error}(?!\d)", line)
 
 
+@pytest.mark.parametrize(
+    "arm", ["Meta-Weight-Net", "Learning to Reweight", "Learning to Reweight, decayed", "AdaLFL, untuned"]
+)
+def test_the_page_says_what_rivals_that_weigh_examples_reach_with_lenet5(arm):
+    (section,) = re.findall(r"^\*\*Rivals that weigh examples\*\* .*?\n\n", RESULTS, re.DOTALL | re.MULTILINE)
+    errors = [
+        figure(
+            "noisy_labels",
+            f"{problem}, LeNet-5, 40 % wrong labels: learned weights of examples",
+            arm,
+            ERROR,
+            page=MORE_RESULTS,
+        )
+        for problem in ("MNIST", "Fashion-MNIST")
+    ]
+    assert f"{' and '.join(errors)} %" in " ".join(section.split())
+
+
 @pytest.mark.parametrize("problem", ["MNIST, LeNet-5", "Fashion-MNIST, LeNet-5"])
 def test_the_page_says_what_the_clean_set_is_worth_to_lenet5(problem):
     ours, alone = "AdaLFL, untuned, joint at the end", "AdaLFL, untuned"
