@@ -20,7 +20,7 @@ from experiments import launch, page
 from experiments.study import __main__ as program
 from experiments.study import behaviour, clean_labels, noisy_labels, runs, transfer
 from experiments.study.arms import Arm, Comparison, Source, grid, make_config, make_source_config
-from experiments.study.compare import compare_arms
+from experiments.study.compare import _numbers, compare_arms
 from experiments.study.shapes import shapes_figure
 from experiments.study.tables import Part, comparison_table, pairs_table
 from tests.training.tiny import ROOT, SETTINGS, snapshot, tiny_config
@@ -117,6 +117,14 @@ def test_pairs_are_tested_beside_the_reference(numbers):
     assert re.search(
         rf"\| learned elsewhere +\| {title} +\| {re.escape(difference)} \(.+\) +\| 0\.\d+ +\| 0\.\d+ +\|$", row
     )
+
+
+def test_an_arm_reaches_the_error_that_it_ends_at():
+    rng = np.random.default_rng(0)
+    for _ in range(100):  # seeds of 360 examples: an axis is added up in another order than its last column alone
+        curve = np.stack([np.ones(10), rng.integers(0, 30, 10) / 360], axis=1).astype(np.float32)
+        outcome = runs.Outcome(curve[:, -1], curve[:, -1], np.array([0, 5]), curve, {"training": 1.0, "offline": 0.0})
+        assert _numbers(outcome, float(outcome.test.mean()))["steps_to_target"] == 5
 
 
 def test_the_source_of_a_transfer_is_the_frozen_arm_of_its_own_comparison():

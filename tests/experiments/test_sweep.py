@@ -468,6 +468,12 @@ def row_of(per_seed, **changes):
     return {**shared, "valid_std": None, **found, **changes}
 
 
+def test_data_are_the_same_with_other_labels_and_not_with_another_draw():
+    digits = data.load("digits")
+    assert data.load("digits", label_noise=0.4, imbalance=10.0).content == digits.content
+    assert data.load("digits", seed=1).content != digits.content
+
+
 def test_the_end_of_a_long_state_is_left_to_the_file():
     rows = [row_of([0.3, 0.2, 0.4]), {"run": "b", "state": f"failed: {'word ' * 60}"}]
     text = render_table(results_table(rows, []))

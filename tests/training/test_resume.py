@@ -120,40 +120,42 @@ def test_a_run_stopped_without_a_word_loses_what_came_after_its_last_checkpoint_
     assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
 
 
-@pytest.mark.parametrize("pieces", [(), (1, 1)], ids=["unbroken", "broken"])
-def test_seconds_are_those_of_every_chunk_in_all_processes_and_not_of_the_time_between(pieces, tmp_path, monkeypatch):
-    config = tiny_config({"num_steps": 6, "eval_every": 2, "num_seeds": 1}, method="task_loss")
+@pytest.fixture
+def clock(monkeypatch):
+    """The seconds of a clock that every evaluation moves by 10."""
     now, measure = [0.0], stage.StageRunner._measure
 
     def slow_measure(*arguments):
         now[0] += 10
         return measure(*arguments)
 
-    def train_later(*arguments):
-        now[0] += 1000
-        return train(*arguments)
-
     monkeypatch.setattr(stage, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setattr(stage.StageRunner, "_measure", slow_measure)
+    return now
+
+
+@pytest.mark.parametrize("pieces", [(), (1, 1)], ids=["unbroken", "broken"])
+def test_seconds_are_those_of_every_chunk_in_all_processes_and_not_of_the_time_between(
+    pieces, clock, tmp_path, monkeypatch
+):
+    config = tiny_config({"num_steps": 6, "eval_every": 2, "num_seeds": 1}, method="task_loss")
+
+    def train_later(*arguments):
+        clock[0] += 1000
+        return train(*arguments)
+
     run_in_pieces(train_later, config, tmp_path, pieces, monkeypatch)
     seconds = read_json(tmp_path / "summary.json")["methods"]["task_loss"]["seconds"]
     assert seconds == {"training": 40.0, "offline": 0.0}  # at the start, and after each of three chunks
 
 
+@pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize("pieces", [(), (1, 1)], ids=["unbroken", "broken"])
 def test_those_of_a_search_count_the_rates_that_diverged_before_a_break(pieces, tmp_path, monkeypatch):
     config = tiny_config(
         {"num_steps": 4, "eval_every": 2, "num_seeds": 1, "tuning.learning_rates": (1e30, 0.1)},
         method="tuned_task_loss",
     )
-    now, measure = [0.0], stage.StageRunner._measure
-
-    def slow_measure(*arguments):
-        now[0] += 10
-        return measure(*arguments)
-
-    monkeypatch.setattr(stage, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
-    monkeypatch.setattr(stage.StageRunner, "_measure", slow_measure)
     run_in_pieces(train, config, tmp_path, pieces, monkeypatch)
     seconds = read_json(tmp_path / "summary.json")["methods"]["tuned_task_loss"]["seconds"]["training"]
     assert seconds >= 20 + 30  # a start and a chunk of the one, a start and two of the other
