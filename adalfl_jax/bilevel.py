@@ -15,6 +15,7 @@ from adalfl_jax.axes import with_own_keys, zeros_like
 from adalfl_jax.hypergradient import (
     BilevelProblem,
     Estimator,
+    OneStep,
     descend,
     make_estimator,
     make_pipelined_step,
@@ -184,11 +185,12 @@ def make_bilevel_step(
         return result.theta, update_phi(phi, result.gradient, result.outer_loss, result.carry), metrics
 
     if pipelined:
+        assert isinstance(estimate, OneStep)  # as `require_options` has made sure
         step, parts = make_pipelined_step(problem, estimate, update_phi), ("inner",)
     elif outer_every == 1:
         step, parts = functools.partial(take_step, problem), ("inner", "outer")
     else:
-        step, parts = _sometimes(take_step, problem, outer_every), ("inner", "outer")
+        step, parts = _every(take_step, problem, outer_every), ("inner", "outer")
 
     def bilevel_step(theta: Theta, phi: Phi, batch: BilevelBatch) -> tuple[Theta, Phi, BilevelMetrics]:
         require_theta(theta, "inner_optimizer", inner_optimizer)
@@ -296,7 +298,7 @@ class _Recorded(NamedTuple):
     gradient: PyTree
 
 
-def _sometimes(take_step: Callable[..., Any], problem: BilevelProblem, outer_every: int) -> BilevelStep:
+def _every(take_step: Callable[..., Any], problem: BilevelProblem, outer_every: int) -> BilevelStep:
     """The step at every n-th number, one on a frozen phi at the others.
 
     What a branch returns is written to new memory, and under `jax.lax.scan` copied from there. So the branches return

@@ -14,10 +14,9 @@ import optax
 
 from adalfl_jax.arguments import require_count, require_flag, shorten, why_not_called
 from adalfl_jax.hypergradient import (
-    JACOBIAN_PRODUCTS,
     ONE_STEP,
-    REMEMBERING,
     Estimator,
+    OneStep,
     estimator_name,
 )
 from adalfl_jax.learned_losses import FrozenLoss, RescaledLoss, and_inside, declares
@@ -48,7 +47,7 @@ def require_options(
     if isinstance(estimator, type) or not callable(estimator):
         raise ValueError(f"hypergradient must be a name or an estimator, as `make_estimator` makes; got {estimator!r}")
     name = estimator_name(estimator)
-    is_one_step = any(estimator is known for known in JACOBIAN_PRODUCTS)
+    is_one_step = isinstance(estimator, OneStep)
     if is_one_step and declares(learned_loss_fn, "params"):
         raise ValueError(
             f"hypergradient={name!r} needs a learned loss that depends on theta only through the "
@@ -57,7 +56,7 @@ def require_options(
     require_count("outer_every", outer_every)
     require_flag("pipelined", pipelined)
     inner, outer = _shares(meta_batch_fraction)
-    if outer_every > 1 and name in REMEMBERING:
+    if outer_every > 1 and getattr(estimator, "remembers", False):
         raise ValueError(
             f"hypergradient={name!r} has to see every step of theta, and outer_every = "
             f"{outer_every} skips some; set outer_every to 1, or take another estimator"

@@ -9,7 +9,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import adalfl_jax
-from adalfl_jax.hypergradient import ONE_STEP, Hypergradient, Truncated
+from adalfl_jax.hypergradient import ESTIMATORS, ONE_STEP, Hypergradient, Truncated
 from adalfl_jax.task_losses import softmax_cross_entropy
 from tests.problems import BATCH_SIZE, make_batch, make_problem
 
@@ -197,6 +197,16 @@ def test_options_that_do_not_fit_are_refused(options, message):
     functions, _, _ = make()
     with pytest.raises(ValueError, match=message):
         adalfl_jax.make_bilevel_step(*functions, **options)
+
+
+def test_an_estimator_of_ones_own_may_say_that_it_has_to_see_every_step():
+    def remembering(*arguments):
+        return ESTIMATORS["forward"](*arguments)
+
+    remembering.remembers = True
+    functions, _, _ = make()
+    with pytest.raises(ValueError, match=r"remembering.* has to see every step"):
+        adalfl_jax.make_bilevel_step(*functions, hypergradient=remembering, outer_every=2)
 
 
 def test_an_estimator_that_leaves_theta_alone_is_refused_between_steps():

@@ -16,11 +16,11 @@ from typing import Any
 from adalfl_jax.hypergradient.evolution import EvolutionStrategies, PersistentEvolutionStrategies
 from adalfl_jax.hypergradient.implicit import ConjugateGradient, Neumann
 from adalfl_jax.hypergradient.one_step import (
-    JACOBIAN_PRODUCTS,
-    central_difference,
-    finite_difference,
-    forward,
-    recompute,
+    CentralDifference,
+    FiniteDifference,
+    Forward,
+    OneStep,
+    Recompute,
 )
 from adalfl_jax.hypergradient.pipelined import make_pipelined_step
 from adalfl_jax.hypergradient.problem import (
@@ -36,10 +36,10 @@ from adalfl_jax.hypergradient.update import differentiable_update
 from adalfl_jax.registry import lookup, require_known
 
 ESTIMATORS: dict[str, Estimator] = {
-    "forward": forward,
-    "recompute": recompute,
-    "finite_difference": finite_difference,
-    "central_difference": central_difference,
+    "forward": Forward(),
+    "recompute": Recompute(),
+    "finite_difference": FiniteDifference(),
+    "central_difference": CentralDifference(),
     "unrolled": unrolled,
     "checkpointed": checkpointed,
     "mixed_mode": mixed_mode,
@@ -50,15 +50,15 @@ ESTIMATORS: dict[str, Estimator] = {
     "persistent_evolution_strategies": PersistentEvolutionStrategies(),
 }  # name -> the estimator with its default settings
 
-ONE_STEP = tuple(name for name, estimator in ESTIMATORS.items() if estimator in JACOBIAN_PRODUCTS)
-ONE_INNER_STEP = (*ONE_STEP, "truncated")  # take no leading axis K
-DIFFERENCES = (
-    "finite_difference",
-    "central_difference",
-    "evolution_strategies",
-    "persistent_evolution_strategies",
-)  # take no model that computes in 16 bits
-REMEMBERING = ("truncated", "persistent_evolution_strategies")  # see every step of one theta
+
+def _with(attribute: str) -> tuple[str, ...]:
+    return tuple(name for name, estimator in ESTIMATORS.items() if getattr(estimator, attribute, False))
+
+
+ONE_STEP = tuple(name for name, estimator in ESTIMATORS.items() if isinstance(estimator, OneStep))
+ONE_INNER_STEP = _with("is_of_one_inner_step")  # take no leading axis K
+DIFFERENCES = _with("takes_differences")  # take no model that computes in 16 bits
+REMEMBERING = _with("remembers")  # see every step of one theta
 
 
 def make_estimator(name: str, **settings: Any) -> Estimator:
@@ -101,17 +101,21 @@ def estimator_name(estimator: Estimator) -> str:
 __all__ = [
     "DIFFERENCES",
     "ESTIMATORS",
-    "JACOBIAN_PRODUCTS",
     "ONE_INNER_STEP",
     "ONE_STEP",
     "REMEMBERING",
     "BilevelProblem",
+    "CentralDifference",
     "ConjugateGradient",
     "Estimator",
     "EvolutionStrategies",
+    "FiniteDifference",
+    "Forward",
     "Hypergradient",
     "Neumann",
+    "OneStep",
     "PersistentEvolutionStrategies",
+    "Recompute",
     "Truncated",
     "descend",
     "differentiable_update",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,8 @@ class EvolutionStrategies:
     References:
       Salimans et al., "Evolution Strategies as a Scalable Alternative to Reinforcement Learning", arXiv 1703.03864.
     """
+
+    takes_differences: ClassVar[bool] = True
 
     num_pairs: int = 8
     sigma: float = 0.01
@@ -88,8 +90,8 @@ class PersistentEvolutionStrategies:
 
     .. math:: \frac{1}{2 N \sigma} \sum_{i=1}^{N} (L_i^+ - L_i^-)\, \sum_{s \le t} \epsilon_{i,s}
 
-    After `horizon` steps all models start again from the real theta, so that sums do not grow without bound; and where
-    that is not what the last step made of it, moved by another step or replaced.
+    All models start again from the real theta every `horizon` steps, which bounds the sums, and wherever something else
+    than the last step has moved or replaced it.
 
     Attributes:
       num_pairs: N.
@@ -104,6 +106,9 @@ class PersistentEvolutionStrategies:
       Vicol, Metz and Sohl-Dickstein, "Unbiased Gradient Estimation in Unrolled Computation Graphs with Persistent
       Evolution Strategies", ICML 2021, arXiv 2112.13835.
     """
+
+    takes_differences: ClassVar[bool] = True
+    remembers: ClassVar[bool] = True
 
     num_pairs: int = 8
     sigma: float = 0.01

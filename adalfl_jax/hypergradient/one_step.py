@@ -10,10 +10,11 @@ No second-order pass goes through the base model. The estimators here differ in 
 
 from __future__ import annotations
 
+import abc
+import dataclasses
 import functools
 from collections.abc import Callable
-from types import FunctionType
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,6 @@ import optax
 from adalfl_jax.hypergradient.problem import (
     AnyBatch,
     BilevelProblem,
-    Estimator,
     Hypergradient,
     first_examples,
     inner_and_outer_keys,
@@ -46,36 +46,140 @@ class Linearization(NamedTuple):
     pullback: Callable[[PyTree], tuple[PyTree]]  # c -> J_f^T c
 
 
-def forward(
-    problem: BilevelProblem, theta: Theta, phi_params: PyTree, batch: BilevelBatch, carry: PyTree = ()
-) -> Hypergradient:
+class OneStep(abc.ABC):
+    """What the estimators of this module share: all but how J_f w is formed.
+
+    Raises:
+      ValueError: when called, `batch.inner` has a leading axis K (see `num_inner_steps`).
+    """
+
+    name: ClassVar[str]
+    is_of_one_inner_step: ClassVar[bool] = True
+
+    @abc.abstractmethod
+    def _product(self, point: Linearization, direction: PyTree) -> PyTree: ...
+
+    def jacobian_product(self, point: Linearization, direction: PyTree) -> PyTree:
+        """J_f w, of the outputs' shape, for a w of the parameters' shape.
+
+        Raises:
+          NotImplementedError: the model has a backward pass of its own, which cannot be transposed.
+        """
+        try:
+            return self._product(point, direction)
+        except jax.errors.JaxRuntimeError:  # of the device, which may be out of memory
+            raise
+        except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
+            # All that JAX raises where it cannot transpose; the model itself was evaluated and differentiated before.
+            raise no_forward_mode(self.name, error) from error
+
+    @abc.abstractmethod
+    def require_product(
+        self, problem: BilevelProblem, theta: Theta, batch: AnyBatch, rng_key: jax.Array | None
+    ) -> None:
+        """Looks for what J_f w fails on later, under `jax.jit`, or without a word."""
+
+    def keep(self, point: Linearization) -> Linearization:
+        """Of the model at theta what J_f w needs: by default all but the pullback, which holds activations."""
+        nothing: Any = None
+        return point._replace(pullback=nothing)
+
+    def __call__(
+        self, problem: BilevelProblem, theta: Theta, phi_params: PyTree, batch: BilevelBatch, carry: PyTree = (), /
+    ) -> Hypergradient:
+        """The estimate, with the signature of every estimator."""
+        require_one_step(self.name, batch)
+        inner_key, outer_key = inner_and_outer_keys(batch.rng_key)
+        self.require_product(problem, theta, batch.inner, inner_key)
+        point, model_state = linearize(problem, theta, batch.inner, inner_key)
+        inner_loss, loss_gradient, to_phi = loss_gradient_of(problem, phi_params, batch.inner[1], point.outputs)
+        gradient = problem.mean(point.pullback(loss_gradient)[0])
+        theta_next, to_direction = update_theta(problem, theta, model_state, gradient)
+        if problem.inner_fraction < 1:
+            part = first_examples(batch.inner, problem.inner_fraction)
+            point, _ = linearize(problem, theta, part, inner_key)
+            *_, to_phi = loss_gradient_of(problem, phi_params, part.targets, point.outputs)
+        outer_loss, task_gradient = outer_gradient(problem, theta_next.params, model_state, batch.outer, outer_key)
+        (direction,) = to_direction(task_gradient)  # w
+        outputs_tangent = self.jacobian_product(point, problem.own(direction))  # J_f w
+        (phi_gradient,) = to_phi(outputs_tangent)
+        phi_gradient, inner_loss = problem.mean((phi_gradient, inner_loss))
+        return Hypergradient(theta_next, phi_gradient, inner_loss, outer_loss, carry)
+
+
+@dataclasses.dataclass(frozen=True)
+class Forward(OneStep):
     """Exact. J_f w is the transpose of the pullback c -> J_f^T c that gave g: two passes, and no new evaluation of f.
 
     Transposing the pullback, rather than `jax.jvp`, keeps the memory layouts of the backward pass, in which matrix
     products with w are faster on a CPU. The linearisation lives on until w is known.
 
     Raises:
-      ValueError: `batch.inner` has a leading axis K (see `num_inner_steps`).
+      ValueError: when called, `batch.inner` has a leading axis K.
     """
-    return _one_step(forward, problem, theta, phi_params, batch, carry)
+
+    name: ClassVar[str] = "forward"
+
+    def _product(self, point: Linearization, direction: PyTree) -> PyTree:
+        return jax.linear_transpose(lambda c: point.pullback(c)[0], point.outputs)(direction)[0]
+
+    def require_product(
+        self, problem: BilevelProblem, theta: Theta, batch: AnyBatch, rng_key: jax.Array | None
+    ) -> None:
+        """Nothing: what cannot be transposed fails while it is traced."""
+
+    def keep(self, point: Linearization) -> Linearization:
+        """The pullback, and the outputs whose shape it takes."""
+        nothing: Any = None
+        return point._replace(model=nothing, params=nothing)
 
 
-def recompute(
-    problem: BilevelProblem, theta: Theta, phi_params: PyTree, batch: BilevelBatch, carry: PyTree = ()
-) -> Hypergradient:
+@dataclasses.dataclass(frozen=True)
+class Recompute(OneStep):
     """Exact. J_f w by evaluating f anew together with its tangent, so that nothing is kept but theta.
 
-    One pass more than `forward`, in far less memory where activations are large.
+    One pass more than `Forward`, in far less memory where activations are large.
 
     Raises:
-      ValueError: `batch.inner` has a leading axis K.
+      NotImplementedError: when called, a model with a `jax.custom_vjp`, which has no forward-mode derivative.
+      ValueError: when called, `batch.inner` has a leading axis K.
     """
-    return _one_step(recompute, problem, theta, phi_params, batch, carry)
+
+    name: ClassVar[str] = "recompute"
+
+    def _product(self, point: Linearization, direction: PyTree) -> PyTree:
+        # XLA would find f(theta) computed already and keep all of that pass for this one; theta + 0 w it cannot
+        # simplify. (`optimization_barrier` does not help: the compiler for CPUs drops it before it looks for equal
+        # subexpressions.)
+        params = jax.tree.map(lambda leaf, tangent: leaf + 0 * tangent.astype(leaf.dtype), point.params, direction)
+        return jax.jvp(point.model, (params,), (direction,))[1]
+
+    def require_product(
+        self, problem: BilevelProblem, theta: Theta, batch: AnyBatch, rng_key: jax.Array | None
+    ) -> None:
+        """Raises NotImplementedError where the model has no forward-mode derivative."""
+        require_forward_mode(self.name, *outputs_of(problem, theta, batch[0], rng_key))
 
 
-def finite_difference(
-    problem: BilevelProblem, theta: Theta, phi_params: PyTree, batch: BilevelBatch, carry: PyTree = ()
-) -> Hypergradient:
+class Difference(OneStep):
+    """J_f w as a quotient of differences.
+
+    Raises:
+      ValueError: when called, `batch.inner` has a leading axis K, or numbers of 16 bits, too few to subtract, are among
+        the parameters or inside the model. Products in TF32, the default of NVIDIA GPUs for float32, are not seen.
+    """
+
+    takes_differences: ClassVar[bool] = True
+
+    def require_product(
+        self, problem: BilevelProblem, theta: Theta, batch: AnyBatch, rng_key: jax.Array | None
+    ) -> None:
+        """Raises ValueError for numbers of 16 bits, in whose rounding a difference of outputs would drown."""
+        require_32_bits(self.name, *outputs_of(problem, theta, batch[0], rng_key))
+
+
+@dataclasses.dataclass(frozen=True)
+class FiniteDifference(Difference):
     """J_f w = (f(theta + h w) - f(theta)) / h + O(h): one forward pass, nothing kept.
 
     The step moves theta by a distance h |w| = sqrt(eps) max(|theta|, 1), eps being the precision of theta or of the
@@ -86,87 +190,34 @@ def finite_difference(
     forward pass, as a straight-through estimator's, has another J_f w than this.
 
     Raises:
-      ValueError: `batch.inner` has a leading axis K, or numbers of 16 bits, too few to subtract, among the parameters
-        or inside the model. Products in TF32, the default of NVIDIA GPUs for float32, are not seen.
+      ValueError: as `Difference`.
     """
-    return _one_step(finite_difference, problem, theta, phi_params, batch, carry)
+
+    name: ClassVar[str] = "finite_difference"
+
+    def _product(self, point: Linearization, direction: PyTree) -> PyTree:
+        step = _difference_step(point, direction, order=1)
+        return _quotient(point.model(_moved(point.params, direction, step)), point.outputs, step)
 
 
-def central_difference(
-    problem: BilevelProblem, theta: Theta, phi_params: PyTree, batch: BilevelBatch, carry: PyTree = ()
-) -> Hypergradient:
+@dataclasses.dataclass(frozen=True)
+class CentralDifference(Difference):
     """J_f w = (f(theta + h w) - f(theta - h w)) / 2h + O(h^2): two forward passes, nothing kept.
 
     h |w| = eps^(1/3) max(|theta|, 1), which balances the error of the difference with that of rounding. That is for a
     smooth f: kinks, as of a ReLU, leave an error of order h, and the longer step crosses more of them than
-    `finite_difference`, which is mostly closer there. Of Adam what is said there holds too.
+    `FiniteDifference`, which is mostly closer there. Of Adam what is said there holds too.
 
     Raises:
-      ValueError: `batch.inner` has a leading axis K, or numbers of 16 bits, too few to subtract, among the parameters
-        or inside the model. Products in TF32, the default of NVIDIA GPUs for float32, are not seen.
+      ValueError: as `Difference`.
     """
-    return _one_step(central_difference, problem, theta, phi_params, batch, carry)
 
+    name: ClassVar[str] = "central_difference"
 
-def _transposed_pullback(point: Linearization, direction: PyTree) -> PyTree:
-    return jax.linear_transpose(lambda c: point.pullback(c)[0], point.outputs)(direction)[0]
-
-
-def _new_evaluation(point: Linearization, direction: PyTree) -> PyTree:
-    # XLA would find f(theta) computed already and keep all of that pass for this one; theta + 0 w it cannot simplify.
-    # (`optimization_barrier` does not help: the compiler for CPUs drops it before it looks for equal subexpressions.)
-    params = jax.tree.map(lambda leaf, tangent: leaf + 0 * tangent.astype(leaf.dtype), point.params, direction)
-    return jax.jvp(point.model, (params,), (direction,))[1]
-
-
-def _one_sided(point: Linearization, direction: PyTree) -> PyTree:
-    step = _difference_step(point, direction, order=1)
-    return _quotient(point.model(_moved(point.params, direction, step)), point.outputs, step)
-
-
-def _central(point: Linearization, direction: PyTree) -> PyTree:
-    step = _difference_step(point, direction, order=2)
-    above, below = (point.model(_moved(point.params, direction, sign * step)) for sign in (1, -1))
-    return _quotient(above, below, 2 * step)
-
-
-def _quotient(above: PyTree, below: PyTree, distance: jax.Array) -> PyTree:
-    return jax.tree.map(lambda left, right: (left - right) / distance.astype(left.dtype), above, below)
-
-
-JACOBIAN_PRODUCTS: dict[Estimator, Callable[[Linearization, PyTree], PyTree]] = {
-    forward: _transposed_pullback,
-    recompute: _new_evaluation,
-    finite_difference: _one_sided,
-    central_difference: _central,
-}
-
-
-def _one_step(
-    estimator: FunctionType,
-    problem: BilevelProblem,
-    theta: Theta,
-    phi_params: PyTree,
-    batch: BilevelBatch,
-    carry: PyTree,
-) -> Hypergradient:
-    require_one_step(estimator.__name__, batch)
-    inner_key, outer_key = inner_and_outer_keys(batch.rng_key)
-    require_product(estimator, problem, theta, batch.inner, inner_key)
-    point, model_state = linearize(problem, theta, batch.inner, inner_key)
-    inner_loss, loss_gradient, to_phi = loss_gradient_of(problem, phi_params, batch.inner[1], point.outputs)
-    gradient = problem.mean(point.pullback(loss_gradient)[0])
-    theta_next, to_direction = update_theta(problem, theta, model_state, gradient)
-    if problem.inner_fraction < 1:
-        part = first_examples(batch.inner, problem.inner_fraction)
-        point, _ = linearize(problem, theta, part, inner_key)
-        *_, to_phi = loss_gradient_of(problem, phi_params, part.targets, point.outputs)
-    outer_loss, task_gradient = outer_gradient(problem, theta_next.params, model_state, batch.outer, outer_key)
-    (direction,) = to_direction(task_gradient)  # w
-    outputs_tangent = jacobian_product(estimator, point, problem.own(direction))  # J_f w
-    (phi_gradient,) = to_phi(outputs_tangent)
-    phi_gradient, inner_loss = problem.mean((phi_gradient, inner_loss))
-    return Hypergradient(theta_next, phi_gradient, inner_loss, outer_loss, carry)
+    def _product(self, point: Linearization, direction: PyTree) -> PyTree:
+        step = _difference_step(point, direction, order=2)
+        above, below = (point.model(_moved(point.params, direction, sign * step)) for sign in (1, -1))
+        return _quotient(above, below, 2 * step)
 
 
 def linearize(
@@ -190,12 +241,12 @@ def update_theta(
 ) -> tuple[Theta, Callable[[PyTree], tuple[PyTree]]]:
     """theta after the inner optimiser's step along a gradient, and dL/dtheta' -> w."""
 
-    def update(gradient: PyTree) -> tuple[PyTree, optax.OptState]:
+    def update(gradient: PyTree) -> tuple[PyTree, tuple[PyTree, optax.OptState]]:
         updates, opt_state = differentiable_update(problem.inner_optimizer, gradient, theta.opt_state, theta.params)
-        # An optimiser may compute in wider types than the parameters', which theta takes no more of than they hold.
-        return optax.tree.cast_like(updates, theta.params), opt_state
+        # An optimiser may compute in wider types than the parameters', of which dL/dtheta' is.
+        return optax.tree.cast_like(updates, theta.params), (updates, opt_state)
 
-    updates, to_direction, opt_state = jax.vjp(update, gradient, has_aux=True)
+    _, to_direction, (updates, opt_state) = jax.vjp(update, gradient, has_aux=True)
     return Theta(optax.apply_updates(theta.params, updates), model_state, opt_state), to_direction
 
 
@@ -210,41 +261,6 @@ def loss_gradient_of(
 
     gradient, pullback, loss = jax.vjp(loss_gradient, problem.own(phi_params), has_aux=True)
     return loss, gradient, pullback
-
-
-def jacobian_product(estimator: Estimator, point: Linearization, direction: PyTree) -> PyTree:
-    """J_f w by an estimator that is a key of `JACOBIAN_PRODUCTS`.
-
-    Raises:
-      NotImplementedError: the model has a backward pass of its own, which cannot be transposed.
-    """
-    try:
-        return JACOBIAN_PRODUCTS[estimator](point, direction)
-    except jax.errors.JaxRuntimeError:  # of the device, which may be out of memory
-        raise
-    except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
-        # All that JAX raises where it cannot transpose; the model itself was evaluated and differentiated before.
-        raise no_forward_mode(_name(estimator), error) from error
-
-
-def require_product(
-    estimator: Estimator, problem: BilevelProblem, theta: Theta, batch: AnyBatch, rng_key: jax.Array | None
-) -> None:
-    """Looks for what J_f w fails on later, under `jax.jit`, or without a word.
-
-    Raises:
-      NotImplementedError: forward-mode derivatives of a model with a `jax.custom_vjp`, for `recompute`.
-      ValueError: numbers of 16 bits, in whose rounding a difference of outputs would drown.
-    """
-    if estimator is forward:
-        return
-
-    require = require_forward_mode if estimator is recompute else require_32_bits
-    require(_name(estimator), *outputs_of(problem, theta, batch[0], rng_key))
-
-
-def _name(estimator: Estimator) -> str:
-    return getattr(estimator, "__name__", repr(estimator))
 
 
 def _difference_step(point: Linearization, direction: PyTree, *, order: int) -> jax.Array:
@@ -262,6 +278,10 @@ def _difference_step(point: Linearization, direction: PyTree, *, order: int) -> 
 def _squared_length(tree: PyTree) -> jax.Array:
     # As a dot product: a sum of squares, which CPUs take one by one, would cost as much as the pass it is for.
     return jnp.asarray(optax.tree.vdot(tree, tree))
+
+
+def _quotient(above: PyTree, below: PyTree, distance: jax.Array) -> PyTree:
+    return jax.tree.map(lambda left, right: (left - right) / distance.astype(left.dtype), above, below)
 
 
 def _moved(params: PyTree, direction: PyTree, step: jax.Array) -> PyTree:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +14,12 @@ import optax
 from adalfl_jax.hypergradient.carry import as_array, is_same, require_carry, to_keep
 from adalfl_jax.hypergradient.one_step import (
     Linearization,
-    forward,
-    jacobian_product,
+    OneStep,
     linearize,
     loss_gradient_of,
-    require_product,
     update_theta,
 )
-from adalfl_jax.hypergradient.problem import AnyBatch, BilevelProblem, Estimator, inner_and_outer_keys
+from adalfl_jax.hypergradient.problem import AnyBatch, BilevelProblem, inner_and_outer_keys
 from adalfl_jax.norms import norm
 from adalfl_jax.types import BilevelBatch, BilevelMetrics, Phi, PyTree, Theta
 
@@ -44,16 +42,16 @@ class PrimedCarry(NamedTuple):
 
 
 def make_pipelined_step(
-    problem: BilevelProblem, estimator: Estimator, update_phi: Callable[[Phi, PyTree, jax.Array, PyTree], Phi]
+    problem: BilevelProblem, estimator: OneStep, update_phi: Callable[[Phi, PyTree, jax.Array, PyTree], Phi]
 ) -> Callable[[Theta, Phi, BilevelBatch], tuple[Theta, Phi, BilevelMetrics]]:
-    """Makes a step that updates phi for the step before it, then theta: 7 forward passes with `forward`, not 8.
+    """Makes a step that updates phi for the step before it, then theta: 7 forward passes with `Forward`, not 8.
 
     Where theta is not what the step before made of it, moved by another step or replaced, phi waits for the next. That
     is seen by all but the largest of its arrays.
 
     Args:
       problem: without a meta batch.
-      estimator: a key of `JACOBIAN_PRODUCTS`.
+      estimator: what forms J_f w.
       update_phi: `(phi, gradient, outer_loss, carry) -> phi`, by the outer optimiser.
     """
     # What a pullback keeps is not the same without a trace as in one, and a carry is handed from the one to the other.
@@ -65,7 +63,7 @@ def make_pipelined_step(
         now = problem.at_progress(progress)
         rng_key, _ = inner_and_outer_keys(batch.rng_key)
         _require_batch(batch.inner)
-        require_product(estimator, problem, theta, batch.inner, rng_key)
+        estimator.require_product(problem, theta, batch.inner, rng_key)
         point, model_state = linearize_theta(theta, batch.inner, rng_key)
         targets = batch.inner[1]
         outer_loss, task_gradient = jax.value_and_grad(problem.task_loss_fn, argnums=1)(targets, point.outputs)
@@ -75,14 +73,14 @@ def make_pipelined_step(
             inner_loss, gradient, _ = loss_gradient_of(now, phi.params, targets, point.outputs)
             gradient, inner_loss = problem.mean((point.pullback(gradient)[0], inner_loss))
             theta_next, to_direction = move_theta(theta, model_state, gradient)
-            return LastStep(_kept(estimator, point), targets, progress, to_direction), theta_next, inner_loss
+            return LastStep(estimator.keep(point), targets, progress, to_direction), theta_next, inner_loss
 
         length = jnp.zeros_like(outer_loss)
         if phi.carry:
             like, *_ = jax.eval_shape(finish, phi)
             last = _restored(phi.carry, theta.params, like)
             (direction,) = last.to_direction(problem.mean(point.pullback(task_gradient)[0]))
-            outputs_tangent = jacobian_product(estimator, last.point, problem.own(direction))
+            outputs_tangent = estimator.jacobian_product(last.point, problem.own(direction))
             before = problem.at_progress(last.progress)
             *_, to_phi = loss_gradient_of(before, phi.params, last.targets, last.point.outputs)
             (gradient,) = problem.mean(to_phi(outputs_tangent))
@@ -110,14 +108,6 @@ def _smaller(params: PyTree) -> list[jax.Array]:
     leaves = sorted(map(jnp.asarray, jax.tree.leaves(params)), key=jnp.size)
     sizes = list(itertools.accumulate(map(jnp.size, leaves)))
     return [leaf for leaf, size in zip(leaves, sizes, strict=True) if 16 * size <= sizes[-1]] or leaves[:1]
-
-
-def _kept(estimator: Estimator, point: Linearization) -> Linearization:
-    """Of the model at theta, what the estimator's product needs."""
-    nothing: Any = None
-    if estimator is forward:
-        return point._replace(model=nothing, params=nothing)
-    return point._replace(pullback=nothing)
 
 
 def _require_batch(batch: AnyBatch) -> None:

@@ -53,7 +53,11 @@ class Hypergradient(NamedTuple):
 
 
 class Estimator(Protocol):
-    """The signature of every estimator. `carry` is the one returned by the step before, `()` at the start."""
+    """The signature of every estimator. `carry` is the one returned by the step before, `()` at the start.
+
+    An estimator says what it cannot do with attributes that are True: `is_of_one_inner_step` (takes no leading axis K),
+    `takes_differences` (takes no numbers of 16 bits), `remembers` (has to see every step of theta).
+    """
 
     def __call__(
         self, problem: BilevelProblem, theta: Theta, phi_params: PyTree, batch: BilevelBatch, carry: PyTree = (), /

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +60,9 @@ class Truncated:
       Williams and Peng, "An Efficient Gradient-Based Algorithm for On-Line Training of Recurrent Network Trajectories",
       Neural Computation 2(4), 1990.
     """
+
+    is_of_one_inner_step: ClassVar[bool] = True
+    remembers: ClassVar[bool] = True
 
     window: int = 5
 

@@ -13,14 +13,8 @@ import jax.numpy as jnp
 import optax
 
 from adalfl_jax import Batch, BilevelBatch, Theta
-from adalfl_jax.hypergradient.one_step import (
-    JACOBIAN_PRODUCTS,
-    finite_difference,
-    forward,
-    linearize,
-    loss_gradient_of,
-)
-from adalfl_jax.hypergradient.problem import BilevelProblem, Estimator, outer_objective
+from adalfl_jax.hypergradient.one_step import FiniteDifference, Forward, OneStep, linearize, loss_gradient_of
+from adalfl_jax.hypergradient.problem import BilevelProblem, outer_objective
 from adalfl_jax.task_losses import softmax_cross_entropy
 from adalfl_jax.types import PyTree
 from experiments.benchmark.problems import (
@@ -128,10 +122,10 @@ def part_programs(problem: Problem, start: Start, batches: BilevelBatch) -> dict
     def outputs_alone(batch: BilevelBatch) -> PyTree:
         return linearize(bilevel, theta, Batch(*batch.inner), batch.rng_key)[0].outputs
 
-    def model_parts(batch: BilevelBatch, *, product: Estimator | None) -> PyTree:
+    def model_parts(batch: BilevelBatch, *, product: OneStep | None) -> PyTree:
         point, _ = linearize(bilevel, theta, Batch(*batch.inner), batch.rng_key)
         (gradient,) = point.pullback(point.outputs)
-        return gradient if product is None else (gradient, JACOBIAN_PRODUCTS[product](point, gradient))
+        return gradient if product is None else (gradient, product.jacobian_product(point, gradient))
 
     def loss_parts(batch: BilevelBatch, *, with_phi: bool) -> PyTree:
         inputs, targets = batch.inner
@@ -148,8 +142,8 @@ def part_programs(problem: Problem, start: Start, batches: BilevelBatch) -> dict
     return {
         "f on the inner batch": program(outputs_alone),
         "f and Jᵀc on the inner batch": program(lambda batch: model_parts(batch, product=None)),
-        "the same, and J w": program(lambda batch: model_parts(batch, product=forward)),
-        "the same, and J w by a difference": program(lambda batch: model_parts(batch, product=finite_difference)),
+        "the same, and J w": program(lambda batch: model_parts(batch, product=Forward())),
+        "the same, and J w by a difference": program(lambda batch: model_parts(batch, product=FiniteDifference())),
         "L and its gradient on the outer batch": program(outer_part),
         "M and its gradient by the outputs": program(lambda batch: loss_parts(batch, with_phi=False)),
         "the same, and the gradient of phi": program(lambda batch: loss_parts(batch, with_phi=True)),

@@ -12,7 +12,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from adalfl_jax import Batch, BilevelBatch, Theta
-from adalfl_jax.hypergradient import JACOBIAN_PRODUCTS, BilevelProblem, forward
+from adalfl_jax.hypergradient import BilevelProblem, Forward
 from adalfl_jax.hypergradient.one_step import linearize, loss_gradient_of, update_theta
 from adalfl_jax.hypergradient.problem import AnyBatch, first_examples, inner_and_outer_keys, outer_gradient
 from adalfl_jax.task_losses import softmax_cross_entropy
@@ -94,7 +94,7 @@ def bias(heading: str, problem: Problem, num_orders: int) -> Table:
         single, mean = over_rotations(task, theta, start.phi_params, shuffled(batch, rng_key), fractions)
         return (single - whole[None]) / jnp.linalg.norm(whole), (mean - whole) / jnp.linalg.norm(whole)
 
-    whole = ravel_pytree(jax.jit(functools.partial(forward, task))(theta, start.phi_params, batch).gradient)[0]
+    whole = ravel_pytree(jax.jit(functools.partial(Forward(), task))(theta, start.phi_params, batch).gradient)[0]
     keys, rows = jax.random.split(jax.random.key(3), num_orders), []
     for inner, outer in FRACTIONS:
         errors = functools.partial(errors_of, (inner, outer))
@@ -128,7 +128,7 @@ def shuffled(batch: BilevelBatch, rng_key: jax.Array) -> BilevelBatch:
 def over_rotations(
     problem: BilevelProblem, theta: Theta, phi_params: PyTree, batch: BilevelBatch, fractions: tuple[float, float]
 ) -> tuple[jax.Array, jax.Array]:
-    """What `forward` estimates on parts of a batch and of its rotations, in which every example is in a part as often.
+    """What `Forward` estimates on parts of a batch and of its rotations, in which every example is in a part as often.
 
     An estimate is linear in w, so the mean over all pairs of an inner and an outer part needs the mean w alone.
 
@@ -148,7 +148,7 @@ def over_rotations(
         part = _rotated_part(batch.inner, given[0], fractions[0])
         point, _ = linearize(problem, theta, part, keys[0])
         *_, to_phi = loss_gradient_of(problem, phi_params, part.targets, point.outputs)
-        products = (JACOBIAN_PRODUCTS[forward](point, w) for w in (given[1], mean_direction))
+        products = (Forward().jacobian_product(point, w) for w in (given[1], mean_direction))
         return tuple(ravel_pytree(to_phi(product))[0] for product in products)
 
     shifts = jnp.arange(len(batch.outer[1]))

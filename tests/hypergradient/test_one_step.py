@@ -180,6 +180,20 @@ def test_an_optimiser_may_compute_in_wider_types_than_the_parameters(optimizer, 
     np.testing.assert_allclose(found, exact, atol=0.1 * jnp.linalg.norm(exact))
 
 
+@pytest.mark.parametrize("options", [{}, {"outer_every": 2}, {"pipelined": True}], ids=["plain", "every", "pipelined"])
+def test_theta_of_few_bits_is_rounded_once_whatever_takes_the_step(options):
+    model, _, loss, theta, phi_params = make_problem()
+    optimizer = optax.adam(1e-2, mu_dtype=jnp.float32)
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), theta.params)
+    theta, outer = adalfl_jax.Theta.create(params, theta.model_state, optimizer), optax.sgd(1e-3)
+    batch = make_batch(jax.random.key(1))._replace(step=0, rng_key=None)
+    step = adalfl_jax.make_bilevel_step(model.apply, loss.apply, softmax_cross_entropy, optimizer, outer, **options)
+    found, *_ = jax.jit(step)(theta, adalfl_jax.Phi.create(phi_params, outer), batch)
+    frozen = adalfl_jax.FrozenLoss(loss, phi_params)
+    expected, _ = jax.jit(adalfl_jax.make_task_step(model.apply, frozen, optimizer))(theta, batch.inner)
+    chex.assert_trees_all_equal(found.params, expected.params)
+
+
 BACKWARD_PASSES = {  # each fails elsewhere in JAX when it is transposed
     "clipped": lambda cotangent: jnp.clip(cotangent, -1, 1),
     "normalized": lambda cotangent: cotangent / jnp.linalg.norm(cotangent),
@@ -258,7 +272,7 @@ def test_on_a_power_the_error_is_the_one_term_that_is_left(name, power, error):
     params, direction = jnp.asarray([0.3, -2.0]), jnp.asarray([1.5, 0.7])
     point = one_step.Linearization(lambda params: params**power, params, params**power, None)
     step = one_step._difference_step(point, direction, order=error)
-    quotient = one_step.jacobian_product(adalfl_jax.make_estimator(name), point, direction)
+    quotient = adalfl_jax.make_estimator(name).jacobian_product(point, direction)
     derivative = power * params ** (power - 1) * direction
     rounding = 10 * float(jnp.finfo(float).eps / step)
     np.testing.assert_allclose(quotient - derivative, step**error * direction**power, rtol=0, atol=rounding)
