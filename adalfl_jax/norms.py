@@ -6,7 +6,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from adalfl_jax.types import PyTree
 
@@ -18,7 +17,8 @@ def widen(tree: PyTree) -> PyTree:
 
 def norm(tree: PyTree) -> jax.Array:
     """The length of a gradient, `[]`."""
-    return jnp.asarray(optax.tree.norm(widen(tree)))
+    unit, squares = unit_and_squares(tree)
+    return unit * jnp.sqrt(squares)
 
 
 def unit_and_squares(tree: PyTree) -> tuple[jax.Array, jax.Array]:

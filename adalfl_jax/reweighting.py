@@ -136,5 +136,7 @@ def make_reweighting_step(
 
 def _normalize(weights: jax.Array) -> jax.Array:
     """Weights that add up to 1, or stay 0."""
+    largest = weights.max()  # in units of which their sum does not overflow
+    weights = weights / jnp.where(largest > 0, largest, 1)
     total = weights.sum()
     return weights / jnp.where(total > 0, total, 1)

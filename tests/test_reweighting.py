@@ -138,6 +138,21 @@ def test_of_many_examples_that_help_alike_none_weighs_nothing():
     np.testing.assert_allclose(metrics.effective_size, 500, rtol=1e-4)
 
 
+@pytest.mark.parametrize("scale", [1e-10, 1e19])
+def test_weights_whose_sum_overflows_are_those_of_a_smaller_batch(scale):
+    def apply(params, model_state, inputs, *, train, rng_key):
+        return inputs @ params, model_state
+
+    optimizer = optax.sgd(0.1)
+    step = jax.jit(adalfl_jax.make_reweighting_step(apply, example_cross_entropy, softmax_cross_entropy, optimizer))
+    theta = adalfl_jax.Theta.create(jnp.zeros((4, 3)), (), optimizer)
+    inputs, labels = jax.random.normal(jax.random.key(0), (8, 4)), jnp.arange(8) % 3
+    batches = [adalfl_jax.BilevelBatch(*[(inputs * factor, labels)] * 2) for factor in (1.0, scale)]
+    sizes = [step(theta, batch)[1].effective_size for batch in batches]
+    assert sizes[0] > 1
+    np.testing.assert_allclose(sizes[1], sizes[0], rtol=1e-5)
+
+
 @pytest.mark.parametrize("outer_labels", [[1, 1], [0, 1]])
 def test_where_no_example_helps_theta_stays(outer_labels):
     theta, metrics = binary_step([0, 0, 0], outer_labels)

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -164,6 +165,15 @@ def test_robust_losses_are_right_where_probabilities_are_saturated(name, value, 
 def test_settings_out_of_their_range_are_refused(name, setting, message):
     with pytest.raises(ValueError, match=message):
         TASK_LOSSES[name](jnp.array(LABELS), jnp.array(LOGITS), **setting)
+
+
+@pytest.mark.parametrize("name", ["softmax_cross_entropy", "symmetric_cross_entropy", "generalized_cross_entropy"])
+def test_a_class_that_is_ruled_out_costs_a_distribution_without_a_share_of_it_nothing(name):
+    outputs, labels = jnp.array([[0.0, -jnp.inf, 1.0]]), jnp.array([0])
+    differentiate = jax.value_and_grad(TASK_LOSSES[name], argnums=1)
+    found = [differentiate(targets, outputs) for targets in (labels, jnp.eye(3)[labels])]
+    assert np.isfinite(found[0][0])
+    chex.assert_trees_all_close(*found, rtol=1e-6)
 
 
 @pytest.mark.parametrize("delta", [0.0, -1.0, None])

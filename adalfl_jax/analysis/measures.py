@@ -243,7 +243,7 @@ def implied_smoothing(
       of_logarithms: whether predictions are log-probabilities; those below the range are taken as its end.
 
     Returns:
-      s `[...]`: 0 for a loss that falls up to p = 1, up to C / (C - 1).
+      s `[...]`: 0 for a loss that falls up to p = 1, up to C / (C - 1); nan where a value is not finite.
     """
     probabilities = np.linspace(0, 1, 2001)
     rest = (1 - probabilities) / (num_outputs - 1)
@@ -251,9 +251,10 @@ def implied_smoothing(
     if of_logarithms:
         lowest = np.exp(predictions[0])
         at_one, at_zero = (np.log(np.maximum(array, lowest)) for array in (probabilities, rest))
-    curves = scipy.interpolate.CubicSpline(predictions, values, axis=-1)
+    curves = scipy.interpolate.CubicSpline(predictions, np.where(np.isfinite(values), values, 0), axis=-1)
     total = curves(at_one)[..., 1, :] + (num_outputs - 1) * curves(at_zero)[..., 0, :]
-    return (1 - probabilities[total.argmin(axis=-1)]) * num_outputs / (num_outputs - 1)
+    smoothing = (1 - probabilities[total.argmin(axis=-1)]) * num_outputs / (num_outputs - 1)
+    return np.where(np.isfinite(values).all(axis=(-2, -1)), smoothing, np.nan)
 
 
 def _ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:

@@ -32,8 +32,8 @@ def paired_difference(first: Sequence[float], second: Sequence[float], confidenc
     differences = _differences(first, second)
     result: dict[str, Any] = {"mean_difference": float(differences.mean())}
     result |= {"interval": None, "p_value": None, "effect_size": None}
-    rounding = ROUNDING * np.abs([first, second]).max()
-    if _are_several(differences) and np.ptp(differences) > rounding:
+    rounding = ROUNDING * np.abs([first, second]).max(axis=0)
+    if _are_several(differences) and (differences - rounding / 2).max() > (differences + rounding / 2).min():
         test = scipy.stats.ttest_rel(second, first)
         interval = test.confidence_interval(confidence)
         result |= {"interval": [float(interval.low), float(interval.high)], "p_value": float(test.pvalue)}
@@ -47,6 +47,7 @@ def signed_rank_test(first: Sequence[float], second: Sequence[float]) -> dict[st
     Returns:
       The two-sided `p_value`, None where there are fewer than two seeds, no difference or one that is not finite; at
       least 2^(1 - seeds). It is exact, with ties too, which have the mean of their ranks; what is equal has none.
+      Differences that rounding may have set apart (`ROUNDING`) tie, so that the test is a little coarser than SciPy's.
 
     Raises:
       ValueError: different numbers of seeds, or none.

@@ -18,8 +18,9 @@ def differentiable_update(
     """`optimizer.update` with a derivative that is finite where the gradient vanishes.
 
     Norms and square roots inside an optimiser (clipping, Adam with `eps_root=0`) have a derivative 0 * inf = nan at
-    a gradient of exactly zero, which dead units and constant pixels produce all the time. The values here are those
-    of `optimizer.update`, bit for bit; the derivative is taken a hair away from zero, where it is the limit.
+    a gradient of exactly zero, which dead units and constant pixels produce all the time, and at parameters of zero
+    that stay there. The values here are those of `optimizer.update`, bit for bit; the derivative is taken a hair away
+    from zero, where it is the limit.
     """
     try:
         plain_update, *closed_over = hoist_closure(optimizer.update, gradient, opt_state, params)
@@ -30,8 +31,9 @@ def differentiable_update(
 
     @update.defjvp
     def update_jvp(primals, tangents):  # pyright: ignore[reportUnusedFunction]
-        gradient, *others = primals
-        _, tangents_out = jax.jvp(plain_update, (_away_from_zero(gradient), *others), tangents)
+        gradient, opt_state, params, *others = primals
+        moved = _away_from_zero(gradient), opt_state, _away_from_zero(params)
+        _, tangents_out = jax.jvp(plain_update, (*moved, *others), tangents)
         return update(*primals), tangents_out
 
     return update(gradient, opt_state, params, *closed_over)
@@ -59,14 +61,14 @@ def _explain(error: TypeError, which: str, given: str) -> None:
         raise ValueError(f"the {which} optimiser gets {given} and no more, unlike a line search; {said}") from error
 
 
-def _away_from_zero(gradient: PyTree) -> PyTree:
-    """The gradient, whose entries near zero are a hair away from it; of a very long one, which may be clipped, more."""
-    length = jax.lax.stop_gradient(optax.tree.norm(gradient))
-    scale = jnp.maximum(1.0, length / LONG)
+def _away_from_zero(tree: PyTree) -> PyTree:
+    """Gradients or parameters with entries near zero a hair away from it; of long ones, which may be clipped, more."""
+    length = jax.lax.stop_gradient(optax.tree.norm(tree))
+    scale = jnp.where(jnp.isfinite(length), jnp.maximum(1.0, length / LONG), 1.0)
 
     def move(leaf: jax.Array) -> jax.Array:
         # Its square must not underflow, nor that square's power -3/2 overflow: 7e-13 in float32 and bfloat16.
         floor = (float(jnp.finfo(leaf.dtype).tiny) ** 0.32 * scale).astype(leaf.dtype)
         return jnp.where(jnp.abs(leaf) < floor, floor, leaf)
 
-    return jax.tree.map(move, gradient)
+    return jax.tree.map(move, tree)

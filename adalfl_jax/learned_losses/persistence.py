@@ -24,6 +24,7 @@ from adalfl_jax.types import LearnedLoss, PyTree
 
 FORMAT = "adalfl_jax.learned_loss"
 FORMAT_VERSION = 1
+KEPT = tuple(map(jnp.dtype, (jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64)))  # types of parameters
 
 
 @jax.tree_util.register_pytree_node_class
@@ -138,7 +139,7 @@ def load_learned_loss(path: str | os.PathLike[str]) -> FrozenLoss:
         with safetensors.safe_open(path, framework="numpy") as file:
             text = (file.metadata() or {}).get(FORMAT)
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
-    except safetensors.SafetensorError as error:
+    except (safetensors.SafetensorError, AttributeError) as error:  # the latter of a type that NumPy does not have
         raise ValueError(f"{path} is damaged or is not a safetensors file: {error}") from error
     if text is None:
         raise ValueError(f"{path} is a safetensors file but holds no learned loss (no {FORMAT!r} in its header)")
@@ -231,11 +232,9 @@ def _check_params(loss: LearnedLoss, arrays: Mapping[str, np.ndarray], what: str
     found = {name: array.shape for name, array in arrays.items()}
     if found != expected:
         raise ValueError(f"{what}: {loss} has parameters {expected}; got {found}")
-    wrong = [
-        f"{name} of {array.dtype}" for name, array in arrays.items() if not jnp.issubdtype(array.dtype, jnp.floating)
-    ]
+    wrong = [f"{name} of {array.dtype}" for name, array in arrays.items() if array.dtype not in KEPT]
     if wrong:
-        raise ValueError(f"{what}: parameters must be floating-point numbers; got {', '.join(wrong)}")
+        raise ValueError(f"{what}: parameters must be of {', '.join(map(str, KEPT))}; got {', '.join(wrong)}")
     broken = [name for name, array in arrays.items() if not np.isfinite(array).all()]
     if broken:
         raise ValueError(f"{what}: not finite: {', '.join(broken)}")

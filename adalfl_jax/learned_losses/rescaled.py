@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from adalfl_jax.arguments import require_number
 from adalfl_jax.learned_losses.arguments import at_progress, declares, require_family, require_progress
-from adalfl_jax.norms import unit_and_squares
+from adalfl_jax.norms import unit_and_squares, widen
 from adalfl_jax.task_losses import find_task_loss
 from adalfl_jax.types import LearnedLoss, LossFn, PyTree
 
@@ -97,9 +97,10 @@ class RescaledLoss:
         """c M_phi, a scalar, of targets `[B]` or `[B, C]`, outputs `[B, C]` and, where M reads it, progress `[]`."""
         require_progress(self.loss.apply, progress)
         loss_fn = functools.partial(at_progress(self.loss.apply, progress), phi_params, targets)
-        loss = loss_fn(outputs)
         if not self.is_bounded:
-            return loss
+            return loss_fn(outputs)
+        outputs = widen(outputs)  # a gradient that is small in 16 bits has lost too much to be rescaled
+        loss = loss_fn(outputs)
         return self._factor(loss_fn, targets, jax.lax.stop_gradient(outputs)).astype(loss.dtype) * loss
 
     def _factor(self, loss_fn: Callable[[jax.Array], jax.Array], targets: jax.Array, outputs: jax.Array) -> jax.Array:

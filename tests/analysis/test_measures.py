@@ -238,6 +238,13 @@ def test_a_loss_that_is_least_in_between_implies_smoothing_for_each_seed():
     np.testing.assert_allclose(implied_smoothing(predictions, values, 10), [0.5, 0.0], atol=1e-3)
 
 
+def test_a_seed_that_diverged_has_no_smoothing_and_leaves_that_of_the_others():
+    predictions = np.linspace(0, 1, 101)
+    values = np.stack([[0 * predictions, (predictions - 0.55) ** 2]] * 2)
+    values[0, 1, 7] = np.nan
+    np.testing.assert_allclose(implied_smoothing(predictions, values, 10), [np.nan, 0.5], atol=1e-3)
+
+
 def linear(params, model_state, inputs, *, train, rng_key):
     return inputs["x"] @ params, model_state
 

@@ -135,6 +135,11 @@ def test_where_there_is_nothing_to_rank_there_is_no_test(first, second):
     assert signed_rank_test(first, second) == {"p_value": None}
 
 
+def test_a_seed_that_both_lost_alike_does_not_hide_the_differences_of_others():
+    first, second = [1e6, 1.0, 2.0, 1.5], [1e6, 0.5, 1.4, 0.9]
+    assert paired_difference(first, second)["p_value"] == pytest.approx(scipy.stats.ttest_rel(second, first).pvalue)
+
+
 def test_p_values_are_adjusted_by_benjamini_and_hochberg():
     tests = [{"p_value": p_value} for p_value in (0.01, 0.04, None, 0.03, 0.5)]
     adjust_p_values(tests)

@@ -15,7 +15,7 @@ import adalfl_jax
 from adalfl_jax.hypergradient import ESTIMATORS, ONE_INNER_STEP, BilevelProblem, differentiable_update, num_inner_steps
 from adalfl_jax.task_losses import softmax_cross_entropy
 from tests.hypergradient.reference import assert_relative, estimate, estimator_program, finite_differences, outer_loss
-from tests.problems import BATCH_SIZE, MODELS, NUM_INPUTS, OPTIMIZERS, make_batch, make_problem
+from tests.problems import BATCH_SIZE, MODELS, NUM_INPUTS, NUM_OUTPUTS, OPTIMIZERS, make_batch, make_problem
 
 ELSEWHERE = {"nesterov": "batch_norm", "adam": "dropout"}
 QUICK = {(ELSEWHERE.get(name, "plain"), name) for name in OPTIMIZERS}
@@ -176,6 +176,37 @@ def test_adam_of_a_long_gradient_that_is_clipped_has_a_finite_derivative(estimat
         theta, phi, metrics = jax.jit(step)(theta, phi, adalfl_jax.BilevelBatch(batch, batch))
         assert np.isfinite(metrics.hypergradient_norm)
         assert metrics.hypergradient_norm > 0
+
+
+def test_a_gradient_whose_length_overflows_has_the_derivative_of_plain_optax():
+    clip, params = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1)), jnp.ones(3)
+    gradient, state = jnp.array([1.0, 2.0, 0.0]) * 3e19, clip.init(params)
+    for update in (clip.update, functools.partial(differentiable_update, clip)):
+        _, pullback, _ = jax.vjp(
+            lambda gradient, update=update: update(gradient, state, params), gradient, has_aux=True
+        )
+        np.testing.assert_array_equal(pullback(jnp.ones(3))[0], np.zeros(3))
+
+
+@pytest.mark.parametrize("name", sorted(set(ESTIMATORS) - set(ONE_INNER_STEP) - {"conjugate_gradient"}))
+def test_no_nan_where_an_optimiser_takes_the_length_of_parameters_that_stay_zero(name):
+    """Adaptive clipping does, of each array; one that nothing reads stays as it starts."""
+    model, _, loss, theta, phi_params = make_problem("plain", "sgd")
+    clip = optax.chain(optax.adaptive_grad_clip(0.01), optax.sgd(0.1))
+
+    def apply(params, model_state, inputs, *, train, rng_key):
+        outputs, model_state = model.apply(params["read"], model_state, inputs, train=train, rng_key=rng_key)
+        return outputs + 0 * params["unread"].sum(), model_state
+
+    batch, found = make_batch(jax.random.key(1), num_inner_steps=3), []
+    for start in (0.0, 1e-6):
+        params = {"read": theta.params, "unread": jnp.full(NUM_OUTPUTS, start)}
+        problem = BilevelProblem(apply, loss.apply, softmax_cross_entropy, clip)
+        start = adalfl_jax.Theta.create(params, theta.model_state, clip)
+        gradient = jax.jit(functools.partial(ESTIMATORS[name], problem))(start, phi_params, batch).gradient
+        found.append(ravel_pytree(gradient)[0])
+    assert jnp.linalg.norm(found[1]) > 0
+    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-6 * float(jnp.abs(found[1]).max()))
 
 
 @pytest.mark.usefixtures("float64")

@@ -171,7 +171,10 @@ def test_a_header_that_makes_no_sense_is_refused(saved, edit, message):
     [
         (lambda arrays: dict(list(arrays.items())[:-1]), r"is damaged.*has parameters"),
         (lambda arrays: {name: array[..., :1] for name, array in arrays.items()}, r"is damaged.*has parameters"),
-        (lambda arrays: {name: array.astype(np.int32) for name, array in arrays.items()}, "must be floating-point"),
+        (
+            lambda arrays: {name: array.astype(np.int32) for name, array in arrays.items()},
+            "must be of bfloat16, float16, float32, float64; got",
+        ),
         (lambda arrays: {name: array * np.nan for name, array in arrays.items()}, r"is damaged: not finite: layer_0"),
         (
             lambda arrays: {name: np.where(array == array.max(), np.nan, array) for name, array in arrays.items()},
@@ -191,6 +194,12 @@ def test_parameters_that_do_not_fit_are_refused(saved, edit, message):
         (object(), {}, {}, "only LossNetwork, RescaledLoss, ScaledTaskLoss, WeightNetwork can be saved; got object"),
         (LOSSES["scaled"], {"log_scale": np.zeros(3)}, {}, r"cannot save ScaledTaskLoss.*has parameters"),
         (LOSSES["scaled"], {"log_scale": np.float32(np.inf)}, {}, "not finite: log_scale"),
+        (
+            LOSSES["scaled"],
+            {"log_scale": jnp.zeros((), jnp.float8_e5m2)},
+            {},
+            r"must be of .*; got log_scale of float8",
+        ),
         (LOSSES["scaled"], {"log_scale": np.float32(0)}, {"when": object()}, "metadata must be JSON"),
         (LOSSES["scaled"], {"log_scale": np.float32(0)}, {"score": float("nan")}, "metadata must be JSON"),
         (LOSSES["scaled"], {"log_scale": np.float32(0)}, [1, 2], "metadata must be JSON, a dict"),

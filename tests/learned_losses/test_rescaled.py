@@ -56,6 +56,21 @@ def test_bounds_hold_for_outputs_of_few_bits():
     assert jnp.linalg.norm(own.astype(float)) / jnp.linalg.norm(task.astype(float)) == pytest.approx(1, rel=0.03)
 
 
+@pytest.mark.parametrize("scale", [1e-4, 1e-6, 1e-8])
+def test_a_gradient_that_float16_hardly_holds_is_rescaled_and_has_finite_derivatives(scale):
+    phi_params = jax.tree.map(lambda leaf: scale ** (1 / 3) * leaf, NETWORK.init(jax.random.key(0)))
+    loss, outputs = adalfl_jax.RescaledLoss(NETWORK, floor=1.0, ceiling=1.0), OUTPUTS.astype(jnp.float16)
+
+    def length(phi_params):
+        own = jax.grad(lambda outputs: loss.apply(phi_params, TARGETS, outputs))(outputs)
+        return jnp.linalg.norm(own.astype(float))
+
+    found, derivative = jax.jit(jax.value_and_grad(length))(phi_params)
+    task = jax.grad(lambda outputs: softmax_cross_entropy(TARGETS, outputs))(OUTPUTS)
+    assert found == pytest.approx(float(jnp.linalg.norm(task)), rel=2e-3)
+    chex.assert_tree_all_finite(derivative)
+
+
 def test_without_bounds_it_is_m():
     phi_params = NETWORK.init(jax.random.key(0))
     assert adalfl_jax.RescaledLoss(NETWORK).apply(phi_params, TARGETS, OUTPUTS) == NETWORK.apply(
