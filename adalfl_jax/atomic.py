@@ -10,7 +10,7 @@ from pathlib import Path
 def replace_file(path: Path, content: bytes) -> None:
     """Writes a file in one move, so that a reader never sees half of it, even after a power cut.
 
-    Of several that write it at a time one is last. What a killed one leaves ends in ".partial".
+    Of several writers the last one wins. One that is killed leaves a file whose name ends in ".partial".
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.partial")  # no other writer's
     try:

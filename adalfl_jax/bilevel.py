@@ -76,8 +76,8 @@ def make_bilevel_step(
     with `u` and `v` the updates of the inner and the outer optimiser, `(x, y)` the inner and `(x', y')` the outer
     batch. The step is pure: put it under `jax.jit`, `jax.lax.scan`, `jax.vmap` or a sharding as it is.
 
-    Labels must be from 0 to C - 1. Others raise outside of a trace alone: under `jax.jit` there is no value to raise
-    on, and the losses of this package are NaN there.
+    Labels must be from 0 to C - 1. Outside of `jax.jit` others raise ValueError; under it, where values cannot be
+    looked at, the losses of this package are nan.
 
     Args:
       apply_fn: the base model, `(params, model_state, inputs, *, train, rng_key) -> (outputs [B, C], model_state)`.

@@ -155,11 +155,13 @@ def get_config() -> ConfigDict:
 
     # M_phi.
     config.learned_loss = ConfigDict()
-    # "network" (the paper's; all fields below but the last five are its), "scaled_task_loss" (a learned learning rate),
-    # "weight_network" (Meta-Weight-Net: cross-entropy with a learned weight for each example), or the name of a class
-    # of `adalfl_jax.register_learned_loss`, which gets the fields of the network and the options that it names, and
+    # "network" (the paper's), "scaled_task_loss" (a learned learning rate), "weight_network" (Meta-Weight-Net:
+    # cross-entropy with a learned weight for each example), or the name of a class of
+    # `adalfl_jax.register_learned_loss`, which gets the fields of the network and the options that it names, and
     # `task_loss`.
     config.learned_loss.family = "network"
+
+    # Of the "network":
     # Units of each hidden layer.
     config.learned_loss.hidden_sizes = (40, 40)
     # Of the hidden layers: "smooth_leaky_relu" or a function of jax.nn, for example "relu", "tanh", "softplus", "gelu".
@@ -179,16 +181,16 @@ def get_config() -> ConfigDict:
     config.learned_loss.predictions = "probabilities"
     # Whether it also sees how far training is, t / num_steps; 0 in the offline phase, whose models are fresh.
     config.learned_loss.use_progress = False
-    # Where phi starts: "random", "task_loss" (fitted to the task loss's gradients, so training begins as usual), the
-    # name of another loss to fit to ("symmetric_cross_entropy", say, for wrong labels), or the path of losses learned
-    # before: the workdir of a finished run, from which every seed takes its own, or one saved loss for all seeds. The
-    # offline phase goes on from there; offline.num_steps = 0 leaves it out.
-    config.learned_loss.start = "random"
-    # Units of the hidden layer of the "weight_network".
+    # Of the "weight_network": units of its hidden layer.
     config.learned_loss.weight_hidden_size = 100
+
+    # Of any family: where phi starts. "random", "task_loss" (fitted to the task loss's gradients, so training begins as
+    # usual), the name of another loss to fit to ("symmetric_cross_entropy", say, for wrong labels), or the path of
+    # losses learned before: the workdir of a finished run, from which every seed takes its own, or one saved loss for
+    # all seeds. The offline phase goes on from there; offline.num_steps = 0 leaves it out.
+    config.learned_loss.start = "random"
     # Least length of the gradient of M_phi by the outputs, in lengths of that of the task loss; 0 sets no bound. With
-    # floor and ceiling 1 phi learns a shape only, and the learning rate means what it means for the task loss. For any
-    # family.
+    # floor and ceiling 1 phi learns a shape only, and the learning rate means what it means for the task loss.
     config.learned_loss.floor = 0.0
     # Largest length, in the same unit; 0 sets no bound.
     config.learned_loss.ceiling = 0.0

@@ -137,8 +137,7 @@ def _end(message: str) -> None:
 
 
 def parse_flags(arguments: list[str], *, unused: tuple[str, ...] = ()) -> list[str]:
-    """absl's parser, with errors of a line: for a `--config.FIELD` that is none or a tuple twice, a file that fails, a
-    stray word.
+    """absl's parser, with errors of one line for unknown fields, tuples set twice, broken config files and stray words.
 
     Args:
       arguments: the command line.
@@ -214,7 +213,7 @@ def _refuse_file(reason: str) -> NoReturn:
 
 
 def keep_compiled_programs(folder: str | None) -> None:
-    """Turns on JAX's cache of compiled programs; a folder that cannot be written to is told and does without.
+    """Turns on JAX's cache of compiled programs; warns and does without where the folder cannot be written to.
 
     Args:
       folder: as the flag `--compilation_cache` says.

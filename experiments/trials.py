@@ -61,7 +61,7 @@ def publish_trials(
     ylabel: str,
     every: int = 1,
 ) -> None:
-    """Is the program `experiments.NAME`: its numbers as JSON, a table and a picture, also on a page if `--write` says.
+    """Runs the program `experiments.NAME`: its numbers as JSON, a table and a picture, on a page too if `--write` says.
 
     Args:
       name: of the program, of its files and of its section.

@@ -191,14 +191,14 @@ def test_links_to_sections_lead_somewhere(page):
 
 
 @pytest.mark.parametrize("folder", ["adalfl_jax", "adalfl_jax/data", "adalfl_jax/training", "experiments"])
-def test_the_house_has_every_module(folder):
-    (house,) = re.findall(
-        r"^## The house\n\n```\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL | re.MULTILINE
+def test_the_layout_has_every_module(folder):
+    (layout,) = re.findall(
+        r"^## Layout\n\n```\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL | re.MULTILINE
     )
     indent, name = " " * 2 * folder.count("/"), folder.rpartition("/")[2]
-    (rooms,) = re.findall(rf"^{indent}{name}/(.*?)(?=^{indent}\S|\Z)", house, re.DOTALL | re.MULTILINE)
+    (described,) = re.findall(rf"^{indent}{name}/(.*?)(?=^{indent}\S|\Z)", layout, re.DOTALL | re.MULTILINE)
     modules = [path.stem for path in (ROOT / folder).glob("[a-z]*.py")]
-    assert [module for module in modules if not re.search(rf"\b{module}\b", rooms)] == []
+    assert [module for module in modules if not re.search(rf"\b{module}\b", described)] == []
 
 
 def test_the_default_config_documents_every_field():

@@ -32,7 +32,12 @@ def clean(where: str, inputs: np.ndarray, targets: np.ndarray, examples: Example
         check_tokens(where, inputs, examples.num_tokens)
         inputs = inputs.astype(np.uint8)
     inputs = inputs if is_image(inputs) or examples.num_tokens else to_floats(inputs)
-    check_finite(where, inputs=np.where(np.isnan(inputs), 0, inputs) if examples.fill_missing else inputs)
+    if examples.fill_missing:
+        check_finite(where, inputs=np.where(np.isnan(inputs), 0, inputs))
+    else:
+        check_finite(
+            where, inputs=inputs, remedy="drop or scale them; with fill_missing=True nan becomes a column's mean"
+        )
     if examples.num_classes is None:
         targets = to_floats(targets).reshape(len(targets), -1)
         check_finite(where, targets=targets)
@@ -81,7 +86,7 @@ def check_numbers(where: str, kind: str, values: np.ndarray) -> None:
         raise DatasetError(f"{where}: {kind} must be numbers; got {values.dtype} values{remedy * (kind == 'targets')}")
 
 
-def check_finite(where: str, **arrays: np.ndarray) -> None:
+def check_finite(where: str, *, remedy: str = "drop, fill or scale them", **arrays: np.ndarray) -> None:
     """Arrays, by what they are called, hold nothing but numbers that float32 has."""
     for kind, values in arrays.items():
         if not np.issubdtype(values.dtype, np.floating):
@@ -92,7 +97,7 @@ def check_finite(where: str, **arrays: np.ndarray) -> None:
             rows = np.unique(np.nonzero(~is_finite)[0])
             raise DatasetError(
                 f"{where}: {kind} are not finite, or not in float32, in {len(rows)} of {len(values)} examples, the "
-                f"first of them at index {rows[0]}; drop, fill or scale them"
+                f"first of them at index {rows[0]}; {remedy}"
             )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from adalfl_jax.data.errors import DatasetError
 from adalfl_jax.data.examples import Examples
+from adalfl_jax.registry import suggestion
 
 
 def load_npz(path: Path) -> Examples:
@@ -88,9 +89,10 @@ def _read_examples(path: Path) -> dict[str, np.ndarray]:
     missing = sorted({"inputs", "targets"} - arrays.keys())
     halved = any((f"{split}_inputs" in arrays) != (f"{split}_targets" in arrays) for split in SPLITS)
     if missing or unknown or halved:
+        nearest = "".join(suggestion(name, {"inputs", "targets", *OPTIONAL} - arrays.keys()) for name in unknown)
         raise DatasetError(
             f"{path} must hold the arrays inputs and targets, and may hold {', '.join(OPTIONAL)} (inputs and targets "
-            f"of a split together); it holds {', '.join(sorted(arrays)) or 'none'}"
+            f"of a split together). {nearest}It holds {', '.join(sorted(arrays)) or 'none'}"
         )
     return arrays
 

@@ -15,8 +15,7 @@ def as_array(progress: jax.Array | float | None) -> jax.Array | None:
 
 
 def to_keep(tree: PyTree) -> PyTree:
-    """Arrays of JAX that nobody else has: without a trace they may be NumPy's, or others of a step's arguments and
-    results, which could not be donated to the next step then."""
+    """JAX arrays that share no memory with arguments or results of a step, so that all may be donated to the next."""
     return jax.tree.map(lambda leaf: leaf if isinstance(leaf, Tracer) else jnp.array(leaf), tree)
 
 

@@ -55,7 +55,7 @@ class DivergenceError(RuntimeError):
       method: which method, or "offline" for the offline phase.
       phase: "offline" or "training".
       metric: the first quantity that is not finite: a metric of the step, "theta" or "phi".
-      step: the step, counted from 1, at which it was not.
+      step: the step, counted from 1, at which it was found.
       seed: of the model it happened to.
       state: the last finite state, of all seeds.
       state_step: the step that state was reached at.

@@ -46,7 +46,7 @@ def make_setup(config: TrainConfig, dataset: Dataset | None = None) -> Setup:
 
     Args:
       config: of the run.
-      dataset: taken for the one the config names, where there is one already.
+      dataset: used instead of loading the one the config names.
 
     Raises:
       ConfigError: parts that do not fit together: a batch larger than its split, a model that cannot take the

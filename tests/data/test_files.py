@@ -165,12 +165,16 @@ def test_a_pickle_with_the_name_of_an_npz_is_refused(file, tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "held"),
     [
-        ({"x": TABLE, "y": LABELS}, "it holds x, y"),
-        ({"inputs": TABLE}, "it holds inputs"),
-        ({"inputs": TABLE, "targets": LABELS, "weights": LABELS}, "it holds inputs, targets, weights"),
-        ({"inputs": TABLE, "targets": LABELS, "test_inputs": TABLE}, "it holds inputs, targets, test_inputs"),
-        ({"inputs": TABLE, "targets": LABELS, "valid_targets": TABLE}, "it holds inputs, targets, valid_targets"),
-        ({}, "it holds none"),
+        ({"x": TABLE, "y": LABELS}, "It holds x, y"),
+        ({"inputs": TABLE}, "It holds inputs"),
+        ({"inputs": TABLE, "targets": LABELS, "weights": LABELS}, "It holds inputs, targets, weights"),
+        ({"inputs": TABLE, "targets": LABELS, "test_inputs": TABLE}, "It holds inputs, targets, test_inputs"),
+        ({"inputs": TABLE, "targets": LABELS, "valid_targets": TABLE}, "It holds inputs, targets, valid_targets"),
+        (
+            {"inputs": TABLE, "targets": LABELS, "testinputs": TABLE},
+            "did you mean 'test_inputs'? It holds inputs, targets",
+        ),
+        ({}, "It holds none"),
     ],
 )
 def test_arrays_that_are_missing_or_too_many_are_named(arrays, held, file):
