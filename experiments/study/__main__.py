@@ -29,77 +29,28 @@ with `--from_numbers` all tables and pictures of that page are, without any trai
 from __future__ import annotations
 
 import functools
-import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable
 
 from absl import app, flags
 from rich.console import Console
 
 from adalfl_jax.data import Dataset
 from adalfl_jax.registry import lookup
-from adalfl_jax.training import TrainConfig, WorkdirError
 from adalfl_jax.training.files import BusyError
-from adalfl_jax.training.machine import describe_machine
 from adalfl_jax.training.sections import DatasetConfig
 from adalfl_jax.training.setup import load_dataset, make_setup
-from adalfl_jax.training.workdir import read_summary
 from experiments import page
-from experiments.launch import command_line, parse_flags, studies_folder, told_in_a_line
-from experiments.study import (
-    ablation,
-    behaviour,
-    clean_labels,
-    clean_set,
-    jobs,
-    noisy_labels,
-    past_the_paper,
-    recipe,
-    redrawn,
-    text,
-    thrift,
-    transfer,
-)
-from experiments.study.arms import QUICK_SUFFIX, Arm, Comparison, Overrides, make_config, make_source_config
-from experiments.study.compare import compare_arms, do_free, paired_tests
-from experiments.study.runs import RUNS
-from experiments.study.tables import Part, comparison_parts, save_figure
+from experiments.launch import parse_flags, studies_folder, told_in_a_line
+from experiments.study import jobs, publish
+from experiments.study.arms import Comparison, make_config, make_source_config
+from experiments.study.compare import compare_arms, do_free
+from experiments.study.quick import reduce_comparison
+from experiments.study.studies import STUDIES
 
-
-class Study(NamedTuple):
-    """Comparisons, and what is shown of them."""
-
-    comparisons: Callable[[], list[Comparison]]
-    parts: Callable[[Sequence[Comparison], Mapping[str, Any]], list[Part]] = comparison_parts
-    measure: Callable[[Mapping[str, Any], Path], dict[str, Any]] = lambda numbers, workdir: {}  # further numbers
-
-
-STUDIES = {
-    "ablation": Study(ablation.comparisons),
-    "behaviour": Study(behaviour.comparisons, behaviour.parts, behaviour.measure),
-    "clean_labels": Study(clean_labels.comparisons),
-    "clean_set": Study(clean_set.comparisons, clean_set.parts),
-    "noisy_labels": Study(noisy_labels.comparisons, noisy_labels.parts, noisy_labels.measure),
-    "past_the_paper": Study(past_the_paper.comparisons),
-    "recipe": Study(recipe.comparisons),
-    "redrawn": Study(redrawn.comparisons, redrawn.parts),
-    "text": Study(text.comparisons),
-    "thrift": Study(thrift.comparisons),
-    "transfer": Study(transfer.comparisons, transfer.parts),
-}
 FIRST_SEED = 100  # of the seeds that are compared; tuning takes those from 0
-DIGITS: Overrides = {"dataset.name": "digits", "model.name": "mlp", "batch_size": 50}
-QUICK: Overrides = {
-    "model.hidden_sizes": (64,),
-    "num_steps": 300,
-    "eval_every": 50,
-    "offline.num_steps": 300,
-}
 POLL = 2  # seconds between looks at what other processes have left
-PACKAGES = ("adalfl_jax", "jax", "jaxlib", "flax", "optax")
 
 _STUDY = flags.DEFINE_enum("study", None, list(STUDIES), "Which study.")
 _COMPARISONS = flags.DEFINE_multi_string(
@@ -138,15 +89,12 @@ def main(argv: list[str]) -> None:
             if not _HELPER.value:
                 jobs.require_locks(studies_folder())
             cores = jobs.take_share(_HELPER.value, _JOBS.value)
-        known = _read_numbers()
         if _FROM_NUMBERS.value:
-            if not known:
-                raise ValueError(f"{_path_of_numbers()} has no numbers to make a page of; run the study first")
-            _publish({})
+            publish.publish_again(_name())
             return
-        comparisons = [_reduced(comparison) if _QUICK.value else comparison for comparison in _chosen()]
+        comparisons = [reduce_comparison(comparison) if _QUICK.value else comparison for comparison in _chosen()]
         for comparison in comparisons if page.WRITE.value else ():
-            _require_whole(comparison, known)
+            publish.require_whole(_name(), comparison, _seeds_of(comparison)[1])
         load = functools.lru_cache(maxsize=8)(load_dataset)  # many comparisons are on the same data
         for comparison in comparisons:
             _check(comparison, load)
@@ -172,7 +120,8 @@ def _make_all(comparisons: list[Comparison]) -> None:
         tuning_seeds, seeds = _seeds_of(comparison)
         numbers = compare_arms(comparison, studies_folder(), tuning_seeds=tuning_seeds, seeds=seeds, say=say)
         if not _HELPER.value:
-            _show(comparison, comparisons, _publish({comparison.name: _described(comparison, numbers)}))
+            known = publish.publish(_name(), comparison, numbers)
+            publish.show(_name(), comparison, comparisons, known)
         waiting.remove(comparison.name)
 
     while waiting:
@@ -198,64 +147,10 @@ def _name() -> str:
     return _STUDY.value or ""
 
 
-def _study() -> Study:
-    return STUDIES[_name()]
-
-
 def _chosen() -> list[Comparison]:
-    known = {comparison.name: comparison for comparison in _study().comparisons()}
+    known = {comparison.name: comparison for comparison in STUDIES[_name()].comparisons()}
     chosen = [lookup("comparison", known, name) for name in dict.fromkeys(_COMPARISONS.value or known)]
     return [comparison.select(_ARMS.value) for comparison in chosen] if _ARMS.value else chosen
-
-
-def _require_whole(comparison: Comparison, known: Mapping[str, Any]) -> None:
-    """Raises ValueError where arms or seeds that the page has would be lost from it."""
-    published = known.get(comparison.name)
-    if published is None:
-        return
-    (whole,) = (each for each in _study().comparisons() if each.name == comparison.name)
-    left_out = {arm.name for arm in whole.arms} - {arm.name for arm in comparison.arms}
-    lost = [*sorted(left_out & set(published["arms"]))]
-    lost += [f"seed {seed}" for seed in published["seeds"] if seed not in _seeds_of(comparison)[1]]
-    if lost:
-        raise ValueError(
-            f"{_path_of_numbers()} has {', '.join(lost[:5])}{', ...' if lost[5:] else ''} of {comparison.name}, which "
-            "--arm or --num_seeds leaves out here and the page would lose; add them, or leave out --write"
-        )
-
-
-def _reduced(comparison: Comparison) -> Comparison:
-    """With fewer steps and the first two points of every grid, and on digits where data are larger."""
-    config = make_config(comparison, comparison.arms[0], {}, range(1))
-    where = "" if _is_small(config) else "on digits, "
-    title = f"{comparison.title} (quick form: {where}{QUICK['num_steps']} steps)"
-    return comparison._replace(
-        name=f"{comparison.name}{QUICK_SUFFIX}",
-        title=title,
-        arms=tuple(_reduced_arm(arm) for arm in comparison.arms),
-        overrides=_reduced_overrides(config, comparison.overrides),
-    )
-
-
-def _reduced_arm(arm: Arm) -> Arm:
-    source = arm.source
-    if source is not None:
-        config = make_source_config(source, range(1))
-        source = source._replace(overrides=_reduced_overrides(config, source.overrides))
-    return arm._replace(grid=arm.grid[:2], source=source)
-
-
-def _reduced_overrides(config: TrainConfig, overrides: Overrides) -> Overrides:
-    small = {} if _is_small(config) else dict(DIGITS)
-    if config.model.name == "logistic":
-        small.pop("model.name", None)  # it takes digits as they are
-    if config.dataset.valid_examples:
-        small |= {"dataset.valid_examples": 200}
-    return {**overrides, **QUICK, **small}
-
-
-def _is_small(config: TrainConfig) -> bool:
-    return config.dataset.name in ("digits", "diabetes")
 
 
 def _check(comparison: Comparison, load: Callable[[DatasetConfig], Dataset]) -> None:
@@ -272,94 +167,11 @@ def _check(comparison: Comparison, load: Callable[[DatasetConfig], Dataset]) -> 
         make_setup(config, load(config.dataset))
 
 
-def _described(comparison: Comparison, numbers: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of a comparison, with how they were made and what else the study measures."""
-    workdir, metric = studies_folder(), make_config(comparison, comparison.arms[0], {}, range(1)).metric
-    made = {"command": command_line("study"), "page": _page(), "machine": _machine_of(numbers, workdir)}
-    numbers = {**made, "metric": metric, **numbers}
-    return numbers | _study().measure(numbers, workdir)
-
-
-def _publish(made: Mapping[str, Any]) -> dict[str, Any]:
-    """Adds numbers of comparisons to those there are, writes them and, where `--write` says, the page; returns all."""
-    with page.publishing(_path_of_numbers()):
-        known = _tested(page.rounded(_read_numbers() | dict(made)))
-        known = page.write_numbers(_path_of_numbers(), known)
-        if page.WRITE.value:
-            _write_page(Path(page.WRITE.value), known)
-    return known
-
-
-def _tested(known: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers with tests made anew from the errors, of the pairs that the study has now."""
-    pairs = {comparison.name: comparison.pairs for comparison in _study().comparisons()}
-    tested = {}
-    for name, numbers in known.items():
-        there = tuple((pair["arm"], pair["against"]) for pair in numbers["pairs"])  # in a quick form
-        tested[name] = numbers | paired_tests(numbers["arms"], numbers["reference"], pairs.get(name, there))
-    return tested
-
-
-def _show(comparison: Comparison, comparisons: list[Comparison], known: dict[str, Any]) -> None:
-    """Draws and prints what the study shows of a comparison."""
-    for part in _study().parts(comparisons, known):
-        if comparison.name in part.comparisons:
-            save_figure(part.figure, studies_folder() / f"{part.name}.png")
-            if part.tables:
-                print(_section(part, known, {}), page.COLUMNS, sep="\n\n", end="\n\n")
-
-
-def _machine_of(numbers: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
-    """What the runs of a comparison were trained on, which may be from before, or from elsewhere."""
-    runs = [workdir / RUNS / arm["run"] for arm in numbers["arms"].values() if "test" in arm]
-    here = describe_machine(PACKAGES)
-    machines = [read_summary(run)["environment"] for run in runs] or [here]
-    return page.join_machines(
-        [{name: found[name] for name in (*here, "device") if name in found} for found in machines]
-    )
-
-
 def _seeds_of(comparison: Comparison) -> tuple[range, range]:
     """Seeds that grids are searched with, and those that arms are compared on."""
     usual = (2, 1) if _QUICK.value else (comparison.num_seeds, comparison.num_tuning_seeds)
     num_seeds, num_tuning_seeds = _SEEDS.value or usual[0], _TUNING_SEEDS.value or usual[1]
     return range(num_tuning_seeds), range(FIRST_SEED, FIRST_SEED + num_seeds)
-
-
-def _read_numbers() -> dict[str, Any]:
-    """The numbers there are of the study, by comparison."""
-    path = _path_of_numbers()
-    try:
-        return dict(json.loads(path.read_text())) if path.exists() else {}
-    except (OSError, TypeError, ValueError) as error:
-        raise WorkdirError(f"{path} cannot be read ({error}); move it away, the runs it was made of stay") from error
-
-
-def _page() -> str | None:
-    """The page that `--write` names, if it names one: the comparisons of a study may be spread over several."""
-    return Path(page.WRITE.value).name if page.WRITE.value else None
-
-
-def _path_of_numbers() -> Path:
-    return page.path_of_numbers(_name(), studies_folder())
-
-
-def _write_page(target: Path, known: dict[str, Any]) -> None:
-    """Puts all parts of the study that were made for this page into its section there, with their pictures."""
-    there = {name: numbers for name, numbers in known.items() if numbers["page"] == target.name}
-    study, made = _study(), {}
-    for part in study.parts(study.comparisons(), there):
-        picture = page.folder_of_pictures(target) / f"{part.name}.png"
-        save_figure(part.figure, picture)
-        made[part.name] = _section(part, there, {part.title: f"{picture.relative_to(target.parent)}"})
-    page.renew(target, page.replace_parts, _name(), made)
-
-
-def _section(part: Part, known: dict[str, Any], pictures: Mapping[str, str]) -> str:
-    made = [known[name] for name in part.comparisons]
-    commands = "\n".join(dict.fromkeys(numbers["command"] for numbers in made))
-    machine = page.join_machines([numbers["machine"] for numbers in made])
-    return f"### {part.title}\n\n{page.render_section(commands, machine, part.tables, pictures)}"
 
 
 if __name__ == "__main__":

@@ -153,7 +153,7 @@ def test_data_that_is_not_finite_is_refused(value):
     inputs[[3, 70], 1] = value
     with pytest.raises(
         ValueError,
-        match=r"dataset 'mine'.*inputs.*not finite, or not in float32, in 2 of 100 examples.*at index 3; .*fill_missing",
+        match=r"dataset 'mine'.*inputs.*not finite, or not in float32, in 2 of 100 .*at index 3; .*fill_missing=True",
     ):
         data.make_dataset("mine", Examples(inputs, LABELS, num_classes=4))
     targets = INPUTS[:, 0].copy()

@@ -3,27 +3,27 @@
 import itertools
 import json
 import re
-import subprocess
 
 import jax
 import numpy as np
 import pytest
 from absl import flags
-from absl.testing import flagsaver
 from matplotlib.figure import Figure
 
 from adalfl_jax.training import ConfigError, WorkdirError
 from adalfl_jax.training.machine import describe_machine
 from adalfl_jax.training.setup import examples_for_a_batch, load_dataset, make_setup
 from adalfl_jax.training.start import read_learned_losses
-from experiments import launch, page
+from experiments import page
 from experiments.study import __main__ as program
-from experiments.study import behaviour, clean_labels, noisy_labels, runs, transfer
+from experiments.study import behaviour, clean_labels, noisy_labels, publish, runs, transfer
 from experiments.study.arms import Arm, Comparison, Source, grid, make_config, make_source_config
 from experiments.study.compare import _numbers, compare_arms
+from experiments.study.quick import reduce_comparison
 from experiments.study.shapes import shapes_figure
+from experiments.study.studies import STUDIES, Study
 from experiments.study.tables import Part, comparison_table, pairs_table
-from tests.training.tiny import ROOT, SETTINGS, snapshot, tiny_config
+from tests.training.tiny import SETTINGS, snapshot, tiny_config
 
 TASK_LOSS = {"method": "task_loss"}
 ARMS = (
@@ -167,7 +167,7 @@ def test_a_matrix_says_where_a_loss_from_elsewhere_differs():
 def test_a_part_of_several_comparisons_says_of_each_how_it_was_made():
     machines = [{"processor": "A", "jax": "0.10"}, {"processor": "B", "device": "H100", "jax": "0.10"}]
     known = {name: {"command": name, "machine": machine} for name, machine in zip("ab", machines, strict=True)}
-    text = program._section(Part("both", "Both", ("a", "b"), Figure()), known, {})
+    text = publish._section(Part("both", "Both", ("a", "b"), Figure()), known, {})
     assert text == "### Both\n\n```sh\na\nb\n```\n\nprocessor A or B, jax 0.10, device cpu or H100."
     assert page.either(["A", "A or B", "B"]) == "A or B"
 
@@ -186,15 +186,15 @@ def test_a_part_of_several_comparisons_says_of_each_how_it_was_made():
 def test_device_and_versions_are_those_that_runs_were_trained_with(tmp_path, devices, told):
     arms = {run: {"run": run, "test": {}} for run in ("before", "now")} | {"hopeless": {"run": "lost", "diverged": ""}}
     summary = dict.fromkeys(("dataset", "data", "metric", "num_steps", "seeds")) | {"methods": {}}
-    here = {name: str(fact) for name, fact in describe_machine(program.PACKAGES).items()}
+    here = {name: str(fact) for name, fact in describe_machine(publish.PACKAGES).items()}
     for run, version, device in zip(("before", "now"), ("0.10.2", "0.11.0"), devices, strict=True):
         elsewhere = {"processor": f"that of {run}", "jax": version, "numpy": "2"}
         environment = here | elsewhere | ({} if device == "cpu" else {"device": device})
         page.write_numbers(tmp_path / "runs" / run / "summary.json", {**summary, "environment": environment})
-    machine = program._machine_of({"arms": arms}, tmp_path)
+    machine = publish._machine_of({"arms": arms}, tmp_path)
     there = {"processor": "that of before or that of now", "jax": "0.10.2 or 0.11.0"}
     assert machine == here | there | ({"device": told} if told else {})
-    assert program._machine_of({"arms": {}}, tmp_path) == here
+    assert publish._machine_of({"arms": {}}, tmp_path) == here
 
 
 def test_behaviour_is_read_from_the_runs_of_a_comparison(numbers, workdir):
@@ -270,16 +270,16 @@ def test_where_the_first_arm_diverges_there_is_no_target(workdir):
     assert "Tuned on" not in text
 
 
-@pytest.mark.parametrize("name", list(program.STUDIES))
+@pytest.mark.parametrize("name", list(STUDIES))
 def test_the_quick_form_of_every_comparison_fits_its_data(name):
-    for comparison in program.STUDIES[name].comparisons():
-        reduced = program._reduced(comparison)
+    for comparison in STUDIES[name].comparisons():
+        reduced = reduce_comparison(comparison)
         make_setup(make_config(reduced, reduced.arms[0], {}, range(1)))
 
 
 def test_the_quick_form_of_a_comparison_has_fewer_points_and_steps_on_digits():
     (full,) = (item for item in noisy_labels.comparisons() if item.name == "mnist_mlp_40")
-    reduced = program._reduced(full._replace(arms=(*full.arms, ELSEWHERE)))
+    reduced = reduce_comparison(full._replace(arms=(*full.arms, ELSEWHERE)))
     assert reduced.name == "mnist_mlp_40_quick"
     assert max(len(arm.grid) for arm in full.arms) > 2
     assert [arm.grid for arm in reduced.arms[:-1]] == [arm.grid[:2] for arm in full.arms]
@@ -288,7 +288,7 @@ def test_the_quick_form_of_a_comparison_has_fewer_points_and_steps_on_digits():
         assert (config.dataset.name, config.num_steps, config.offline.num_steps) == ("digits", 300, 300)
         assert f"quick form: on {config.dataset.name}, {config.num_steps} steps" in reduced.title
     (on_diabetes,) = (item for item in clean_labels.comparisons() if item.name == "diabetes_mlp")
-    reduced = program._reduced(on_diabetes)
+    reduced = reduce_comparison(on_diabetes)
     assert make_config(reduced, reduced.arms[0], {}, range(1)).dataset.name == "diabetes"
     assert "quick form: 300 steps" in reduced.title
 
@@ -302,7 +302,7 @@ def test_a_study_repeats_nothing_it_has(numbers, workdir):
 
 
 def test_every_arm_of_every_study_is_a_configuration_at_every_point():
-    for study in program.STUDIES.values():
+    for study in STUDIES.values():
         comparisons = study.comparisons()
         assert len({comparison.name for comparison in comparisons}) == len(comparisons)
         for comparison in comparisons:
@@ -366,14 +366,8 @@ def test_an_override_that_is_no_field_is_refused():
 
 
 @pytest.fixture
-def program_flags(tmp_path):
-    with flagsaver.flagsaver():
-        yield lambda *given: launch.parse_flags(["study", f"--workdir={tmp_path}", "--compilation_cache=", *given])
-
-
-@pytest.fixture
 def tiny_study(monkeypatch):
-    monkeypatch.setitem(program.STUDIES, "thrift", program.Study(lambda: [COMPARISON]))
+    monkeypatch.setitem(STUDIES, "thrift", Study(lambda: [COMPARISON]))
 
 
 @pytest.mark.usefixtures("tiny_study", "without_figures")
@@ -393,10 +387,10 @@ def test_the_program_writes_numbers_a_picture_and_its_section(tmp_path, program_
     assert kept["seeds"] == [100, 101, 102]
     assert "| AdaLFL " in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"thrift\.json has untuned of tiny, which --arm or --num_seeds leaves out"):
-        program._require_whole(COMPARISON.select(["adalfl"]), {"tiny": kept})
-    with pytest.raises(ValueError, match=r"thrift\.json has seed 103 of tiny, which"):
-        program._require_whole(COMPARISON, {"tiny": kept | {"seeds": [100, 101, 102, 103]}})
-    program._require_whole(COMPARISON, {"tiny": kept})
+        publish.require_whole("thrift", COMPARISON.select(["adalfl"]), range(100, 103))
+    with pytest.raises(ValueError, match=r"thrift\.json has seed 102 of tiny, which"):
+        publish.require_whole("thrift", COMPARISON, range(100, 102))
+    publish.require_whole("thrift", COMPARISON, range(100, 103))
 
     path = target.parent / "results" / "thrift.json"
     path.write_text(json.dumps({"tiny": kept | {"differences": {}, "pairs": []}}))
@@ -443,63 +437,6 @@ def test_a_comparison_has_as_many_seeds_as_it_says_where_nobody_says_otherwise(g
     assert program._seeds_of(COMPARISON._replace(num_seeds=30, num_tuning_seeds=4)) == expected
 
 
-DOCS = ROOT / "docs"
-
-
-def test_the_commands_of_the_documents_name_what_there_is():
-    pages = [ROOT / "Makefile", ROOT / "README.md", *DOCS.glob("*.md")]
-    text = "\n".join(page.read_text() for page in pages)
-    commands = re.findall(r"(?:experiments\.study|\$\(STUDY\)) (--study=.+)", text)
-    assert len(commands) > 20
-    for command in commands:
-        given = [re.findall(rf"--{flag}=(\S+)", command) for flag in ("study", "comparison", "arm")]
-        (study,), comparisons, arms = given
-        known = {comparison.name: comparison for comparison in program.STUDIES[study].comparisons()}
-        for name in comparisons or known:
-            known[name].select(arms)
-
-
-def test_every_table_is_made_anew_by_the_command_above_it(tmp_path):
-    """`make results` here has a Python that writes down what it is given."""
-    told, python = tmp_path / "told", tmp_path / "venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text(f'#!/bin/sh\necho "$*" >> {told}\n')
-    python.chmod(0o755)
-    (tmp_path / "venv" / "installed").touch()
-    command = ["make", "results", "results-more", f"VENV={tmp_path / 'venv'}"]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)  # noqa: S603, the command is ours
-    _, *lines = told.read_text().splitlines()  # the first installs a package
-    assert all(line.endswith(" --jobs=2") for line in lines if "experiments.study" in line)
-    given = [line.removesuffix(" --jobs=2") for line in lines]
-    kept = [json.loads(path.read_text()) for path in DOCS.glob("results/*.json")]
-    made = [part for study in kept for part in ([study] if "command" in study else study.values())]
-    assert {part["command"].removeprefix(".venv/bin/python ") for part in made} <= set(given)
-    assert len(set(given)) == len(given) > 20
-
-
-@pytest.mark.parametrize("study", sorted(program.STUDIES.keys() & {path.stem for path in DOCS.glob("results/*.json")}))
-def test_the_command_above_a_table_makes_the_arms_that_it_has(study):
-    known = {comparison.name: comparison for comparison in program.STUDIES[study].comparisons()}
-    for name, numbers in json.loads((DOCS / "results" / f"{study}.json").read_text()).items():
-        given = re.findall(r"--arm=(\S+)", numbers["command"])
-        arms = known[name].select(given).arms if given else known[name].arms
-        assert {arm.name for arm in arms} == numbers["arms"].keys()
-
-
-@pytest.mark.parametrize("study", sorted(program.STUDIES.keys() & {path.stem for path in DOCS.glob("results/*.json")}))
-def test_the_pages_have_the_numbers_that_lie_beside_them(study, tmp_path, program_flags, monkeypatch):
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **settings: None)  # the pages alone are compared
-    numbers = json.loads((DOCS / "results" / f"{study}.json").read_text())
-    program_flags(f"--study={study}")
-    assert page.rounded(program._tested(numbers)) == numbers
-    for name in {each["page"] for each in numbers.values()}:
-        target = tmp_path / name
-        target.write_text((DOCS / name).read_text())
-        program_flags(f"--study={study}", f"--write={target}")
-        program._write_page(target, numbers)
-        assert target.read_text() == (DOCS / name).read_text()
-
-
 @pytest.mark.usefixtures("tiny_study")
 @pytest.mark.parametrize(
     ("given", "message"),
@@ -525,7 +462,7 @@ def test_missing_data_is_told_with_the_command_that_gets_it_before_anything_is_t
     tmp_path, program_flags, verbosity, monkeypatch
 ):
     missing = COMPARISON._replace(name="missing", overrides={**TINY, "dataset.name": "mnist"})
-    monkeypatch.setitem(program.STUDIES, "thrift", program.Study(lambda: [COMPARISON, missing]))
+    monkeypatch.setitem(STUDIES, "thrift", Study(lambda: [COMPARISON, missing]))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nothing"))
     program_flags("--study=thrift", "--arm=untuned")
     with pytest.raises(SystemExit, match=r"adalfl_jax.data.prepare mnist"):

@@ -1,7 +1,6 @@
 """What the arms of studies are: what their titles say, and what published numbers were made of."""
 
 import itertools
-import json
 import re
 
 import numpy as np
@@ -9,32 +8,17 @@ import pytest
 
 from adalfl_jax.analysis.measures import implied_smoothing
 from adalfl_jax.analysis.record import RunRecord
-from experiments.study import __main__ as program
 from experiments.study import behaviour, compare
 from experiments.study.arms import Arm, Comparison, Source, grid, make_config
-from tests.training.tiny import ROOT, SETTINGS, tiny_config
+from experiments.study.studies import STUDIES
+from tests.training.tiny import SETTINGS, tiny_config
 
-RESULTS = ROOT / "docs" / "results"
-PUBLISHED = sorted(program.STUDIES.keys() & {path.stem for path in RESULTS.glob("*.json")})
 TINY = {**SETTINGS, "outer.split": "valid"}
 RATES = grid(inner__learning_rate=(0.01, 0.1))
 
 
-@pytest.mark.parametrize("study", PUBLISHED)
-def test_published_numbers_are_of_the_settings_that_the_code_has(study):
-    """But for fields that had the same value by default, and points that a grid was widened by later."""
-    known = {comparison.name: comparison for comparison in program.STUDIES[study].comparisons()}
-    for name, numbers in json.loads((RESULTS / f"{study}.json").read_text()).items():
-        settings = json.loads(json.dumps(dict(known[name].overrides)))
-        assert numbers["overrides"].items() <= settings.items(), name
-        arms = {arm.name: arm for arm in known[name].arms}
-        for arm, found in numbers["arms"].items():
-            tried = [entry["point"] for entry in found["tuning"]]
-            assert tried == [dict(point) for point in arms[arm].grid][: len(tried)], (name, arm)
-
-
 def every_arm():
-    for study in program.STUDIES.values():
+    for study in STUDIES.values():
         for comparison in study.comparisons():
             for arm in comparison.arms:
                 yield comparison, arm, make_config(comparison, arm, arm.grid[0], range(1))
