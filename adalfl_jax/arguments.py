@@ -21,10 +21,14 @@ def require_count(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}")
 
 
+def is_number(value: Any) -> bool:
+    """Whether an argument is one finite number, NumPy's included."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def require_number(name: str, value: Any, *, least: float | None = None) -> None:
     """Raises ValueError unless an argument is a finite number above 0, or of at least `least` where that is given."""
-    is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or (value <= 0 if least is None else value < least):
+    if not is_number(value) or (value <= 0 if least is None else value < least):
         raise ValueError(
             f"{name} must be a number {'above 0' if least is None else f'of at least {least}'}; got {value!r}"
         )

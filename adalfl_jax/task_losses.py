@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from numbers import Real
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
+from adalfl_jax.arguments import is_number
 from adalfl_jax.registry import lookup
 from adalfl_jax.types import LossFn
 
@@ -195,7 +195,7 @@ def symmetric_cross_entropy(
 
 def _require(name: str, value: Any, is_valid: Callable[[Any], bool], wanted: str) -> None:
     """Refuses a setting out of its range. An array, which may itself be learned, is taken as it is."""
-    if not isinstance(value, jax.Array) and not (isinstance(value, Real) and math.isfinite(value) and is_valid(value)):
+    if not isinstance(value, jax.Array) and not (is_number(value) and is_valid(value)):
         raise ValueError(f"{name} must be {wanted}; got {value!r}")
 
 

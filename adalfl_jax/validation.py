@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from numbers import Number, Real
+from numbers import Number
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from adalfl_jax.arguments import require_count, require_flag, shorten, why_not_called
+from adalfl_jax.arguments import is_number, require_count, require_flag, shorten, why_not_called
 from adalfl_jax.hypergradient import (
     ONE_STEP,
     Estimator,
@@ -77,8 +77,7 @@ def require_options(
 
 def _shares(given: float | tuple[float, float]) -> tuple[float, float]:
     shares = given if isinstance(given, Sequence) else (given, given)
-    are_numbers = all(isinstance(share, Real) and not isinstance(share, bool) for share in shares)
-    if len(shares) != 2 or not are_numbers or not all(0 < share <= 1 for share in shares):
+    if len(shares) != 2 or not all(map(is_number, shares)) or not all(0 < share <= 1 for share in shares):
         raise ValueError(f"meta_batch_fraction must be a number in (0, 1], or two: of inner and outer; got {given!r}")
     return shares[0], shares[1]
 

@@ -153,7 +153,7 @@ def test_robust_losses_are_right_where_probabilities_are_saturated(name, value, 
     [
         *(
             ("generalized_cross_entropy", {"q": q}, rf"q must be a number in \(0, 1\]; got {q}")
-            for q in (0.0, -1.0, 1.5)
+            for q in (0.0, -1.0, 1.5, True)
         ),
         ("smoothed_cross_entropy", {"smoothing": 1.1}, r"smoothing must be a number in \[0, 1\]; got 1.1"),
         ("smoothed_cross_entropy", {"smoothing": "0.1"}, r"smoothing must be a number.*got '0.1'"),

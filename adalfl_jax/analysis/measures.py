@@ -18,6 +18,9 @@ from adalfl_jax.task_losses import to_dense
 from adalfl_jax.types import ApplyFn, Batch, LossFn, PyTree, Theta
 from adalfl_jax.validation import require_loss, require_model
 
+NUM_POINTS = 101  # of the range of predictions that a shape is drawn at
+FLAT = 0.01  # a slope of this share of the steepest one hardly trains
+
 
 class GradientComparison(NamedTuple):
     r"""The gradient of one loss beside that of the task loss, at one theta on one batch.
@@ -108,7 +111,7 @@ def _norm_and_direction(tree: PyTree) -> tuple[jax.Array, PyTree]:
     return unit * norm, jax.tree.map(lambda leaf: leaf / unit / jnp.where(norm == 0, 1, norm), widen(tree))
 
 
-def make_loss_shape(loss: LossNetwork, *, num_points: int = 101) -> tuple[jax.Array, Callable[..., jax.Array]]:
+def make_loss_shape(loss: LossNetwork, *, num_points: int = NUM_POINTS) -> tuple[jax.Array, Callable[..., jax.Array]]:
     """The range of predictions a loss network is drawn over, and the function that evaluates it there.
 
     Probabilities run over [0, 1], log-probabilities over [-8, 0] nats, and raw predictions over [-3, 3].
@@ -165,19 +168,20 @@ def _range_of(loss: LossNetwork, *, num_points: int) -> jax.Array:
     return jnp.linspace(low, high, num_points)
 
 
-def flat_share(values: np.ndarray, threshold: float = 0.01) -> np.ndarray:
+def flat_share(values: np.ndarray) -> np.ndarray:
     """The share of the range of predictions in which a loss gives next to no gradient.
+
+    That is a slope of at most a hundredth (`FLAT`) of the steepest one of the two curves.
 
     Args:
       values: of l_phi `[..., 2, P]` at evenly spaced predictions for target 0 and 1, as from `make_loss_shape`.
-      threshold: a slope below this share of the steepest one of the two curves counts as flat.
 
     Returns:
       `[...]`, from 0 to 1; 1 for a loss that is constant, nan for one that is nan anywhere.
     """
     slopes = np.abs(np.diff(values, axis=-1))
     steepest = slopes.max(axis=(-2, -1), keepdims=True)
-    shares = (slopes <= threshold * steepest).mean(axis=(-2, -1))
+    shares = (slopes <= FLAT * steepest).mean(axis=(-2, -1))
     return np.where(np.isnan(steepest[..., 0, 0]), np.nan, shares)
 
 
@@ -188,7 +192,7 @@ def flat_share_of_outputs(
     outputs: jax.Array,
     *,
     progress: jax.Array | float = 0.0,
-    threshold: float = 0.01,
+    threshold: float = FLAT,
 ) -> jax.Array:
     r"""The share of the outputs that occur in which a loss gives next to no gradient: `flat_share` where it counts.
 
@@ -216,7 +220,7 @@ def flat_share_of_outputs(
         return jnp.abs(jax.jvp(values, (predictions,), (jnp.ones_like(predictions),))[1])
 
     dense, predictions = to_dense(targets, outputs), PREDICTIONS[loss.predictions](outputs)
-    grid = jnp.broadcast_to(_range_of(loss, num_points=101), (2, 101))
+    grid = jnp.broadcast_to(_range_of(loss, num_points=NUM_POINTS), (2, NUM_POINTS))
     steepest = slopes(jnp.broadcast_to(jnp.array([[0.0], [1.0]]), grid.shape), grid).max()
     occurring = slopes(dense, predictions)
     is_nan = jnp.isnan(steepest) | jnp.isnan(occurring).any()

@@ -6,11 +6,10 @@ Draws are made of the raw stream of a bit generator, the one part of NumPy's ran
 from __future__ import annotations
 
 import dataclasses
-import math
-from numbers import Real
 
 import numpy as np
 
+from adalfl_jax.arguments import is_number
 from adalfl_jax.data.errors import DatasetError
 from adalfl_jax.registry import require_known
 
@@ -37,9 +36,9 @@ class Corruption:
     imbalance: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.label_noise, Real) and 0 <= self.label_noise < 1):
+        if not (is_number(self.label_noise) and 0 <= self.label_noise < 1):
             raise DatasetError(f"label_noise must be a share of the labels in [0, 1); got {self.label_noise!r}")
-        if not (isinstance(self.imbalance, Real) and 1 <= self.imbalance < math.inf):
+        if not (is_number(self.imbalance) and self.imbalance >= 1):
             raise DatasetError(f"imbalance must be a finite number of at least 1; got {self.imbalance!r}")
         require_known("noise_kind", NOISE_KINDS, self.noise_kind)
 

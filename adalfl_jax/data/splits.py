@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-from adalfl_jax.arguments import is_count
+from adalfl_jax.arguments import is_count, is_number
 from adalfl_jax.data.cache import digest_of_arrays
 from adalfl_jax.data.checks import (
     check_alike,
@@ -184,7 +184,7 @@ def is_seed(value: Any) -> bool:
 
 def valid_size(where: str, fraction: float, num_examples: int, *, is_given: bool) -> float | int | None:
     """The size of the validation split: a share, a whole number of examples, or None where there is one already."""
-    if not (isinstance(fraction, Real) and 0 < fraction < 1):
+    if not (is_number(fraction) and 0 < fraction < 1):
         raise DatasetError(f"{where}: valid_fraction must be a number between 0 and 1; got {fraction!r}")
     if not (num_examples == 0 or is_count(num_examples)):
         raise DatasetError(f"{where}: valid_examples must be a number of examples, or 0 for none; got {num_examples!r}")

@@ -6,12 +6,11 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Collection
-from numbers import Real
 
 import jax
 import jax.numpy as jnp
 
-from adalfl_jax.arguments import is_count, require_flag, require_number
+from adalfl_jax.arguments import is_count, is_number, require_flag, require_number
 from adalfl_jax.learned_losses.activations import ACTIVATIONS, smooth_leaky_relu
 from adalfl_jax.registry import require_known
 from adalfl_jax.task_losses import to_dense, within
@@ -89,7 +88,7 @@ class LossNetwork:
             raise ValueError(f"hidden_sizes must be whole numbers of at least 1; got {self.hidden_sizes!r}")
         object.__setattr__(self, "hidden_sizes", tuple(map(int, self.hidden_sizes)))
         require_number("beta", self.beta)
-        if not (isinstance(self.gamma, Real) and 0 <= self.gamma < 1):
+        if not (is_number(self.gamma) and 0 <= self.gamma < 1):
             raise ValueError(f"gamma must be a number in [0, 1); got {self.gamma!r}")
         require_flag("use_bias", self.use_bias)
         require_flag("use_progress", self.use_progress)

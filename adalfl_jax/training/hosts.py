@@ -10,6 +10,7 @@ import json
 import math
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -58,6 +59,12 @@ def connect(config: HostsConfig) -> None:
         f"process {jax.process_index()} of {jax.process_count()}: where one is silent for {config.timeout_seconds} "
         "seconds the others end; the same commands, for all of them, go on from the last checkpoint\n"
     )
+
+
+def warn(message: str) -> None:
+    """Warns, of several processes in the first alone: what it says is the same in all."""
+    if is_first():
+        warnings.warn(message, stacklevel=3)
 
 
 def is_first() -> bool:

@@ -8,7 +8,6 @@ seed start from the same theta_0 and see the same batches.
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -27,7 +26,7 @@ from adalfl_jax.initialization import make_offline_step
 from adalfl_jax.task_losses import TASK_LOSSES
 from adalfl_jax.training.config import LEARNING
 from adalfl_jax.training.faults import skip_nonfinite
-from adalfl_jax.training.hosts import is_first
+from adalfl_jax.training.hosts import warn
 from adalfl_jax.training.sections import STARTS
 from adalfl_jax.training.setup import Setup, make_inner_optimizer, make_outer_optimizer
 from adalfl_jax.training.sharding import (
@@ -44,7 +43,7 @@ from adalfl_jax.training.sharding import (
 )
 from adalfl_jax.training.start import load_start
 from adalfl_jax.training.state import RunState
-from adalfl_jax.training.steps import STEPS, bilevel_problem, make_online_bilevel_step, phi_metrics
+from adalfl_jax.training.steps import STEPS, inner_arguments, make_online_bilevel_step, phi_metrics
 from adalfl_jax.types import Batch, BilevelBatch, LossFn, Phi, PyTree, Theta
 
 
@@ -146,12 +145,11 @@ def warn_of_poor_fit(setup: Setup, phi: Phi) -> None:
         return relative_mismatch(setup.learned_loss, params, fitted_to, targets, outputs)
 
     worst = float(jax.jit(jax.vmap(one_seed))(to_host(phi.params)).max())
-    if not worst <= POOR_FIT and is_first():  # or nan
-        warnings.warn(
+    if not worst <= POOR_FIT:  # or nan
+        warn(
             f"config.learned_loss.start: a loss that was fitted to {setup.config.learned_loss.start!r} lacks "
             f"{worst:.0%} of its gradient, at most {POOR_FIT:.0%} is expected, so training does not begin as on that; "
-            "try larger config.learned_loss.hidden_sizes or, of classes, other predictions",
-            stacklevel=2,
+            "try larger config.learned_loss.hidden_sizes or, of classes, other predictions"
         )
 
 
@@ -229,7 +227,7 @@ def make_offline_program(setup: Setup) -> Program:
     inner_optimizer = make_inner_optimizer(config, config.inner.learning_rate)
     num_inner_steps = config.offline.num_inner_steps
     bilevel_step = make_bilevel_step(
-        *bilevel_problem(setup, inner_optimizer),
+        *inner_arguments(setup, inner_optimizer),
         optax.adam(config.offline.learning_rate),
         hypergradient=config.estimator.make(offline_hypergradient(config.hypergradient, num_inner_steps)),
     )

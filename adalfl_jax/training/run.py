@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import os
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from adalfl_jax.training.digest import digest_of_offline_phase
 from adalfl_jax.training.evaluation import Evaluation
 from adalfl_jax.training.fields import require
 from adalfl_jax.training.files import BusyError, WorkdirError, find_folder, hold_workdir, is_worked_on
-from adalfl_jax.training.hosts import agreed_signal, connect, is_first, on_first, require_same
+from adalfl_jax.training.hosts import agreed_signal, connect, is_first, on_first, require_same, warn
 from adalfl_jax.training.outputs import finish_run, save_last_finite_state
 from adalfl_jax.training.phases import (
     Program,
@@ -161,22 +160,20 @@ def _refuse_if_busy(shared: Path) -> None:
 def _warn_of_milestones(config: TrainConfig) -> None:
     """Warns of steps that no schedule looks at."""
     inner = config.inner
-    if inner.milestones and inner.schedule != "milestones" and is_first():
-        warnings.warn(
+    if inner.milestones and inner.schedule != "milestones":
+        warn(
             f"config.inner.milestones {inner.milestones} has no effect with inner.schedule {inner.schedule!r}; "
-            'inner.schedule "milestones" goes by it',
-            stacklevel=2,
+            'inner.schedule "milestones" goes by it'
         )
 
 
 def _warn_of_a_random_loss(config: TrainConfig, methods: tuple[str, ...]) -> None:
     loss = config.learned_loss
     is_random = config.offline.num_steps == 0 and loss.start == "random" and loss.family != "scaled_task_loss"
-    if "ml3" in methods and is_random and is_first():
-        warnings.warn(
+    if "ml3" in methods and is_random:
+        warn(
             "ml3 learns its loss offline alone and config.offline.num_steps is 0, so it trains on one as it was drawn; "
-            "set that, or config.learned_loss.start",
-            stacklevel=2,
+            "set that, or config.learned_loss.start"
         )
 
 
@@ -289,15 +286,15 @@ class _Run:
             config, phi = self.setup.config, init_phi(self.setup, self.keys)
             warn_of_poor_fit(self.setup, phi)
             stage = Stage(
-                "offline",
-                "offline",
-                make_offline_program(self.setup),
-                RunState(None, phi),
-                config.offline.num_steps,
-                config.inner.learning_rate,
-                self._writer("offline", "offline"),
-                _backed_off(self.setup, make_offline_program),
-                self.offline_checkpoints,
+                method="offline",
+                phase="offline",
+                program=make_offline_program(self.setup),
+                start=RunState(None, phi),
+                num_steps=config.offline.num_steps,
+                learning_rate=config.inner.learning_rate,
+                observe=self._writer("offline", "offline"),
+                backed_off=_backed_off(self.setup, make_offline_program),
+                checkpoints=self.offline_checkpoints,
             )
             with contextlib.ExitStack() as held:
                 if self.offline_checkpoints is not None:

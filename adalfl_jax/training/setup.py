@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Iterable
 
 import jax
@@ -20,7 +19,7 @@ from adalfl_jax.models import Model
 from adalfl_jax.task_losses import FOR_LABELS, METRICS, TASK_LOSSES
 from adalfl_jax.training.config import LEARNING, TrainConfig
 from adalfl_jax.training.fields import ConfigError, require
-from adalfl_jax.training.hosts import is_first
+from adalfl_jax.training.hosts import warn
 from adalfl_jax.training.sections import DatasetConfig
 from adalfl_jax.training.sharding import make_mesh, replicate
 from adalfl_jax.types import Batch, LearnedLoss, LossFn
@@ -100,12 +99,11 @@ def _warn_of_unchecked_labels(config: TrainConfig, dataset: Dataset) -> None:
     """Warns where nobody may have checked the labels of the clean set, since it was cut off a user's own examples."""
     is_made_here = config.dataset.label_noise > 0
     is_own = data.is_file(dataset.name) and dataset.is_classification
-    if is_own and not (dataset.has_own_valid or is_made_here) and is_first():
-        warnings.warn(
+    if is_own and not (dataset.has_own_valid or is_made_here):
+        warn(
             f'config.outer.split is "valid", and {dataset.name!r} has no valid_inputs and valid_targets, so that split '
             "was cut off its training examples: where their labels are wrong, those of the clean set are too; put "
-            "examples whose labels were checked there",
-            stacklevel=2,
+            "examples whose labels were checked there"
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from adalfl_jax.training.chunk import (
 )
 from adalfl_jax.training.config import METHODS
 from adalfl_jax.training.evaluation import Evaluation
-from adalfl_jax.training.hosts import agreed_signal, is_first
+from adalfl_jax.training.hosts import agreed_signal, is_first, warn
 from adalfl_jax.training.phases import Program, SeedKeys, splits_of
 from adalfl_jax.training.preemption import Preemption, PreemptionError
 from adalfl_jax.training.profiling import trace_chunk
@@ -198,7 +197,7 @@ class StageRunner:
             raise error
         history.num_back_offs += 1
         times = f"eta is halved ({history.num_back_offs} of at most {MAX_BACK_OFFS} times)"
-        warnings.warn(f"{error}. The run goes on from there: {times}", stacklevel=2)
+        warn(f"{error}. The run goes on from there: {times}")
         assert stage.backed_off is not None
         return stage.backed_off(history.num_back_offs)
 
@@ -227,7 +226,7 @@ class StageRunner:
         if positions and (stage.name, so) not in self._alarmed:
             self._alarmed.add((stage.name, so))
             seeds = ", ".join(str(self._setup.config.seeds[position]) for position in positions)
-            warnings.warn(f"{stage.method}: {found} (seeds {seeds}), so {so}. This is told once", stacklevel=2)
+            warn(f"{stage.method}: {found} (seeds {seeds}), so {so}. This is told once")
 
     def _measure(self, stage: Stage, state: RunState, step: int) -> Scalars:
         taken = min(step, stage.num_steps - 1)  # at the end the rate of the last step: none follows

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +22,7 @@ from adalfl_jax.training.config import first_of_the_last
 from adalfl_jax.training.setup import Setup, make_outer_optimizer
 from adalfl_jax.training.sharding import on_parts
 from adalfl_jax.training.state import RunState, Step
-from adalfl_jax.types import Batch, BilevelBatch, LossFn, Phi
+from adalfl_jax.types import ApplyFn, Batch, BilevelBatch, LearnedLossFn, LossFn, Phi
 
 StepFactory = Callable[[Setup, optax.GradientTransformation], Step]
 
@@ -32,7 +31,7 @@ def make_online_bilevel_step(setup: Setup, inner_optimizer: optax.GradientTransf
     """Algorithm 2's step as the config wants it."""
     config, outer = setup.config, setup.config.outer
     return make_bilevel_step(
-        *bilevel_problem(setup, inner_optimizer),
+        *inner_arguments(setup, inner_optimizer),
         make_outer_optimizer(config),
         hypergradient=config.estimator.make(config.hypergradient),
         meta_batch_fraction=(outer.inner_fraction, outer.outer_fraction),
@@ -41,7 +40,9 @@ def make_online_bilevel_step(setup: Setup, inner_optimizer: optax.GradientTransf
     )
 
 
-def bilevel_problem(setup: Setup, inner_optimizer: optax.GradientTransformation) -> tuple[Any, Any, Any, Any]:
+def inner_arguments(
+    setup: Setup, inner_optimizer: optax.GradientTransformation
+) -> tuple[ApplyFn, LearnedLossFn, LossFn, optax.GradientTransformation]:
     """The first four arguments of `make_bilevel_step`."""
     learned_loss_fn = on_parts(setup.mesh, setup.learned_loss)
     return setup.model.apply, learned_loss_fn, setup.task_loss_fn, inner_optimizer

@@ -202,6 +202,7 @@ def test_one_class_is_not_corrupted():
         ({"label_noise": "0.2"}, r"label_noise must be .*; got '0\.2'"),
         ({"imbalance": 0.5}, "imbalance must be a finite number of at least 1; got 0.5"),
         ({"imbalance": float("inf")}, "imbalance must be"),
+        ({"imbalance": True}, "imbalance must be a finite number of at least 1; got True"),
         ({"label_noise": 0.9999, "noise_kind": "removed"}, "a label_noise of 0.9999 leaves no example"),
         ({"noise_kind": "pairs"}, "unknown noise_kind 'pairs'; did you mean 'pair'"),
         ({"valid_examples": -1}, "valid_examples must be a number of examples, or 0 .*; got -1"),

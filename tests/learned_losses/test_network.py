@@ -171,6 +171,7 @@ def test_a_smooth_leaky_relu_has_its_sharpness_in_every_layer(layer):
         ({"beta": 0.0}, r"beta must be a number above 0; got 0.0"),
         ({"beta": float("nan")}, r"beta must be a number above 0; got nan"),
         ({"gamma": 1.0}, r"gamma must be a number in \[0, 1\); got 1.0"),
+        ({"gamma": False}, r"gamma must be a number in \[0, 1\); got False"),
         ({"hidden_sizes": (40, 0)}, r"hidden_sizes must be whole numbers of at least 1; got \(40, 0\)"),
     ],
 )
