@@ -188,4 +188,4 @@ def _count(number: int, word: str) -> str:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=functools.partial(parse_flags, unused=("workdir", "write")))
+    app.run(main, flags_parser=functools.partial(parse_flags, unused=("workdir",)))

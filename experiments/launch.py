@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import itertools
 import os
-import platform
 import re
 import shlex
 import signal
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,7 +27,8 @@ from adalfl_jax.data import DatasetError
 from adalfl_jax.training import ConfigError, DivergenceError, PreemptionError, TrainConfig
 from adalfl_jax.training.fields import field_paths, require_path
 from adalfl_jax.training.files import find_folder
-from experiments.page import show_mean
+from experiments.compilation_cache import keep_compiled_programs
+from experiments.tables import show_mean
 
 try:
     CONFIG = config_flags.DEFINE_config_file(
@@ -67,7 +65,7 @@ def launch(run: Callable[[TrainConfig, str], dict[str, Any]]) -> None:
         if jax.process_index() == 0:
             print_summary(summary, WORKDIR.value or "")
 
-    app.run(main, flags_parser=functools.partial(parse_flags, unused=(f"config.{UNREAD[run.__name__]}", "write")))
+    app.run(main, flags_parser=functools.partial(parse_flags, unused=(f"config.{UNREAD[run.__name__]}",)))
 
 
 def studies_folder() -> Path:
@@ -145,25 +143,11 @@ def parse_flags(arguments: list[str], *, unused: tuple[str, ...] = ()) -> list[s
         configuration, "config.method" say; "config." refuses all of these.
     """
     arguments = flags.FLAGS.read_flags_from_files(arguments, force_gnu=False)
-    given = []
-    for argument in arguments[1:]:
-        if not argument.startswith("-"):
-            continue  # the value of the flag before it, a file config.json, say
-        name = argument.lstrip("-").partition("=")[0]
-        if any(name == flag or name.startswith(f"{flag.removesuffix('.')}.") for flag in unused):
-            sys.exit(f"--{name} has no effect on this program; leave it out")
-        given.append(name)
-        if re.fullmatch(r"config=.*\.json", argument.lstrip("-")):
-            sys.exit(
-                f"ConfigError: {argument} is what a run was made with; name its folder: --config=configs/run.py:FOLDER"
-            )
-        if name.startswith("config."):
-            try:
-                require_path(TrainConfig, name.removeprefix("config."))
-            except ValueError as error:
-                sys.exit(f"ConfigError: {error}")
-    if any(name.startswith("config.") for name in given) and "config" not in given:
-        sys.exit("ConfigError: --config=FILE must be given beside fields of it; configs/ has files")
+    # What does not begin with a dash is the value of the flag before it, a file config.json say.
+    given = [argument.lstrip("-") for argument in arguments[1:] if argument.startswith("-")]
+    names = [argument.partition("=")[0] for argument in given]
+    _refuse_unused(names, unused)
+    _refuse_unknown_fields(given, names)
     for name in SHARED:  # or `--help` would show the flags of the program's own file alone
         if name not in unused and name in flags.FLAGS:
             flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
@@ -172,37 +156,69 @@ def parse_flags(arguments: list[str], *, unused: tuple[str, ...] = ()) -> list[s
         if CONFIG.value is not None:
             CONFIG.value.lock()  # what stands for a file that is not there fails at any use
     except flags.Error as error:
-        *traceback, innermost = str(error).split("\n  File ")
-        if not traceback:
-            if missing := re.match(r"flag --(\w+)=None", str(error)):
-                sys.exit(f"--{missing[1]} must be given (--help shows the flags)")
-            fields = [path for path in field_paths(TrainConfig) if f"flag '{path}'" in str(error)]
-            hint = f"did you mean --config.{fields[0]}?" if fields else "--help shows the flags"
-            if str(error).startswith("flag --config."):
-                hint = "configs/default.py documents it"
-            sys.exit(f"{error} ({hint})")
-        _, *below = innermost.splitlines()  # lines of code, and then what the file raised, which may have several
-        _refuse_file(" ".join(itertools.dropwhile(lambda line: line.startswith("    "), below)))
+        _refuse_flags(error)
     except Exception as error:  # whatever a user's configuration file raises while it is loaded
-        for name in given:
-            section, _, option = name.rpartition(".")
-            if (
-                section.endswith(".options")
-                and isinstance(error, AttributeError)
-                and re.match(rf"\W*{option}\W", str(error))
-            ):
-                sys.exit(f"ConfigError: --{name} is for an option that the file sets, and it sets none of this name")
+        _refuse_options(names, error)
         # Of an OSError the file comes last, behind where else it was looked for or that it was looked for before.
         reason = re.split(r"\n|failure to load: ", str(error))[-1].strip() if isinstance(error, OSError) else error
         _refuse_file(f"{type(error).__name__}: {reason}")
-    for name in given:
+    for name in names:
         is_tuple = name.startswith("config.") and isinstance(flags.FLAGS[name], flags.MultiFlag)  # which adds them up
-        if is_tuple and given.count(name) > 1:
-            sys.exit(f"ConfigError: --{name} must be given once; it came {given.count(name)} times, leave one")
+        if is_tuple and names.count(name) > 1:
+            sys.exit(f"ConfigError: --{name} must be given once; it came {names.count(name)} times, leave one")
     if len(remaining) > 1:
         sys.exit(f"unexpected arguments {remaining[1:]}; flags look like --NAME=VALUE")
     keep_compiled_programs(_COMPILATION_CACHE.value)
     return remaining
+
+
+def _refuse_unused(names: list[str], unused: tuple[str, ...]) -> None:
+    """Ends the program at a flag that has no effect on it."""
+    for name in names:
+        if any(name == flag or name.startswith(f"{flag.removesuffix('.')}.") for flag in unused):
+            sys.exit(f"--{name} has no effect on this program; leave it out")
+
+
+def _refuse_unknown_fields(given: list[str], names: list[str]) -> None:
+    """Ends the program at a field that no configuration has, fields without a file, or a file that is none."""
+    for argument in given:
+        if re.fullmatch(r"config=.*\.json", argument):
+            sys.exit(
+                f"ConfigError: --{argument} is what a run was made with; name its folder: "
+                "--config=configs/run.py:FOLDER"
+            )
+    fields = [name.removeprefix("config.") for name in names if name.startswith("config.")]
+    for field in fields:
+        try:
+            require_path(TrainConfig, field)
+        except ValueError as error:
+            sys.exit(f"ConfigError: {error}")
+    if fields and "config" not in names:
+        sys.exit("ConfigError: --config=FILE must be given beside fields of it; configs/ has files")
+
+
+def _refuse_flags(error: flags.Error) -> NoReturn:
+    """Ends the program at flags that absl does not take, or at a configuration file that fails as it is read."""
+    *traceback, innermost = str(error).split("\n  File ")
+    if traceback:
+        _, *below = innermost.splitlines()  # lines of code, and then what the file raised, which may have several
+        _refuse_file(" ".join(itertools.dropwhile(lambda line: line.startswith("    "), below)))
+    if missing := re.match(r"flag --(\w+)=None", str(error)):
+        sys.exit(f"--{missing[1]} must be given (--help shows the flags)")
+    fields = [path for path in field_paths(TrainConfig) if f"flag '{path}'" in str(error)]
+    hint = f"did you mean --config.{fields[0]}?" if fields else "--help shows the flags"
+    if str(error).startswith("flag --config."):
+        hint = "configs/default.py documents it"
+    sys.exit(f"{error} ({hint})")
+
+
+def _refuse_options(names: list[str], error: Exception) -> None:
+    """Ends the program where an error is of an option on the command line that the configuration file does not set."""
+    for name in names:
+        section, _, option = name.rpartition(".")
+        is_told = isinstance(error, AttributeError) and re.match(rf"\W*{option}\W", str(error))
+        if section.endswith(".options") and is_told:
+            sys.exit(f"ConfigError: --{name} is for an option that the file sets, and it sets none of this name")
 
 
 def _refuse_file(reason: str) -> NoReturn:
@@ -210,44 +226,6 @@ def _refuse_file(reason: str) -> NoReturn:
     is_none = any(words in reason for words in ("get_config", "No such file", "no attribute 'lock'"))
     remedy = "; it must be a file with a get_config() that returns a ConfigDict, as in configs/" * is_none
     sys.exit(f"ConfigError: the configuration cannot be loaded: {reason}{remedy}")
-
-
-def keep_compiled_programs(folder: str | None) -> None:
-    """Turns on JAX's cache of compiled programs; warns and does without where the folder cannot be written to.
-
-    Args:
-      folder: as the flag `--compilation_cache` says.
-    """
-    if folder == "":
-        jax.config.update("jax_enable_compilation_cache", False)
-    if not jax.config.values["jax_enable_compilation_cache"]:
-        return
-    if not folder:
-        home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        folder = jax.config.values["jax_compilation_cache_dir"] or os.path.join(home, "adalfl_jax", _processor())
-    if "://" not in folder:  # a bucket is JAX's business
-        folder = os.path.expanduser(folder)
-        try:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
-        except OSError as error:
-            logging.warning("compiled programs are not kept, %s; --compilation_cache=DIR names another folder", error)
-            jax.config.update("jax_enable_compilation_cache", False)
-            return
-    jax.config.update("jax_compilation_cache_dir", folder)
-    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        # By default only what took a second is kept; most programs of a small model take less.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-
-
-def _processor() -> str:
-    """Names the instructions a program may use: JAX's keys do not, and machines of one home may differ in them."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = [platform.processor()]
-    features = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0] if lines else "")
-    return f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:8]}"
 
 
 def print_summary(summary: dict[str, Any], workdir: str) -> None:

@@ -65,4 +65,4 @@ def read_inputs(path: Path) -> np.ndarray:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["workdir", "inputs", "outputs"])
-    app.run(main, flags_parser=functools.partial(parse_flags, unused=("config.", "write")))
+    app.run(main, flags_parser=functools.partial(parse_flags, unused=("config.",)))

@@ -24,4 +24,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("workdir")
-    app.run(main, flags_parser=functools.partial(parse_flags, unused=("config.", "write")))
+    app.run(main, flags_parser=functools.partial(parse_flags, unused=("config.",)))

@@ -21,7 +21,7 @@ from adalfl_jax.analysis.statistics import adjust_p_values, describe, paired_dif
 from adalfl_jax.training.machine import describe_machine
 from experiments import page
 from experiments.launch import command_line, studies_folder, told_in_a_line
-from experiments.page import Row, Table
+from experiments.tables import Row, Table, show_difference, show_mean, show_number, show_p_value, show_point
 
 Point = Mapping[str, float]
 FORGETFUL = joblib.Memory(None)
@@ -134,7 +134,7 @@ def compare_trials(
         def run(
             point: Point, seeds: range, trial: Trial = trial, key: Any = (name, program, library, settings, versions)
         ) -> Curves:
-            told = (trial.title, page.show_point(point, []), f"seeds {seeds[0]} to {seeds[-1]}")
+            told = (trial.title, show_point(point, []), f"seeds {seeds[0]} to {seeds[-1]}")
             print(", ".join(filter(None, told)), file=sys.stderr)
             curves, machine = kept(trial, key, dict(point), list(seeds), packages)
             machines.append(machine)
@@ -146,7 +146,7 @@ def compare_trials(
         lost = [seed for seed, score in zip(seeds, curves.scores, strict=True) if not np.isfinite(score)]
         if lost:
             raise TrialDivergedError(
-                f"{trial.title}: {page.show_point(best, [])} was best with seeds {tuning_seeds[0]} to "
+                f"{trial.title}: {show_point(best, [])} was best with seeds {tuning_seeds[0]} to "
                 f"{tuning_seeds[-1]}, and diverges with {', '.join(map(str, lost))}; tune with more seeds, or leave "
                 "such points out of the grid; what has been computed is kept"
             )
@@ -203,11 +203,11 @@ def trials_table(numbers: Mapping[str, Any], title: str, measure: str, scale: fl
     note = f"Seeds {seeds[0]} to {seeds[-1]}; tuned with seeds {tuned[0]} to {tuned[-1]}."
     columns: dict[str, Callable[[Row], str]] = {
         "way": lambda row: row["title"],
-        "tuned": lambda row: page.show_point(row["chosen"], row["tuning"]),
-        measure: lambda row: page.show_mean(row["score"], scale),
-        f"{reference} minus it": lambda row: page.show_difference(row["difference"], scale),
-        "p": lambda row: page.show_p_value(row["difference"]),
-        "effect": lambda row: page.show_number((row["difference"] or {}).get("effect_size"), "+.1f"),
+        "tuned": lambda row: show_point(row["chosen"], row["tuning"]),
+        measure: lambda row: show_mean(row["score"], scale),
+        f"{reference} minus it": lambda row: show_difference(row["difference"], scale),
+        "p": lambda row: show_p_value(row["difference"]),
+        "effect": lambda row: show_number((row["difference"] or {}).get("effect_size"), "+.1f"),
     }
     if any(row["notes"] for row in rows):
         columns["learned"] = lambda row: row["notes"]

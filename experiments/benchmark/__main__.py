@@ -37,7 +37,7 @@ from experiments.benchmark.idle import BusyMachineError, busy_cores, wait_until_
 from experiments.benchmark.problems import PROBLEMS
 from experiments.benchmark.timing import Ratio
 from experiments.launch import CONFIG, command_line, parse_flags, told_in_a_line
-from experiments.page import Row, Table
+from experiments.tables import Row, Table
 
 OF_PROBLEMS = {
     "peers": tuple(PROBLEMS),

@@ -25,7 +25,7 @@ from adalfl_jax.training.stage import Stage, StageRunner
 from adalfl_jax.training.writers import MetricWriters
 from experiments.benchmark.timing import Program, median, ratio, time_in_turn
 from experiments.benchmark.training_program import title_of
-from experiments.page import Row, Table
+from experiments.tables import Row, Table
 
 NONE, BY_TIME, ALWAYS = "none", "by time", "after every evaluation"
 COLUMNS: dict[str, Callable[[Row], str]] = {

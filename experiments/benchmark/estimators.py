@@ -25,7 +25,7 @@ from experiments.benchmark.problems import (
     title,
 )
 from experiments.benchmark.timing import Program, Times, median, ratio, time_in_turn
-from experiments.page import Row, Table
+from experiments.tables import Row, Table
 
 UNROLLS = (1, 2, 4, 8, 16, 32)  # K
 COSTS: dict[str, Callable[[Row], str]] = {

@@ -33,7 +33,7 @@ from experiments.benchmark.problems import (
     title,
 )
 from experiments.benchmark.timing import Program, median, ratio, time_in_turn
-from experiments.page import Row, Table
+from experiments.tables import Row, Table
 
 WHOLE = "the whole step"
 NUM_SEEDS = 10

@@ -26,7 +26,7 @@ from experiments.benchmark.problems import (
     title,
 )
 from experiments.benchmark.timing import Times, median, ratio, time_in_turn
-from experiments.page import Row, Table
+from experiments.tables import Row, Table
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "higher", "torchopt")
 EXACT = ("forward", "recompute", "unrolled")

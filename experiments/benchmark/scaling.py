@@ -14,7 +14,7 @@ from experiments.benchmark.problems import (
     task_loss_program,
 )
 from experiments.benchmark.timing import median, ratio, time_in_turn
-from experiments.page import Row, Table
+from experiments.tables import Row, Table
 
 MLP = PROBLEMS["mlp"]._replace(options={"hidden_sizes": (1000, 1000)})
 BILEVEL = "bilevel"

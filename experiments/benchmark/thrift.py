@@ -33,7 +33,7 @@ from experiments.benchmark.problems import (
     title,
 )
 from experiments.benchmark.timing import time_in_turn
-from experiments.page import Row, Table
+from experiments.tables import Row, Table
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "forward": {},

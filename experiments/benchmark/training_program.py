@@ -25,7 +25,7 @@ from adalfl_jax.training.progress import tell
 from adalfl_jax.training.setup import load_dataset, make_setup
 from adalfl_jax.training.state import RunState
 from experiments.benchmark.timing import Program, Times, median, ratio, time_in_turn
-from experiments.page import Row, Table
+from experiments.tables import Row, Table
 
 SEEDS = (1, 2, 4, 8, 10, 16, 32)
 METHODS = {"task_loss": "task loss", "adalfl": "AdaLFL"}

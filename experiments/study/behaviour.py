@@ -25,11 +25,11 @@ from adalfl_jax.training import TrainConfig
 from adalfl_jax.training.outputs import read_record
 from adalfl_jax.training.setup import learning_rate_schedule
 from adalfl_jax.training.workdir import read_config
-from experiments.page import Table
 from experiments.study import clean_labels
 from experiments.study.arms import Comparison
 from experiments.study.runs import RUNS
 from experiments.study.tables import Part
+from experiments.tables import Table
 
 HAND_MADE = ("constant", "linear", "cosine")  # arms of clean_labels
 LEARNED = ("ml3", "adalfl")

@@ -9,8 +9,6 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments import page
-from experiments.page import Row, Table
 from experiments.study.arms import Arm, Comparison, suffix_of
 from experiments.study.noisy_labels import (
     AHEAD,
@@ -24,6 +22,7 @@ from experiments.study.noisy_labels import (
 )
 from experiments.study.overview import Contest, average_tables, contests_figure
 from experiments.study.tables import Part, show_pair
+from experiments.tables import Row, Table, either, show_mean, show_p_value, show_point
 
 SHARE = 0.2  # of the steps: as many as those of "fine_tuned"
 
@@ -82,13 +81,13 @@ def _errors_table(title: str, contests: Sequence[Contest]) -> Table:
         found = contest.numbers["arms"][name]
         if "test" not in found:
             return "diverged"
-        point = page.show_point(found["chosen"], found["tuning"], lambda field: "at")
-        mean = f"{page.show_mean(found['test'], 100)} {point}".strip()
-        return mean if name == contest.reference else f"{mean}, p = {page.show_p_value(contest.test(name))}"
+        point = show_point(found["chosen"], found["tuning"], lambda field: "at")
+        mean = f"{show_mean(found['test'], 100)} {point}".strip()
+        return mean if name == contest.reference else f"{mean}, p = {show_p_value(contest.test(name))}"
 
     cells = {contest.noise: functools.partial(error, contest) for contest in contests}
     arms = (arm for arm in (*COMPARED, LEARNED) if all(arm.name in contest.numbers["arms"] for contest in contests))
-    seeds = page.either(f"{each.numbers['seeds'][0]} to {each.numbers['seeds'][-1]}" for each in contests)
+    seeds = either(f"{each.numbers['seeds'][0]} to {each.numbers['seeds'][-1]}" for each in contests)
     about = (
         f'Seeds {seeds}. After "at" stands the learning rate that tuning took. p-values are of the '
         f"difference from {LEARNED.title}, adjusted for their number with each kind of labels."

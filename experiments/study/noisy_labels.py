@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.page import Row, Table, show_mean
 from experiments.study.arms import Arm, Comparison, Overrides, grid, suffix_of
 from experiments.study.overview import Contest, average_tables, contests_figure, contests_table, find_contests
 from experiments.study.runs import RUNS
 from experiments.study.shapes import learned_curves, shapes_figure
 from experiments.study.tables import Part, comparison_parts
+from experiments.tables import Row, Table, show_mean
 
 NOISE: dict[str, Overrides] = {
     "clean": {},

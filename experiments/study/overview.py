@@ -16,13 +16,12 @@ from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
 from adalfl_jax.analysis.figures import STYLE
 from adalfl_jax.analysis.statistics import adjust_p_values, describe, paired_difference
-from experiments import page
-from experiments.page import Row, Table
 from experiments.study.tables import HIGHLIGHT
+from experiments.tables import SIGNIFICANT, Row, Table, is_level, show_difference, show_mean, show_p_value
 
 BEST_NOTE = (
     "The best rival is the one that has the lowest mean in the test split, which nobody knows beforehand. p-values are "
-    f"those of the tables below; level means p of {page.SIGNIFICANT} or more."
+    f"those of the tables below; level means p of {SIGNIFICANT} or more."
 )
 FEWEST = 3  # noises that are averaged over
 TICKS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0)
@@ -61,7 +60,7 @@ class Contest(NamedTuple):
 
     def is_level(self, rival: str) -> bool:
         """Whether no difference from the reference is found."""
-        return page.is_level(self.test(rival))
+        return is_level(self.test(rival))
 
     def ratio(self, rival: str) -> float:
         """The mean error of a rival, divided by that of the reference."""
@@ -95,7 +94,7 @@ def contests_table(contests: Sequence[Contest]) -> Table:
     name = contests[0].title(contests[0].reference)
 
     def error(contest: Contest, arm: str) -> str:
-        return page.show_mean(contest.numbers["arms"][arm]["test"], 100)
+        return show_mean(contest.numbers["arms"][arm]["test"], 100)
 
     def count(row: Row, wanted: int) -> str:
         contest = row["contest"]
@@ -110,8 +109,8 @@ def contests_table(contests: Sequence[Contest]) -> Table:
             name: lambda row: error(row["contest"], row["contest"].reference),
             "the best rival": lambda row: row["contest"].title(row["best"]),
             "its error": lambda row: error(row["contest"], row["best"]),
-            f"{name} minus it": lambda row: page.show_difference(row["contest"].test(row["best"]), 100),
-            "p": lambda row: page.show_p_value(row["contest"].test(row["best"])),
+            f"{name} minus it": lambda row: show_difference(row["contest"].test(row["best"]), 100),
+            "p": lambda row: show_p_value(row["contest"].test(row["best"])),
             "worse rivals": lambda row: count(row, 1),
             "level": lambda row: count(row, 0),
             "better": lambda row: count(row, -1),
@@ -152,9 +151,9 @@ def average_tables(contests: Sequence[Contest], title: str) -> tuple[Table, ...]
             "problem": lambda row: row["problem"],
             "labels": lambda row: str(row["contests"]),
             "arm": lambda row: row["arm"],
-            "mean over them": lambda row: page.show_mean(row["error"], 100),
+            "mean over them": lambda row: show_mean(row["error"], 100),
             f"divided by that of {name}": ratio,
-            "p": lambda row: page.show_p_value(row["test"]),
+            "p": lambda row: show_p_value(row["test"]),
             "at worst, divided by the best there": lambda row: f"{row['most']:.2f}",
         },
         rows,

@@ -17,6 +17,7 @@ from experiments.study.compare import paired_tests
 from experiments.study.runs import RUNS
 from experiments.study.studies import STUDIES
 from experiments.study.tables import Part, save_figure
+from experiments.tables import rounded
 
 PACKAGES = ("adalfl_jax", "jax", "jaxlib", "flax", "optax")
 
@@ -69,7 +70,7 @@ def show(study: str, comparison: Comparison, comparisons: Sequence[Comparison], 
 def _publish(study: str, made: Mapping[str, Any]) -> dict[str, Any]:
     path = _path_of_numbers(study)
     with page.publishing(path):
-        known = page.write_numbers(path, _tested(study, page.rounded(_read_numbers(study) | dict(made))))
+        known = page.write_numbers(path, _tested(study, rounded(_read_numbers(study) | dict(made))))
         if page.WRITE.value:
             _write_page(study, Path(page.WRITE.value), known)
     return known

@@ -12,9 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from adalfl_jax.analysis.figures import COLORS, STYLE, is_error_rate
-from experiments import page
-from experiments.page import Table
 from experiments.study.arms import Comparison, field_words
+from experiments.tables import Table, show_difference, show_mean, show_number, show_p_value, show_point
 
 HIGHLIGHT = COLORS["adalfl"]  # of what a figure is about
 
@@ -54,18 +53,18 @@ def comparison_table(numbers: dict[str, Any], metric: str) -> Table:
         numbers["title"],
         {
             "arm": lambda row: row["title"],
-            "tuned": lambda row: page.show_point(row["chosen"], row["tuning"], field_words),
+            "tuned": lambda row: show_point(row["chosen"], row["tuning"], field_words),
             f"test {name},{unit}" if unit else f"test {name}": lambda row: (
-                "diverged" if "diverged" in row else page.show_mean(row["test"], scale)
+                "diverged" if "diverged" in row else show_mean(row["test"], scale)
             ),
-            "worst": lambda row: page.show_number(scale * max(row["test"]["per_seed"]), ".2f") if "test" in row else "",
-            f"{reference} minus it": lambda row: page.show_difference(row["difference"], scale),
-            "p": lambda row: page.show_p_value(row["difference"]),
-            "by ranks": lambda row: page.show_p_value((row["difference"] or {}).get("signed_rank")),
-            "effect": lambda row: page.show_number((row["difference"] or {}).get("effect_size"), "+.1f"),
-            "steps": lambda row: page.show_number(row.get("steps_to_target"), "d"),
-            "seconds": lambda row: page.show_number(row.get("seconds_to_target"), ".0f"),
-            "flat": lambda row: page.show_number(row.get("flat_share"), ".0%"),
+            "worst": lambda row: show_number(scale * max(row["test"]["per_seed"]), ".2f") if "test" in row else "",
+            f"{reference} minus it": lambda row: show_difference(row["difference"], scale),
+            "p": lambda row: show_p_value(row["difference"]),
+            "by ranks": lambda row: show_p_value((row["difference"] or {}).get("signed_rank")),
+            "effect": lambda row: show_number((row["difference"] or {}).get("effect_size"), "+.1f"),
+            "steps": lambda row: show_number(row.get("steps_to_target"), "d"),
+            "seconds": lambda row: show_number(row.get("seconds_to_target"), ".0f"),
+            "flat": lambda row: show_number(row.get("flat_share"), ".0%"),
         },
         rows,
         (_note(numbers, name, scale, unit),),
@@ -81,9 +80,9 @@ def pairs_table(numbers: dict[str, Any]) -> tuple[Table, ...]:
         {
             "arm": lambda row: titles[row["arm"]],
             "another": lambda row: titles[row["against"]],
-            "arm minus another": lambda row: page.show_difference(row, scale),
-            "p": page.show_p_value,
-            "by ranks": lambda row: page.show_p_value(row["signed_rank"]),
+            "arm minus another": lambda row: show_difference(row, scale),
+            "p": show_p_value,
+            "by ranks": lambda row: show_p_value(row["signed_rank"]),
         },
         numbers["pairs"],
     )
@@ -136,7 +135,5 @@ def _note(numbers: dict[str, Any], name: str, scale: int, unit: str) -> str:
 
 def show_pair(pair: dict[str, Any], scale: float) -> str:
     """The difference of a further pair of arms, and its p-values."""
-    by_ranks = page.show_p_value(pair["signed_rank"])
-    return f"{page.show_difference(pair, scale)}, p = {page.show_p_value(pair)}" + (
-        f" ({by_ranks} by ranks)" if by_ranks else ""
-    )
+    by_ranks = show_p_value(pair["signed_rank"])
+    return f"{show_difference(pair, scale)}, p = {show_p_value(pair)}" + (f" ({by_ranks} by ranks)" if by_ranks else "")

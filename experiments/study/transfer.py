@@ -15,10 +15,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from adalfl_jax.analysis.figures import COLORS, STYLE
-from experiments import page
-from experiments.page import Row, Table
 from experiments.study.arms import Arm, Comparison, Overrides, Source, grid, suffix_of
 from experiments.study.tables import Part, scale_of
+from experiments.tables import SIGNIFICANT, Row, Table, either, is_level, show_mean
 
 TASK_LOSS = "constant"  # the arm
 MODES: dict[str, tuple[str, Overrides]] = {
@@ -114,11 +113,11 @@ def _table(title: str, titles: Mapping[str, str], targets: list[dict[str, Any]])
 
     columns = {"the loss of": lambda row: row["title"]}
     columns |= {f"on {numbers['title']}": column(numbers) for numbers in targets}
-    seeds = page.either(f"{numbers['seeds'][0]} to {numbers['seeds'][-1]}" for numbers in targets)
+    seeds = either(f"{numbers['seeds'][0]} to {numbers['seeds'][-1]}" for numbers in targets)
     note = (
         f"Mean and standard deviation of the test error rate, %, over seeds {seeds}. In brackets are "
         "the differences from its own loss that went the same way and from the tuned task loss: < lower, > higher, = "
-        f"none at p < {page.SIGNIFICANT}, of paired t-tests, adjusted for their number in a column (Benjamini and "
+        f"none at p < {SIGNIFICANT}, of paired t-tests, adjusted for their number in a column (Benjamini and "
         "Hochberg)."
     )
     return Table(title, columns, rows, (note,))
@@ -136,11 +135,11 @@ def _cell(numbers: dict[str, Any], name: str) -> str:
         for pair in numbers["pairs"]
         if pair["arm"] == name
     ]
-    return page.show_mean(arm["test"], scale) + (f" ({', '.join(signs)})" if signs else "")
+    return show_mean(arm["test"], scale) + (f" ({', '.join(signs)})" if signs else "")
 
 
 def _sign(test: Row) -> str:
-    if page.is_level(test):
+    if is_level(test):
         return "="
     return "<" if test["mean_difference"] < 0 else ">"
 

@@ -13,7 +13,6 @@ local runs save and end.
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 from pathlib import Path
@@ -28,10 +27,10 @@ from adalfl_jax.training.files import find_folder
 from adalfl_jax.training.machine import num_cores
 from adalfl_jax.training.workdir import require_own
 from experiments.launch import CONFIG, UNREAD, WORKDIR, parse_flags, told_in_a_line
-from experiments.page import render_table
 from experiments.sweep.grid import Point, literal, make_points, parse_grid
 from experiments.sweep.jobs import FAILED, TrainingJob, run_jobs
 from experiments.sweep.table import TABLE, begun_table, make_rows, require_whole_table, results_table, write_table
+from experiments.tables import render_table
 
 _VARY = flags.DEFINE_multi_string(
     "vary",
@@ -124,4 +123,4 @@ def _command_of(point: Point) -> list[str]:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, flags_parser=functools.partial(parse_flags, unused=("write",)))
+    app.run(main, flags_parser=parse_flags)

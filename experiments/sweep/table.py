@@ -15,9 +15,9 @@ from adalfl_jax.analysis.statistics import adjust_p_values, paired_difference
 from adalfl_jax.training import ConfigError
 from adalfl_jax.training.files import WorkdirError, reading, write_json, writing
 from adalfl_jax.training.sections import DatasetConfig
-from experiments.page import Row, Table, show_mean, show_p_value
 from experiments.sweep.grid import Point
 from experiments.sweep.jobs import FAILED, last_line, warnings_in
+from experiments.tables import Row, Table, show_mean, show_p_value
 
 TABLE = "sweep.json"  # by which a folder is known as a sweep's
 LONGEST_STATE = 160  # characters of an error in the table

@@ -3,7 +3,7 @@ import pytest
 import scipy.stats
 
 from adalfl_jax.analysis.statistics import adjust_p_values, describe, paired_difference, signed_rank_test
-from experiments.page import rounded
+from experiments.tables import rounded
 
 
 def test_describe_gives_mean_and_sample_deviation():

@@ -28,6 +28,7 @@ from experiments.benchmark import (
     training_program,
 )
 from experiments.benchmark.flops import count_flops, on_a_cpu
+from experiments.tables import Table, render_table
 from tests.training.tiny import ROOT, tiny_config
 
 # ml_collections loads a configuration in a way that Python means to drop
@@ -37,7 +38,7 @@ pytestmark = [
 ]
 
 TINY = problems.Problem("logistic", (4, 4, 1), batch_size=6, num_steps=2, num_outputs=3)
-TABLE = page.Table("Steps", {"step": lambda row: row["name"], "ms": lambda row: f"{row['ms']:.1f}"}, [])
+TABLE = Table("Steps", {"step": lambda row: row["name"], "ms": lambda row: f"{row['ms']:.1f}"}, [])
 ROWS = [{"name": "task loss", "ms": 1.25}, {"name": "bilevel", "ms": 12.0, "ratio": timing.Ratio(9.6, 9, 10)}]
 PAGE = """# Costs
 
@@ -142,7 +143,7 @@ def test_every_estimator_has_a_row_or_is_said_to_be_left_out(monkeypatch):
     many = estimators.k_steps("many", TINY, (2,), 1)
     assert {row["num_inner_steps"] for row in many.rows} == {2}
     for table in (one, many):
-        text = page.render_table(table)
+        text = render_table(table)
         assert [name for name in some if name not in text] == []
     assert "`forward`" in many.notes[0]
 
@@ -163,7 +164,7 @@ def test_growth_is_drawn(tmp_path):
         for name in ("unrolled", "other")
         for count in (1, 2)
     ]
-    tables = [page.Table("MLP", estimators.ONE_STEP, []), page.Table("MLP", estimators.K_STEPS, rows)]
+    tables = [Table("MLP", estimators.ONE_STEP, []), Table("MLP", estimators.K_STEPS, rows)]
     estimators.draw_growth(tables, tmp_path / "images" / "growth.png")
     assert (tmp_path / "images" / "growth.png").stat().st_size > 1000
 
@@ -185,7 +186,7 @@ def test_parts_of_a_step_are_taken_alone_and_more_is_more_arithmetic():
 
 def test_products_of_seeds_are_timed_against_those_of_one():
     table = parts.products({"x W": (6, 4, 3)}, 3, 3)
-    text = page.render_table(table)
+    text = render_table(table)
     assert text.startswith("**Products of matrices, 3 seeds at once**")
     assert "3 seeds, ms" in text
     assert table.rows[0]["ratio"].median > 0
@@ -214,7 +215,7 @@ def test_seeds_of_a_configuration_are_timed_on_noise():
     assert len(dataset.train.inputs) == 1797
     (table,) = training_program.seeds_suite(config, dataset, 2, 1, counts=(1, 3))
     assert [row["base"] for row in table.rows] == ["task loss, 1 seed"] * 2 + ["AdaLFL, 1 seed"] * 2
-    assert "AdaLFL, 3 seeds" in page.render_table(table)
+    assert "AdaLFL, 3 seeds" in render_table(table)
 
 
 def test_what_a_checkpoint_takes_is_told_if_it_can_be_told_from_the_spread():
@@ -236,11 +237,11 @@ def test_checkpoints_are_timed_in_whole_runs():
     assert table.title == "digits, mlp, batch 50, 1 seeds, 5 steps"
     assert table.rows[2]["num_saves"] == 3
     assert table.notes == (checkpoints._note(table.rows[2], 300.0),)
-    assert page.render_table(table).count("1.00 (1.00 to 1.00)") == 1
+    assert render_table(table).count("1.00 (1.00 to 1.00)") == 1
 
 
 def test_a_table_lines_up():
-    assert page.render_table(TABLE._replace(rows=ROWS, notes=("A note.",))) == (
+    assert render_table(TABLE._replace(rows=ROWS, notes=("A note.",))) == (
         "**Steps**\n\n| step      | ms   |\n|-----------|------|\n| task loss | 1.2  |\n| bilevel   | 12.0 |\n\nA note."
     )
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from adalfl_jax.training.digest import digest_of
-from experiments import page
 from experiments.study import clean_set, noisy_labels
 from experiments.study.arms import make_config
+from experiments.tables import render_table
 
 SEEDS = 4
 
@@ -88,7 +88,7 @@ def test_errors_stand_in_a_column_for_each_noise(comparisons):
         "40 % of labels moved to the next class",
     ]
     assert list(second.columns) == ["arm", "40 % wrong labels"]
-    rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in page.render_table(second).splitlines()[4:8]]
+    rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in render_table(second).splitlines()[4:8]]
     assert rows == [
         ["symmetric cross-entropy, decayed", "2.00 at 0.3, p = 0.01"],
         ["symmetric cross-entropy, decayed, joint at the end", "1.50 at 0.3, p = 0.02"],
@@ -108,7 +108,7 @@ def test_an_arm_that_diverged_is_shown_so(comparisons):
     numbers = numbers_of(comparisons["mnist_mlp_40"], {"symmetric_decayed": 0.02, "adalfl_then_joint": 0.03})
     numbers["arms"]["adalfl"] = {"title": "AdaLFL, untuned", "diverged": "a number that is not finite"}
     (part,) = clean_set.parts(list(comparisons.values()), {"mnist_mlp_40": numbers})
-    assert re.search(r"^\| AdaLFL, untuned +\| diverged +\|$", page.render_table(*part.tables), re.MULTILINE)
+    assert re.search(r"^\| AdaLFL, untuned +\| diverged +\|$", render_table(*part.tables), re.MULTILINE)
 
 
 def test_nothing_is_shown_of_nothing(comparisons):

@@ -6,8 +6,8 @@ import scipy.stats
 from matplotlib.colors import to_hex
 
 from adalfl_jax.analysis.statistics import describe
-from experiments import page
 from experiments.study import overview
+from experiments.tables import render_table
 
 SEEDS = 4
 NOISES = {"0": "none", "20": "a fifth", "40": "two fifths"}
@@ -40,7 +40,7 @@ def contests_of(known):
 
 
 def cells(table):
-    rows = page.render_table(table).splitlines()[4:]
+    rows = render_table(table).splitlines()[4:]
     return [[cell.strip() for cell in row.strip("| ").split(" | ")] for row in rows if row.startswith("|")]
 
 

@@ -7,6 +7,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from experiments import page
+from experiments.tables import Table, render_table, show_p_value
 
 PAGE = f"Before\n\n<!-- tables: thrift -->\n{page.END}\n\nBetween\n\n<!-- tables: clean -->\nold\n\n{page.END}\n"
 
@@ -23,8 +24,8 @@ def test_parts_are_made_anew_in_their_order_and_the_others_stay_behind_them():
 
 
 def test_a_cell_is_one_line_and_ends_no_cell():
-    table = page.Table("Errors", {"run": lambda row: row["run"], "state": lambda row: row["state"]}, [])
-    (*_, last) = page.render_table(table._replace(rows=[{"run": "a|b", "state": "failed:\n no  room"}])).splitlines()
+    table = Table("Errors", {"run": lambda row: row["run"], "state": lambda row: row["state"]}, [])
+    (*_, last) = render_table(table._replace(rows=[{"run": "a|b", "state": "failed:\n no  room"}])).splitlines()
     assert last == r"| a\|b | failed: no room |"
 
 
@@ -42,8 +43,8 @@ def test_a_cell_is_one_line_and_ends_no_cell():
     ],
 )
 def test_a_p_value_near_the_threshold_has_the_digits_that_tell_its_side(p_value, shown):
-    assert page.show_p_value({"adjusted_p_value": p_value}) == shown
-    assert page.show_p_value(None) == page.show_p_value({}) == ""
+    assert show_p_value({"adjusted_p_value": p_value}) == shown
+    assert show_p_value(None) == show_p_value({}) == ""
 
 
 def test_what_is_no_part_is_not_lost():

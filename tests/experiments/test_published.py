@@ -7,9 +7,9 @@ import subprocess
 import pytest
 from matplotlib.figure import Figure
 
-from experiments import page
 from experiments.study import publish
 from experiments.study.studies import STUDIES
+from experiments.tables import rounded
 from tests.training.tiny import ROOT
 
 DOCS = ROOT / "docs"
@@ -61,7 +61,7 @@ def test_the_pages_have_the_numbers_that_lie_beside_them(study, tmp_path, progra
     monkeypatch.setattr(Figure, "savefig", lambda figure, path, **settings: None)  # the pages alone are compared
     numbers = json.loads((DOCS / "results" / f"{study}.json").read_text())
     program_flags(f"--study={study}")
-    assert page.rounded(publish._tested(study, numbers)) == numbers
+    assert rounded(publish._tested(study, numbers)) == numbers
     for name in {each["page"] for each in numbers.values()}:
         target = tmp_path / name
         target.write_text((DOCS / name).read_text())

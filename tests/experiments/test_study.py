@@ -23,6 +23,7 @@ from experiments.study.quick import reduce_comparison
 from experiments.study.shapes import shapes_figure
 from experiments.study.studies import STUDIES, Study
 from experiments.study.tables import Part, comparison_table, pairs_table
+from experiments.tables import either, render_table, show_mean
 from tests.training.tiny import SETTINGS, snapshot, tiny_config
 
 TASK_LOSS = {"method": "task_loss"}
@@ -77,7 +78,7 @@ def test_an_arm_that_diverges_is_a_finding(numbers):
     assert "inner_loss is not finite" in reason
     assert reason.endswith("kept in states/task_loss_last_finite")  # in the folder of the run, wherever that is
     assert "hopeless" not in numbers["differences"]
-    assert "diverged" in page.render_table(comparison_table(numbers, "error_rate"))
+    assert "diverged" in render_table(comparison_table(numbers, "error_rate"))
 
 
 def test_early_stopping_takes_each_seed_where_its_validation_metric_was_best(numbers, workdir):
@@ -112,7 +113,7 @@ def test_pairs_are_tested_beside_the_reference(numbers):
     assert pair["adjusted_p_value"] == pair["p_value"]
     assert pair["signed_rank"]["adjusted_p_value"] == pair["signed_rank"]["p_value"]
     (table,) = pairs_table(numbers | {"metric": "error_rate"})
-    *_, row = page.render_table(table).splitlines()
+    *_, row = render_table(table).splitlines()
     title, difference = numbers["arms"]["untuned"]["title"], f"{100 * (means[0] - means[1]):+.2f}"
     assert re.search(
         rf"\| learned elsewhere +\| {title} +\| {re.escape(difference)} \(.+\) +\| 0\.\d+ +\| 0\.\d+ +\|$", row
@@ -158,7 +159,7 @@ def test_a_matrix_says_where_a_loss_from_elsewhere_differs():
     chosen = ["constant", "own_frozen", "mnist_mlp_frozen", "fashion_mnist_mlp_frozen"]  # other arms than were trained
     selected = comparison.select(chosen)
     (part,) = transfer.parts([selected], {comparison.name: kept})
-    text = page.render_table(*part.tables)
+    text = render_table(*part.tables)
     assert re.search(r"\| MNIST, MLP, as it is +\| 2\.00 ± 1\.00 \(= own, < task\)", text)
     assert re.search(r"\| its own, as it is +\| 4\.00 ± 1\.00 \(> task\)", text)
     assert len(part.tables[0].rows) == 3
@@ -169,7 +170,7 @@ def test_a_part_of_several_comparisons_says_of_each_how_it_was_made():
     known = {name: {"command": name, "machine": machine} for name, machine in zip("ab", machines, strict=True)}
     text = publish._section(Part("both", "Both", ("a", "b"), Figure()), known, {})
     assert text == "### Both\n\n```sh\na\nb\n```\n\nprocessor A or B, jax 0.10, device cpu or H100."
-    assert page.either(["A", "A or B", "B"]) == "A or B"
+    assert either(["A", "A or B", "B"]) == "A or B"
 
     chosen = [item for item in transfer.comparisons() if item.name in ("transfer_digits_mlp", "transfer_mnist_mlp")]
     empty = {"title": "", "metric": "error_rate", "arms": {}, "pairs": []}
@@ -212,7 +213,7 @@ def test_behaviour_is_read_from_the_runs_of_a_comparison(numbers, workdir):
     assert np.shape(quantities["smoothing"]) == np.shape(quantities["flat_output_share"]) == (3, 4)
 
     (part,) = behaviour.parts([COMPARISON], {"tiny": given | measured})
-    text = page.render_table(*part.tables)
+    text = render_table(*part.tables)
     end = np.array(quantities["smoothing"])[:, -1]
     assert re.search(rf"\| label smoothing +\| AdaLFL .* {end.mean():.3g} ± {end.std(ddof=1):.2g} +\|", text)
     assert len(part.figure.axes) == 6 + 1  # panels and a colour bar
@@ -231,8 +232,8 @@ def test_wrong_labels_show_what_was_learned_beside_hand_made_losses(numbers, wor
 
     both = [item for item in noisy_labels.comparisons() if item.name in ("mnist_mlp_clean", "mnist_mlp_40")]
     shapes, *_ = noisy_labels.parts(both, {item.name: {**kept, "title": item.title} for item in both})
-    error = page.show_mean(kept["arms"]["adalfl"]["test"], 100)
-    heading, _, *rows = page.render_table(*shapes.tables).splitlines()[2:]
+    error = show_mean(kept["arms"]["adalfl"]["test"], 100)
+    heading, _, *rows = render_table(*shapes.tables).splitlines()[2:]
     assert heading.split(" | ")[1:] == ["clean labels", "40 % wrong labels |"]
     assert [row.split(" | ")[1].strip() for row in rows] == [error]  # of the one arm that both have
 
@@ -265,7 +266,7 @@ def test_where_the_first_arm_diverges_there_is_no_target(workdir):
     found = compare_arms(comparison, workdir, tuning_seeds=range(1), seeds=range(5, 8), say=lambda text: None)
     assert found["target"] is None
     assert found["arms"]["adalfl"]["steps_to_target"] is None
-    text = page.render_table(comparison_table(found, "error_rate"))
+    text = render_table(comparison_table(found, "error_rate"))
     assert "where the first arm ends" not in text
     assert "Tuned on" not in text
 

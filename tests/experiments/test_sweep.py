@@ -20,11 +20,11 @@ from adalfl_jax.training import ConfigError, TrainConfig, train
 from adalfl_jax.training.files import hold_workdir
 from adalfl_jax.training.start import load_start
 from experiments import launch
-from experiments.page import render_table
 from experiments.sweep import __main__ as program
 from experiments.sweep import jobs
 from experiments.sweep.grid import Point, _folder_name, make_points
 from experiments.sweep.table import add_differences, results_table
+from experiments.tables import render_table
 from tests.training.tiny import ROOT, SETTINGS, snapshot, tiny_config, with_value
 
 # ml_collections loads a configuration in a way that Python means to drop

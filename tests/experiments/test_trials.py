@@ -9,7 +9,8 @@ import scipy.stats
 from absl.testing import flagsaver
 from matplotlib.axes import Axes
 
-from experiments import launch, page
+from experiments import launch
+from experiments.tables import render_table, show_point
 from experiments.trials import (
     Curves,
     Trial,
@@ -171,7 +172,7 @@ def test_a_digest_of_sources_knows_each_module_by_name_and_content(tmp_path):
 
 
 def test_numbers_become_a_table_and_a_picture(numbers, tmp_path):
-    text = page.render_table(trials_table(numbers, "Title", "score"))
+    text = render_table(trials_table(numbers, "Title", "score"))
     assert "| better | rate 2 " in text
     assert "a note" in text
     draw_trials(numbers, tmp_path / "picture.png", title="Title", xlabel="step", ylabel="score")
@@ -184,16 +185,16 @@ def test_numbers_become_a_table_and_a_picture(numbers, tmp_path):
 )
 def test_the_page_has_the_numbers_that_lie_beside_it(program, measure, scale):
     found = json.loads((ROOT / "docs" / "results" / f"{program}.json").read_text())
-    text = page.render_table(trials_table(found, "", measure, scale)).removeprefix("****")
+    text = render_table(trials_table(found, "", measure, scale)).removeprefix("****")
     assert text in (ROOT / "docs" / "results.md").read_text()
 
 
 def test_a_value_is_marked_where_none_beyond_it_was_tried():
     tuning = [{"point": {"rate": rate, "eta": 0.1}} for rate in (0.3, 1.0, 3.0)]
-    assert page.show_point({"rate": 3.0, "eta": 0.1}, tuning) == "rate 3 (edge), eta 0.1"
-    assert page.show_point({"rate": 0.3, "eta": 0.1}, tuning) == "rate 0.3 (edge), eta 0.1"
-    assert page.show_point({"rate": 1.0, "eta": 0.1}, tuning) == "rate 1, eta 0.1"
-    assert page.show_point(None, []) == page.show_point({}, []) == ""
+    assert show_point({"rate": 3.0, "eta": 0.1}, tuning) == "rate 3 (edge), eta 0.1"
+    assert show_point({"rate": 0.3, "eta": 0.1}, tuning) == "rate 0.3 (edge), eta 0.1"
+    assert show_point({"rate": 1.0, "eta": 0.1}, tuning) == "rate 1, eta 0.1"
+    assert show_point(None, []) == show_point({}, []) == ""
 
 
 @pytest.mark.parametrize(
