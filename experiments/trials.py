@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import inspect
@@ -130,36 +131,9 @@ def compare_trials(
     found: dict[str, Any] = {}
     for name, trial in trials.items():
         program = inspect.getsource(inspect.getmodule(trial.run) or trial.run)
-
-        def run(
-            point: Point, seeds: range, trial: Trial = trial, key: Any = (name, program, library, settings, versions)
-        ) -> Curves:
-            told = (trial.title, show_point(point, []), f"seeds {seeds[0]} to {seeds[-1]}")
-            print(", ".join(filter(None, told)), file=sys.stderr)
-            curves, machine = kept(trial, key, dict(point), list(seeds), packages)
-            machines.append(machine)
-            return curves
-
-        reached = [_mean_valid(run(point, tuning_seeds), largest_is_best) for point in trial.grid]
-        best = trial.grid[int(np.argmax(reached) if largest_is_best else np.argmin(reached))]
-        curves = run(best, seeds)
-        lost = [seed for seed, score in zip(seeds, curves.scores, strict=True) if not np.isfinite(score)]
-        if lost:
-            raise TrialDivergedError(
-                f"{trial.title}: {show_point(best, [])} was best with seeds {tuning_seeds[0]} to "
-                f"{tuning_seeds[-1]}, and diverges with {', '.join(map(str, lost))}; tune with more seeds, or leave "
-                "such points out of the grid; what has been computed is kept"
-            )
-        found[name] = {
-            "title": trial.title,
-            "chosen": dict(best),
-            "tuning": [
-                {"point": dict(point), "valid": value} for point, value in zip(trial.grid, reached, strict=True)
-            ],
-            "score": describe(curves.scores.tolist()),
-            "curve": curves.values.tolist(),
-            "notes": curves.notes,
-        }
+        key = (name, program, library, settings, versions)
+        run = functools.partial(_told_curves, kept, trial, key, packages, machines)
+        found[name] = _judge(trial, run, tuning_seeds, seeds, largest_is_best)
     scores = {name: row["score"]["per_seed"] for name, row in found.items()}
     tests = {name: paired_difference(scores[name], scores[reference]) for name in found if name != reference}
     adjust_p_values([*tests.values()])
@@ -170,6 +144,47 @@ def compare_trials(
         "tuning_seeds": list(tuning_seeds),
         "trials": found,
         "differences": tests,
+    }
+
+
+def _told_curves(
+    kept: Any,
+    trial: Trial,
+    key: Any,
+    packages: tuple[str, ...],
+    machines: list[Mapping[str, Any]],
+    point: Point,
+    seeds: range,
+) -> Curves:
+    """`_curves` as memory keeps them, told on the terminal; `machines` gets the one they were computed on."""
+    told = (trial.title, show_point(point, []), f"seeds {seeds[0]} to {seeds[-1]}")
+    print(", ".join(filter(None, told)), file=sys.stderr)
+    curves, machine = kept(trial, key, dict(point), list(seeds), packages)
+    machines.append(machine)
+    return curves
+
+
+def _judge(
+    trial: Trial, run: Callable[[Point, range], Curves], tuning_seeds: range, seeds: range, largest_is_best: bool
+) -> dict[str, Any]:
+    """The numbers of a trial, at the point of its grid that is best on the tuning seeds."""
+    reached = [_mean_valid(run(point, tuning_seeds), largest_is_best) for point in trial.grid]
+    best = trial.grid[int(np.argmax(reached) if largest_is_best else np.argmin(reached))]
+    curves = run(best, seeds)
+    lost = [seed for seed, score in zip(seeds, curves.scores, strict=True) if not np.isfinite(score)]
+    if lost:
+        raise TrialDivergedError(
+            f"{trial.title}: {show_point(best, [])} was best with seeds {tuning_seeds[0]} to "
+            f"{tuning_seeds[-1]}, and diverges with {', '.join(map(str, lost))}; tune with more seeds, or leave "
+            "such points out of the grid; what has been computed is kept"
+        )
+    return {
+        "title": trial.title,
+        "chosen": dict(best),
+        "tuning": [{"point": dict(point), "valid": value} for point, value in zip(trial.grid, reached, strict=True)],
+        "score": describe(curves.scores.tolist()),
+        "curve": curves.values.tolist(),
+        "notes": curves.notes,
     }
 
 

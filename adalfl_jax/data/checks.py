@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -168,7 +169,7 @@ def warn_of_channels_first(where: str, images: np.ndarray) -> None:
 
 
 def warn_of_other_units(
-    where: str, kind: str, values: np.ndarray, train: np.ndarray, own: dict[str, np.ndarray]
+    where: str, kind: str, values: np.ndarray, train: np.ndarray, own: Mapping[str, np.ndarray]
 ) -> None:
     """Warns of a given split that lies far from the training split in most columns, by the middle 90 % of each."""
 

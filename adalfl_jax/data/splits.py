@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 from numbers import Integral
 from typing import Any
 
@@ -144,29 +145,9 @@ def make_dataset(
         if not examples.num_tokens:  # a rare character may only occur in another part of a text
             warn_of_empty_classes(where, targets[train])
     own = {split: rows for split, rows in (("valid", valid), ("test", test)) if getattr(examples, split) is not None}
-    inputs_scaling = targets_scaling = None
-    if is_image(inputs):
-        warn_of_channels_first(where, inputs)
-        inputs_scaling = Scaling.of_bytes(inputs[train])
-    elif not examples.num_tokens:
-        inputs_scaling = Scaling.of(where, inputs[train], fill_missing=examples.fill_missing)
-        warn_of_other_units(where, "inputs", inputs, train, own)
-        inputs = inputs_scaling.apply(inputs)
-    if num_classes is None:
-        targets_scaling = Scaling.of(where, targets[train])
-        warn_of_constant_targets(where, targets[train])
-        warn_of_other_units(where, "targets", targets, train, own)
-        targets = targets_scaling.apply(targets)
+    inputs, targets, preprocessing = _standardize(where, examples, inputs, targets, train, own)
     convert = jnp.asarray if on_device else np.asarray
     splits = [Batch(convert(inputs[part]), convert(targets[part])) for part in (train, valid, test)]  # pyright: ignore[reportArgumentType]
-    preprocessing = Preprocessing(
-        shape=inputs.shape[1:],
-        num_outputs=num_classes if num_classes is not None else targets.shape[1],
-        inputs=inputs_scaling,
-        targets=targets_scaling,
-        is_image=is_image(inputs),
-        num_tokens=examples.num_tokens,
-    )
     return Dataset(
         name,
         preprocessing,
@@ -175,6 +156,48 @@ def make_dataset(
         has_own_valid=examples.valid is not None,
         content=content,
     )
+
+
+def _standardize(
+    where: str,
+    examples: Examples,
+    inputs: np.ndarray,
+    targets: np.ndarray,
+    train: np.ndarray,
+    own: Mapping[str, np.ndarray],
+) -> tuple[np.ndarray, np.ndarray, Preprocessing]:
+    """Inputs and targets of all splits as a `Dataset` holds them, and what was made of them, by the training split.
+
+    Args:
+      where: for error texts.
+      examples: what the arrays are.
+      inputs: of all splits.
+      targets: of all splits.
+      train: rows of the training split.
+      own: rows of splits that were not cut off the training examples, by their names.
+    """
+    inputs_scaling = targets_scaling = None
+    if is_image(inputs):
+        warn_of_channels_first(where, inputs)
+        inputs_scaling = Scaling.of_bytes(inputs[train])
+    elif not examples.num_tokens:
+        inputs_scaling = Scaling.of(where, inputs[train], fill_missing=examples.fill_missing)
+        warn_of_other_units(where, "inputs", inputs, train, own)
+        inputs = inputs_scaling.apply(inputs)
+    if examples.num_classes is None:
+        targets_scaling = Scaling.of(where, targets[train])
+        warn_of_constant_targets(where, targets[train])
+        warn_of_other_units(where, "targets", targets, train, own)
+        targets = targets_scaling.apply(targets)
+    preprocessing = Preprocessing(
+        shape=inputs.shape[1:],
+        num_outputs=examples.num_classes if examples.num_classes is not None else targets.shape[1],
+        inputs=inputs_scaling,
+        targets=targets_scaling,
+        is_image=is_image(inputs),
+        num_tokens=examples.num_tokens,
+    )
+    return inputs, targets, preprocessing
 
 
 def is_seed(value: Any) -> bool:
@@ -239,10 +262,12 @@ def split_indices(
     `valid` is a share of what the test split leaves, or a whole number of examples; None cuts nothing off.
     """
     rest, none = np.arange(len(targets)), np.arange(0)
-    cut = functools.partial(_cut, where, targets, stratify, SPLIT_SEED + seed)
+    cut = functools.partial(_cut, where, targets, stratify=stratify, seed=SPLIT_SEED + seed)
     for_valid = "a validation split of your own, or another valid_fraction or valid_examples"
-    rest, test_rows = (rest, none) if test is None else cut(rest, "test", test, "or a test split of your own")
-    rest, valid_rows = (rest, none) if valid is None else cut(rest, "validation", valid, for_valid)
+    rest, test_rows = (
+        (rest, none) if test is None else cut(rest, split="test", size=test, remedy="or a test split of your own")
+    )
+    rest, valid_rows = (rest, none) if valid is None else cut(rest, split="validation", size=valid, remedy=for_valid)
     return rest, valid_rows, test_rows
 
 
@@ -267,13 +292,15 @@ def representative_rows(targets: jax.Array | np.ndarray, count: int) -> np.ndarr
 def _cut(
     where: str,
     targets: np.ndarray,
+    rows: np.ndarray,
+    *,
     stratify: bool,
     seed: int,
-    rows: np.ndarray,
     split: str,
     size: float | int,
     remedy: str,
 ) -> tuple[np.ndarray, np.ndarray]:
+    """What is left of some rows, and what is cut off them."""
     labels = targets[rows] if stratify else None
     try:
         rest, held_out = train_test_split(rows, test_size=size, stratify=labels, random_state=seed)
