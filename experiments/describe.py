@@ -25,12 +25,8 @@ from adalfl_jax.data.streaming import block_length, stays_on_host
 from adalfl_jax.models import count_params
 from adalfl_jax.training import TrainConfig
 from adalfl_jax.training.config import METHODS
-from adalfl_jax.training.phases import (
-    StepSource,
-    init_training,
-    make_seed_keys,
-    make_training_program,
-)
+from adalfl_jax.training.initial import init_training, make_seed_keys
+from adalfl_jax.training.phases import StepSource, make_training_program
 from adalfl_jax.training.sections import OuterConfig
 from adalfl_jax.training.setup import (
     Setup,

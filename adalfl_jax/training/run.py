@@ -22,18 +22,9 @@ from adalfl_jax.training.evaluation import Evaluation
 from adalfl_jax.training.fields import require
 from adalfl_jax.training.files import BusyError, WorkdirError, find_folder, hold_workdir, is_worked_on
 from adalfl_jax.training.hosts import agreed_signal, connect, is_first, on_first, require_same, warn
+from adalfl_jax.training.initial import SeedKeys, init_phi, init_theta, init_training, make_seed_keys, warn_of_poor_fit
 from adalfl_jax.training.outputs import finish_run, save_last_finite_state
-from adalfl_jax.training.phases import (
-    Program,
-    SeedKeys,
-    init_phi,
-    init_theta,
-    init_training,
-    make_offline_program,
-    make_seed_keys,
-    make_training_program,
-    warn_of_poor_fit,
-)
+from adalfl_jax.training.phases import Program, make_offline_program, make_training_program
 from adalfl_jax.training.preemption import Preemption, PreemptionError
 from adalfl_jax.training.progress import tell
 from adalfl_jax.training.results import DivergenceError, MethodResult, Scalars

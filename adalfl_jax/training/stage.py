@@ -26,7 +26,8 @@ from adalfl_jax.training.chunk import (
 from adalfl_jax.training.config import METHODS
 from adalfl_jax.training.evaluation import Evaluation
 from adalfl_jax.training.hosts import agreed_signal, is_first, warn
-from adalfl_jax.training.phases import Program, SeedKeys, splits_of
+from adalfl_jax.training.initial import SeedKeys
+from adalfl_jax.training.phases import Program, splits_of
 from adalfl_jax.training.preemption import Preemption, PreemptionError
 from adalfl_jax.training.profiling import trace_chunk
 from adalfl_jax.training.progress import show_progress, tell

@@ -14,11 +14,8 @@ from pathlib import Path
 from adalfl_jax.data import Dataset
 from adalfl_jax.training import TrainConfig
 from adalfl_jax.training.evaluation import Evaluation
-from adalfl_jax.training.phases import (
-    init_training,
-    make_seed_keys,
-    make_training_program,
-)
+from adalfl_jax.training.initial import init_training, make_seed_keys
+from adalfl_jax.training.phases import make_training_program
 from adalfl_jax.training.preemption import Preemption
 from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.stage import Stage, StageRunner

@@ -13,7 +13,8 @@ from absl.testing import flagsaver
 import adalfl_jax
 from adalfl_jax import data
 from adalfl_jax.data import streaming
-from adalfl_jax.training.phases import init_phi, init_theta, make_seed_keys, make_training_program
+from adalfl_jax.training.initial import init_phi, init_theta, make_seed_keys
+from adalfl_jax.training.phases import make_training_program
 from adalfl_jax.training.setup import examples_for_a_batch, make_setup
 from adalfl_jax.training.state import RunState
 from experiments import describe, launch

@@ -23,14 +23,8 @@ from adalfl_jax.training.chunk import (
     updates_of_phi,
 )
 from adalfl_jax.training.faults import all_finite, skip_nonfinite
-from adalfl_jax.training.phases import (
-    init_phi,
-    init_training,
-    make_offline_program,
-    make_seed_keys,
-    make_training_program,
-    splits_of,
-)
+from adalfl_jax.training.initial import init_phi, init_training, make_seed_keys
+from adalfl_jax.training.phases import make_offline_program, make_training_program, splits_of
 from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.state import RunState
 from adalfl_jax.training.steps import phi_metrics

@@ -6,7 +6,7 @@ import pytest
 
 from adalfl_jax.learned_losses import load_learned_loss
 from adalfl_jax.training import outputs
-from adalfl_jax.training.phases import init_training, make_seed_keys
+from adalfl_jax.training.initial import init_training, make_seed_keys
 from adalfl_jax.training.results import MethodResult
 from adalfl_jax.training.setup import make_setup
 from tests.training.tiny import tiny_config

@@ -9,15 +9,13 @@ import pytest
 
 from adalfl_jax.data import take
 from adalfl_jax.training import TrainConfig
+from adalfl_jax.training.initial import init_phi, init_training, make_seed_keys
 from adalfl_jax.training.phases import (
     RunState,
     StepSource,
     _draw_sources,
     _make_batch,
-    init_phi,
-    init_training,
     make_offline_program,
-    make_seed_keys,
     make_training_program,
     splits_of,
 )

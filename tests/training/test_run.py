@@ -13,7 +13,7 @@ from tbparse import SummaryReader
 import adalfl_jax
 from adalfl_jax.training import ConfigError, DivergenceError, WorkdirError, compare, run, train
 from adalfl_jax.training.checkpoint import load_state, save_state
-from adalfl_jax.training.phases import init_phi, init_theta, make_seed_keys
+from adalfl_jax.training.initial import init_phi, init_theta, make_seed_keys
 from adalfl_jax.training.results import MethodResult
 from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.stage import Stage

@@ -13,7 +13,7 @@ import pytest
 import adalfl_jax
 from adalfl_jax.task_losses import TASK_LOSSES
 from adalfl_jax.training import ConfigError, WorkdirError, train
-from adalfl_jax.training.phases import FITTING, init_phi, make_seed_keys, warn_of_poor_fit
+from adalfl_jax.training.initial import FITTING, init_phi, make_seed_keys, warn_of_poor_fit
 from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.start import load_start, pin_start, read_learned_losses
 from tests.training.tiny import DIABETES, final_state, tiny_config

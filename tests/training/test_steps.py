@@ -18,7 +18,8 @@ from adalfl_jax.task_losses import TASK_LOSSES, softmax_cross_entropy
 from adalfl_jax.training import ConfigError, TrainConfig, compare, train
 from adalfl_jax.training.config import FOR_CLEAN_SETS, LEARNING, METHODS
 from adalfl_jax.training.evaluation import Evaluation
-from adalfl_jax.training.phases import init_training, make_seed_keys, splits_of
+from adalfl_jax.training.initial import init_training, make_seed_keys
+from adalfl_jax.training.phases import splits_of
 from adalfl_jax.training.setup import examples_for_a_batch, make_setup
 from adalfl_jax.training.state import RunState
 from adalfl_jax.training.steps import STEPS
