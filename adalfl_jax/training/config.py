@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from adalfl_jax.hypergradient import DIFFERENCES, ESTIMATORS, ONE_STEP, REMEMBERING
 from adalfl_jax.registry import require_known
 from adalfl_jax.task_losses import METRICS, TASK_LOSSES
-from adalfl_jax.training.fields import build, jsonable, require
+from adalfl_jax.training.fields import Expected, Size, build, jsonable, require
 from adalfl_jax.training.sections import (
     AugmentationConfig,
     BaselineConfig,
@@ -48,6 +48,7 @@ WITHOUT_EFFECT = (
     "profile_steps",
     "wandb_project",
 )  # on what a run computes
+Whole = Annotated[int, Expected("a whole number of at least 1, below 2**31", lambda value: 1 <= value < 2**31)]
 
 
 def first_of_the_last(num_steps: int, share: float) -> int:
@@ -62,15 +63,15 @@ class TrainConfig:
     method: str
     methods: tuple[str, ...]
     seed: int
-    num_seeds: int
+    num_seeds: Whole
     dataset: DatasetConfig
     augmentation: AugmentationConfig
     model: ModelConfig
     task_loss: str
     metric: str
-    batch_size: int
-    num_steps: int
-    eval_every: int
+    batch_size: Whole
+    num_steps: Whole
+    eval_every: Whole
     inner: InnerConfig
     outer: OuterConfig
     offline: OfflineConfig
@@ -81,7 +82,7 @@ class TrainConfig:
     tuning: TuningConfig
     on_nonfinite: str
     checkpoint: CheckpointConfig
-    num_loss_figures: int
+    num_loss_figures: Size
     profile_steps: tuple[int, ...]
     wandb_project: str
     mesh: MeshConfig
@@ -99,11 +100,7 @@ class TrainConfig:
         require_known("metric", METRICS, self.metric)
         require_known("on_nonfinite", FAULT_POLICIES, self.on_nonfinite)
         self._check_hypergradient()
-        for field in ("num_seeds", "batch_size", "num_steps", "eval_every"):
-            number = getattr(self, field)
-            require(field, number, 1 <= number < 2**31, "a whole number of at least 1, below 2**31")
         require("outer.every", self.outer.every, self.outer.every <= self.num_steps, "at most config.num_steps")
-        require("num_loss_figures", self.num_loss_figures, self.num_loss_figures >= 0, "a whole number of at least 0")
         steps = self.profile_steps
         is_range = len(steps) == 2 and 1 <= steps[0] <= steps[1]
         require("profile_steps", steps, not steps or is_range, "empty, or a first and a last step, from 1")

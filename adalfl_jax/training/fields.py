@@ -1,4 +1,4 @@
-"""From nested mappings to frozen dataclasses: every key known, every value of its type; and back, and compared."""
+"""From nested mappings to frozen dataclasses: keys known, values of their type and range; and back, and compared."""
 
 from __future__ import annotations
 
@@ -6,14 +6,30 @@ import dataclasses
 import difflib
 import functools
 import typing
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
 ANY = "NAME"  # stands for the fields of `Options` in `field_paths`
 
-_type_hints = functools.cache(typing.get_type_hints)  # half the time of building a config otherwise
+# Half the time of building a config otherwise.
+_type_hints = functools.cache(functools.partial(typing.get_type_hints, include_extras=True))
+
+
+class Expected(NamedTuple):
+    """What a value must be beside of its type; `Annotated` says it of a field."""
+
+    text: str
+    holds: Callable[[Any], bool]
+
+
+Positive = Annotated[float, Expected("a number above 0", lambda value: value > 0)]
+NonNegative = Annotated[float, Expected("a number of at least 0", lambda value: value >= 0)]
+Share = Annotated[float, Expected("a number in (0, 1]", lambda value: 0 < value <= 1)]
+Fraction = Annotated[float, Expected("a number in (0, 1)", lambda value: 0 < value < 1)]
+Count = Annotated[int, Expected("a whole number of at least 1", lambda value: value >= 1)]
+Size = Annotated[int, Expected("a whole number of at least 0", lambda value: value >= 0)]
 
 
 class Options(dict[str, Any]):
@@ -133,6 +149,12 @@ def _coerce(hint: Any, value: Any, where: str, expected: str = "") -> Any:
         value = value.item()
     if dataclasses.is_dataclass(hint):
         return build(typing.cast(type, hint), value, where)
+    if typing.get_origin(hint) is Annotated:
+        kind, wanted = typing.get_args(hint)
+        value = _coerce(kind, value, where)
+        if not wanted.holds(value):
+            raise ConfigError(f"{where} must be {wanted.text}; got {value!r}")
+        return value
     if hint is Options:
         return _coerce_options(value, where)
     if typing.get_origin(hint) is tuple:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from typing import Annotated
 
 from adalfl_jax.data import LAST_SEED, STREAMING, Corruption, Spec, is_seed, load_spec
 from adalfl_jax.hypergradient import ESTIMATORS, Estimator, estimator_settings, make_estimator
@@ -19,7 +20,7 @@ from adalfl_jax.models import (
 )
 from adalfl_jax.registry import require_known
 from adalfl_jax.task_losses import FOR_LABELS, TASK_LOSSES
-from adalfl_jax.training.fields import Options, require
+from adalfl_jax.training.fields import Count, Expected, Fraction, NonNegative, Options, Positive, Share, Size, require
 from adalfl_jax.types import LearnedLoss
 
 SCHEDULES = ("constant", "linear", "cosine")
@@ -79,9 +80,9 @@ class DatasetConfig:
     name: str
     data_dir: str
     cache_dir: str
-    image_size: int
-    valid_fraction: float
-    valid_examples: int
+    image_size: Size
+    valid_fraction: Fraction
+    valid_examples: Size
     imbalance: float
     label_noise: float
     noise_kind: str
@@ -90,9 +91,6 @@ class DatasetConfig:
 
     def __post_init__(self) -> None:
         require("dataset.name", self.name, bool(self.name), "a name or the path of an .npz file")
-        require("dataset.image_size", self.image_size, self.image_size >= 0, "a whole number of at least 0")
-        require("dataset.valid_fraction", self.valid_fraction, 0 < self.valid_fraction < 1, "a number in (0, 1)")
-        require("dataset.valid_examples", self.valid_examples, self.valid_examples >= 0, "a whole number of at least 0")
         require("dataset.seed", self.seed, is_seed(self.seed), f"a whole number from 0 to {LAST_SEED}")
         require_known("streaming", STREAMING, self.streaming)
         self.corruption()
@@ -116,66 +114,53 @@ class DatasetConfig:
 class AugmentationConfig:
     """What is done to training images; those of the validation and the test split are left alone."""
 
-    padding: int
+    padding: Size
     flip: bool
-
-    def __post_init__(self) -> None:
-        require("augmentation.padding", self.padding, self.padding >= 0, "a whole number of at least 0")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class InnerConfig:
     """The optimiser of theta."""
 
-    learning_rate: float
-    first_step_rate: float
-    momentum: float
+    learning_rate: Positive
+    first_step_rate: NonNegative
+    momentum: Annotated[float, Expected("a number in [0, 1)", lambda value: 0 <= value < 1)]
     nesterov: bool
-    weight_decay: float
-    clip_norm: float
+    weight_decay: NonNegative
+    clip_norm: NonNegative
     schedule: str
     milestones: tuple[int, ...]
-    milestone_factor: float
+    milestone_factor: Share
 
     def __post_init__(self) -> None:
-        require("inner.learning_rate", self.learning_rate, self.learning_rate > 0, "a number above 0")
-        require("inner.first_step_rate", self.first_step_rate, self.first_step_rate >= 0, "a number of at least 0")
         is_free = not (self.first_step_rate and self.clip_norm)
         require("inner.first_step_rate", self.first_step_rate, is_free, "0 with inner.clip_norm, which shortens it")
-        require("inner.momentum", self.momentum, 0 <= self.momentum < 1, "a number in [0, 1)")
         fits = self.momentum > 0 or not self.nesterov
         require("inner.nesterov", self.nesterov, fits, "False with inner.momentum 0; set that above 0 for True")
-        require("inner.weight_decay", self.weight_decay, self.weight_decay >= 0, "a number of at least 0")
-        require("inner.clip_norm", self.clip_norm, self.clip_norm >= 0, "a number of at least 0")
         require_known("schedule", (*SCHEDULES, "milestones"), self.schedule)
         rising = list(self.milestones) == sorted({step for step in self.milestones if step > 0})
         require("inner.milestones", self.milestones, rising, "steps above 0, each later than the one before")
         if self.schedule == "milestones":
             require("inner.milestones", self.milestones, bool(self.milestones), 'one step or more for "milestones"')
-        require("inner.milestone_factor", self.milestone_factor, 0 < self.milestone_factor <= 1, "a number in (0, 1]")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class OuterConfig:
     """Adam of phi while theta trains, and what its gradient may cost."""
 
-    learning_rate: float
+    learning_rate: Positive
     schedule: str
     split: str
-    split_fraction: float
-    every: int
-    inner_fraction: float
-    outer_fraction: float
+    split_fraction: Share
+    every: Count
+    inner_fraction: Share
+    outer_fraction: Share
     pipelined: bool
-    joint_share: float
+    joint_share: Annotated[float, Expected("a number in [0, 1]", lambda value: 0 <= value <= 1)]
 
     def __post_init__(self) -> None:
-        require("outer.learning_rate", self.learning_rate, self.learning_rate > 0, "a number above 0")
         require_known("schedule", SCHEDULES, self.schedule)
         require_known("split", OUTER_SPLITS, self.split)
-        require("outer.every", self.every, self.every >= 1, "a whole number of at least 1")
-        for field in ("split_fraction", "inner_fraction", "outer_fraction"):
-            require(f"outer.{field}", getattr(self, field), 0 < getattr(self, field) <= 1, "a number in (0, 1]")
         whole = self.split_fraction == 1 or self.split == "valid"
         require("outer.split_fraction", self.split_fraction, whole, '1.0 with outer.split "train"')
         if self.pipelined:
@@ -184,7 +169,6 @@ class OuterConfig:
                 f"outer.{field} {getattr(self, field)!r}" for field in alone if getattr(self, field) != alone[field]
             ]
             require("outer.pipelined", True, not others, f"False with {' and '.join(others)}")
-        require("outer.joint_share", self.joint_share, 0 <= self.joint_share <= 1, "a number in [0, 1]")
         fits = self.joint_share == 0 or self.split == "valid"
         require("outer.joint_share", self.joint_share, fits, '0 with outer.split "train", which is no clean set')
 
@@ -193,15 +177,9 @@ class OuterConfig:
 class OfflineConfig:
     """Algorithm 1, the phase that ML3 is and AdaLFL starts from."""
 
-    num_steps: int
-    num_inner_steps: int
-    learning_rate: float
-
-    def __post_init__(self) -> None:
-        fits = 0 <= self.num_steps < 2**31
-        require("offline.num_steps", self.num_steps, fits, "a whole number of at least 0, below 2**31")
-        require("offline.num_inner_steps", self.num_inner_steps, self.num_inner_steps >= 1, "at least 1")
-        require("offline.learning_rate", self.learning_rate, self.learning_rate > 0, "a number above 0")
+    num_steps: Annotated[int, Expected("a whole number of at least 0, below 2**31", lambda value: 0 <= value < 2**31)]
+    num_inner_steps: Count
+    learning_rate: Positive
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -219,8 +197,8 @@ class LearnedLossConfig:
     predictions: str
     use_progress: bool
     start: str
-    weight_hidden_size: int
-    floor: float
+    weight_hidden_size: Count
+    floor: NonNegative
     ceiling: float
     options: Options
 
@@ -235,9 +213,6 @@ class LearnedLossConfig:
             require(
                 f"learned_loss.{switch}", getattr(self, switch), fits, f"False: {self.family!r} has no such setting"
             )
-        size = self.weight_hidden_size
-        require("learned_loss.weight_hidden_size", size, size >= 1, "a whole number of at least 1")
-        require("learned_loss.floor", self.floor, self.floor >= 0, "a number of at least 0")
         fits = self.ceiling == 0 or self.ceiling >= self.floor
         require("learned_loss.ceiling", self.ceiling, fits, "0 for none, or no less than the floor")
 
@@ -321,12 +296,11 @@ class BaselineConfig:
     """What the methods train on that learn no loss."""
 
     loss: str
-    fine_tuning: float
+    fine_tuning: Fraction
 
     def __post_init__(self) -> None:
         if self.loss:
             require_known("task loss", TASK_LOSSES, self.loss)
-        require("baseline.fine_tuning", self.fine_tuning, 0 < self.fine_tuning < 1, "a number in (0, 1)")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -345,14 +319,12 @@ class TuningConfig:
 class MeshConfig:
     """The devices a run is divided over."""
 
-    seed: int
-    data: int
-    model: int
+    seed: Size
+    data: Size
+    model: Size
 
     def __post_init__(self) -> None:
         sizes = (self.seed, self.data, self.model)
-        for field in ("seed", "data", "model"):
-            require(f"mesh.{field}", getattr(self, field), getattr(self, field) >= 0, "a whole number of at least 0")
         require("mesh", sizes, sizes.count(0) <= 1, "sizes of which at most one is 0, for the devices that are left")
 
 
@@ -361,34 +333,29 @@ class HostsConfig:
     """The processes of a run."""
 
     connect: str
-    num_processes: int
+    num_processes: Size
     process_id: int
-    timeout_seconds: int
+    timeout_seconds: Count
 
     def __post_init__(self) -> None:
         address = self.connect.rpartition(":")
         good = self.connect in ("", "auto") or (address[0] and address[2].isdigit())
         require("hosts.connect", self.connect, bool(good), '"", "auto" or "ADDRESS:PORT"')
-        require("hosts.num_processes", self.num_processes, self.num_processes >= 0, "a whole number of at least 0")
         fits = -1 <= self.process_id < (self.num_processes or 2**31)
         require("hosts.process_id", self.process_id, fits, "a number from 0, below hosts.num_processes; or -1")
         has_address = self.connect not in ("", "auto")
         fits = has_address or (self.num_processes == 0 and self.process_id == -1)
         require("hosts.connect", self.connect, fits, '"ADDRESS:PORT" with hosts.num_processes or hosts.process_id')
-        require("hosts.timeout_seconds", self.timeout_seconds, self.timeout_seconds >= 1, "at least 1")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CheckpointConfig:
     """How often a run that goes on is kept."""
 
-    every_seconds: float
-    every_steps: int
-    keep: int
+    every_seconds: NonNegative
+    every_steps: Size
+    keep: Size
 
     def __post_init__(self) -> None:
-        require("checkpoint.every_seconds", self.every_seconds, self.every_seconds >= 0, "a number of at least 0")
-        for field in ("every_steps", "keep"):
-            require(f"checkpoint.{field}", getattr(self, field), getattr(self, field) >= 0, "at least 0")
         fits = self.keep > 0 or self.every_steps == 0
         require("checkpoint.every_steps", self.every_steps, fits, "0 with checkpoint.keep 0, which keeps none")

@@ -159,7 +159,7 @@ def test_processes_of_different_configs_end_with_what_differs(tmp_path):
         ),
         ({"num_processes": 2}, r"hosts\.connect must be \"ADDRESS:PORT\" with hosts\.num_processes or .*; got ''"),
         ({"connect": "auto", "process_id": 1}, r"hosts\.connect must be \"ADDRESS:PORT\" with .*; got 'auto'"),
-        ({"timeout_seconds": 0}, r"hosts\.timeout_seconds must be at least 1; got 0"),
+        ({"timeout_seconds": 0}, r"hosts\.timeout_seconds must be a whole number of at least 1; got 0"),
     ],
 )
 def test_hosts_that_cannot_be_are_refused_by_name(overrides, message):
