@@ -69,7 +69,7 @@ def require_functions(**functions: Any) -> None:
             remedy = f"; give its function `{wanted}`" if hasattr(given, wanted) else ""
             if isinstance(given, str) and "loss" in name:
                 remedy = "; adalfl_jax.task_losses has some"
-            raise ValueError(f"{name} must be a function; got {given!r}{remedy}")
+            raise ValueError(f"{name} must be a function; got {reprlib.repr(given)}{remedy}")
 
 
 def refuse_model_or_loss(name: str, value: Any, *, made_by: str) -> None:

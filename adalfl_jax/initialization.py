@@ -12,10 +12,10 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from adalfl_jax.arguments import require_functions
+from adalfl_jax.arguments import require_functions, shorten
 from adalfl_jax.bilevel import BilevelStep
 from adalfl_jax.types import BilevelBatch, BilevelMetrics, InitFn, Phi, PyTree, Theta
-from adalfl_jax.validation import require_bilevel_batch
+from adalfl_jax.validation import require_bilevel_batch, require_call
 
 OfflineStep = Callable[[Phi, Any], tuple[Phi, BilevelMetrics]]
 
@@ -55,6 +55,8 @@ def make_offline_step(
     require_functions(
         bilevel_step=bilevel_step, init_fn=init_fn, inner_optimizer=inner_optimizer, draw_batch=draw_batch
     )
+    require_call("init_fn", init_fn, ("rng_key",), ())
+    require_call("draw_batch", draw_batch, ("source",), ())
 
     def offline_step(phi: Phi, source: Any) -> tuple[Phi, BilevelMetrics]:
         batch = draw_batch(source)
@@ -124,8 +126,8 @@ def initialize_offline(offline_step: OfflineStep, phi: Phi, batches: PyTree) -> 
     leading = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batches)}
     if len(leading) != 1 or () in leading:
         raise ValueError(
-            "every array of batches, rng_key too, has the same leading axis S_init; got "
-            f"{jax.tree.map(jnp.shape, batches)}"
+            "every array of batches, rng_key too, has the same leading axis S_init, as jax.random.split(key, S_init) "
+            f"makes of a key; got {shorten(jax.tree.map(jnp.shape, batches))}"
         )
     phi, metrics = jax.lax.scan(offline_step, phi, batches)
     norms = metrics.hypergradient_norm

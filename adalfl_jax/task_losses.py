@@ -36,8 +36,8 @@ def is_labels(targets: jax.Array, outputs: jax.Array) -> bool:
         _check_range(targets, outputs)
         return True
     raise ValueError(
-        "targets must be integer labels [B] or an array [B, C] like the outputs; got outputs [B, C] = "
-        f"{outputs.shape} and targets {targets.shape} of {targets.dtype}"
+        "targets must be integer labels [B], as targets.astype(int) makes, or an array [B, C] like the outputs; got "
+        f"outputs [B, C] = {outputs.shape} and targets {targets.shape} of {targets.dtype}"
     )
 
 
@@ -73,8 +73,10 @@ def to_dense(targets: jax.Array, outputs: jax.Array) -> jax.Array:
 
     A label out of range raises ValueError or, under `jax.jit` where it cannot, becomes nan.
     """
-    if not is_labels(targets, outputs):
-        return targets.astype(outputs.dtype)
+    is_dense = not is_labels(targets, outputs)
+    outputs = jnp.asarray(outputs)  # NumPy's of 64 bits become what JAX computes in, without a warning
+    if is_dense:
+        return jnp.asarray(targets, outputs.dtype)
     if outputs.shape[1] == 1:
         dense = targets[:, None].astype(outputs.dtype)
     else:

@@ -84,7 +84,7 @@ def _shares(given: float | tuple[float, float]) -> tuple[float, float]:
 
 def require_model(apply_fn: ApplyFn) -> None:
     """Raises ValueError for a function that cannot be called as a base model."""
-    _require_call("apply_fn", apply_fn, ("params", "model_state", "inputs"), ("train", "rng_key"))
+    require_call("apply_fn", apply_fn, ("params", "model_state", "inputs"), ("train", "rng_key"))
 
 
 def require_loss(name: str, loss_fn: Callable[..., Any], *arguments: str, optional: Sequence[str] = ()) -> None:
@@ -96,7 +96,7 @@ def require_loss(name: str, loss_fn: Callable[..., Any], *arguments: str, option
       *arguments: names of those it is given by position, the last two of them targets and outputs.
       optional: names of those it is given by keyword where it declares them.
     """
-    _require_call(name, loss_fn, arguments, [keyword for keyword in optional if declares(loss_fn, keyword)], optional)
+    require_call(name, loss_fn, arguments, [keyword for keyword in optional if declares(loss_fn, keyword)], optional)
     names = _parameters(loss_fn)[: len(arguments)]
     if len(names) < len(arguments):  # it does not name them all
         return
@@ -133,13 +133,14 @@ def _parameters(function: Callable[..., Any]) -> list[str]:
         return []
 
 
-def _require_call(
+def require_call(
     name: str,
     function: Callable[..., Any],
     arguments: Sequence[str],
     keywords: Sequence[str],
     optional: Sequence[str] = (),
 ) -> None:
+    """Raises ValueError for a function that cannot be called with so many arguments and these keywords."""
     if reason := why_not_called(function, arguments, keywords):
         signature = inspect.signature(function, follow_wrapped=False)
         call = ", ".join((*arguments, *(f"{keyword}={keyword}" for keyword in keywords)))
@@ -261,11 +262,20 @@ def _require_opt_state(
     given, expected = map(jax.tree.structure, states)
     if given == expected:
         given, expected = ([jnp.shape(leaf) for leaf in jax.tree.leaves(state)] for state in states)
+    elif _names(states[0]) != _names(states[1]):
+        given, expected = map(_names, states)
     if given != expected:
         raise ValueError(
             f"{name}.opt_state is not that of the step's {optimizer_name} and these parameters; make it with "
             f"{type(moved).__name__}.create(..., {optimizer_name}). Expected {shorten(expected)}; got {shorten(given)}"
         )
+
+
+def _names(state: optax.OptState) -> str:
+    """What the parts of an optimiser's state are called: "(TraceState, EmptyState)"."""
+    if isinstance(state, tuple) and not hasattr(state, "_fields"):
+        return f"({', '.join(map(_names, state))})"
+    return type(state).__name__
 
 
 def _no_batch(name: str, batch: Any) -> ValueError:

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from adalfl_jax.analysis.record import TRAINED_ON
+from adalfl_jax.analysis.record import TRAINED_ON, UNREAD
 from adalfl_jax.data import DatasetError
 from adalfl_jax.training import ConfigError, DivergenceError, PreemptionError, TrainConfig
 from adalfl_jax.training.fields import field_paths, require_path
@@ -35,13 +35,13 @@ try:
         "config",
         None,
         "File with the configuration, one of configs/; --config.FIELD=VALUE sets a field, and configs/default.py "
-        "documents them all.",
+        "documents them all. To read a run, the file that registers its model or its loss, where one does.",
         lock_config=True,
     )
 except flags.CantOpenFlagFileError as error:  # which is read when the flag is defined
     sys.exit(f"--flagfile cannot be read: {error}")
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of this run's results, or of all runs of studies and sweeps; made if it does not exist."
+    "workdir", None, "Folder of the run, which training makes, or of all runs of studies and sweeps."
 )
 
 _COMPILATION_CACHE = flags.DEFINE_string(
@@ -50,7 +50,6 @@ _COMPILATION_CACHE = flags.DEFINE_string(
     "Folder that keeps compiled programs for later runs, or '' for none. By default $JAX_COMPILATION_CACHE_DIR or else "
     "adalfl_jax in $XDG_CACHE_HOME (~/.cache).",
 )
-UNREAD = {"train": "methods", "compare": "method"}  # by program, the field of the configuration it does not read
 SHARED = ("config", "workdir", "write", "compilation_cache")  # flags of several programs; --write is that of `page`
 
 
@@ -160,8 +159,9 @@ def parse_flags(arguments: list[str], *, unused: tuple[str, ...] = ()) -> list[s
     except Exception as error:  # whatever a user's configuration file raises while it is loaded
         _refuse_options(names, error)
         # Of an OSError the file comes last, behind where else it was looked for or that it was looked for before.
-        reason = re.split(r"\n|failure to load: ", str(error))[-1].strip() if isinstance(error, OSError) else error
-        _refuse_file(f"{type(error).__name__}: {reason}")
+        is_of_file = isinstance(error, OSError)
+        reason = re.split(r"\n|failure to load: ", str(error))[-1].strip() if is_of_file else error
+        _refuse_file(f"{reason}" if is_of_file else f"{type(error).__name__}: {reason}")
     for name in names:
         is_tuple = name.startswith("config.") and isinstance(flags.FLAGS[name], flags.MultiFlag)  # which adds them up
         if is_tuple and names.count(name) > 1:

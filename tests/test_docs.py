@@ -111,10 +111,18 @@ def blocks_of_a_run(folder):
     return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
 
 
+def test_a_loop_of_ones_own_goes_on_from_a_checkpoint_as_the_docs_say(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    *_, own_loop = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "workdir.md").read_text(), flags=re.DOTALL)
+    names = {}
+    exec(own_loop, names)  # noqa: S102, the code is ours
+    chex.assert_trees_all_equal(tuple(names["again"]), (names["theta"], names["phi"]))
+
+
 @pytest.mark.usefixtures("without_figures")
 def test_a_trained_model_predicts_in_the_units_of_its_target_as_the_docs_say(tmp_path):
     train(tiny_config(DIABETES), tmp_path / "run")
-    of_raw_rows, of_splits = blocks_of_a_run(tmp_path / "run")
+    of_raw_rows, of_splits, _ = blocks_of_a_run(tmp_path / "run")
     names = {}
     exec(of_raw_rows, names)  # noqa: S102, the code is ours
     raw = sklearn.datasets.load_diabetes(scaled=False)

@@ -52,6 +52,7 @@ def make_state(loss=LOSS, inner=INNER, outer=OUTER):
         ({"outer_every": "2"}, r"outer_every must be a whole number of at least 1; got '2'"),
         ({"pipelined": "no"}, r"pipelined must be True or False; got 'no'"),
         ({"meta_batch_fraction": True}, r"meta_batch_fraction must be a number in \(0, 1\].*got True"),
+        ({"apply_fn": list(range(1000))}, r"apply_fn must be a function; got \[0, 1, 2, 3, 4, 5, \.\.\.\]$"),
     ],
 )
 def test_what_no_step_can_be_made_of_is_refused(changes, message):
@@ -190,6 +191,35 @@ def test_a_loss_that_reads_progress_is_given_it():
         adalfl_jax.make_task_step(apply_fn, loss, INNER)(theta, BATCH.inner)
 
 
+@pytest.mark.parametrize("progress", [50, -0.1, float("nan")])
+def test_a_progress_that_is_no_share_is_refused_outside_of_a_trace(progress):
+    loss = adalfl_jax.LossNetwork(use_progress=True)
+    step = make_step(learned_loss_fn=loss.apply)
+    theta, phi = make_state(loss)
+    with pytest.raises(ValueError, match=r"progress must be the share of training .*, t / T in \[0, 1\]; got"):
+        step(theta, phi, BATCH._replace(progress=progress))
+
+
+def test_outputs_of_numpy_in_64_bits_are_taken_without_a_warning(recwarn):
+    loss = adalfl_jax.FrozenLoss(LOSS, LOSS.init(jax.random.key(0)))
+    assert loss(np.array([0, 1]), np.zeros((2, 3))).dtype == jnp.float32
+    assert loss(np.eye(3)[:2], np.zeros((2, 3))).dtype == jnp.float32
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"draw_batch": lambda: BATCH}, r"draw_batch is called as draw_batch\(source\), and takes \(\)"),
+        ({"init_fn": lambda: None}, r"init_fn is called as init_fn\(rng_key\), and takes \(\)"),
+    ],
+)
+def test_functions_of_the_offline_phase_are_told_how_they_are_called(changes, message):
+    given = {"init_fn": lambda rng_key: (jnp.ones((5, 3)), ()), **changes}
+    with pytest.raises(ValueError, match=message):
+        adalfl_jax.make_offline_step(make_step(), inner_optimizer=INNER, **given)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -259,6 +289,10 @@ def test_a_batch_that_no_step_can_take_is_refused(options, batch, message):
     ("state", "message"),
     [
         (make_state(inner=optax.adam(0.1)), r"theta.opt_state is not that of the step's inner_optimizer.*Theta.create"),
+        (
+            make_state(inner=optax.sgd(0.1, momentum=0.9)),
+            r"Expected \(EmptyState, EmptyState\); got \(TraceState, EmptyState\)$",
+        ),
         (make_state(outer=INNER), r"phi.opt_state is not that of the step's outer_optimizer.*Phi.create"),
         (make_state(adalfl_jax.LossNetwork((4, 4))), r"phi is not of LossNetwork\(hidden_sizes=\(4,\).*got {'layer_0'"),
         (make_state(adalfl_jax.LossNetwork((6,))), r"phi is not of LossNetwork.*\(2, 4\).*got.*\(2, 6\)"),

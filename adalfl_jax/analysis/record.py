@@ -12,6 +12,7 @@ import numpy as np
 TRAINED_ON = (
     "* measured on examples that the method trains on, and so no guide; outer.split_fraction below 1 holds some out"
 )
+UNREAD = {"train": "methods", "compare": "method"}  # by program, the field of the configuration it does not read
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import jinja2
 
 from adalfl_jax.analysis.figures import is_error_rate
-from adalfl_jax.analysis.record import TRAINED_ON, RunRecord, flatten
+from adalfl_jax.analysis.record import TRAINED_ON, UNREAD, RunRecord, flatten
 
 _CAPTIONS = {
     "learning_curves": (
@@ -46,6 +46,7 @@ def render_report(record: RunRecord, figures: Mapping[str, Path]) -> str:
     )
     best = min((info["test"]["mean"] for info in record.summary["methods"].values()), default=None)
     is_rate = is_error_rate(record.summary["metric"])
+    unread = UNREAD.get(record.config.get("command", ""))
     return environment.get_template("report.html.jinja").render(
         summary=record.summary,
         metric=record.summary["metric"].replace("_", " "),
@@ -54,7 +55,7 @@ def render_report(record: RunRecord, figures: Mapping[str, Path]) -> str:
         best=best,
         trained_on=TRAINED_ON,
         pictures=[(*_CAPTIONS[name], _embed(figure)) for name, figure in figures.items()],
-        settings=flatten(record.config).items(),
+        settings=flatten({name: value for name, value in record.config.items() if name != unread}).items(),
     )
 
 

@@ -59,6 +59,10 @@ class Dataset:
     has_own_valid: bool = False  # whether the data bring their validation split, so that none was cut off the examples
     content: str = ""  # digits that any change of the raw examples, or of the splits they are in, changes
 
+    def __repr__(self) -> str:
+        shapes = (f"{split}: {getattr(self, split).inputs.shape}" for split in ("train", "valid", "test"))
+        return f"Dataset({self.name!r}, inputs of {', '.join(shapes)}, num_outputs={self.num_outputs})"
+
     def __post_init__(self) -> None:
         for split in ("train", "valid", "test"):
             where, batch = f"dataset {self.name!r}, split {split!r}", getattr(self, split)

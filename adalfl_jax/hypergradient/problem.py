@@ -12,6 +12,7 @@ from jax.core import ShapedArray
 from jax.extend import core
 
 from adalfl_jax import learned_losses
+from adalfl_jax.arguments import shorten
 from adalfl_jax.axes import mean_over, own_copy
 from adalfl_jax.hypergradient.update import differentiable_update
 from adalfl_jax.types import ApplyFn, Batch, BilevelBatch, LearnedLossFn, LossFn, PyTree, Theta
@@ -191,7 +192,7 @@ def num_inner_steps(batch: BilevelBatch) -> int | None:
     if len(ranks[0]) != len(ranks[1]) or extra_axes not in ({0}, {1}):
         raise ValueError(
             "batch.inner inputs must be shaped like batch.outer inputs, or have one leading axis K more; got "
-            f"inner {inner[0]} and outer {outer[0]}"
+            f"inner {shorten(inner[0])} and outer {shorten(outer[0])}"
         )
     (num_extra,) = extra_axes
     leading = {}
@@ -201,7 +202,7 @@ def num_inner_steps(batch: BilevelBatch) -> int | None:
             letters = "[K, B]" if axes == 2 else "[B]"
             raise ValueError(
                 f"batch.{name}: inputs and targets must share their leading axes {letters}; got inputs "
-                f"{shapes[0]} and targets {shapes[1]}"
+                f"{shorten(shapes[0])} and targets {shorten(shapes[1])}"
             )
     if 0 in leading["inner"] + leading["outer"]:
         raise ValueError(f"batches are empty; got inner {inner[0]} and outer {outer[0]}")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
+from jax.core import Tracer
 
 from adalfl_jax.arguments import shorten
 from adalfl_jax.types import LearnedLoss
@@ -79,11 +80,15 @@ def at_progress(loss_fn: Loss, progress: jax.Array | float | None) -> Loss:
 
 
 def require_progress(loss_fn: Callable[..., Any], progress: jax.Array | float | None) -> None:
-    """Raises ValueError where a loss declares a progress without a default, and there is none."""
-    if progress is None and declares(loss_fn, "progress"):
+    """Raises ValueError where a loss reads a progress and there is none, without a default, or one not in [0, 1]."""
+    if not declares(loss_fn, "progress"):
+        return
+    if progress is None:
         declared = inspect.signature(loss_fn, follow_wrapped=False).parameters.get("progress")
         if declared is not None and declared.default is inspect.Parameter.empty:
             raise ValueError(
                 "the loss reads `progress`, the share of training that is done: give it, to a bilevel step as "
                 "BilevelBatch.progress, or the loss a default for it; got None"
             )
+    elif not isinstance(progress, Tracer) and not 0 <= (share := float(progress)) <= 1:
+        raise ValueError(f"progress must be the share of training that is done, t / T in [0, 1]; got {share}")

@@ -45,6 +45,9 @@ class FrozenLoss:
     params: PyTree
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"FrozenLoss({self.loss!r}, params of {jax.tree.map(jnp.shape, self.params)})"
+
     def __call__(
         self, targets: jax.Array, outputs: jax.Array, *, progress: jax.Array | float | None = None
     ) -> jax.Array:

@@ -127,11 +127,12 @@ def init_training(
         return RunState(theta, phi, factor)
     batch = batch_shapes(setup)
 
-    def one_seed(theta: Theta, phi: Phi, learning_rate: jax.Array) -> Phi | None:  # traced, as in the steps to come
-        step = make_online_bilevel_step(setup, make_inner_optimizer(config, learning_rate))
+    def one_seed(theta: Theta, phi: Phi, factor: jax.Array | None, learning_rate: jax.Array) -> Phi | None:
+        # Rate and factor are traced, as in the steps to come: what a step remembers depends on it.
+        step = make_online_bilevel_step(setup, make_inner_optimizer(config, learning_rate, factor))
         return divided(setup, RunState(None, prime(step, theta, phi, batch))).phi
 
-    phi = jax.jit(over_seeds(setup.mesh, one_seed, (0, 0, None)))(theta, phi, config.inner.learning_rate)
+    phi = jax.jit(over_seeds(setup.mesh, one_seed, (0, 0, 0, None)))(theta, phi, factor, config.inner.learning_rate)
     return RunState(theta, phi, factor)
 
 

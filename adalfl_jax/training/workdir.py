@@ -112,7 +112,7 @@ def read_config(workdir: Path) -> tuple[str, TrainConfig]:
         if isinstance(name, str) and name not in known:
             raise WorkdirError(
                 f"{workdir} holds a run of the {kind} {name!r}, which is not known here; register it first "
-                f"({register}), or give --config=FILE, the file that does"
+                f"({register}), or give --config=FILE, the file that does, with the settings of the run"
             )
     with reading(workdir / CONFIG):
         return settings.pop("command"), TrainConfig.from_mapping(settings)

@@ -21,12 +21,12 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
-from adalfl_jax.analysis.record import flatten
+from adalfl_jax.analysis.record import UNREAD, flatten
 from adalfl_jax.training import ConfigError
 from adalfl_jax.training.files import find_folder
 from adalfl_jax.training.machine import num_cores
 from adalfl_jax.training.workdir import require_own
-from experiments.launch import CONFIG, UNREAD, WORKDIR, parse_flags, told_in_a_line
+from experiments.launch import CONFIG, WORKDIR, parse_flags, told_in_a_line
 from experiments.sweep.grid import Point, literal, make_points, parse_grid
 from experiments.sweep.jobs import FAILED, TrainingJob, run_jobs
 from experiments.sweep.table import TABLE, begun_table, make_rows, require_whole_table, results_table, write_table

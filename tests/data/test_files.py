@@ -227,6 +227,7 @@ def test_a_number_of_classes_that_is_none_is_refused(value, file):
             "; bring more examples of each class, a validation split of your own, or another valid_fraction or valid_",
         ),
         ({"targets": np.zeros(60, int)}, "a classification has two classes or more, and all labels here are of one"),
+        ({"num_classes": 1}, "two classes or more, and num_classes is 1; two classes have labels 0 and 1"),
         ({"targets": LABELS * 30}, "with 60 examples the largest is 60; number classes with np.unique("),
         ({"test_inputs": TABLE, "test_targets": LABELS + 1}, "; if there are more classes, say how many with num_cla"),
         ({"targets": LABELS[:, None]}, "got shape (60, 1) with values from 0 to 2; targets[:, 0] is one column"),

@@ -215,7 +215,7 @@ def test_a_program_that_takes_no_fields_may_take_a_file_that_registers_a_model(m
         ("--config=runs/one/config.json", r"^ConfigError: .* is what a run was made with; .*configs/run\.py:FOLDER"),
         (
             "--config=configs/run.py:nowhere",
-            r"cannot be loaded: OSError: nowhere holds no run: it has no config",
+            r"cannot be loaded: nowhere holds no run: it has no config",
         ),
         ("--config.inner=0.1", r"^ConfigError: 'inner' is a section .* its fields are inner\.learning_rate, inner\.f"),
         (
@@ -372,7 +372,7 @@ NO_FILE = "; it must be a file with a get_config() that returns a ConfigDict, as
         ("def get_config(name): raise ValueError(f'no size {name}')", "ValueError: no size large"),
         ("def get_config(name): raise KeyError(name)", "KeyError: 'large'"),
         ("def get_config(name):\n  raise ValueError('no size\\n  ' + name)", "ValueError: no size   large"),
-        (None, f"OSError: [Errno 2] No such file or directory: '{{}}'{NO_FILE}"),
+        (None, f"[Errno 2] No such file or directory: '{{}}'{NO_FILE}"),
     ],
     ids=["no_argument", "no_config", "value", "key", "several_lines", "no_file"],
 )

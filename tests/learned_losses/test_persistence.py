@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 import pickle
+import re
 
 import chex
 import jax
@@ -210,6 +211,12 @@ def test_what_cannot_be_kept_is_refused_and_the_old_file_stays(saved, loss, para
     with pytest.raises(ValueError, match=message):
         adalfl_jax.save_learned_loss(saved, loss, params, metadata)
     assert saved.read_bytes() == before
+
+
+def test_a_loss_that_was_loaded_is_written_in_a_line(saved):
+    shown = repr(adalfl_jax.load_learned_loss(saved))
+    assert re.match(r"FrozenLoss\(LossNetwork\(.*\), params of \{'layer_0': .*\}\)$", shown)
+    assert len(shown) < 500
 
 
 def test_two_may_save_to_one_path_at_once(saved):

@@ -77,6 +77,21 @@ def test_the_length_of_the_first_step_changes_the_rate_of_each_seed_and_nothing_
 
 
 @pytest.mark.usefixtures("without_figures")
+@pytest.mark.parametrize("further", [{}, {"inner.momentum": 0.9, "inner.weight_decay": 0.01}])
+@pytest.mark.parametrize(
+    "remembering", [{"outer.pipelined": True}, {"hypergradient": "truncated", "estimator.window": 2}], ids=str
+)
+def test_what_a_step_remembers_is_what_the_first_was_made_for(remembering, further):
+    config = tiny_config({"inner.first_step_rate": 0.2, "offline.num_steps": 0, **remembering, **further})
+    setup, keys = make_setup(config), make_seed_keys(config.seeds)
+    state, program = init_training(setup, "adalfl", keys), make_training_program(setup, "adalfl")
+
+    def advance(state):
+        return program.advance(state, keys, splits_of(setup), config.inner.learning_rate, 0, num_steps=2)[0]
+
+    chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(advance, state).phi.carry, state.phi.carry)
+
+
 def test_a_loss_that_is_flat_keeps_its_rate(adjusted, tmp_path):
     start, _, folder, _ = adjusted
     saved = load_learned_loss(folder / "source" / "learned_loss.safetensors")
