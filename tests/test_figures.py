@@ -385,21 +385,26 @@ def test_the_pages_say_what_the_clean_set_is_worth_at_the_end(problem, arm, nois
         assert re.search(rf"(?<![\d.]){error}(?!\d)", line)
 
 
+LENET5 = ("MNIST, LeNet-5, 40 % wrong labels", "Fashion-MNIST, LeNet-5, 40 % wrong labels")
+MLP = ("MNIST, MLP 784-256-10, 40 % wrong labels", "MNIST, MLP 784-256-10, 40 % of labels moved to the next class")
+
+
 @pytest.mark.parametrize(
-    "arm", ["Meta-Weight-Net", "Learning to Reweight", "Learning to Reweight, decayed", "AdaLFL, untuned"]
+    ("problems", "arm"),
+    [
+        (LENET5, "Meta-Weight-Net"),
+        (LENET5, "Meta-Weight-Net, decayed"),
+        (LENET5, "Learning to Reweight"),
+        (LENET5, "Learning to Reweight, decayed"),
+        (LENET5, "AdaLFL, untuned"),
+        (MLP, "Meta-Weight-Net, decayed"),
+        (MLP, "AdaLFL, untuned"),
+    ],
 )
-def test_the_page_says_what_rivals_that_weigh_examples_reach_with_lenet5(arm):
-    (section,) = re.findall(r"^\*\*Rivals that weigh examples\*\* .*?\n\n", RESULTS, re.DOTALL | re.MULTILINE)
-    errors = [
-        figure(
-            "noisy_labels",
-            f"{problem}, LeNet-5, 40 % wrong labels: learned weights of examples",
-            arm,
-            ERROR,
-            page=MORE_RESULTS,
-        )
-        for problem in ("MNIST", "Fashion-MNIST")
-    ]
+def test_the_page_says_what_rivals_that_weigh_examples_reach(problems, arm):
+    (section,) = re.findall(r"\*\*Rivals that weigh examples\*\* .*?\n\n", RESULTS, re.DOTALL)
+    tables = [f"{problem}, learned weights of examples" for problem in problems]
+    errors = [figure("weighting", table, arm, ERROR, page=MORE_RESULTS) for table in tables]
     assert f"{' and '.join(errors)} %" in " ".join(section.split())
 
 

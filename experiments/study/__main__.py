@@ -15,6 +15,7 @@ Studies:
   text            the next character of English text, which the paper did not try
   thrift          what a cheaper meta-gradient costs in accuracy
   transfer        a loss learned on other data or for another model, as it is and learned further
+  weighting       Meta-Weight-Net and Learning to Reweight, decayed, as rivals of noisy_labels
 
 With `--jobs=N` as many processes share the runs and the cores, or a GPU. The same command on another machine, on the
 same folder, shares them too, where its file system has locks.

@@ -6,7 +6,7 @@ The clean set is what arms are tuned by and, where they train on it, their outer
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -196,14 +196,18 @@ SMALL_START = "adalfl_pytorch"  # an arm: small weights, which leave the tanh of
 DECAYED = ("fine_tuned_decayed", "reweighting_decayed")
 SYMMETRIC_AHEAD = ("20", "40", "60")  # noise, where the symmetric cross-entropy is the best rival
 ELSEWHERE = (BOUND, *REGULATED, SMALL_START)  # arms of other comparisons than these
-HEADLINES = ("mnist_mlp_40", "mnist_mlp_pair_40")  # of all other arms
 VARIANTS = (BOUND, "symmetric_decayed", "adalfl_cross_entropy", "adalfl_symmetric", "adalfl_tuned", *REGULATED)
 FIXED = ("decayed", "fine_tuned", "generalized", "symmetric_decayed", "symmetric_fine_tuned")
 KEY_ARMS = (*FIXED, *DECAYED, "meta_weight_net", "reweighting")  # rivals everywhere else: one or two of every kind
 LEARNED = ("ml3", "adalfl_cross_entropy", "adalfl_symmetric", "adalfl_tuned", *REGULATED, SMALL_START, "adalfl")
 RIVALS = tuple(arm.name for arm in ARMS if arm.name not in (BOUND, *LEARNED))  # all that were made by hand
-WEIGHTING = ("meta_weight_net", "reweighting", "reweighting_decayed")
 LENET5_ARMS = (*FIXED, "fine_tuned_decayed")
+ALL_ARMS = tuple(arm.name for arm in ARMS if arm.name not in ELSEWHERE)
+MORE_ARMS = {  # problem and noise -> arms, where they are others than KEY_ARMS and LENET5_ARMS
+    ("mnist_mlp", "40"): ALL_ARMS,
+    ("mnist_mlp", "pair_40"): ALL_ARMS,
+    ("mnist_lenet5", "40"): (*LENET5_ARMS, SMALL_START),
+}
 TOO_SHORT = ("mnist_lenet5", "80")  # where AdaLFL still learns when 2,000 steps are over
 AHEAD = ("fine_tuned", "symmetric_decayed", "symmetric_fine_tuned")  # there; mostly the best where labels are wrong
 # Learned losses, each beside a rival that trains on the loss it starts from; the best rival beside the bound.
@@ -217,29 +221,46 @@ PAIRS = (
 def comparisons() -> list[Comparison]:
     """Every noise; at 40 % also first steps and, with the MLP, forms of AdaLFL and fewer clean labels.
 
-    The rivals that weigh examples, whose steps cost as much as AdaLFL's, LeNet-5 has at 40 % alone; with 80 % wrong it
-    is trained for longer too.
+    LeNet-5 has no rivals that weigh examples here, which `weighting` has; with 80 % wrong it is trained for longer too.
     """
     made = []
     for problem, (title, overrides) in PROBLEMS.items():
+        compare = functools.partial(_compare, problem, title, overrides)
         is_lenet5 = overrides["model.name"] == "lenet5"
         for noise, corruption in (NOISE if is_lenet5 else NOISE | RARE_CLASSES).items():
-            shown = f"{title}, {show_noise(noise)}"
-            made.append(_comparison(f"{problem}_{noise}", shown, {**overrides, **corruption}))
-        name, shown, wrong = f"{problem}_40", f"{title}, 40 % wrong labels", {**overrides, **NOISE["40"]}
-        made.append(_first_step(f"{name}_first_step", shown, wrong))
+            arms = MORE_ARMS.get((problem, noise), LENET5_ARMS if is_lenet5 else KEY_ARMS)
+            made.append(compare(noise, show_noise(noise), corruption, arms))
+        wrong, start = NOISE["40"], OTHER_START[overrides["model.name"]]
+        from_there = {**wrong, "model.initialization": start}
+        shown = f"40 % wrong labels, starting from {start}"
+        made.append(compare("40_first_step", shown, from_there, [arm.name for arm in FIRST_STEPS]))
         if is_lenet5:
-            made.append(_weighting(f"{name}_weighting", f"{shown}: learned weights of examples", wrong))
             continue
-        made.append(_comparison(f"{name}_variants", f"{shown}: forms of AdaLFL", wrong))
+        made.append(compare("40_variants", "40 % wrong labels: forms of AdaLFL", wrong, VARIANTS))
         for noise in SYMMETRIC_AHEAD:
-            shown_too = f"{title}, {noise} % wrong labels: a robust loss learned further"
-            made.append(_further(f"{problem}_{noise}_further", shown_too, {**overrides, **NOISE[noise]}))
+            shown = f"{noise} % wrong labels: a robust loss learned further"
+            further = compare(f"{noise}_further", shown, NOISE[noise], (BOUND, "symmetric_decayed", FURTHER.name))
+            made.append(further._replace(reference=FURTHER.name, pairs=(), num_tuning_seeds=MANY_FOR_TUNING))
         for size in (100, 300):
             batch_size = min(SETTING["batch_size"], size // 2)  # half of the clean set is held out for tuning
+            shown = f"40 % wrong labels, {size} clean ones, batches of {batch_size}"
             fewer = {**wrong, "dataset.valid_examples": size, "batch_size": batch_size}
-            made.append(_comparison(f"{name}_of_{size}", f"{shown}, {size} clean ones, batches of {batch_size}", fewer))
-    return [*made, _longer(*TOO_SHORT)]
+            made.append(compare(f"40_of_{size}", shown, fewer, KEY_ARMS))
+    problem, noise = TOO_SHORT
+    num_steps = SETTING["num_steps"]
+    longer = {**NOISE[noise], "num_steps": num_steps}
+    shown = f"{show_noise(noise)}, {num_steps:,} steps"
+    return [*made, _compare(problem, *PROBLEMS[problem], f"{noise}_longer", shown, longer, AHEAD)]
+
+
+def _compare(
+    problem: str, title: str, overrides: Overrides, name: str, shown: str, further: Overrides, arms: Iterable[str]
+) -> Comparison:
+    """AdaLFL, untuned, with some of all arms on a problem in some setting."""
+    config = {**SETTING, **overrides, **further}
+    known = (*FIRST_STEPS, *ARMS, FURTHER)
+    whole = Comparison(f"{problem}_{name}", f"{title}, {shown}", "default", config, known, UNTUNED.name, PAIRS)
+    return whole.select(arms)
 
 
 def show_noise(noise: str) -> str:
@@ -255,43 +276,6 @@ def contests_by_noise(
     noises = {f"{noise}{suffix}": show_noise(noise) for noise in NOISE}
     contests = find_contests(problems, noises, rivals, known)
     return contests, [contest for contest in contests if contest.noise != SHOWN["clean"]]
-
-
-def _comparison(name: str, title: str, overrides: Overrides) -> Comparison:
-    config = {**SETTING, **overrides}
-    whole = Comparison(name, title, "default", config, ARMS, reference="adalfl", pairs=PAIRS)
-    if name in HEADLINES:
-        return whole.select(arm.name for arm in ARMS if arm.name not in ELSEWHERE)
-    if name.endswith("_variants"):
-        return whole.select(VARIANTS)
-    if config["model.name"] == "lenet5":
-        return whole.select((*LENET5_ARMS, SMALL_START) if name == "mnist_lenet5_40" else LENET5_ARMS)
-    return whole.select(KEY_ARMS)
-
-
-def _first_step(name: str, shown: str, overrides: Overrides) -> Comparison:
-    start = OTHER_START[overrides["model.name"]]
-    config = {**SETTING, **overrides, "model.initialization": start}
-    return Comparison(name, f"{shown}, starting from {start}", "default", config, (*FIRST_STEPS, UNTUNED), "adalfl")
-
-
-def _longer(problem: str, noise: str) -> Comparison:
-    title, overrides = PROBLEMS[problem]
-    num_steps = SETTING["num_steps"]
-    config = {**SETTING, **overrides, **NOISE[noise], "num_steps": num_steps}
-    shown = f"{title}, {noise} % wrong labels, {num_steps:,} steps"
-    whole = Comparison(f"{problem}_{noise}_longer", shown, "default", config, ARMS, reference="adalfl")
-    return whole.select(AHEAD)
-
-
-def _weighting(name: str, shown: str, overrides: Overrides) -> Comparison:
-    whole = Comparison(name, shown, "default", {**SETTING, **overrides}, ARMS, reference="adalfl")
-    return whole.select(WEIGHTING)
-
-
-def _further(name: str, shown: str, overrides: Overrides) -> Comparison:
-    whole = Comparison(name, shown, "default", {**SETTING, **overrides}, (*ARMS, FURTHER), reference=FURTHER.name)
-    return whole.select((BOUND, "symmetric_decayed", "adalfl"))._replace(num_tuning_seeds=MANY_FOR_TUNING)
 
 
 def measure(numbers: Mapping[str, Any], workdir: Path) -> dict[str, Any]:

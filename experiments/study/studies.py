@@ -18,6 +18,7 @@ from experiments.study import (
     text,
     thrift,
     transfer,
+    weighting,
 )
 from experiments.study.arms import Comparison
 from experiments.study.tables import Part, comparison_parts
@@ -43,4 +44,5 @@ STUDIES = {
     "text": Study(text.comparisons),
     "thrift": Study(thrift.comparisons),
     "transfer": Study(transfer.comparisons, transfer.parts),
+    "weighting": Study(weighting.comparisons, weighting.parts),
 }
