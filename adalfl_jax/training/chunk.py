@@ -101,8 +101,7 @@ def require_finite(
 def _remedy(config: TrainConfig, method: str, phase: str, metric: str, first_step: int) -> str:
     """Which settings may help: those of how far theta and phi move, first of the one that is more likely at fault.
 
-    Both are named: the meta-gradient is squared for its norm, which overflows before the losses do, whichever of the
-    two went too far.
+    Both are named: whichever of the two goes too far takes the other with it.
     """
     inner, is_offline = config.inner, phase == "offline"
     of_theta = ["tuning.learning_rates" if method == "tuned_task_loss" else "inner.learning_rate"]
