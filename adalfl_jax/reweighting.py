@@ -12,6 +12,7 @@ import optax
 from adalfl_jax.arguments import require_functions
 from adalfl_jax.hypergradient import BilevelProblem, descend, make_estimator
 from adalfl_jax.hypergradient.problem import inner_and_outer_keys, num_inner_steps
+from adalfl_jax.norms import power_of_two
 from adalfl_jax.types import ApplyFn, BilevelBatch, LossFn, PyTree, Theta
 from adalfl_jax.validation import (
     require_bilevel_batch,
@@ -136,7 +137,6 @@ def make_reweighting_step(
 
 def _normalize(weights: jax.Array) -> jax.Array:
     """Weights that add up to 1, or stay 0."""
-    largest = weights.max()  # in units of which their sum does not overflow
-    weights = weights / jnp.where(largest > 0, largest, 1)
+    weights = weights / power_of_two(weights.max(initial=0.0))  # in units of which their sum does not overflow
     total = weights.sum()
     return weights / jnp.where(total > 0, total, 1)

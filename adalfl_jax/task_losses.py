@@ -100,8 +100,10 @@ def example_cross_entropy(targets: jax.Array, outputs: jax.Array) -> jax.Array:
         losses = optax.softmax_cross_entropy_with_integer_labels(outputs, targets)
         return losses * jnp.where(_has_class(targets, outputs), 1, jnp.nan).astype(losses.dtype)  # and its gradient
     targets = within(targets.astype(outputs.dtype), math.inf)
+    log_probabilities = jax.nn.log_softmax(outputs)
     # Unlike optax's: a class without a share that cannot be, of a logit of -inf, costs nothing, and not 0 * inf.
-    return -(targets * jnp.where(targets == 0, 0, jax.nn.log_softmax(outputs))).sum(axis=-1)
+    is_out = (targets == 0) & jnp.isneginf(log_probabilities)
+    return -(targets * jnp.where(is_out, 0, log_probabilities)).sum(axis=-1)
 
 
 def within(targets: jax.Array, most: float, hint: str = "") -> jax.Array:

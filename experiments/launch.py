@@ -35,13 +35,15 @@ try:
         "config",
         None,
         "File with the configuration, one of configs/; --config.FIELD=VALUE sets a field, and configs/default.py "
-        "documents them all. To read a run, the file that registers its model or its loss, where one does.",
+        "documents them all.",
         lock_config=True,
     )
 except flags.CantOpenFlagFileError as error:  # which is read when the flag is defined
     sys.exit(f"--flagfile cannot be read: {error}")
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run, which training makes, or of all runs of studies and sweeps."
+    "workdir",
+    None,
+    "Folder of the run, or of all runs of studies and sweeps; what trains makes it if it does not exist.",
 )
 
 _COMPILATION_CACHE = flags.DEFINE_string(
@@ -161,7 +163,7 @@ def parse_flags(arguments: list[str], *, unused: tuple[str, ...] = ()) -> list[s
         # Of an OSError the file comes last, behind where else it was looked for or that it was looked for before.
         is_of_file = isinstance(error, OSError)
         reason = re.split(r"\n|failure to load: ", str(error))[-1].strip() if is_of_file else error
-        _refuse_file(f"{reason}" if is_of_file else f"{type(error).__name__}: {reason}")
+        _refuse_file(f"{reason}" if is_of_file and reason else f"{type(error).__name__}: {reason}")
     for name in names:
         is_tuple = name.startswith("config.") and isinstance(flags.FLAGS[name], flags.MultiFlag)  # which adds them up
         if is_tuple and names.count(name) > 1:

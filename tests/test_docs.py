@@ -114,9 +114,13 @@ def blocks_of_a_run(folder):
 def test_a_loop_of_ones_own_goes_on_from_a_checkpoint_as_the_docs_say(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     *_, own_loop = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "workdir.md").read_text(), flags=re.DOTALL)
-    names = {}
-    exec(own_loop, names)  # noqa: S102, the code is ours
-    chex.assert_trees_all_equal(tuple(names["again"]), (names["theta"], names["phi"]))
+    ends = []
+    for num_steps, folder in ((20, "whole"), (10, "parts"), (20, "parts")):
+        names, cut_off = {}, own_loop.replace("num_steps = 20", f"num_steps = {num_steps}")
+        exec(cut_off.replace('"checkpoints"', f'"{folder}"'), names)  # noqa: S102, the code is ours
+        ends.append((names["theta"], names["phi"]))
+    assert names["done"] == 10
+    chex.assert_trees_all_equal(ends[2], ends[0])
 
 
 @pytest.mark.usefixtures("without_figures")

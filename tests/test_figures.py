@@ -398,6 +398,7 @@ MLP = ("MNIST, MLP 784-256-10, 40 % wrong labels", "MNIST, MLP 784-256-10, 40 % 
         (LENET5, "Learning to Reweight, decayed"),
         (LENET5, "AdaLFL, untuned"),
         (MLP, "Meta-Weight-Net, decayed"),
+        (MLP, "Learning to Reweight, decayed"),
         (MLP, "AdaLFL, untuned"),
     ],
 )

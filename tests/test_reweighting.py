@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import adalfl_jax
+from adalfl_jax.reweighting import _normalize
 from adalfl_jax.task_losses import example_cross_entropy, softmax_cross_entropy
 from tests.problems import BATCH_SIZE, OPTIMIZERS, make_batch, make_model, make_problem
 
@@ -136,6 +137,14 @@ def test_of_many_examples_that_help_alike_none_weighs_nothing():
     _, metrics = binary_step([1] * 500, [1, 1])
     assert metrics.zero_share == 0
     np.testing.assert_allclose(metrics.effective_size, 500, rtol=1e-4)
+
+
+@pytest.mark.parametrize("run", [lambda function: function, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize("largest", [1e-37, 1.0, 8e37, 3e38])
+def test_weights_of_any_size_add_up_to_one(largest, run):
+    weights = run(_normalize)(largest * jnp.array([1.0, 1.0, 0.5, 0.0]))
+    np.testing.assert_allclose(weights, [0.4, 0.4, 0.2, 0.0], rtol=1e-6)
+    assert run(_normalize)(jnp.zeros(0)).shape == (0,)
 
 
 @pytest.mark.parametrize("scale", [1e-10, 1e19])

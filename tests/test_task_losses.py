@@ -176,6 +176,16 @@ def test_a_class_that_is_ruled_out_costs_a_distribution_without_a_share_of_it_no
     chex.assert_trees_all_close(*found, rtol=1e-6)
 
 
+def test_targets_of_zero_may_be_learned_too():
+    """A share that is 0 has the derivative -log p, and one of a class that is ruled out none."""
+    outputs = jnp.array([[1.0, 2.0, 3.0, -jnp.inf]])
+    targets = jnp.array([[0.0, 1.0, 0.0, 0.0]]) + 1e-6  # within the bounds, at which the derivative of a clip is halved
+    found = jax.grad(TASK_LOSSES["softmax_cross_entropy"])(targets.at[0, 3].set(0.0), outputs)
+    expected = -jax.nn.log_softmax(outputs)[0, :3]
+    np.testing.assert_allclose(found[0, :3], expected, rtol=1e-5)
+    assert np.isfinite(found).all()
+
+
 @pytest.mark.parametrize("delta", [0.0, -1.0, None])
 def test_a_huber_loss_has_a_width(delta):
     with pytest.raises(ValueError, match=f"delta must be a number above 0; got {delta}"):

@@ -47,7 +47,9 @@ def clean(where: str, inputs: np.ndarray, targets: np.ndarray, examples: Example
     if np.issubdtype(targets.dtype, np.floating) and (targets != np.round(targets)).any():
         raise DatasetError(f"{where}: labels must be whole numbers; got {targets.dtype} values")
     if examples.num_classes == 1:
-        found = "num_classes is 1; two classes have labels 0 and 1" if targets.max() else "all labels here are of one"
+        found = (
+            "num_classes is 1; two classes have labels 0 and 1" if targets.max() > 0 else "all labels here are of one"
+        )
         raise DatasetError(f"{where}: a classification has two classes or more, and {found}")
     _check_labels(where, targets, examples.num_classes)
     return inputs, targets.astype(np.int32)

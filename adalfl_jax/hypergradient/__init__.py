@@ -95,7 +95,7 @@ def estimator_name(estimator: Estimator) -> str:
     for name, known in ESTIMATORS.items():
         if known is estimator or (dataclasses.is_dataclass(known) and isinstance(estimator, type(known))):
             return name
-    return repr(estimator)
+    return getattr(estimator, "name", repr(estimator))
 
 
 __all__ = [

@@ -56,8 +56,9 @@ class Hypergradient(NamedTuple):
 class Estimator(Protocol):
     """The signature of every estimator. `carry` is the one returned by the step before, `()` at the start.
 
-    An estimator says what it cannot do with attributes that are True: `is_of_one_inner_step` (takes no leading axis K),
-    `takes_differences` (takes no numbers of 16 bits), `remembers` (has to see every step of theta).
+    Attributes that are True say what an estimator cannot do: `remembers`, of any, that it has to see every step of
+    theta; of those in `ESTIMATORS`, which configurations name, `is_of_one_inner_step` that it takes no leading axis K
+    and `takes_differences` that it takes no numbers of 16 bits.
     """
 
     def __call__(

@@ -32,9 +32,18 @@ def differentiable_update(
     @update.defjvp
     def update_jvp(primals, tangents):  # pyright: ignore[reportUnusedFunction]
         gradient, opt_state, params, *others = primals
-        moved = _away_from_zero(gradient), opt_state, _away_from_zero(params)
-        _, tangents_out = jax.jvp(plain_update, (*moved, *others), tangents)
-        return update(*primals), tangents_out
+        moved = _away_from_zero(gradient)
+
+        # By the rest at the parameters as they are: an optimiser may go by whether they are zero, as LARS does.
+        def of_rest(gradient: PyTree, opt_state: PyTree, *others: PyTree) -> PyTree:
+            return plain_update(gradient, opt_state, params, *others)
+
+        def of_params(params: PyTree) -> PyTree:
+            return plain_update(moved, opt_state, params, *others)
+
+        _, by_rest = jax.jvp(of_rest, (moved, opt_state, *others), (*tangents[:2], *tangents[3:]))
+        _, by_params = jax.jvp(of_params, (_away_from_zero(params),), (tangents[2],))
+        return update(*primals), jax.tree.map(_sum_of_tangents, by_rest, by_params)
 
     return update(gradient, opt_state, params, *closed_over)
 
@@ -59,6 +68,10 @@ def _explain(error: TypeError, which: str, given: str) -> None:
     said = str(error).splitlines()[0]
     if "required keyword-only" in said or "keyword argument 'value'" in said:
         raise ValueError(f"the {which} optimiser gets {given} and no more, unlike a line search; {said}") from error
+
+
+def _sum_of_tangents(one: jax.Array, other: jax.Array) -> jax.Array:
+    return one if one.dtype == jax.dtypes.float0 else one + other  # what is no float has none
 
 
 def _away_from_zero(tree: PyTree) -> PyTree:

@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax.core import Tracer
 
 from adalfl_jax.arguments import shorten
 from adalfl_jax.types import LearnedLoss
 
 Loss = TypeVar("Loss", bound=Callable[..., Any])
+
+ROUNDING = 1e-6  # of a share of training in float32
 
 
 def require_family(loss: LearnedLoss) -> None:
@@ -90,5 +93,13 @@ def require_progress(loss_fn: Callable[..., Any], progress: jax.Array | float | 
                 "the loss reads `progress`, the share of training that is done: give it, to a bilevel step as "
                 "BilevelBatch.progress, or the loss a default for it; got None"
             )
-    elif not isinstance(progress, Tracer) and not 0 <= (share := float(progress)) <= 1:
-        raise ValueError(f"progress must be the share of training that is done, t / T in [0, 1]; got {share}")
+    else:
+        require_share(progress)
+
+
+def require_share(progress: jax.Array | float) -> None:
+    """Raises ValueError for a progress that is not one number in [0, 1], but for rounding; a traced one may be any."""
+    if jnp.shape(progress) != ():
+        raise ValueError(f"progress must be one number, the share of training done; got {jax.typeof(progress)}")
+    if not isinstance(progress, Tracer) and not -ROUNDING <= float(progress) <= 1 + ROUNDING:
+        raise ValueError(f"progress must be the share of training that is done, t / T in [0, 1]; got {progress}")

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from adalfl_jax.arguments import is_count, is_number, require_flag, require_number
 from adalfl_jax.learned_losses.activations import ACTIVATIONS, smooth_leaky_relu
+from adalfl_jax.learned_losses.arguments import require_share
 from adalfl_jax.registry import require_known
 from adalfl_jax.task_losses import to_dense, within
 from adalfl_jax.types import LearnedLoss, PyTree
@@ -163,8 +164,7 @@ class LossNetwork:
                     "step BilevelBatch.progress, which a function around `apply` must declare and hand on "
                     "(functools.wraps); got None"
                 )
-            if jnp.shape(progress) != ():
-                raise ValueError(f"progress must be one number, the share of training done; got {jax.typeof(progress)}")
+            require_share(progress)
             inputs.append(jnp.full_like(predictions, progress))
         values = jnp.stack(inputs, axis=-1).reshape(-1, len(inputs))
         for layer, name in enumerate((*[self.activation] * len(self.hidden_sizes), self.output_activation)):

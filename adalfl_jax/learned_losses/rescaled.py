@@ -94,7 +94,10 @@ class RescaledLoss:
         *,
         progress: jax.Array | float | None = None,
     ) -> jax.Array:
-        """c M_phi, a scalar, of targets `[B]` or `[B, C]`, outputs `[B, C]` and, where M reads it, progress `[]`."""
+        """c M_phi, a scalar, of targets `[B]` or `[B, C]`, outputs `[B, C]` and, where M reads it, progress `[]`.
+
+        With a bound outputs of 16 bits are taken, and the loss is returned, in float32.
+        """
         require_progress(self.loss.apply, progress)
         loss_fn = functools.partial(at_progress(self.loss.apply, progress), phi_params, targets)
         if not self.is_bounded:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from adalfl_jax.hypergradient import DIFFERENCES, ESTIMATORS, ONE_STEP, REMEMBERING
 from adalfl_jax.registry import require_known
 from adalfl_jax.task_losses import METRICS, TASK_LOSSES
-from adalfl_jax.training.fields import Expected, Size, build, jsonable, require
+from adalfl_jax.training.fields import Expected, Size, build, jsonable, require, require_expected
 from adalfl_jax.training.sections import (
     AugmentationConfig,
     BaselineConfig,
@@ -89,6 +89,7 @@ class TrainConfig:
     hosts: HostsConfig
 
     def __post_init__(self) -> None:
+        require_expected(self)
         are_names = not any("," in name for name in self.methods)
         require("methods", self.methods, are_names, "a tuple of names, as in \"('task_loss', 'adalfl')\"")
         for name in (self.method, *self.methods):

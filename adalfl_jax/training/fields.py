@@ -18,7 +18,7 @@ _type_hints = functools.cache(functools.partial(typing.get_type_hints, include_e
 
 
 class Expected(NamedTuple):
-    """What a value must be beside of its type; `Annotated` says it of a field."""
+    """What a value must be besides its type, said of a field by `Annotated` and looked at by `require_expected`."""
 
     text: str
     holds: Callable[[Any], bool]
@@ -47,6 +47,14 @@ def require(field: str, value: Any, holds: bool, expected: str) -> None:
     """Raises ConfigError for a field that is not what is expected of it."""
     if not holds:
         raise ConfigError(f"config.{field} must be {expected}; got {value!r}")
+
+
+def require_expected(section: Any, name: str = "") -> None:
+    """Raises ConfigError for a field of a section, of this name, that is not what its annotation says."""
+    for field, hint in _type_hints(type(section)).items():
+        if typing.get_origin(hint) is Annotated:
+            wanted, value = typing.get_args(hint)[1], getattr(section, field)
+            require(f"{name}.{field}".lstrip("."), value, wanted.holds(value), wanted.text)
 
 
 def field_paths(cls: type) -> list[str]:
@@ -133,6 +141,7 @@ def build(cls: type, values: Any, where: str) -> Any:
 
 
 _EXPECTED = {int: "a whole number", float: "a finite number that float32 holds", str: "a string", bool: "True or False"}
+_SEVERAL = {int: "whole numbers", float: "finite numbers that float32 holds", str: "strings"}
 
 
 def _is_in_float32(value: float) -> bool:
@@ -150,16 +159,13 @@ def _coerce(hint: Any, value: Any, where: str, expected: str = "") -> Any:
     if dataclasses.is_dataclass(hint):
         return build(typing.cast(type, hint), value, where)
     if typing.get_origin(hint) is Annotated:
-        kind, wanted = typing.get_args(hint)
-        value = _coerce(kind, value, where)
-        if not wanted.holds(value):
-            raise ConfigError(f"{where} must be {wanted.text}; got {value!r}")
-        return value
+        kind, _ = typing.get_args(hint)
+        return _coerce(kind, value, where)
     if hint is Options:
         return _coerce_options(value, where)
     if typing.get_origin(hint) is tuple:
         item_hint = typing.get_args(hint)[0]
-        expected = f"a tuple of {_EXPECTED[item_hint].removeprefix('a ')}s"
+        expected = f"a tuple of {_SEVERAL[item_hint]}"
         if isinstance(value, list | tuple):
             return tuple(_coerce(item_hint, item, where, expected) for item in value)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool) and _is_in_float32(value):

@@ -20,7 +20,18 @@ from adalfl_jax.models import (
 )
 from adalfl_jax.registry import require_known
 from adalfl_jax.task_losses import FOR_LABELS, TASK_LOSSES
-from adalfl_jax.training.fields import Count, Expected, Fraction, NonNegative, Options, Positive, Share, Size, require
+from adalfl_jax.training.fields import (
+    Count,
+    Expected,
+    Fraction,
+    NonNegative,
+    Options,
+    Positive,
+    Share,
+    Size,
+    require,
+    require_expected,
+)
 from adalfl_jax.types import LearnedLoss
 
 SCHEDULES = ("constant", "linear", "cosine")
@@ -90,6 +101,7 @@ class DatasetConfig:
     streaming: str
 
     def __post_init__(self) -> None:
+        require_expected(self, "dataset")
         require("dataset.name", self.name, bool(self.name), "a name or the path of an .npz file")
         require("dataset.seed", self.seed, is_seed(self.seed), f"a whole number from 0 to {LAST_SEED}")
         require_known("streaming", STREAMING, self.streaming)
@@ -117,6 +129,9 @@ class AugmentationConfig:
     padding: Size
     flip: bool
 
+    def __post_init__(self) -> None:
+        require_expected(self, "augmentation")
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class InnerConfig:
@@ -133,6 +148,7 @@ class InnerConfig:
     milestone_factor: Share
 
     def __post_init__(self) -> None:
+        require_expected(self, "inner")
         is_free = not (self.first_step_rate and self.clip_norm)
         require("inner.first_step_rate", self.first_step_rate, is_free, "0 with inner.clip_norm, which shortens it")
         fits = self.momentum > 0 or not self.nesterov
@@ -159,6 +175,7 @@ class OuterConfig:
     joint_share: Annotated[float, Expected("a number in [0, 1]", lambda value: 0 <= value <= 1)]
 
     def __post_init__(self) -> None:
+        require_expected(self, "outer")
         require_known("schedule", SCHEDULES, self.schedule)
         require_known("split", OUTER_SPLITS, self.split)
         whole = self.split_fraction == 1 or self.split == "valid"
@@ -180,6 +197,9 @@ class OfflineConfig:
     num_steps: Annotated[int, Expected("a whole number of at least 0, below 2**31", lambda value: 0 <= value < 2**31)]
     num_inner_steps: Count
     learning_rate: Positive
+
+    def __post_init__(self) -> None:
+        require_expected(self, "offline")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -203,6 +223,7 @@ class LearnedLossConfig:
     options: Options
 
     def __post_init__(self) -> None:
+        require_expected(self, "learned_loss")
         require_known("family", learned_loss_families(), self.family)
         self.network()
         registered = (_fields(family) for name, family in FAMILIES.items() if name not in OURS)
@@ -299,6 +320,7 @@ class BaselineConfig:
     fine_tuning: Fraction
 
     def __post_init__(self) -> None:
+        require_expected(self, "baseline")
         if self.loss:
             require_known("task loss", TASK_LOSSES, self.loss)
 
@@ -324,6 +346,7 @@ class MeshConfig:
     model: Size
 
     def __post_init__(self) -> None:
+        require_expected(self, "mesh")
         sizes = (self.seed, self.data, self.model)
         require("mesh", sizes, sizes.count(0) <= 1, "sizes of which at most one is 0, for the devices that are left")
 
@@ -338,6 +361,7 @@ class HostsConfig:
     timeout_seconds: Count
 
     def __post_init__(self) -> None:
+        require_expected(self, "hosts")
         address = self.connect.rpartition(":")
         good = self.connect in ("", "auto") or (address[0] and address[2].isdigit())
         require("hosts.connect", self.connect, bool(good), '"", "auto" or "ADDRESS:PORT"')
@@ -357,5 +381,6 @@ class CheckpointConfig:
     keep: Size
 
     def __post_init__(self) -> None:
+        require_expected(self, "checkpoint")
         fits = self.keep > 0 or self.every_steps == 0
         require("checkpoint.every_steps", self.every_steps, fits, "0 with checkpoint.keep 0, which keeps none")

@@ -93,6 +93,7 @@ def main(argv: list[str]) -> None:
         if _FROM_NUMBERS.value:
             publish.publish_again(_name())
             return
+        publish.read_numbers(_name())  # for its errors
         comparisons = [reduce_comparison(comparison) if _QUICK.value else comparison for comparison in _chosen()]
         for comparison in comparisons if page.WRITE.value else ():
             publish.require_whole(_name(), comparison, _seeds_of(comparison)[1])

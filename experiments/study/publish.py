@@ -22,9 +22,22 @@ from experiments.tables import rounded
 PACKAGES = ("adalfl_jax", "jax", "jaxlib", "flax", "optax")
 
 
+def read_numbers(study: str) -> dict[str, Any]:
+    """The numbers there are, by comparison.
+
+    Raises:
+      WorkdirError: their file cannot be read.
+    """
+    path = _path_of_numbers(study)
+    try:
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+    except (OSError, TypeError, ValueError) as error:
+        raise WorkdirError(f"{path} cannot be read ({error}); move it away, the runs it was made of stay") from error
+
+
 def require_whole(study: str, comparison: Comparison, seeds: range) -> None:
     """Raises ValueError where the page has arms or seeds of a comparison that would be lost from it."""
-    published = _read_numbers(study).get(comparison.name)
+    published = read_numbers(study).get(comparison.name)
     if published is None:
         return
     (whole,) = (each for each in STUDIES[study].comparisons() if each.name == comparison.name)
@@ -53,7 +66,7 @@ def publish_again(study: str) -> None:
     Raises:
       ValueError: there are none.
     """
-    if not _read_numbers(study):
+    if not read_numbers(study):
         raise ValueError(f"{_path_of_numbers(study)} has no numbers to make a page of; run the study first")
     _publish(study, {})
 
@@ -70,7 +83,7 @@ def show(study: str, comparison: Comparison, comparisons: Sequence[Comparison], 
 def _publish(study: str, made: Mapping[str, Any]) -> dict[str, Any]:
     path = _path_of_numbers(study)
     with page.publishing(path):
-        known = page.write_numbers(path, _tested(study, rounded(_read_numbers(study) | dict(made))))
+        known = page.write_numbers(path, _tested(study, rounded(read_numbers(study) | dict(made))))
         if page.WRITE.value:
             _write_page(study, Path(page.WRITE.value), known)
     return known
@@ -94,15 +107,6 @@ def _machine_of(numbers: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
     return page.join_machines(
         [{name: found[name] for name in (*here, "device") if name in found} for found in machines]
     )
-
-
-def _read_numbers(study: str) -> dict[str, Any]:
-    """The numbers there are, by comparison."""
-    path = _path_of_numbers(study)
-    try:
-        return dict(json.loads(path.read_text())) if path.exists() else {}
-    except (OSError, TypeError, ValueError) as error:
-        raise WorkdirError(f"{path} cannot be read ({error}); move it away, the runs it was made of stay") from error
 
 
 def _path_of_numbers(study: str) -> Path:

@@ -210,6 +210,21 @@ def test_no_nan_where_an_optimiser_takes_the_length_of_parameters_that_stay_zero
 
 
 @pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("optimizer", [optax.lars(0.1), optax.lamb(0.1, eps=0.1)], ids=["lars", "lamb"])
+def test_parameters_that_start_at_zero_pass_the_gradient_of_an_optimiser_that_scales_by_their_length(optimizer):
+    """Its factor is 1 at zero, and no limit of what it is near zero."""
+    model, _, loss, theta, phi_params = make_problem("plain", "sgd")
+    params = jax.tree.map(jnp.zeros_like, theta.params)
+    theta, batch = adalfl_jax.Theta.create(params, theta.model_state, optimizer), make_batch(jax.random.key(1))
+    expected = finite_differences(
+        lambda phi: outer_loss(model.apply, loss.apply, optimizer, theta, batch, phi), phi_params
+    )
+    for name in ("forward", "unrolled"):
+        found = estimate(name, model, loss, optimizer, theta, phi_params, batch).gradient
+        assert_relative(ravel_pytree(found)[0], expected)
+
+
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("estimator", ["forward", pytest.param("unrolled", marks=pytest.mark.slow)])
 def test_clipping_a_gradient_of_exactly_zero_passes_the_gradient_of_no_clipping(estimator):
     """A flat loss (last layer zero) has grad M = 0 but d grad M / d phi != 0, so phi must still learn."""

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import operator
 import re
@@ -376,6 +377,17 @@ def test_model_the_images_are_too_small_for_is_refused():
 def test_mlp_without_hidden_layers_is_refused():
     with pytest.raises(ConfigError, match="hidden_sizes"):
         make_setup(tiny_config({"model.hidden_sizes": ()}))
+
+
+def test_a_configuration_that_is_changed_is_checked_again():
+    config = tiny_config()
+    for section, changes, message in (
+        (config, {"num_seeds": 0}, r"config\.num_seeds must be a whole number of at least 1, below 2\*\*31; got 0"),
+        (config.inner, {"momentum": 1.0}, r"config\.inner\.momentum must be a number in \[0, 1\); got 1\.0"),
+        (config.mesh, {"data": -1}, r"config\.mesh\.data must be a whole number of at least 0; got -1"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            dataclasses.replace(section, **changes)
 
 
 @pytest.mark.parametrize(
