@@ -385,28 +385,49 @@ def test_the_pages_say_what_the_clean_set_is_worth_at_the_end(problem, arm, nois
         assert re.search(rf"(?<![\d.]){error}(?!\d)", line)
 
 
-LENET5 = ("MNIST, LeNet-5, 40 % wrong labels", "Fashion-MNIST, LeNet-5, 40 % wrong labels")
-MLP = ("MNIST, MLP 784-256-10, 40 % wrong labels", "MNIST, MLP 784-256-10, 40 % of labels moved to the next class")
+WEIGHING = ["Meta-Weight-Net", "Meta-Weight-Net, decayed", "Learning to Reweight", "Learning to Reweight, decayed"]
+
+
+def rivals_that_weigh_examples():
+    (section,) = re.findall(r"\*\*Rivals that weigh examples\*\* .*?\n\n", RESULTS, re.DOTALL)
+    return " ".join(section.split())
+
+
+def weighting_figure(problem, arm, column):
+    return figure("weighting", f"{problem}, learned weights of examples", arm, column, page=MORE_RESULTS)
+
+
+@pytest.mark.parametrize("arm", [*WEIGHING, "AdaLFL, untuned"])
+def test_the_page_says_what_rivals_that_weigh_examples_reach_with_lenet5(arm):
+    found = [weighting_figure(f"{data}, LeNet-5, 40 % wrong labels", arm, ERROR) for data in ("MNIST", "Fashion-MNIST")]
+    assert f"{' and '.join(found)} %" in rivals_that_weigh_examples()
 
 
 @pytest.mark.parametrize(
-    ("problems", "arm"),
+    "problem",
     [
-        (LENET5, "Meta-Weight-Net"),
-        (LENET5, "Meta-Weight-Net, decayed"),
-        (LENET5, "Learning to Reweight"),
-        (LENET5, "Learning to Reweight, decayed"),
-        (LENET5, "AdaLFL, untuned"),
-        (MLP, "Meta-Weight-Net, decayed"),
-        (MLP, "Learning to Reweight, decayed"),
-        (MLP, "AdaLFL, untuned"),
+        "MNIST, MLP 784-256-10, 40 % of labels moved to the next class",
+        "Fashion-MNIST, MLP 784-256-10, 80 % wrong labels",
     ],
 )
-def test_the_page_says_what_rivals_that_weigh_examples_reach(problems, arm):
-    (section,) = re.findall(r"\*\*Rivals that weigh examples\*\* .*?\n\n", RESULTS, re.DOTALL)
-    tables = [f"{problem}, learned weights of examples" for problem in problems]
-    errors = [figure("weighting", table, arm, ERROR, page=MORE_RESULTS) for table in tables]
-    assert f"{' and '.join(errors)} %" in " ".join(section.split())
+def test_the_page_says_where_a_rival_that_weighs_examples_is_ahead(problem):
+    rival, own = (weighting_figure(problem, arm, ERROR) for arm in (WEIGHING[-1], "AdaLFL, untuned"))
+    p_value = weighting_figure(problem, WEIGHING[-1], "p")
+    assert float(rival) < float(own)
+    assert f"({rival} and {own} %, p = {p_value})" in rivals_that_weigh_examples()
+
+
+def test_the_page_has_the_errors_of_rivals_that_weigh_examples_over_noises():
+    (table,) = re.findall(
+        r"^\*\*Learned weights of examples, over all [^\n]*\n\n(.*?)\n\n", MORE_RESULTS, re.DOTALL | re.MULTILINE
+    )
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    own, reweighting, meta_weight_net = (row[3].partition(" ")[0] for row in rows[:3])
+    assert [row[:2] for row in rows[:3]] == [["MNIST, MLP 784-256-10", "5"]] * 3
+    said = f"ends at {own} %, Learning to Reweight at {reweighting} % and Meta-Weight-Net, which is worse at a constant"
+    assert f"{said} rate, at {meta_weight_net} %" in rivals_that_weigh_examples()
+    (constant,) = re.findall(r"MNIST, MLP 784-256-10 +\| 5 +\| Meta-Weight-Net +\| ([\d.]+)", RESULTS)
+    assert float(constant) > float(meta_weight_net)
 
 
 @pytest.mark.parametrize("problem", ["MNIST, LeNet-5", "Fashion-MNIST, LeNet-5"])
