@@ -415,6 +415,9 @@ def test_the_page_says_where_a_rival_that_weighs_examples_is_ahead(problem):
     p_value = weighting_figure(problem, WEIGHING[-1], "p")
     assert float(rival) < float(own)
     assert f"({rival} and {own} %, p = {p_value})" in rivals_that_weigh_examples()
+    another = weighting_figure(problem, WEIGHING[1], ERROR)
+    is_ahead = float(another) < float(own)
+    assert is_ahead is (f"where Meta-Weight-Net is too ({another} %)" in rivals_that_weigh_examples())
 
 
 def test_the_page_has_the_errors_of_rivals_that_weigh_examples_over_noises():
