@@ -9,7 +9,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import adalfl_jax
-from adalfl_jax.hypergradient import ESTIMATORS, ONE_STEP, Hypergradient, Truncated
+from adalfl_jax.hypergradient import ESTIMATORS, ONE_STEP, Hypergradient, OneStep, Truncated, estimator_name
 from adalfl_jax.task_losses import softmax_cross_entropy
 from tests.problems import BATCH_SIZE, make_batch, make_problem
 
@@ -197,6 +197,22 @@ def test_options_that_do_not_fit_are_refused(options, message):
     functions, _, _ = make()
     with pytest.raises(ValueError, match=message):
         adalfl_jax.make_bilevel_step(*functions, **options)
+
+
+def test_an_estimator_goes_by_its_key_and_one_of_ones_own_by_its_name():
+    assert [estimator_name(estimator) for estimator in ESTIMATORS.values()] == list(ESTIMATORS)
+    assert [ESTIMATORS[name].name for name in ONE_STEP] == list(ONE_STEP)
+
+    class Mine(OneStep):
+        name = "mine"
+
+        def _product(self, point, direction):
+            return direction
+
+        def require_product(self, *arguments):
+            pass
+
+    assert estimator_name(Mine()) == "mine"
 
 
 def test_an_estimator_of_ones_own_may_say_that_it_has_to_see_every_step():

@@ -200,6 +200,19 @@ def test_a_progress_that_is_no_share_is_refused_outside_of_a_trace(progress):
         step(theta, phi, BATCH._replace(progress=progress))
 
 
+def test_a_progress_that_is_no_share_is_refused_where_a_loss_is_called():
+    loss = adalfl_jax.LossNetwork(use_progress=True)
+    with pytest.raises(ValueError, match=r"t / T in \[0, 1\]; got 100"):
+        adalfl_jax.FrozenLoss(loss, loss.init(jax.random.key(0)))(TARGETS, jnp.zeros((len(TARGETS), 3)), progress=100)
+
+
+def test_lists_in_a_batch_are_named_without_their_thousands_of_numbers():
+    theta, phi = make_state()
+    with pytest.raises(ValueError, match=r"must be shaped like batch\.outer inputs") as caught:
+        jax.jit(make_step())(theta, phi, BATCH._replace(inner=([[0.0] * 5] * 2000, [0] * 2000)))
+    assert len(str(caught.value)) < 2000
+
+
 def test_outputs_of_numpy_in_64_bits_are_taken_without_a_warning(recwarn):
     loss = adalfl_jax.FrozenLoss(LOSS, LOSS.init(jax.random.key(0)))
     assert loss(np.array([0, 1]), np.zeros((2, 3))).dtype == jnp.float32

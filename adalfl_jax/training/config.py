@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
 from adalfl_jax.hypergradient import DIFFERENCES, ESTIMATORS, ONE_STEP, REMEMBERING
 from adalfl_jax.registry import require_known
 from adalfl_jax.task_losses import METRICS, TASK_LOSSES
-from adalfl_jax.training.fields import Expected, Size, build, jsonable, require, require_expected
+from adalfl_jax.training.fields import Size, Whole, build, jsonable, require, require_expected
 from adalfl_jax.training.sections import (
     AugmentationConfig,
     BaselineConfig,
@@ -48,7 +48,6 @@ WITHOUT_EFFECT = (
     "profile_steps",
     "wandb_project",
 )  # on what a run computes
-Whole = Annotated[int, Expected("a whole number of at least 1, below 2**31", lambda value: 1 <= value < 2**31)]
 
 
 def first_of_the_last(num_steps: int, share: float) -> int:

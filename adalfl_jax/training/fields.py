@@ -29,6 +29,7 @@ NonNegative = Annotated[float, Expected("a number of at least 0", lambda value: 
 Share = Annotated[float, Expected("a number in (0, 1]", lambda value: 0 < value <= 1)]
 Fraction = Annotated[float, Expected("a number in (0, 1)", lambda value: 0 < value < 1)]
 Count = Annotated[int, Expected("a whole number of at least 1", lambda value: value >= 1)]
+Whole = Annotated[int, Expected("a whole number of at least 1, below 2**31", lambda value: 1 <= value < 2**31)]
 Size = Annotated[int, Expected("a whole number of at least 0", lambda value: value >= 0)]
 
 

@@ -253,6 +253,34 @@ def comparisons() -> list[Comparison]:
     return [*made, _compare(problem, *PROBLEMS[problem], f"{noise}_longer", shown, longer, AHEAD)]
 
 
+def parts_by_noise(
+    name: str,
+    title: str,
+    averaged: str,
+    rivals: Sequence[str],
+    comparisons: Sequence[Comparison],
+    known: Mapping[str, Any],
+) -> list[Part]:
+    """Of a study whose comparisons are those of the same noises here with its name before them: an overview, and each.
+
+    Args:
+      name: of the study.
+      title: of the overview.
+      averaged: the title of the averages over the wrong labels.
+      rivals: arms that the overview has.
+      comparisons: of the study.
+      known: name of a comparison -> its numbers.
+    """
+    suffix = suffix_of(comparisons)
+    contests, wrong = contests_by_noise(known, rivals, suffix, f"{name}_")
+    if not contests:
+        return []
+    tables = contests_table(contests), *average_tables(wrong, averaged)
+    names = tuple(contest.name for contest in contests)
+    overview = Part(f"{name}{suffix}", title, names, contests_figure(contests, rivals), tables)
+    return [overview, *comparison_parts(comparisons, known)]
+
+
 def _compare(
     problem: str, title: str, overrides: Overrides, name: str, shown: str, further: Overrides, arms: Iterable[str]
 ) -> Comparison:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.study.arms import Comparison, suffix_of
+from experiments.study.arms import Comparison
 from experiments.study.noisy_labels import (
     AHEAD,
     ARMS,
@@ -18,21 +18,20 @@ from experiments.study.noisy_labels import (
     PROBLEMS,
     SETTING,
     UNTUNED,
-    contests_by_noise,
+    parts_by_noise,
     show_noise,
 )
-from experiments.study.overview import average_tables, contests_figure, contests_table
-from experiments.study.tables import Part, comparison_parts
+from experiments.study.tables import Part
 
 DRAW = 1  # the dataset seed; that of all other studies is 0
-PREFIX = "redrawn_"
+NAME = "redrawn"
 
 
 def comparisons() -> list[Comparison]:
     """Every noise, with the MLP and the rivals that are ahead somewhere."""
     return [
         Comparison(
-            f"{PREFIX}{problem}_{noise}",
+            f"{NAME}_{problem}_{noise}",
             f"{title}, {show_noise(noise)}, drawn again",
             "default",
             {**SETTING, **overrides, **corruption, "dataset.seed": DRAW},
@@ -48,15 +47,5 @@ def comparisons() -> list[Comparison]:
 
 def parts(comparisons: Sequence[Comparison], known: Mapping[str, Any]) -> list[Part]:
     """An overview with averages over the wrong labels, and every comparison."""
-    suffix = suffix_of(comparisons)
-    contests, wrong = contests_by_noise(known, AHEAD, suffix, PREFIX)
-    if not contests:
-        return []
-    overview = Part(
-        f"redrawn{suffix}",
-        "Drawn again: AdaLFL, untuned, and its closest rivals",
-        tuple(contest.name for contest in contests),
-        contests_figure(contests, AHEAD),
-        (contests_table(contests), *average_tables(wrong, "Drawn again, over all wrong labels")),
-    )
-    return [overview, *comparison_parts(comparisons, known)]
+    title, averaged = "Drawn again: AdaLFL, untuned, and its closest rivals", "Drawn again, over all wrong labels"
+    return parts_by_noise(NAME, title, averaged, AHEAD, comparisons, known)

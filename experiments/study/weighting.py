@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.study.arms import Arm, Comparison, Overrides, grid, suffix_of
+from experiments.study.arms import Arm, Comparison, Overrides, grid
 from experiments.study.noisy_labels import (
     ARMS,
     LINEAR,
@@ -16,13 +16,12 @@ from experiments.study.noisy_labels import (
     PROBLEMS,
     SETTING,
     UNTUNED,
-    contests_by_noise,
+    parts_by_noise,
     show_noise,
 )
-from experiments.study.overview import average_tables, contests_figure, contests_table
-from experiments.study.tables import Part, comparison_parts
+from experiments.study.tables import Part
 
-PREFIX = "weighting_"
+NAME = "weighting"
 BY_NAME = {arm.name: arm for arm in ARMS}
 CONSTANT = BY_NAME["meta_weight_net"]
 
@@ -55,7 +54,7 @@ def comparisons() -> list[Comparison]:
     """Every problem with every noise."""
     return [
         Comparison(
-            f"{PREFIX}{problem}_{noise}",
+            f"{NAME}_{problem}_{noise}",
             f"{title}, {show_noise(noise)}, learned weights of examples",
             "default",
             {**SETTING, **overrides, **corruption},
@@ -69,15 +68,6 @@ def comparisons() -> list[Comparison]:
 
 def parts(comparisons: Sequence[Comparison], known: Mapping[str, Any]) -> list[Part]:
     """An overview with averages over the wrong labels, and every comparison."""
-    suffix = suffix_of(comparisons)
-    contests, wrong = contests_by_noise(known, KEY_RIVALS, suffix, PREFIX)
-    if not contests:
-        return []
-    overview = Part(
-        f"weighting{suffix}",
-        "Learned weights of examples, and AdaLFL, untuned",
-        tuple(contest.name for contest in contests),
-        contests_figure(contests, KEY_RIVALS),
-        (contests_table(contests), *average_tables(wrong, "Learned weights of examples, over all wrong labels")),
-    )
-    return [overview, *comparison_parts(comparisons, known)]
+    title = "Learned weights of examples, and AdaLFL, untuned"
+    averaged = "Learned weights of examples, over all wrong labels"
+    return parts_by_noise(NAME, title, averaged, KEY_RIVALS, comparisons, known)

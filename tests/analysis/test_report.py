@@ -1,4 +1,5 @@
 import base64
+import dataclasses
 import re
 from html.parser import HTMLParser
 
@@ -122,6 +123,17 @@ def test_report_marks_a_validation_metric_of_examples_that_a_method_trains_on(pa
     assert f"*{record.summary['methods']['ml3']['valid']['mean'] * 100:.2f}" in marked
     assert marked.count("*") == 2
     assert "* measured on examples that the method trains on" in marked
+
+
+@pytest.mark.parametrize(
+    ("command", "read", "unread"), [("compare", "methods", "method"), ("train", "method", "methods")]
+)
+def test_report_leaves_out_the_setting_that_its_program_does_not_read(command, read, unread):
+    record = make_record()
+    config = {**record.config, "command": command, "method": "adalfl", "methods": ["ml3"]}
+    shown = render_report(dataclasses.replace(record, config=config), {})
+    assert f"<code>{read}</code>" in shown
+    assert f"<code>{unread}</code>" not in shown
 
 
 def test_report_escapes_html_in_settings(page):

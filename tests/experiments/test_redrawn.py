@@ -1,10 +1,8 @@
 """Noisy labels on data drawn again: what is other, and what is shown of it."""
 
-import numpy as np
-
 from experiments.study import noisy_labels, redrawn
 from experiments.study.arms import make_config
-from experiments.study.compare import paired_tests
+from tests.experiments.made_up import numbers_of
 
 
 def test_all_but_the_draw_is_as_in_noisy_labels():
@@ -22,17 +20,8 @@ def test_all_but_the_draw_is_as_in_noisy_labels():
 
 
 def test_an_average_over_the_wrong_labels_stands_beside_every_noise():
-    spread, known = np.linspace(0.99, 1.01, 4), {}
-    for comparison in redrawn.comparisons()[: len(noisy_labels.NOISE)]:  # of MNIST
-        arms = {
-            arm.name: {"title": arm.title, "chosen": None, "tuning": []}
-            | {"test": {"mean": mean, "std": None, "per_seed": (mean * spread).tolist()}}
-            | {"steps": [0, 250, 500], "curve": [[0.9, 2 * mean, mean]]}
-            for arm, mean in zip(comparison.arms, (0.04, 0.03, 0.05, 0.02), strict=True)
-        }
-        numbers = {"title": comparison.title, "metric": "error_rate", "reference": "adalfl", "seeds": [*range(4)]}
-        numbers |= {"tuning_seeds": [0], "target": None, "arms": arms}
-        known[comparison.name] = numbers | paired_tests(arms, "adalfl", ())
+    there = redrawn.comparisons()[: len(noisy_labels.NOISE)]  # of MNIST, with the MLP
+    known = {comparison.name: numbers_of(comparison, (0.04, 0.03, 0.05, 0.02)) for comparison in there}
     overview, *others = redrawn.parts(redrawn.comparisons(), known)
     assert [part.name for part in others] == list(known) == list(overview.comparisons)
     by_noise, average = overview.tables

@@ -410,6 +410,15 @@ def test_the_program_writes_numbers_a_picture_and_its_section(tmp_path, program_
 
 
 @pytest.mark.usefixtures("tiny_study")
+def test_numbers_that_cannot_be_read_are_told_before_anything_is_trained(tmp_path, program_flags, verbosity):
+    (tmp_path / "thrift.json").write_text('{"tiny": ')
+    program_flags("--study=thrift")
+    with pytest.raises(SystemExit, match=r"thrift\.json cannot be read .*; move it away"):
+        program.main(["study"])
+    assert [path.name for path in tmp_path.iterdir()] == ["thrift.json"]
+
+
+@pytest.mark.usefixtures("tiny_study")
 def test_a_helper_trains_what_all_do_and_ends_with_its_parent_and_makes_no_tables(
     tmp_path, program_flags, verbosity, monkeypatch, capsys
 ):

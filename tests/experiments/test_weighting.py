@@ -1,11 +1,10 @@
 """Rivals that weigh examples: what is tuned further, and what is shown of it."""
 
-import numpy as np
 import pytest
 
 from experiments.study import noisy_labels, weighting
 from experiments.study.arms import make_config
-from experiments.study.compare import paired_tests
+from tests.experiments.made_up import numbers_of
 
 
 def test_rates_are_added_to_those_of_noisy_labels_and_all_else_is_as_there():
@@ -31,17 +30,8 @@ def test_no_point_is_tried_twice(comparison):
 
 
 def test_an_average_over_the_wrong_labels_stands_beside_every_noise():
-    spread, known = np.linspace(0.99, 1.01, 4), {}
-    for comparison in weighting.comparisons()[: len(noisy_labels.NOISE)]:  # of MNIST, MLP
-        arms = {
-            arm.name: {"title": arm.title, "chosen": None, "tuning": []}
-            | {"test": {"mean": mean, "std": None, "per_seed": (mean * spread).tolist()}}
-            | {"steps": [0, 250, 500], "curve": [[0.9, 2 * mean, mean]]}
-            for arm, mean in zip(comparison.arms, (0.03, 0.05, 0.02), strict=True)
-        }
-        numbers = {"title": comparison.title, "metric": "error_rate", "reference": "adalfl", "seeds": [*range(4)]}
-        numbers |= {"tuning_seeds": [0], "target": None, "arms": arms}
-        known[comparison.name] = numbers | paired_tests(arms, "adalfl", ())
+    there = weighting.comparisons()[: len(noisy_labels.NOISE)]  # of MNIST, with the MLP
+    known = {comparison.name: numbers_of(comparison, (0.03, 0.05, 0.02)) for comparison in there}
     overview, *others = weighting.parts(weighting.comparisons(), known)
     assert [part.name for part in others] == list(known) == list(overview.comparisons)
     by_noise, average = overview.tables

@@ -213,6 +213,15 @@ def test_what_cannot_be_kept_is_refused_and_the_old_file_stays(saved, loss, para
     assert saved.read_bytes() == before
 
 
+def test_parameters_of_a_type_that_numpy_does_not_have_are_refused(saved):
+    with safetensors.safe_open(saved, framework="numpy") as file:
+        metadata, names = file.metadata(), list(file.keys())
+    small = {name: np.zeros((2, 4), jnp.float8_e5m2) for name in names}
+    saved.write_bytes(safetensors.numpy.save(small, metadata=metadata))
+    with pytest.raises(ValueError, match=r"is damaged or is not a safetensors file: .*float8_e5m2"):
+        adalfl_jax.load_learned_loss(saved)
+
+
 def test_a_loss_that_was_loaded_is_written_in_a_line(saved):
     shown = repr(adalfl_jax.load_learned_loss(saved))
     assert re.match(r"FrozenLoss\(LossNetwork\(.*\), params of \{'layer_0': .*\}\)$", shown)

@@ -239,6 +239,13 @@ def test_an_error_of_the_first_process_is_one_of_its_kind_in_all(kind, monkeypat
     assert caught.type is told_to_others.type is kind
 
 
+def test_of_several_processes_the_first_alone_warns(monkeypatch, recwarn):
+    for is_first in (False, True):
+        monkeypatch.setattr(hosts, "is_first", lambda is_first=is_first: is_first)
+        hosts.warn(f"first: {is_first}")
+    assert [str(warning.message) for warning in recwarn.list] == ["first: True"]
+
+
 def test_what_differs_between_processes_is_refused_by_name(monkeypatch):
     def gather(value):  # from this process and one that was started with `theirs`
         content = np.frombuffer(json.dumps(theirs).encode(), np.uint8)
