@@ -156,7 +156,7 @@ def test_a_step_is_divided_over_devices_as_the_docs_say():
 
 def test_a_users_own_arrays_are_loaded_as_the_docs_say(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(data, "DATASETS", dict(data.DATASETS))
+    monkeypatch.setattr(data.loading, "DATASETS", dict(data.DATASETS))
     names = {}
     for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "data.md").read_text(), flags=re.DOTALL):
         exec(block, names)  # noqa: S102, the code is ours

@@ -121,7 +121,7 @@ def test_leading_axes_are_kept_and_equal_keys_give_equal_images():
 @pytest.fixture
 def setup_of(monkeypatch):
     """A config on registered images that may be mirrored."""
-    monkeypatch.setattr(data, "DATASETS", dict(data.DATASETS))
+    monkeypatch.setattr(data.loading, "DATASETS", dict(data.DATASETS))
     images = np.random.default_rng(0).integers(1, 256, (300, 6, 6, 3), np.uint8)
     data.register_dataset("pictures", lambda: Examples(images, np.arange(300) % 3, num_classes=3))
 

@@ -88,7 +88,7 @@ def test_an_unknown_dataset_lists_the_known():
 
 @pytest.mark.parametrize("returned", [None, (np.zeros((50, 3)), np.arange(50) % 2)])
 def test_a_registered_function_that_returns_something_else_is_told_what_to_return(returned, monkeypatch):
-    monkeypatch.setattr(data, "DATASETS", dict(data.DATASETS))
+    monkeypatch.setattr(data.loading, "DATASETS", dict(data.DATASETS))
     data.register_dataset("mine", lambda: returned)
     for load in (data.load, data.load_spec):
         with pytest.raises(

@@ -259,8 +259,8 @@ def test_images_of_the_table_have_the_image_size_and_all_else_as_it_was(name):
 @pytest.fixture
 def registry(monkeypatch):
     """The registered datasets, as they were after the test."""
-    monkeypatch.setattr(data, "DATASETS", dict(data.DATASETS))
-    return data.DATASETS
+    monkeypatch.setattr(data.loading, "DATASETS", dict(data.DATASETS))
+    return data.loading.DATASETS
 
 
 def test_a_registered_dataset_has_the_shapes_of_its_examples(registry, tmp_path):

@@ -71,7 +71,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (400, 6, 6, 3), np.uint8)
 
 @pytest.fixture
 def pictures(monkeypatch):
-    monkeypatch.setattr(data, "DATASETS", dict(data.DATASETS))
+    monkeypatch.setattr(data.loading, "DATASETS", dict(data.DATASETS))
     data.register_dataset("pictures", lambda: data.Examples(IMAGES, np.arange(400) % 3, num_classes=3))
 
 
