@@ -59,17 +59,11 @@ def why_not_called(function: Callable[..., Any], arguments: Sequence[str], keywo
     return ""
 
 
-def require_functions(**functions: Any) -> None:
-    """Raises ValueError for what cannot be called, or is no optimiser where the name says so."""
-    for name, given in functions.items():
-        if name.endswith("optimizer"):
-            require_optimizer(name, given)
-        elif not callable(given):
-            wanted = "init" if name == "init_fn" else "apply"
-            remedy = f"; give its function `{wanted}`" if hasattr(given, wanted) else ""
-            if isinstance(given, str) and "loss" in name:
-                remedy = "; adalfl_jax.task_losses has some"
-            raise ValueError(f"{name} must be a function; got {reprlib.repr(given)}{remedy}")
+def require_function(name: str, value: Any, *, method: str = "apply") -> None:
+    """Raises ValueError unless an argument can be called; of an object that has such a method the text names it."""
+    if not callable(value):
+        remedy = f"; give its function `{method}`" if hasattr(value, method) else ""
+        raise ValueError(f"{name} must be a function; got {reprlib.repr(value)}{remedy}")
 
 
 def refuse_model_or_loss(name: str, value: Any, *, made_by: str) -> None:

@@ -12,12 +12,21 @@ def replace_file(path: Path, content: bytes) -> None:
 
     Of several writers the last one wins. One that is killed leaves a file whose name ends in ".partial".
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.partial")  # no other writer's
+    partial = partial_of(path)
     try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        partial.write_bytes(content)
+        move_into_place(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def partial_of(path: Path) -> Path:
+    """Where to write what is to become a file, beside it; no other writer has the same."""
+    return path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
+
+
+def move_into_place(partial: Path, path: Path) -> None:
+    """Gives a file that is whole its name, once it is on the disk."""
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adalfl_jax.arguments import require_functions
+from adalfl_jax.arguments import require_optimizer
 from adalfl_jax.axes import with_own_keys, zeros_like
 from adalfl_jax.hypergradient import (
     BilevelProblem,
@@ -41,6 +41,7 @@ from adalfl_jax.validation import (
     require_batch,
     require_bilevel_batch,
     require_key,
+    require_learned_loss,
     require_loss,
     require_mean,
     require_model,
@@ -145,21 +146,14 @@ def make_bilevel_step(
       Algorithm 2 of Raymond et al., "Meta-Learning Adaptive Loss Functions", arXiv 2301.13247.
     """
     estimate = make_estimator(hypergradient) if isinstance(hypergradient, str) else hypergradient
-    require_functions(
-        apply_fn=apply_fn,
-        learned_loss_fn=learned_loss_fn,
-        task_loss_fn=task_loss_fn,
-        inner_optimizer=inner_optimizer,
-        outer_optimizer=outer_optimizer,
-    )
+    require_model(apply_fn)
+    require_learned_loss(learned_loss_fn)
+    require_loss("task_loss_fn", task_loss_fn, "targets", "outputs")
+    require_optimizer("inner_optimizer", inner_optimizer)
+    require_optimizer("outer_optimizer", outer_optimizer)
     inner_fraction, outer_fraction = require_options(
         estimate, learned_loss_fn, meta_batch_fraction, outer_every, pipelined
     )
-    require_model(apply_fn)
-    require_loss(
-        "learned_loss_fn", learned_loss_fn, "phi_params", "targets", "outputs", optional=("params", "progress")
-    )
-    require_loss("task_loss_fn", task_loss_fn, "targets", "outputs")
     require_mean("learned_loss_fn", learned_loss_fn, axis_name)
     problem = BilevelProblem(
         with_own_keys(axis_name, returning_state(apply_fn)),
@@ -260,10 +254,9 @@ def make_task_step(
         optimiser, a batch that is no pair of arrays or empty, a loss that is not one number, no progress for one that
         needs it.
     """
-
-    require_functions(apply_fn=apply_fn, loss_fn=loss_fn, optimizer=optimizer)
     require_model(apply_fn)
     require_loss("loss_fn", loss_fn, "targets", "outputs", optional=("progress",))
+    require_optimizer("optimizer", optimizer)
     require_mean("loss_fn", loss_fn, axis_name)
     own_apply_fn = with_own_keys(axis_name, returning_state(apply_fn))
     scalar_loss_fn = returning_scalar("loss_fn", loss_fn)

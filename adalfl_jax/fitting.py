@@ -13,7 +13,6 @@ from adalfl_jax.arguments import (
     refuse_model_or_loss,
     require_count,
     require_flag,
-    require_functions,
     require_number,
 )
 from adalfl_jax.learned_losses import at_progress, require_family
@@ -66,7 +65,6 @@ def fit_to_task_loss(
     require_family(loss)
     refuse_model_or_loss("phi_params", phi_params, made_by="loss.init")
     require_floats("phi_params", phi_params)
-    require_functions(task_loss_fn=task_loss_fn)
     require_loss("task_loss_fn", task_loss_fn, "targets", "outputs")
     task_loss_fn = returning_scalar("task_loss_fn", task_loss_fn)
     require_key("rng_key", rng_key)

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from adalfl_jax.arguments import require_functions, shorten
+from adalfl_jax.arguments import require_function, require_optimizer, shorten
 from adalfl_jax.bilevel import BilevelStep
 from adalfl_jax.types import BilevelBatch, BilevelMetrics, InitFn, Phi, PyTree, Theta
 from adalfl_jax.validation import require_bilevel_batch, require_call
@@ -52,10 +52,11 @@ def make_offline_step(
     """
 
     draw_batch = draw_batch or (lambda batch: batch)
-    require_functions(
-        bilevel_step=bilevel_step, init_fn=init_fn, inner_optimizer=inner_optimizer, draw_batch=draw_batch
-    )
+    require_function("bilevel_step", bilevel_step)
+    require_function("init_fn", init_fn, method="init")
     require_call("init_fn", init_fn, ("rng_key",), ())
+    require_optimizer("inner_optimizer", inner_optimizer)
+    require_function("draw_batch", draw_batch)
     require_call("draw_batch", draw_batch, ("source",), ())
 
     def offline_step(phi: Phi, source: Any) -> tuple[Phi, BilevelMetrics]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adalfl_jax.arguments import require_functions
+from adalfl_jax.arguments import require_optimizer
 from adalfl_jax.hypergradient import BilevelProblem, descend, make_estimator
 from adalfl_jax.hypergradient.problem import inner_and_outer_keys, num_inner_steps
 from adalfl_jax.norms import power_of_two
@@ -83,16 +83,10 @@ def make_reweighting_step(
     References:
       Algorithm 1 of Ren et al., "Learning to Reweight Examples for Robust Deep Learning", arXiv 1803.09050.
     """
-
-    require_functions(
-        apply_fn=apply_fn,
-        example_loss_fn=example_loss_fn,
-        task_loss_fn=task_loss_fn,
-        inner_optimizer=inner_optimizer,
-    )
     require_model(apply_fn)
-    for name, loss_fn in (("example_loss_fn", example_loss_fn), ("task_loss_fn", task_loss_fn)):
-        require_loss(name, loss_fn, "targets", "outputs")
+    require_loss("example_loss_fn", example_loss_fn, "targets", "outputs")
+    require_loss("task_loss_fn", task_loss_fn, "targets", "outputs")
+    require_optimizer("inner_optimizer", inner_optimizer)
     apply_fn = returning_state(apply_fn)
     task_loss_fn = returning_scalar("task_loss_fn", task_loss_fn)
 

@@ -276,16 +276,32 @@ def _dense(targets: jax.Array, outputs: jax.Array) -> jax.Array:
     return targets.astype(outputs.dtype)
 
 
-TASK_LOSSES: dict[str, LossFn] = {
+CLASSIFICATION_LOSSES: dict[str, LossFn] = {
     "softmax_cross_entropy": softmax_cross_entropy,
     "sigmoid_cross_entropy": sigmoid_cross_entropy,
     "smoothed_cross_entropy": smoothed_cross_entropy,
     "generalized_cross_entropy": generalized_cross_entropy,
     "symmetric_cross_entropy": symmetric_cross_entropy,
+}
+REGRESSION_LOSSES: dict[str, LossFn] = {
     "squared_error": squared_error,
     "absolute_error": absolute_error,
     "huber": huber,
 }
+TASK_LOSSES = CLASSIFICATION_LOSSES | REGRESSION_LOSSES
+
+CLASSIFICATION_METRICS: dict[str, LossFn] = {
+    "error_rate": error_rate,
+    "top_5_error_rate": top_k_error_rate,
+    "bits_per_character": bits_per_character,
+}
+REGRESSION_METRICS: dict[str, LossFn] = {
+    "mean_squared_error": squared_error,
+    "mean_absolute_error": absolute_error,
+}
+METRICS = CLASSIFICATION_METRICS | REGRESSION_METRICS
+
+FOR_LABELS = CLASSIFICATION_LOSSES.keys() | CLASSIFICATION_METRICS.keys()
 
 
 def find_task_loss(loss: str | LossFn) -> LossFn:
@@ -295,23 +311,3 @@ def find_task_loss(loss: str | LossFn) -> LossFn:
       ValueError: a name that is no key of `TASK_LOSSES`.
     """
     return loss if callable(loss) else lookup("task loss", TASK_LOSSES, loss)
-
-
-FOR_LABELS = (
-    "softmax_cross_entropy",
-    "sigmoid_cross_entropy",
-    "smoothed_cross_entropy",
-    "generalized_cross_entropy",
-    "symmetric_cross_entropy",
-    "error_rate",
-    "top_5_error_rate",
-    "bits_per_character",
-)
-
-METRICS: dict[str, LossFn] = {
-    "error_rate": error_rate,
-    "top_5_error_rate": top_k_error_rate,
-    "bits_per_character": bits_per_character,
-    "mean_squared_error": squared_error,
-    "mean_absolute_error": absolute_error,
-}

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adalfl_jax.arguments import is_number, require_count, require_flag, shorten, why_not_called
+from adalfl_jax.arguments import is_number, require_count, require_flag, require_function, shorten, why_not_called
 from adalfl_jax.hypergradient import (
     ONE_STEP,
     Estimator,
@@ -39,11 +39,6 @@ def require_options(
     Raises:
       ValueError: options out of their range, or that do not fit each other, the estimator or the learned loss.
     """
-    if isinstance(learned_loss_fn, FrozenLoss):
-        raise ValueError(
-            "learned_loss_fn is a FrozenLoss, whose phi stays as it is; to learn it further give its `loss.apply`, and "
-            "start from Phi.create(frozen.params, outer_optimizer)"
-        )
     if isinstance(estimator, type) or not callable(estimator):
         raise ValueError(f"hypergradient must be a name or an estimator, as `make_estimator` makes; got {estimator!r}")
     name = estimator_name(estimator)
@@ -83,12 +78,24 @@ def _shares(given: float | tuple[float, float]) -> tuple[float, float]:
 
 
 def require_model(apply_fn: ApplyFn) -> None:
-    """Raises ValueError for a function that cannot be called as a base model."""
+    """Raises ValueError for what cannot be called as a base model."""
+    require_function("apply_fn", apply_fn)
     require_call("apply_fn", apply_fn, ("params", "model_state", "inputs"), ("train", "rng_key"))
 
 
+def require_learned_loss(learned_loss_fn: LearnedLossFn) -> None:
+    """Raises ValueError for what cannot be called as a learned loss, or whose phi cannot be learned."""
+    name = "learned_loss_fn"
+    if isinstance(learned_loss_fn, FrozenLoss):
+        raise ValueError(
+            f"{name} is a FrozenLoss, whose phi stays as it is; to learn it further give its `loss.apply`, and "
+            "start from Phi.create(frozen.params, outer_optimizer)"
+        )
+    require_loss(name, learned_loss_fn, "phi_params", "targets", "outputs", optional=("params", "progress"))
+
+
 def require_loss(name: str, loss_fn: Callable[..., Any], *arguments: str, optional: Sequence[str] = ()) -> None:
-    """Raises ValueError for a function that cannot be called as a loss, or names its arguments in optax's order.
+    """Raises ValueError for what cannot be called as a loss, or names its arguments in optax's order.
 
     Args:
       name: of the function.
@@ -96,6 +103,9 @@ def require_loss(name: str, loss_fn: Callable[..., Any], *arguments: str, option
       *arguments: names of those it is given by position, the last two of them targets and outputs.
       optional: names of those it is given by keyword where it declares them.
     """
+    if isinstance(loss_fn, str):
+        raise ValueError(f"{name} must be a function; got {loss_fn!r}; adalfl_jax.task_losses has some")
+    require_function(name, loss_fn)
     require_call(name, loss_fn, arguments, [keyword for keyword in optional if declares(loss_fn, keyword)], optional)
     names = _parameters(loss_fn)[: len(arguments)]
     if len(names) < len(arguments):  # it does not name them all

@@ -12,7 +12,6 @@ import optax
 import scipy.interpolate
 
 from adalfl_jax.learned_losses import LossNetwork
-from adalfl_jax.learned_losses.network import PREDICTIONS
 from adalfl_jax.norms import unit_and_squares, widen
 from adalfl_jax.task_losses import to_dense
 from adalfl_jax.types import ApplyFn, Batch, LossFn, PyTree, Theta
@@ -219,7 +218,7 @@ def flat_share_of_outputs(
 
         return jnp.abs(jax.jvp(values, (predictions,), (jnp.ones_like(predictions),))[1])
 
-    dense, predictions = to_dense(targets, outputs), PREDICTIONS[loss.predictions](outputs)
+    dense, predictions = to_dense(targets, outputs), loss.predictions_of(outputs)
     grid = jnp.broadcast_to(_range_of(loss, num_points=NUM_POINTS), (2, NUM_POINTS))
     steepest = slopes(jnp.broadcast_to(jnp.array([[0.0], [1.0]]), grid.shape), grid).max()
     occurring = slopes(dense, predictions)

@@ -7,9 +7,7 @@ from, so damage and a changed source are noticed.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from adalfl_jax.atomic import move_into_place, partial_of
 from adalfl_jax.data.errors import DatasetError
 
 Arrays = dict[str, np.ndarray]
@@ -60,13 +59,13 @@ def _read(path: Path, fingerprint: str) -> Arrays | None:
 
 def _open_partial(path: Path) -> Path:
     """A new file beside `path` that gets that name once it is whole, so that no half-written file ever has it."""
+    partial = partial_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".partial", dir=path.parent)
+        partial.touch()
     except OSError as error:
         raise DatasetError(f"{path} cannot be written ({error}); {REMEDY}") from error
-    os.close(handle)
-    return Path(name)
+    return partial
 
 
 def _write(path: Path, partial: Path, fingerprint: str, arrays: Arrays) -> None:
@@ -78,8 +77,8 @@ def _write(path: Path, partial: Path, fingerprint: str, arrays: Arrays) -> None:
                 f"{path} needs {needed / 1e6:.1f} MB and its disk has {free / 1e6:.1f} MB left; {REMEDY}"
             )
         save_file(arrays, partial, metadata={"fingerprint": fingerprint, "sha256": digest_of_arrays(arrays)})
-        partial.chmod(0o644)  # others who share the folder may read it
-        partial.replace(path)
+        partial.chmod(0o644)  # others who share the folder may read it, whatever the umask is
+        move_into_place(partial, path)
     except (SafetensorError, OSError) as error:
         raise DatasetError(f"{path} cannot be written ({error}); {REMEDY}") from error
 

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from adalfl_jax.arguments import is_count, is_number, require_flag, require_number
 from adalfl_jax.learned_losses.activations import ACTIVATIONS, smooth_leaky_relu
 from adalfl_jax.learned_losses.arguments import require_share
+from adalfl_jax.learned_losses.params import require_params
 from adalfl_jax.registry import require_known
 from adalfl_jax.task_losses import to_dense, within
-from adalfl_jax.types import LearnedLoss, PyTree
+from adalfl_jax.types import PyTree
 
 REDUCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "sum": lambda values: values.sum(axis=-1),
@@ -143,8 +144,12 @@ class LossNetwork:
         dense = to_dense(targets, outputs)
         if self.predictions != "raw" and targets.shape == outputs.shape:
             dense = within(dense, 1.0, '; of a regression a loss network takes predictions="raw"')
-        values = self.elementwise(phi_params, dense, PREDICTIONS[self.predictions](outputs), progress=progress)
+        values = self.elementwise(phi_params, dense, self.predictions_of(outputs), progress=progress)
         return REDUCTIONS[self.reduction](values).mean()
+
+    def predictions_of(self, outputs: jax.Array) -> jax.Array:
+        """What the network sees of the outputs `[B, C]` of the base model, `[B, C]`."""
+        return PREDICTIONS[self.predictions](outputs)
 
     def elementwise(
         self,
@@ -179,15 +184,3 @@ class LossNetwork:
         if name == "smooth_leaky_relu":
             return functools.partial(smooth_leaky_relu, beta=self.beta, gamma=self.gamma)
         return ACTIVATIONS[name]
-
-
-def require_params(loss: LearnedLoss, init: Callable[..., PyTree], phi_params: PyTree) -> None:
-    """Raises ValueError unless phi has the arrays that `init(loss, rng_key)` draws, by name and shape."""
-    found = jax.tree.map(jnp.shape, phi_params)
-    if found != (expected := _shapes(loss, init)):
-        raise ValueError(f"phi is not of {loss}: expected arrays of the shapes {expected}; got {found}")
-
-
-@functools.cache
-def _shapes(loss: LearnedLoss, init: Callable[..., PyTree]) -> PyTree:
-    return jax.tree.map(jnp.shape, jax.eval_shape(functools.partial(init, loss), jax.random.key(0)))

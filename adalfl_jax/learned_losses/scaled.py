@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from adalfl_jax.learned_losses.network import require_params
+from adalfl_jax.learned_losses.params import require_params
 from adalfl_jax.task_losses import find_task_loss
 from adalfl_jax.types import LossFn, PyTree
 

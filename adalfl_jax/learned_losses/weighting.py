@@ -8,7 +8,7 @@ import itertools
 import jax
 
 from adalfl_jax.arguments import require_count
-from adalfl_jax.learned_losses.network import require_params
+from adalfl_jax.learned_losses.params import require_params
 from adalfl_jax.task_losses import example_cross_entropy
 from adalfl_jax.types import PyTree
 

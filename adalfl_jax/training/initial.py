@@ -15,9 +15,10 @@ from adalfl_jax.fitting import draw_targets_and_outputs, fit_to_task_loss, relat
 from adalfl_jax.task_losses import TASK_LOSSES
 from adalfl_jax.training.config import LEARNING
 from adalfl_jax.training.hosts import warn
+from adalfl_jax.training.optimizers import make_inner_optimizer, make_outer_optimizer
 from adalfl_jax.training.phases import batch_shapes, divided
 from adalfl_jax.training.sections import STARTS
-from adalfl_jax.training.setup import Setup, make_inner_optimizer, make_outer_optimizer
+from adalfl_jax.training.setup import Setup
 from adalfl_jax.training.sharding import over_seeds, replicate, replicated, to_host
 from adalfl_jax.training.start import load_start
 from adalfl_jax.training.state import RunState

@@ -22,7 +22,8 @@ from adalfl_jax.data.streaming import stream
 from adalfl_jax.hypergradient import ONE_INNER_STEP, REMEMBERING
 from adalfl_jax.initialization import make_offline_step
 from adalfl_jax.training.faults import skip_nonfinite
-from adalfl_jax.training.setup import Setup, make_inner_optimizer
+from adalfl_jax.training.optimizers import make_inner_optimizer
+from adalfl_jax.training.setup import Setup
 from adalfl_jax.training.sharding import (
     DATA,
     SEED,

@@ -27,12 +27,13 @@ from adalfl_jax.training.config import METHODS
 from adalfl_jax.training.evaluation import Evaluation
 from adalfl_jax.training.hosts import agreed_signal, is_first, warn
 from adalfl_jax.training.initial import SeedKeys
+from adalfl_jax.training.optimizers import learning_rate_schedule
 from adalfl_jax.training.phases import Program, splits_of
 from adalfl_jax.training.preemption import Preemption, PreemptionError
 from adalfl_jax.training.profiling import trace_chunk
 from adalfl_jax.training.progress import show_progress, tell
 from adalfl_jax.training.results import DivergenceError, History, Scalars
-from adalfl_jax.training.setup import Setup, learning_rate_schedule
+from adalfl_jax.training.setup import Setup
 from adalfl_jax.training.sharding import replicate
 from adalfl_jax.training.state import RunState
 

@@ -19,7 +19,8 @@ from adalfl_jax.learned_losses import at_progress
 from adalfl_jax.reweighting import make_reweighting_step
 from adalfl_jax.task_losses import TASK_LOSSES
 from adalfl_jax.training.config import first_of_the_last
-from adalfl_jax.training.setup import Setup, make_outer_optimizer
+from adalfl_jax.training.optimizers import make_outer_optimizer
+from adalfl_jax.training.setup import Setup
 from adalfl_jax.training.sharding import on_parts
 from adalfl_jax.training.state import RunState, Step
 from adalfl_jax.types import ApplyFn, Batch, BilevelBatch, LearnedLossFn, LossFn, Phi

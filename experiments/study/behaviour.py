@@ -22,8 +22,8 @@ from adalfl_jax.analysis.measures import flat_share, implied_smoothing
 from adalfl_jax.analysis.record import RunRecord
 from adalfl_jax.data import load_spec
 from adalfl_jax.training import TrainConfig
+from adalfl_jax.training.optimizers import learning_rate_schedule
 from adalfl_jax.training.outputs import read_record
-from adalfl_jax.training.setup import learning_rate_schedule
 from adalfl_jax.training.workdir import read_config
 from experiments.study import clean_labels
 from experiments.study.arms import Comparison

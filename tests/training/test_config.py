@@ -18,8 +18,9 @@ from adalfl_jax.models import COMPUTE_DTYPES, INITIALIZATIONS, MODELS
 from adalfl_jax.task_losses import METRICS, TASK_LOSSES
 from adalfl_jax.training import ConfigError, TrainConfig
 from adalfl_jax.training.config import FAULT_POLICIES, METHODS
+from adalfl_jax.training.optimizers import make_inner_optimizer, make_outer_optimizer
 from adalfl_jax.training.sections import OUTER_SPLITS, SCHEDULES
-from adalfl_jax.training.setup import make_inner_optimizer, make_outer_optimizer, make_setup
+from adalfl_jax.training.setup import make_setup
 from configs import default
 from tests.training.tiny import DIABETES, default_values, tiny_config, with_value
 

@@ -13,7 +13,8 @@ from adalfl_jax.training import TrainConfig
 from adalfl_jax.training.checkpoint import load_state
 from adalfl_jax.training.config import LEARNING
 from adalfl_jax.training.initial import init_phi, init_rate_factor, init_theta, make_seed_keys
-from adalfl_jax.training.setup import make_outer_optimizer, make_setup
+from adalfl_jax.training.optimizers import make_outer_optimizer
+from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.state import RunState
 from adalfl_jax.types import Phi
 from configs import default
