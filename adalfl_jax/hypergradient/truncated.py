@@ -26,6 +26,7 @@ from adalfl_jax.types import Batch, BilevelBatch, PyTree, Theta
 class PastSteps(NamedTuple):
     """What went into the steps of theta before this one, `[K - 1]` of each, the latest last."""
 
+    theta: Theta
     phi_params: PyTree
     batch: Batch
     rng_key: jax.Array | None
@@ -36,7 +37,6 @@ class PastSteps(NamedTuple):
 class PrimedWindow(NamedTuple):
     """The carry of `Truncated`, which a scan needs `prime` for; JAX says its name where that was forgotten."""
 
-    theta: Theta  # before the oldest of the steps
     steps: PastSteps
     params_after: PyTree  # the parameters after the latest
 
@@ -47,8 +47,9 @@ class Truncated:
 
     .. math:: \sum_{s=t-K+1}^{t} \frac{\partial L(\theta_{t+1})}{\partial \phi_s}
 
-    Every step updates phi, and replays the K - 1 before it from the theta it keeps. K = 1 is `unrolled`. Where theta is
-    not what the last of them made of it, moved by another step or replaced, the window begins anew.
+    Every step updates phi, and replays the K - 1 before it, each from the theta it began at: what a replay rounds
+    differently would otherwise grow with training, until the window is of another model. K = 1 is `unrolled`. Where
+    theta is not what the last of them made of it, moved by another step or replaced, the window begins anew.
 
     Attributes:
       window: K, the number of steps.
@@ -77,63 +78,63 @@ class Truncated:
         if self.window == 1:
             return unrolled(problem, theta, phi_params, batch, carry)
         inner_key, outer_key = inner_and_outer_keys(batch.rng_key)
-        now = PastSteps(phi_params, Batch(*batch.inner), inner_key, as_array(batch.progress), jnp.array(True))
-        empty = self._empty_window(theta, now)
+        now = PastSteps(theta, phi_params, Batch(*batch.inner), inner_key, as_array(batch.progress), jnp.array(True))
+        empty = self._empty_window(now)
         if carry:
             require_carry("truncated", carry, empty)
-        window = _opened(carry or empty, theta, now)
+        past = _past(carry or empty, now)
 
-        def objective(past_phis: PyTree, phi_params: PyTree) -> tuple[jax.Array, tuple[Theta, Theta, jax.Array]]:
-            second, replayed = _replay(problem, window._replace(steps=window.steps._replace(phi_params=past_phis)))
-            here = jax.tree.map(_value_and_derivative, theta, replayed)
+        def objective(past_phis: PyTree, phi_params: PyTree) -> tuple[jax.Array, tuple[Theta, jax.Array]]:
+            here = _begun(theta, _replay(problem, past._replace(phi_params=past_phis)))
             theta_next, inner_loss = inner_step(problem, here, phi_params, batch.inner, inner_key)
             loss = outer_objective(problem, theta_next.params, theta_next.model_state, batch.outer, outer_key)
-            return loss, (second, theta_next, inner_loss)
+            return loss, (theta_next, inner_loss)
 
         differentiate = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)
-        phis = problem.own((window.steps.phi_params, phi_params))
-        (outer_loss, (second, theta_next, inner_loss)), gradients = differentiate(*phis)
+        phis = problem.own((past.phi_params, phi_params))
+        (outer_loss, (theta_next, inner_loss)), gradients = differentiate(*phis)
         outer_loss, gradients = problem.mean((outer_loss, gradients))
-        taken = window.steps.is_taken
-        gradient = jax.tree.map(lambda past, last: _where(taken, past, 0).sum(axis=0) + last, *gradients)
-        steps = jax.tree.map(lambda past, last: jnp.concatenate([past[1:], last[None]]), window.steps, now)
-        after = PrimedWindow(second, steps, to_keep(theta_next.params))
-        return Hypergradient(theta_next, gradient, inner_loss, outer_loss, after)
+        gradient = jax.tree.map(lambda before, last: _where(past.is_taken, before, 0).sum(axis=0) + last, *gradients)
+        steps = jax.tree.map(lambda before, last: jnp.concatenate([before[1:], last[None]]), past, now)
+        return Hypergradient(
+            theta_next, gradient, inner_loss, outer_loss, PrimedWindow(steps, to_keep(theta_next.params))
+        )
 
-    def _empty_window(self, theta: Theta, now: PastSteps) -> PrimedWindow:
+    def _empty_window(self, now: PastSteps) -> PrimedWindow:
         steps = jax.tree.map(lambda leaf: jnp.stack([leaf] * (self.window - 1)), now)
-        steps = steps._replace(is_taken=jnp.zeros(self.window - 1, bool))
-        return PrimedWindow(theta, steps, theta.params)
+        return PrimedWindow(steps._replace(is_taken=jnp.zeros(self.window - 1, bool)), now.theta.params)
 
 
-def _opened(window: PrimedWindow, theta: Theta, now: PastSteps) -> PrimedWindow:
-    """The window before this step: empty places are filled with this step, since the zeros of a primed carry may have
-    no derivatives. Where it has no step yet, or its steps do not lead to theta, it begins at theta."""
-    taken = window.steps.is_taken & is_same(theta.params, window.params_after)
-    steps = jax.tree.map(lambda past, last: _where(taken, past, last[None]), window.steps, now)
-    return window._replace(theta=optax.tree.where(taken[-1], window.theta, theta), steps=steps._replace(is_taken=taken))
+def _past(window: PrimedWindow, now: PastSteps) -> PastSteps:
+    """The steps that lead to theta, none where it was moved otherwise. In the place of those that are not taken stands
+    this step, since the zeros of a primed carry may have no derivatives."""
+    taken = window.steps.is_taken & is_same(now.theta.params, window.params_after)
+    steps = jax.tree.map(lambda past, this: _where(taken, past, this[None]), window.steps, now)
+    return steps._replace(is_taken=taken)
 
 
 def _where(rows: jax.Array, if_true: jax.Array, if_false: jax.Array | int) -> jax.Array:
     return jnp.where(rows.reshape(-1, *[1] * (if_true.ndim - 1)), if_true, if_false)
 
 
-def _replay(problem: BilevelProblem, window: PrimedWindow) -> tuple[Theta, Theta]:
-    """theta after the oldest step, and after all of them."""
+def _replay(problem: BilevelProblem, past: PastSteps) -> Theta:
+    """theta after the past steps."""
 
     def step(theta: Theta, past: PastSteps) -> tuple[Theta, None]:
-        at_past = problem.at_progress(past.progress)
-        theta_next, _ = inner_step(at_past, theta, past.phi_params, past.batch, past.rng_key)
-        return optax.tree.where(past.is_taken, theta_next, theta), None
+        here, at_past = _begun(past.theta, theta), problem.at_progress(past.progress)
+        theta_next, _ = inner_step(at_past, here, past.phi_params, past.batch, past.rng_key)
+        return optax.tree.where(past.is_taken, theta_next, here), None
 
-    second, _ = step(window.theta, jax.tree.map(lambda leaf: leaf[0], window.steps))
-    last, _ = jax.lax.scan(step, second, jax.tree.map(lambda leaf: leaf[1:], window.steps))
-    return second, last
+    return jax.lax.scan(step, jax.tree.map(lambda leaf: leaf[0], past.theta), past)[0]
 
 
-def _value_and_derivative(value: jax.Array, derivative: jax.Array) -> jax.Array:
-    """The value of one, so that rounding in a replay never reaches theta, with the derivative of the other."""
-    return _differentiated_as(value, derivative) if jnp.issubdtype(value.dtype, jnp.inexact) else value
+def _begun(theta: Theta, replayed: Theta) -> Theta:
+    """The theta that a step began at, with the derivative of its replay, whose rounding no value has."""
+
+    def value_and_derivative(value: jax.Array, derivative: jax.Array) -> jax.Array:
+        return _differentiated_as(value, derivative) if jnp.issubdtype(value.dtype, jnp.inexact) else value
+
+    return jax.tree.map(value_and_derivative, theta, replayed)
 
 
 @jax.custom_jvp

@@ -70,6 +70,13 @@ def test_theta_goes_where_the_unrolled_step_takes_it():
         chex.assert_trees_all_close(result.theta, expected, rtol=1e-14, atol=1e-15)
 
 
+def test_a_window_replays_from_where_its_steps_began():
+    """To the last bit: what a replay rounds differently grows with training, and would make it another model's."""
+    _, past = walk()
+    began = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(theta for theta, *_ in past[-2:]))
+    chex.assert_trees_all_equal(past[-1][-1].carry.steps.theta, began)
+
+
 def test_steps_may_be_differentiated_through():
     """By the inner learning rate, as reverse and forward mode do it and as a difference has it, up to what the third
     step makes of the phi that the second has updated through its window. The model is linear, which compiles faster."""
