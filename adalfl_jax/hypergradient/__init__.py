@@ -13,42 +13,45 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from adalfl_jax.hypergradient.evolution import EvolutionStrategies, PersistentEvolutionStrategies
-from adalfl_jax.hypergradient.implicit import ConjugateGradient, Neumann
-from adalfl_jax.hypergradient.one_step import (
-    CentralDifference,
-    FiniteDifference,
-    Forward,
-    OneStep,
-    Recompute,
-)
-from adalfl_jax.hypergradient.pipelined import make_pipelined_step
-from adalfl_jax.hypergradient.problem import (
-    BilevelProblem,
-    Estimator,
-    Hypergradient,
-    descend,
-    num_inner_steps,
-)
-from adalfl_jax.hypergradient.truncated import Truncated
-from adalfl_jax.hypergradient.unrolled import checkpointed, mixed_mode, unrolled
-from adalfl_jax.hypergradient.update import differentiable_update
+from adalfl_jax.hypergradient.evolution import EvolutionStrategies as EvolutionStrategies
+from adalfl_jax.hypergradient.evolution import PersistentEvolutionStrategies as PersistentEvolutionStrategies
+from adalfl_jax.hypergradient.implicit import ConjugateGradient as ConjugateGradient
+from adalfl_jax.hypergradient.implicit import Neumann as Neumann
+from adalfl_jax.hypergradient.one_step import CentralDifference as CentralDifference
+from adalfl_jax.hypergradient.one_step import FiniteDifference as FiniteDifference
+from adalfl_jax.hypergradient.one_step import Forward as Forward
+from adalfl_jax.hypergradient.one_step import OneStep as OneStep
+from adalfl_jax.hypergradient.one_step import Recompute as Recompute
+from adalfl_jax.hypergradient.pipelined import make_pipelined_step as make_pipelined_step
+from adalfl_jax.hypergradient.problem import BilevelProblem as BilevelProblem
+from adalfl_jax.hypergradient.problem import Estimator as Estimator
+from adalfl_jax.hypergradient.problem import Hypergradient as Hypergradient
+from adalfl_jax.hypergradient.problem import descend as descend
+from adalfl_jax.hypergradient.problem import num_inner_steps as num_inner_steps
+from adalfl_jax.hypergradient.truncated import Truncated as Truncated
+from adalfl_jax.hypergradient.unrolled import Checkpointed as Checkpointed
+from adalfl_jax.hypergradient.unrolled import MixedMode as MixedMode
+from adalfl_jax.hypergradient.unrolled import Unrolled as Unrolled
+from adalfl_jax.hypergradient.update import differentiable_update as differentiable_update
 from adalfl_jax.registry import lookup, require_known
 
 ESTIMATORS: dict[str, Estimator] = {
-    "forward": Forward(),
-    "recompute": Recompute(),
-    "finite_difference": FiniteDifference(),
-    "central_difference": CentralDifference(),
-    "unrolled": unrolled,
-    "checkpointed": checkpointed,
-    "mixed_mode": mixed_mode,
-    "truncated": Truncated(),
-    "neumann": Neumann(),
-    "conjugate_gradient": ConjugateGradient(),
-    "evolution_strategies": EvolutionStrategies(),
-    "persistent_evolution_strategies": PersistentEvolutionStrategies(),
-}  # name -> the estimator with its default settings
+    estimator.name: estimator
+    for estimator in (
+        Forward(),
+        Recompute(),
+        FiniteDifference(),
+        CentralDifference(),
+        Unrolled(),
+        Checkpointed(),
+        MixedMode(),
+        Truncated(),
+        Neumann(),
+        ConjugateGradient(),
+        EvolutionStrategies(),
+        PersistentEvolutionStrategies(),
+    )
+}  # with their default settings
 
 
 def _with(attribute: str) -> tuple[str, ...]:
@@ -91,37 +94,5 @@ def estimator_settings(name: str) -> tuple[str, ...]:
 
 
 def estimator_name(estimator: Estimator) -> str:
-    """The key of `ESTIMATORS` an estimator goes by, or what it calls itself."""
-    for name, known in ESTIMATORS.items():
-        if known is estimator or (dataclasses.is_dataclass(known) and isinstance(estimator, type(known))):
-            return name
+    """What an estimator is called; one of a user's own may have a `name`."""
     return getattr(estimator, "name", repr(estimator))
-
-
-__all__ = [
-    "DIFFERENCES",
-    "ESTIMATORS",
-    "ONE_INNER_STEP",
-    "ONE_STEP",
-    "REMEMBERING",
-    "BilevelProblem",
-    "CentralDifference",
-    "ConjugateGradient",
-    "Estimator",
-    "EvolutionStrategies",
-    "FiniteDifference",
-    "Forward",
-    "Hypergradient",
-    "Neumann",
-    "OneStep",
-    "PersistentEvolutionStrategies",
-    "Recompute",
-    "Truncated",
-    "descend",
-    "differentiable_update",
-    "estimator_name",
-    "estimator_settings",
-    "make_estimator",
-    "make_pipelined_step",
-    "num_inner_steps",
-]

@@ -46,6 +46,7 @@ class EvolutionStrategies:
       Salimans et al., "Evolution Strategies as a Scalable Alternative to Reinforcement Learning", arXiv 1703.03864.
     """
 
+    name: ClassVar[str] = "evolution_strategies"
     takes_differences: ClassVar[bool] = True
 
     num_pairs: int = 8
@@ -58,8 +59,8 @@ class EvolutionStrategies:
         self, problem: BilevelProblem, theta: Theta, phi_params: PyTree, batch: BilevelBatch, carry: PyTree = (), /
     ) -> Hypergradient:
         """The estimate, with the signature of every estimator."""
-        keys = _Keys.of(batch, "evolution_strategies")
-        require_32_bits("evolution_strategies", *outputs_of(problem, theta, batch.outer[0], keys.outer))
+        keys = _Keys.of(batch, self.name)
+        require_32_bits(self.name, *outputs_of(problem, theta, batch.outer[0], keys.outer))
         noise = _draw(keys.noise, phi_params, self.num_pairs)
 
         def outer_loss(displacement: PyTree) -> jax.Array:
@@ -107,6 +108,7 @@ class PersistentEvolutionStrategies:
       Evolution Strategies", ICML 2021, arXiv 2112.13835.
     """
 
+    name: ClassVar[str] = "persistent_evolution_strategies"
     takes_differences: ClassVar[bool] = True
     remembers: ClassVar[bool] = True
 
@@ -122,8 +124,8 @@ class PersistentEvolutionStrategies:
         self, problem: BilevelProblem, theta: Theta, phi_params: PyTree, batch: BilevelBatch, carry: PyTree = (), /
     ) -> Hypergradient:
         """The estimate, with the signature of every estimator."""
-        keys = _Keys.of(batch, "persistent_evolution_strategies")
-        require_32_bits("persistent_evolution_strategies", *outputs_of(problem, theta, batch.outer[0], keys.outer))
+        keys = _Keys.of(batch, self.name)
+        require_32_bits(self.name, *outputs_of(problem, theta, batch.outer[0], keys.outer))
         particles = self._started(theta, phi_params, carry)
         noise = _draw(keys.noise, phi_params, self.num_pairs)
 
@@ -149,7 +151,7 @@ class PersistentEvolutionStrategies:
         )
         if not carry:
             return fresh
-        require_carry("persistent_evolution_strategies", carry, fresh)
+        require_carry(self.name, carry, fresh)
         restart = (carry.age % self.horizon == 0) | ~is_same(theta.params, carry.params_after)
         return optax.tree.where(restart, fresh, carry)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import optax
@@ -58,6 +59,8 @@ class Neumann:
       Lorraine et al., "Optimizing Millions of Hyperparameters by Implicit Differentiation", arXiv 1911.02590.
     """
 
+    name: ClassVar[str] = "neumann"
+
     num_iterations: int = 10
     step_size: float = 0.1
     damping: float = 0.01
@@ -79,7 +82,7 @@ class Neumann:
             first = optax.tree.scale(self.step_size, right)
             return jax.lax.scan(iterate, first, length=self.num_iterations - 1)[0]
 
-        return _implicit("neumann", problem, theta, phi_params, batch, carry, self.damping, solve)
+        return _implicit(self.name, problem, theta, phi_params, batch, carry, self.damping, solve)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +105,8 @@ class ConjugateGradient:
       Rajeswaran et al., "Meta-Learning with Implicit Gradients", arXiv 1909.04630.
     """
 
+    name: ClassVar[str] = "conjugate_gradient"
+
     num_iterations: int = 10
     damping: float = 0.01
 
@@ -118,7 +123,7 @@ class ConjugateGradient:
         def solve(product: Product, right: PyTree) -> PyTree:
             return jax.scipy.sparse.linalg.cg(product, right, maxiter=self.num_iterations)[0]
 
-        return _implicit("conjugate_gradient", problem, theta, phi_params, batch, carry, self.damping, solve)
+        return _implicit(self.name, problem, theta, phi_params, batch, carry, self.damping, solve)
 
 
 def _implicit(

@@ -77,7 +77,7 @@ class OneStep(abc.ABC):
     def require_product(
         self, problem: BilevelProblem, theta: Theta, batch: AnyBatch, rng_key: jax.Array | None
     ) -> None:
-        """Looks for what J_f w fails on later, under `jax.jit`, or without a word."""
+        """Looks now for what J_f w would fail on later, where `jax.jit` hides the reason, or silently."""
 
     def keep(self, point: Linearization) -> Linearization:
         """Of the model at theta what J_f w needs: by default all but the pullback, which holds activations."""

@@ -19,7 +19,7 @@ from adalfl_jax.hypergradient.problem import (
     outer_objective,
     require_one_step,
 )
-from adalfl_jax.hypergradient.unrolled import unrolled
+from adalfl_jax.hypergradient.unrolled import Unrolled
 from adalfl_jax.types import Batch, BilevelBatch, PyTree, Theta
 
 
@@ -48,7 +48,7 @@ class Truncated:
     .. math:: \sum_{s=t-K+1}^{t} \frac{\partial L(\theta_{t+1})}{\partial \phi_s}
 
     Every step updates phi, and replays the K - 1 before it, each from the theta it began at: what a replay rounds
-    differently would otherwise grow with training, until the window is of another model. K = 1 is `unrolled`. Where
+    differently would otherwise grow with training, until the window is of another model. K = 1 is `Unrolled`. Where
     theta is not what the last of them made of it, moved by another step or replaced, the window begins anew.
 
     Attributes:
@@ -62,6 +62,7 @@ class Truncated:
       Neural Computation 2(4), 1990.
     """
 
+    name: ClassVar[str] = "truncated"
     is_of_one_inner_step: ClassVar[bool] = True
     remembers: ClassVar[bool] = True
 
@@ -74,14 +75,14 @@ class Truncated:
         self, problem: BilevelProblem, theta: Theta, phi_params: PyTree, batch: BilevelBatch, carry: PyTree = (), /
     ) -> Hypergradient:
         """The estimate, with the signature of every estimator."""
-        require_one_step("truncated", batch)
+        require_one_step(self.name, batch)
         if self.window == 1:
-            return unrolled(problem, theta, phi_params, batch, carry)
+            return Unrolled()(problem, theta, phi_params, batch, carry)
         inner_key, outer_key = inner_and_outer_keys(batch.rng_key)
         now = PastSteps(theta, phi_params, Batch(*batch.inner), inner_key, as_array(batch.progress), jnp.array(True))
         empty = self._empty_window(now)
         if carry:
-            require_carry("truncated", carry, empty)
+            require_carry(self.name, carry, empty)
         past = _past(carry or empty, now)
 
         def objective(past_phis: PyTree, phi_params: PyTree) -> tuple[jax.Array, tuple[Theta, jax.Array]]:

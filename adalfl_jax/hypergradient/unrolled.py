@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import optax
@@ -32,33 +33,59 @@ InnerStep = Callable[
 Scan = Callable[..., tuple[Any, Any]]  # as `jax.lax.scan`
 
 
-def unrolled(
-    problem: BilevelProblem, theta: Theta, phi_params: PyTree, batch: BilevelBatch, carry: PyTree = ()
-) -> Hypergradient:
+@dataclasses.dataclass(frozen=True)
+class Unrolled:
     """Exact, through all K steps at once ("unrolled differentiation"). Memory grows with K.
 
     References:
       Algorithms 1 and 2 of Raymond et al., "Meta-Learning Adaptive Loss Functions", arXiv 2301.13247.
     """
-    return _through_steps(problem, theta, phi_params, batch, carry, inner_step, jax.lax.scan)
+
+    name: ClassVar[str] = "unrolled"
+
+    def __call__(
+        self, problem: BilevelProblem, theta: Theta, phi_params: PyTree, batch: BilevelBatch, carry: PyTree = (), /
+    ) -> Hypergradient:
+        """The estimate, with the signature of every estimator."""
+        inner_key, outer_key = inner_and_outer_keys(batch.rng_key)
+
+        def objective(phi_params: PyTree) -> tuple[jax.Array, tuple[Theta, jax.Array]]:
+            theta_next, inner_loss = run_inner_steps(
+                problem, theta, phi_params, batch, inner_key, self._step, self._scan
+            )
+            outer_loss = outer_objective(problem, theta_next.params, theta_next.model_state, batch.outer, outer_key)
+            return outer_loss, (theta_next, inner_loss)
+
+        differentiate = jax.value_and_grad(objective, has_aux=True)
+        (outer_loss, (theta_next, inner_loss)), gradient = differentiate(problem.own(phi_params))
+        outer_loss, gradient = problem.mean((outer_loss, gradient))
+        return Hypergradient(theta_next, gradient, inner_loss, outer_loss, carry)
+
+    def _step(self, *arguments: Any) -> tuple[Theta, jax.Array]:
+        return inner_step(*arguments)
+
+    def _scan(self, *arguments: Any) -> tuple[Any, Any]:
+        return jax.lax.scan(*arguments)
 
 
-def checkpointed(
-    problem: BilevelProblem, theta: Theta, phi_params: PyTree, batch: BilevelBatch, carry: PyTree = ()
-) -> Hypergradient:
-    """Exact, as `unrolled`, with theta kept every sqrt(K) steps and the steps between computed anew.
+@dataclasses.dataclass(frozen=True)
+class Checkpointed(Unrolled):
+    """Exact, as `Unrolled`, with theta kept every sqrt(K) steps and the steps between computed anew.
 
     Memory grows with sqrt(K), for about a third more work.
 
     References:
       Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174.
     """
-    return _through_steps(problem, theta, phi_params, batch, carry, inner_step, _scan_in_segments)
+
+    name: ClassVar[str] = "checkpointed"
+
+    def _scan(self, *arguments: Any) -> tuple[Any, Any]:
+        return _scan_in_segments(*arguments)
 
 
-def mixed_mode(
-    problem: BilevelProblem, theta: Theta, phi_params: PyTree, batch: BilevelBatch, carry: PyTree = ()
-) -> Hypergradient:
+@dataclasses.dataclass(frozen=True)
+class MixedMode(Unrolled):
     """Exact, with the second derivatives of M_phi taken forward over reverse.
 
     Going back through a step needs w^T d(grad M_phi)/d(theta, phi). The Hessian of M_phi in (theta, phi) being
@@ -73,7 +100,11 @@ def mixed_mode(
     References:
       Kemaev et al., "Scalable Meta-Learning via Mixed-Mode Differentiation" (MixFlow-MG), arXiv 2505.00793.
     """
-    return _through_steps(problem, theta, phi_params, batch, carry, _mixed_mode_step, jax.lax.scan)
+
+    name: ClassVar[str] = "mixed_mode"
+
+    def _step(self, *arguments: Any) -> tuple[Theta, jax.Array]:
+        return _mixed_mode_step(*arguments)
 
 
 def run_inner_steps(
@@ -96,28 +127,6 @@ def run_inner_steps(
 
     theta, losses = scan(body, theta, (Batch(*batch.inner), keys))
     return theta, losses.mean()
-
-
-def _through_steps(
-    problem: BilevelProblem,
-    theta: Theta,
-    phi_params: PyTree,
-    batch: BilevelBatch,
-    carry: PyTree,
-    step: InnerStep,
-    scan: Scan,
-) -> Hypergradient:
-    inner_key, outer_key = inner_and_outer_keys(batch.rng_key)
-
-    def objective(phi_params: PyTree) -> tuple[jax.Array, tuple[Theta, jax.Array]]:
-        theta_next, inner_loss = run_inner_steps(problem, theta, phi_params, batch, inner_key, step, scan)
-        outer_loss = outer_objective(problem, theta_next.params, theta_next.model_state, batch.outer, outer_key)
-        return outer_loss, (theta_next, inner_loss)
-
-    differentiate = jax.value_and_grad(objective, has_aux=True)
-    (outer_loss, (theta_next, inner_loss)), gradient = differentiate(problem.own(phi_params))
-    outer_loss, gradient = problem.mean((outer_loss, gradient))
-    return Hypergradient(theta_next, gradient, inner_loss, outer_loss, carry)
 
 
 def _scan_in_segments(body: Callable, start: Theta, items: PyTree) -> tuple[Theta, jax.Array]:
@@ -159,7 +168,7 @@ def _mixed_mode_step(
         def gradients(params: PyTree) -> tuple[PyTree, ...]:
             return jax.grad(objective, argnums=(1, 2, 3), has_aux=True)(given, params, *moved, others)[0]
 
-        require_forward_mode("mixed_mode", gradients, params)
+        require_forward_mode(MixedMode.name, gradients, params)
         return None, *jax.jvp(gradients, (params,), (direction,))[1], None
 
     gradient_fn.defvjp(lambda *point: (plain_gradient(*point), point), backward)
