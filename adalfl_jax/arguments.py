@@ -41,16 +41,22 @@ def require_flag(name: str, value: Any) -> None:
 
 
 def shorten(value: Any, longest: int = 600) -> str:
-    """How a value is written, for an error; of one that is long the middle is left out."""
+    """The text of a value for an error, without its middle where it is long."""
     text = str(value)
     return text if len(text) <= longest else f"{text[: longest // 2]} ... {text[-longest // 2 :]}"
 
 
+def signature_of(function: Callable[..., Any]) -> inspect.Signature | None:
+    """The signature a function declares itself, not that of one it wraps; None where it has none to inspect."""
+    try:
+        return inspect.signature(function, follow_wrapped=False)
+    except (TypeError, ValueError):
+        return None
+
+
 def why_not_called(function: Callable[..., Any], arguments: Sequence[str], keywords: Iterable[str] = ()) -> str:
     """Why a function cannot be called with so many arguments and these keywords; "" if it can, or does not tell."""
-    try:
-        signature = inspect.signature(function, follow_wrapped=False)
-    except (TypeError, ValueError):
+    if (signature := signature_of(function)) is None:
         return ""
     try:
         signature.bind(*arguments, **dict.fromkeys(keywords))
@@ -60,7 +66,7 @@ def why_not_called(function: Callable[..., Any], arguments: Sequence[str], keywo
 
 
 def require_function(name: str, value: Any, *, method: str = "apply") -> None:
-    """Raises ValueError unless an argument can be called; of an object that has such a method the text names it."""
+    """Raises ValueError unless an argument can be called; where it has the method, the text says to give that."""
     if not callable(value):
         remedy = f"; give its function `{method}`" if hasattr(value, method) else ""
         raise ValueError(f"{name} must be a function; got {reprlib.repr(value)}{remedy}")
@@ -75,6 +81,6 @@ def refuse_model_or_loss(name: str, value: Any, *, made_by: str) -> None:
 
 
 def require_optimizer(name: str, value: Any) -> None:
-    """Raises ValueError for what is no optimiser; of parameters given in its place a little is shown."""
+    """Raises ValueError unless given an optimiser; parameters in its place are shown in part."""
     if not (hasattr(value, "init") and hasattr(value, "update")):
         raise ValueError(f"{name} must be an optax transformation, as optax.sgd(0.1) makes; got {reprlib.repr(value)}")

@@ -286,7 +286,7 @@ def make_task_step(
 
 
 class _Recorded(NamedTuple):
-    """In place of an optimiser's state: the gradient it was given."""
+    """Stands for an optimiser's state: the gradient it was given."""
 
     gradient: PyTree
 

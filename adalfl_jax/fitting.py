@@ -114,7 +114,7 @@ def _require_gradients(
 def relative_mismatch(
     loss: LearnedLoss, phi_params: PyTree, task_loss_fn: LossFn, targets: jax.Array, outputs: jax.Array
 ) -> jax.Array:
-    """The length of what M_phi's gradient by the outputs lacks of the task loss's, in lengths of that; `[]`."""
+    """How far M_phi's gradient by the outputs is from that of the task loss, as a share of its length; `[]`."""
     learned, wanted = _gradients(loss, phi_params, task_loss_fn, targets, outputs)
     return jnp.linalg.norm(learned - wanted) / jnp.linalg.norm(wanted)
 

@@ -1,4 +1,4 @@
-"""Looking things up by name, with an error that lists the names."""
+"""Things by name: looked up with an error that lists the names, and added to by users."""
 
 from __future__ import annotations
 
@@ -7,6 +7,25 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 Value = TypeVar("Value")
+
+
+class Registry(dict[str, Value]):
+    """Things by name: those of this package, whose names are taken, and those that users register beside them."""
+
+    def __init__(self, kind: str, ours: Mapping[str, Value], *, taken: Iterable[str] = ()) -> None:
+        """Makes one of what this package has, with other names that are `taken`."""
+        super().__init__(ours)
+        self._kind, self._taken = kind, frozenset((*ours, *taken))
+
+    def require_free(self, name: str) -> None:
+        """Raises ValueError for a name that is taken."""
+        if name in self._taken:
+            raise ValueError(f"there is a {self._kind} {name!r} in this package; register yours under another name")
+
+    @property
+    def registered(self) -> dict[str, Value]:
+        """What users have registered."""
+        return {name: value for name, value in self.items() if name not in self._taken}
 
 
 def lookup(kind: str, known: Mapping[str, Value], name: str) -> Value:

@@ -50,7 +50,7 @@ def _require_arrays(targets: jax.Array, outputs: jax.Array) -> None:
 
 
 def _check_range(labels: jax.Array, outputs: jax.Array) -> None:
-    """Refuses labels out of range. Under a trace they have no value to raise on; there losses of them are nan."""
+    """Refuses labels out of range; under a trace, where they have no values, it makes their losses nan."""
     num_classes = max(2, outputs.shape[1])
     if isinstance(labels, Tracer) or not labels.size:
         return
@@ -63,7 +63,7 @@ def _check_range(labels: jax.Array, outputs: jax.Array) -> None:
 
 
 def _has_class(labels: jax.Array, outputs: jax.Array) -> jax.Array:
-    """Whether there is a class for each label, `[B]`; what there is none for is not trained on without a word."""
+    """Whether there is a class for each label, `[B]`, so that none is trained on silently where there is not."""
     labels = jnp.asarray(labels, jnp.int32)  # of fewer bits they might not be compared with C
     return (labels >= 0) & (labels < max(2, outputs.shape[1]))
 
@@ -198,7 +198,7 @@ def symmetric_cross_entropy(
 
 
 def _require(name: str, value: Any, is_valid: Callable[[Any], bool], wanted: str) -> None:
-    """Refuses a setting out of its range. An array, which may itself be learned, is taken as it is."""
+    """Refuses a setting out of its range; an array, which may itself be learned, is taken as it is."""
     if not isinstance(value, jax.Array) and not (is_number(value) and is_valid(value)):
         raise ValueError(f"{name} must be {wanted}; got {value!r}")
 

@@ -79,7 +79,7 @@ class Phi(NamedTuple):
 
 
 def _strongly_typed(tree: PyTree) -> PyTree:
-    """Arrays as a step returns them. It would be compiled anew for a Python number's type, as `jnp.array(-2.0)` has."""
+    """Arrays as a step returns them: the weak type of `jnp.array(-2.0)` would have it compiled twice."""
 
     def convert(leaf: Any) -> Any:
         is_weak = isinstance(leaf, Number) or getattr(leaf, "weak_type", False)
@@ -89,7 +89,7 @@ def _strongly_typed(tree: PyTree) -> PyTree:
 
 
 def _apart_from(params: PyTree, opt_state: optax.OptState) -> optax.OptState:
-    """The state with copies of the parameters that it holds, as DoG's does: no array may be donated twice."""
+    """The state, with copies of parameters that it holds, as DoG's does: no array may be donated twice."""
     held = {id(leaf) for leaf in jax.tree.leaves(params)}
     return jax.tree.map(lambda leaf: jnp.copy(leaf) if id(leaf) in held else leaf, opt_state)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Sequence
 from numbers import Number
 from typing import Any
@@ -12,14 +11,22 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adalfl_jax.arguments import is_number, require_count, require_flag, require_function, shorten, why_not_called
+from adalfl_jax.arguments import (
+    is_number,
+    require_count,
+    require_flag,
+    require_function,
+    shorten,
+    signature_of,
+    why_not_called,
+)
 from adalfl_jax.hypergradient import (
     ONE_STEP,
     Estimator,
     OneStep,
     estimator_name,
 )
-from adalfl_jax.learned_losses import FrozenLoss, RescaledLoss, and_inside, declares
+from adalfl_jax.learned_losses import FrozenLoss, RescaledLoss, declares, wrapped_functions
 from adalfl_jax.types import ApplyFn, Batch, BilevelBatch, LearnedLossFn, Phi, PyTree, Theta
 
 # What the arguments of losses are called elsewhere, where outputs often come first.
@@ -126,7 +133,7 @@ def require_mean(name: str, loss_fn: Callable[..., Any], axis_name: str | None) 
     """
     owners = (
         function.loss if isinstance(function, FrozenLoss) else getattr(function, "__self__", None)
-        for function in and_inside(loss_fn)
+        for function in wrapped_functions(loss_fn)
     )
     if axis_name is not None and any(isinstance(owner, RescaledLoss) and owner.is_bounded for owner in owners):
         raise ValueError(
@@ -136,11 +143,9 @@ def require_mean(name: str, loss_fn: Callable[..., Any], axis_name: str | None) 
 
 
 def _parameters(function: Callable[..., Any]) -> list[str]:
-    """Names of a function's parameters; none where it does not tell."""
-    try:
-        return list(inspect.signature(function, follow_wrapped=False).parameters)
-    except (TypeError, ValueError):
-        return []
+    """Names of a function's parameters; none where it has no signature."""
+    signature = signature_of(function)
+    return [] if signature is None else list(signature.parameters)
 
 
 def require_call(
@@ -152,16 +157,15 @@ def require_call(
 ) -> None:
     """Raises ValueError for a function that cannot be called with so many arguments and these keywords."""
     if reason := why_not_called(function, arguments, keywords):
-        signature = inspect.signature(function, follow_wrapped=False)
         call = ", ".join((*arguments, *(f"{keyword}={keyword}" for keyword in keywords)))
-        further = list(signature.parameters)[len(arguments) :]
+        further = _parameters(function)[len(arguments) :]
         unheard = [keyword for keyword in optional if keyword in further and keyword not in keywords]
         remedy = f"; declare {' and '.join(unheard)} behind a `*`, to be given it by keyword" if unheard else ""
-        raise ValueError(f"{name} is called as {name}({call}), and takes {signature}: {reason}{remedy}")
+        raise ValueError(f"{name} is called as {name}({call}), and takes {signature_of(function)}: {reason}{remedy}")
 
 
 def returning_state(apply_fn: ApplyFn) -> ApplyFn:
-    """The model, which raises ValueError where it does not return outputs and state."""
+    """The model, made to raise ValueError where it does not return outputs and a state like the one given."""
 
     def apply(
         params: PyTree, model_state: PyTree, inputs: jax.Array, /, *, train: bool, rng_key: jax.Array | None
@@ -183,13 +187,19 @@ def returning_state(apply_fn: ApplyFn) -> ApplyFn:
                 "outputs of apply_fn must be floats, which have gradients; leave others out, or return them in "
                 f"model_state. Got {jax.tree.map(jax.typeof, returned[0])}"
             )
+        given, state = map(jax.tree.structure, (model_state, returned[1]))
+        if given != state:
+            raise ValueError(
+                "apply_fn must return a model_state of the structure it was given, or no step could be repeated in a "
+                f"loop of jax.lax.scan; expected {shorten(given)}, got {shorten(state)}"
+            )
         return returned[0], returned[1]
 
     return apply
 
 
 def returning_scalar(name: str, loss_fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """The loss, which raises ValueError where it does not return one number."""
+    """The loss, made to raise ValueError where it does not return one number."""
 
     @functools.wraps(loss_fn)  # with the keyword arguments that the loss declares
     def loss(*arguments: Any, **keywords: Any) -> jax.Array:
@@ -204,21 +214,21 @@ def returning_scalar(name: str, loss_fn: Callable[..., jax.Array]) -> Callable[.
 
 
 def require_theta(theta: Theta, optimizer_name: str, optimizer: optax.GradientTransformation) -> None:
-    """Raises ValueError for what is no Theta, parameters without usable gradients, the state of another optimiser."""
+    """Raises ValueError unless given a Theta, of parameters with usable gradients and the state of this optimiser."""
     _require_kind("theta", theta, Theta)
     require_floats("theta.params", theta.params, ", or move it to theta.model_state")
     _require_opt_state("theta", theta, optimizer_name, optimizer)
 
 
 def require_phi(phi: Phi, outer_optimizer: optax.GradientTransformation) -> None:
-    """Raises ValueError for what is no Phi, parameters without usable gradients, the state of another optimiser."""
+    """Raises ValueError unless given a Phi, of parameters with usable gradients and the state of this optimiser."""
     _require_kind("phi", phi, Phi)
     require_floats("phi.params", phi.params)
     _require_opt_state("phi", phi, "outer_optimizer", outer_optimizer)
 
 
 def require_bilevel_batch(batch: BilevelBatch, parts: Sequence[str]) -> None:
-    """Raises ValueError for what is no BilevelBatch, parts that are no arrays, a key that is none."""
+    """Raises ValueError unless given a BilevelBatch, whose parts are arrays and whose key, if any, is one."""
     _require_kind("batch", batch, BilevelBatch)
     for part in parts:
         require_batch(f"batch.{part}", getattr(batch, part))
@@ -227,7 +237,7 @@ def require_bilevel_batch(batch: BilevelBatch, parts: Sequence[str]) -> None:
 
 
 def require_batch(name: str, batch: Batch | tuple[PyTree, PyTree]) -> None:
-    """Raises ValueError for what is not two things, inputs and targets, arrays each or pytrees of such."""
+    """Raises ValueError unless given two things, inputs and targets, each an array or a pytree of arrays."""
     if not (isinstance(batch, tuple | list) and len(batch) == 2):
         raise _no_batch(name, batch)
     inputs, targets = map(jax.tree.leaves, batch)
@@ -236,7 +246,7 @@ def require_batch(name: str, batch: Batch | tuple[PyTree, PyTree]) -> None:
 
 
 def require_key(name: str, rng_key: jax.Array) -> None:
-    """Raises ValueError for what is not one key, typed or raw."""
+    """Raises ValueError unless given one key, typed or raw."""
     try:
         jax.eval_shape(jax.random.split, rng_key)
     except (TypeError, ValueError) as error:
@@ -250,7 +260,7 @@ def _require_kind(name: str, given: Any, kind: type) -> None:
 
 
 def require_floats(name: str, params: PyTree, remedy: str = "") -> None:
-    """Raises ValueError for parameters without usable gradients, with what may be done beside making them floats."""
+    """Raises ValueError for parameters without usable gradients; `remedy` is another than making them floats."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         is_number = isinstance(leaf, Number) or hasattr(leaf, "dtype")
         kind = jnp.result_type(leaf) if is_number else type(leaf).__name__

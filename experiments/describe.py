@@ -24,8 +24,8 @@ from adalfl_jax import data
 from adalfl_jax.data.streaming import block_length, stays_on_host
 from adalfl_jax.models import count_params
 from adalfl_jax.training import TrainConfig
-from adalfl_jax.training.config import METHODS
 from adalfl_jax.training.initial import init_training, make_seed_keys
+from adalfl_jax.training.methods import METHODS
 from adalfl_jax.training.phases import StepSource, make_training_program
 from adalfl_jax.training.sections import OuterConfig
 from adalfl_jax.training.setup import (
@@ -169,7 +169,7 @@ def _table(rows: dict[str, dict[str, float]], num_seeds: int) -> Table:
         sizes = [row[kind] / MEGABYTE for kind in ("arguments", "temporary", "output")]
         ratio = row["flops"] / rows["task_loss"]["flops"]
         cells = [_figure(size) for size in (*sizes, sum(sizes))]
-        table.add_row(METHODS[method], _figure(row["flops"] / 1e9), f"{ratio:.2f}", *cells)
+        table.add_row(METHODS[method].title, _figure(row["flops"] / 1e9), f"{ratio:.2f}", *cells)
     return table
 
 

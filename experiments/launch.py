@@ -182,7 +182,7 @@ def _refuse_unused(names: list[str], unused: tuple[str, ...]) -> None:
 
 
 def _refuse_unknown_fields(given: list[str], names: list[str]) -> None:
-    """Ends the program at a field that no configuration has, fields without a file, or a file that is none."""
+    """Ends the program at a field that no configuration has, fields without a file, or a path without a file."""
     for argument in given:
         if re.fullmatch(r"config=.*\.json", argument):
             sys.exit(
@@ -224,7 +224,7 @@ def _refuse_options(names: list[str], error: Exception) -> None:
 
 
 def _refuse_file(reason: str) -> NoReturn:
-    """Ends the program with why a configuration cannot be loaded, and what one is where the file is none."""
+    """Ends the program with why a configuration cannot be loaded and, where the file is something else, what one is."""
     is_none = any(words in reason for words in ("get_config", "No such file", "no attribute 'lock'"))
     remedy = "; it must be a file with a get_config() that returns a ConfigDict, as in configs/" * is_none
     sys.exit(f"ConfigError: the configuration cannot be loaded: {reason}{remedy}")

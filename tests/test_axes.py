@@ -147,7 +147,8 @@ def test_a_state_that_a_model_does_not_average_is_averaged_by_the_step():
         return inputs @ params, {"mean": inputs.mean(axis=0)}
 
     optimizer = optax.sgd(0.1)
-    batch, theta = make_batch(jax.random.key(0)).inner, adalfl_jax.Theta.create(jnp.ones((5, 3)), {}, optimizer)
+    batch = make_batch(jax.random.key(0)).inner
+    theta = adalfl_jax.Theta.create(jnp.ones((5, 3)), {"mean": jnp.zeros(5)}, optimizer)
     step = adalfl_jax.make_task_step(apply_fn, adalfl_jax.task_losses.softmax_cross_entropy, optimizer, axis_name=AXIS)
     parts = jax.tree.map(lambda array: array.reshape(4, -1, *array.shape[1:]), batch)
     moved, _ = jax.vmap(step, in_axes=(None, 0), axis_name=AXIS)(theta, parts)

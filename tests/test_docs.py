@@ -1,5 +1,6 @@
 """The documents: their code runs, their links lead somewhere."""
 
+import copy
 import itertools
 import json
 import re
@@ -8,6 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import sklearn.datasets
 from flax import nnx
@@ -98,6 +100,26 @@ def test_a_model_of_ones_own_is_known_as_the_docs_say(monkeypatch):
     assert models.count_params(params) == 64 * 128 + 128 + 128 * 10 + 10
 
 
+def test_a_linen_module_is_trained_as_the_docs_say():
+    (block,) = re.findall(
+        r"```python\n(import jax\nfrom flax import linen.*?)```",
+        (ROOT / "docs" / "data.md").read_text(),
+        flags=re.DOTALL,
+    )
+    names = {}
+    exec(block, names)  # noqa: S102, the code is ours
+    loss, inner, outer = adalfl_jax.LossNetwork(), optax.sgd(0.1), optax.adam(0.1)
+    step = adalfl_jax.make_bilevel_step(names["apply"], loss.apply, softmax_cross_entropy, inner, outer)
+    theta = adalfl_jax.Theta.create(*names["init"](jax.random.key(0)), inner)
+    phi = adalfl_jax.Phi.create(loss.init(jax.random.key(1)), outer)
+    examples = jnp.ones((8, 64)), jnp.zeros(8, int)
+    batch = adalfl_jax.BilevelBatch(examples, examples, rng_key=jax.random.key(2))
+    after, _, metrics = jax.jit(step)(theta, phi, batch)
+    assert metrics.hypergradient_norm > 0
+    means = [state.model_state["batch_stats"]["BatchNorm_0"]["mean"] for state in (theta, after)]
+    assert (means[0] != means[1]).any()
+
+
 def test_the_docs_list_every_estimator_and_its_settings():
     text = (ROOT / "docs" / "meta_gradients.md").read_text()
     for name in ESTIMATORS:
@@ -156,7 +178,7 @@ def test_a_step_is_divided_over_devices_as_the_docs_say():
 
 def test_a_users_own_arrays_are_loaded_as_the_docs_say(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(data.loading, "DATASETS", dict(data.DATASETS))
+    monkeypatch.setattr(data.loading, "DATASETS", copy.copy(data.DATASETS))
     names = {}
     for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "data.md").read_text(), flags=re.DOTALL):
         exec(block, names)  # noqa: S102, the code is ours

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -104,3 +105,37 @@ def test_settings_out_of_their_range_are_refused(setting):
 def test_every_class_is_drawn_and_a_single_output_has_two(num_outputs, labels):
     targets, _ = draw_targets_and_outputs(jax.random.key(0), 64, num_outputs, is_classification=True)
     assert jnp.unique(targets).tolist() == labels
+
+
+def test_a_fit_is_adam_on_fresh_draws_at_a_rate_that_falls():
+    loss, num_steps, size = LossNetwork(hidden_sizes=(2,)), 3, 4
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.1, num_steps))
+
+    def mismatch(phi_params, rng_key):
+        targets, outputs = draw_targets_and_outputs(rng_key, size, 3, is_classification=True)
+        learned = jax.grad(loss.apply, argnums=2)(phi_params, targets, outputs)
+        return size * ((learned - jax.grad(softmax_cross_entropy, argnums=1)(targets, outputs)) ** 2).sum()
+
+    @jax.jit
+    def by_hand(phi_params, rng_key):
+        def step(carry, key):
+            phi_params, state = carry
+            updates, state = optimizer.update(jax.grad(mismatch)(phi_params, key), state)
+            return (optax.apply_updates(phi_params, updates), state), None
+
+        start = phi_params, optimizer.init(phi_params)
+        return jax.lax.scan(step, start, jax.random.split(rng_key, num_steps))[0][0]
+
+    start, key = loss.init(jax.random.key(0)), jax.random.key(1)
+    settings = {"num_outputs": 3, "num_steps": num_steps, "batch_size": size, "learning_rate": 0.1}
+    found = jax.jit(lambda *given: fit_to_task_loss(loss, given[0], softmax_cross_entropy, given[1], **settings))
+    chex.assert_trees_all_close(found(start, key), by_hand(start, key), rtol=1e-4, atol=1e-5)
+
+
+def test_a_fit_leaves_the_weights_of_progress_at_zero():
+    loss = LossNetwork(hidden_sizes=(2,), use_progress=True)
+    start, settings = loss.init(jax.random.key(0)), {"num_outputs": 3, "num_steps": 2, "batch_size": 4}
+    fit = jax.jit(lambda *given: fit_to_task_loss(loss, given[0], softmax_cross_entropy, given[1], **settings))
+    kernel = fit(start, jax.random.key(1))["layer_0"]["kernel"]
+    assert not kernel[2].any()
+    assert (kernel[:2] != start["layer_0"]["kernel"][:2]).any()

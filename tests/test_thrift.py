@@ -242,3 +242,24 @@ def test_counting_needs_the_number_of_the_step():
         step(theta, phi, make_batch(jax.random.key(1)))
     with pytest.raises(ValueError, match=r"drop the leading axis K"):
         step(theta, phi, make_batch(jax.random.key(1), num_inner_steps=2)._replace(step=0))
+
+
+def test_a_part_of_the_inner_batch_has_the_key_of_the_whole():
+    """With dropout its outputs are otherwise those of another network than the step's."""
+    keys = {}
+
+    def apply_fn(params, model_state, inputs, *, train, rng_key):
+        if not isinstance(rng_key, jax.core.Tracer):
+            keys.setdefault(len(inputs), set()).add(tuple(jax.random.key_data(rng_key).tolist()))
+        return inputs @ params, model_state
+
+    loss, inner, outer = adalfl_jax.ScaledTaskLoss(), optax.sgd(0.1), optax.adam(0.1)
+    step = adalfl_jax.make_bilevel_step(
+        apply_fn, loss.apply, softmax_cross_entropy, inner, outer, meta_batch_fraction=(0.5, 1.0)
+    )
+    theta = adalfl_jax.Theta.create(jnp.zeros((2, 3)), (), inner)
+    phi = adalfl_jax.Phi.create(loss.init(jax.random.key(0)), outer)
+    whole, other = ((jnp.ones((size, 2)), jnp.zeros(size, int)) for size in (8, 6))
+    step(theta, phi, adalfl_jax.BilevelBatch(whole, other, rng_key=jax.random.key(1)))
+    assert keys[4] == keys[8] != keys[6]
+    assert len(keys[8]) == len(keys[6]) == 1

@@ -29,7 +29,7 @@ def augment(rng_key: jax.Array, images: jax.Array, *, padding: int = 0, flip: bo
 
 
 def random_crop(rng_key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
-    """A window of each image `[B, H, W, channels]` after zeros were put around it, anywhere, of the image's size."""
+    """A window of each image `[B, H, W, channels]` padded by zeros, of the image's size and at a random place."""
     width = ((0, 0), (padding, padding), (padding, padding), (0, 0))
     corners = jax.random.randint(rng_key, (len(images), 2), 0, 2 * padding + 1)
 

@@ -117,7 +117,7 @@ def known_names() -> tuple[str, ...]:
 
 
 def find_keys(name: str, info: Any) -> Keys:
-    """Which features of an example are its image and its label: the only ones, or those of these names."""
+    """Which features of an example are its image and its label: the only ones, or those called so."""
     import tensorflow_datasets as tfds
 
     found = {}

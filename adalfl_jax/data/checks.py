@@ -135,12 +135,12 @@ def _check_labels(where: str, labels: np.ndarray, num_classes: int) -> None:
 
 
 def to_floats(values: np.ndarray) -> np.ndarray:
-    """In float32 if that holds every number of their type, or else in float64."""
+    """Converts to float32 if that holds every number of the type, or else to float64."""
     return values.astype(np.float32 if np.can_cast(values.dtype, np.float32) else np.float64)
 
 
 def warn_of_empty_classes(where: str, labels: np.ndarray) -> None:
-    """Warns of labels below the largest that no example has; larger ones somebody has asked for."""
+    """Warns of labels below the largest that no example has; larger ones were asked for."""
     empty = np.flatnonzero(np.bincount(labels) == 0)
     if len(empty):
         warnings.warn(
@@ -162,7 +162,7 @@ def warn_of_constant_targets(where: str, targets: np.ndarray) -> None:
 
 
 def warn_of_channels_first(where: str, images: np.ndarray) -> None:
-    """Warns of images whose height is that of a colour, and whose channels are more than any have."""
+    """Warns of images that look like `[channels, H, W]`: as high as there are colours, with too many channels."""
     if images.shape[1] in (1, 3) and images.shape[3] > 4:
         warnings.warn(
             f"{where}: images are [N, H, W, channels], so those of {images.shape} have {images.shape[3]} channels; "

@@ -95,6 +95,9 @@ class Corruption:
         return num_examples - removed
 
 
+UNCORRUPTED = Corruption()
+
+
 def wrong_labels(labels: np.ndarray, num_classes: int, *, share: float, kind: str, seed: int) -> np.ndarray:
     """Labels of which `round(share * N)` are others.
 

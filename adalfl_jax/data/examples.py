@@ -31,7 +31,7 @@ class Examples:
 
     @property
     def num_bytes(self) -> int:
-        """Of all inputs, as they lie on a device."""
+        """Bytes of all inputs on a device."""
         arrays = [np.asarray(self.inputs), *(np.asarray(split[0]) for split in (self.test, self.valid) if split)]
         return sum(array.size * (1 if is_image(array) or self.num_tokens else 4) for array in arrays)
 
@@ -45,7 +45,7 @@ class Location:
     image_size: int = 0  # height and width images are scaled and cropped to; 0 leaves them as they are
 
     def prepare_command(self, name: str) -> str:
-        """What prepares a dataset there, for a shell."""
+        """The shell command that prepares a dataset there."""
         python, folder = shlex.quote(sys.executable), shlex.quote(str(self.data_dir))
         return f"{python} -m adalfl_jax.data.prepare {name} --data_dir={folder}"
 

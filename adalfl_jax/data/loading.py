@@ -8,6 +8,7 @@ from pathlib import Path
 
 from adalfl_jax.arguments import is_count
 from adalfl_jax.data.catalog import find_spec
+from adalfl_jax.data.corruption import Corruption
 from adalfl_jax.data.embedded import load_diabetes, load_digits
 from adalfl_jax.data.errors import DatasetError
 from adalfl_jax.data.examples import Examples, Location, default_data_dir
@@ -18,16 +19,19 @@ from adalfl_jax.data.splits import VALID_FRACTION, Dataset, make_dataset
 from adalfl_jax.data.streaming import stays_on_host
 from adalfl_jax.data.tables import load_california, load_crime
 from adalfl_jax.data.text import load_topics
-from adalfl_jax.registry import require_known
+from adalfl_jax.registry import Registry, require_known
 
-DATASETS: dict[str, Callable[[Location], Examples]] = {
-    "digits": lambda location: load_digits(),
-    "diabetes": lambda location: load_diabetes(),
-    "pydoc_topics": lambda location: load_topics(),
-    "california": load_california,
-    "crime": load_crime,
-}  # those that are not TensorFlow Datasets'; `register_dataset` adds to them
-OURS = frozenset(DATASETS) | frozenset(SPECS)  # names that are taken
+DATASETS: Registry[Callable[[Location], Examples]] = Registry(
+    "dataset",
+    {
+        "digits": lambda location: load_digits(),
+        "diabetes": lambda location: load_diabetes(),
+        "pydoc_topics": lambda location: load_topics(),
+        "california": load_california,
+        "crime": load_crime,
+    },
+    taken=SPECS,
+)  # those that are not TensorFlow Datasets'
 STREAMING = ("auto", "always", "never")
 
 
@@ -86,9 +90,7 @@ def load(
         examples,
         valid_fraction=valid_fraction,
         valid_examples=valid_examples,
-        imbalance=imbalance,
-        label_noise=label_noise,
-        noise_kind=noise_kind,
+        corruption=Corruption(label_noise, noise_kind, imbalance),
         seed=seed,
         on_device=on_device,
     )
@@ -147,7 +149,7 @@ def register_dataset(name: str, load_examples: Callable[[], Examples]) -> None:
       load_examples: called when the dataset is used.
 
     Raises:
-      ValueError: the name is one of `OURS`, or there is nothing to call. Others of TFDS may be taken; yours hides them.
+      ValueError: the name is one of ours, or there is nothing to call. Others of TFDS may be taken; yours hides them.
 
     Example:
       >>> import numpy as np
@@ -155,8 +157,7 @@ def register_dataset(name: str, load_examples: Callable[[], Examples]) -> None:
       >>> load("noise").input_shape
       (3,)
     """
-    if name in OURS:
-        raise ValueError(f"there is a dataset {name!r} in this package; register yours under another name")
+    DATASETS.require_free(name)
     if not callable(load_examples):
         raise ValueError(
             f"dataset {name!r}: load_examples must be a function that returns Examples; got "

@@ -64,7 +64,7 @@ class Scaling:
 
     @classmethod
     def of_bytes(cls, images: np.ndarray) -> Scaling:
-        """That of uint8 images `[N, H, W, channels]`, by channel; one that is constant is only centred."""
+        """The scaling of uint8 images `[N, H, W, channels]`, by channel; a constant channel is only centred."""
         levels = np.arange(256.0)
         means, deviations = [], []
         for channel in range(images.shape[-1]):

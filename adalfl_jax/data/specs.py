@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adalfl_jax.data.corruption import Corruption
+from adalfl_jax.data.corruption import UNCORRUPTED, Corruption
 from adalfl_jax.data.errors import DatasetError
 from adalfl_jax.data.examples import Examples, is_image
 from adalfl_jax.data.preprocessing import Preprocessing
@@ -50,7 +50,7 @@ class Spec(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """Of all inputs, as they lie on a device."""
+        """Bytes of all inputs on a device."""
         return (
             (self.num_train + self.num_valid + self.num_test)
             * math.prod(self.input_shape)
@@ -115,7 +115,7 @@ def random_dataset(name: str, spec: Spec, num_examples: int, *, seed: int = 0) -
 
 
 def abstract_splits(
-    spec: Spec, valid_fraction: float, valid_examples: int = 0, corruption: Corruption | None = None
+    spec: Spec, valid_fraction: float, valid_examples: int = 0, corruption: Corruption = UNCORRUPTED
 ) -> tuple[Batch, Batch]:
     """Shapes and types of the training and the validation split, without values.
 
@@ -131,10 +131,9 @@ def abstract_splits(
     num_valid, num_train = spec.num_valid or num_cut, num_left - num_cut
     if spec.num_train and num_train < 1:
         raise DatasetError(f"no validation split of {valid_examples} can be cut off {num_left} examples")
-    if corruption is not None:
-        corruption.check("the dataset", spec.num_outputs if spec.is_classification else None)
-        if spec.num_train:
-            num_train = corruption.estimate_size(num_train, spec.num_outputs)
+    corruption.check("the dataset", spec.num_outputs if spec.is_classification else None)
+    if spec.num_train:
+        num_train = corruption.estimate_size(num_train, spec.num_outputs)
 
     def split(size: int) -> Batch:
         dtype = jnp.uint8 if spec.is_of_bytes else jnp.float32

@@ -25,7 +25,7 @@ from adalfl_jax.data.checks import (
     warn_of_empty_classes,
     warn_of_other_units,
 )
-from adalfl_jax.data.corruption import Corruption
+from adalfl_jax.data.corruption import UNCORRUPTED, Corruption
 from adalfl_jax.data.errors import DatasetError
 from adalfl_jax.data.examples import Examples, is_image
 from adalfl_jax.data.preprocessing import Preprocessing
@@ -88,7 +88,7 @@ class Dataset:
 
     @property
     def is_streamed(self) -> bool:
-        """Whether examples wait in host memory rather than on the device."""
+        """Whether examples stay in host memory rather than on the device."""
         return isinstance(self.train.inputs, np.ndarray)
 
     def normalize(self, inputs: jax.Array) -> jax.Array:
@@ -102,9 +102,7 @@ def make_dataset(
     *,
     valid_fraction: float = VALID_FRACTION,
     valid_examples: int = 0,
-    imbalance: float = 1.0,
-    label_noise: float = 0.0,
-    noise_kind: str = "symmetric",
+    corruption: Corruption = UNCORRUPTED,
     seed: int = 0,
     on_device: bool = True,
 ) -> Dataset:
@@ -121,11 +119,7 @@ def make_dataset(
       examples: the raw arrays.
       valid_fraction: in (0, 1); with a validation split among the examples, the default.
       valid_examples: number of examples of the validation split; 0 goes by `valid_fraction`.
-      imbalance: examples of the largest class for one of the smallest in the training split, 1 or more; 1 leaves the
-        classes as they are, and above it they fall exponentially from the first to the last.
-      label_noise: share of the training split's labels that are wrong, in [0, 1); of those that `imbalance` left.
-      noise_kind: "symmetric", any other class is as likely, "pair", class c becomes c + 1 and the last the first, or
-        "removed", the examples whose labels would be wrong are left out.
+      corruption: what is done to the training split; nothing by default.
       seed: of the examples that are drawn, for splits and for corruption, 0 or more.
       on_device: whether to move the arrays to the device; if not they stay NumPy's.
 
@@ -135,7 +129,6 @@ def make_dataset(
         class empty, a column without any value.
     """
     where, num_classes = f"dataset {name!r}", examples.num_classes
-    corruption = Corruption(label_noise, noise_kind, imbalance)
     corruption.check(where, num_classes)
     size = valid_size(where, valid_fraction, valid_examples, is_given=examples.valid is not None)
     if not is_seed(seed):

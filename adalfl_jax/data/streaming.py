@@ -77,6 +77,6 @@ class _Steps:
 
 
 def _device_memory() -> int:
-    """Bytes of the device, those of the machine where the device is the CPU."""
+    """Bytes of the device's memory or, on a CPU, of the machine's."""
     statistics = jax.local_devices()[0].memory_stats() or {}
     return statistics.get("bytes_limit") or psutil.virtual_memory().total

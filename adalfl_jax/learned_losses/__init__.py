@@ -2,15 +2,14 @@
 
 from adalfl_jax.learned_losses.activations import ACTIVATIONS as ACTIVATIONS
 from adalfl_jax.learned_losses.activations import smooth_leaky_relu as smooth_leaky_relu
-from adalfl_jax.learned_losses.arguments import and_inside as and_inside
-from adalfl_jax.learned_losses.arguments import at_progress as at_progress
-from adalfl_jax.learned_losses.arguments import declares as declares
-from adalfl_jax.learned_losses.arguments import require_family as require_family
-from adalfl_jax.learned_losses.arguments import require_progress as require_progress
 from adalfl_jax.learned_losses.families import FAMILIES as FAMILIES
-from adalfl_jax.learned_losses.families import NAMES as NAMES
-from adalfl_jax.learned_losses.families import OURS as OURS
+from adalfl_jax.learned_losses.families import configurable_families as configurable_families
 from adalfl_jax.learned_losses.families import register_learned_loss as register_learned_loss
+from adalfl_jax.learned_losses.keywords import at_progress as at_progress
+from adalfl_jax.learned_losses.keywords import declares as declares
+from adalfl_jax.learned_losses.keywords import require_family as require_family
+from adalfl_jax.learned_losses.keywords import require_progress as require_progress
+from adalfl_jax.learned_losses.keywords import wrapped_functions as wrapped_functions
 from adalfl_jax.learned_losses.network import LossNetwork as LossNetwork
 from adalfl_jax.learned_losses.persistence import FrozenLoss as FrozenLoss
 from adalfl_jax.learned_losses.persistence import load_learned_loss as load_learned_loss

@@ -6,23 +6,30 @@ import dataclasses
 from typing import Any, TypeVar
 
 from adalfl_jax.arguments import why_not_called
-from adalfl_jax.learned_losses.arguments import declares
+from adalfl_jax.learned_losses.keywords import declares
 from adalfl_jax.learned_losses.network import LossNetwork
 from adalfl_jax.learned_losses.rescaled import RescaledLoss
 from adalfl_jax.learned_losses.scaled import ScaledTaskLoss
 from adalfl_jax.learned_losses.weighting import WeightNetwork
+from adalfl_jax.registry import Registry
 
 Family = TypeVar("Family", bound=type[Any])
 
-FAMILIES: dict[str, type] = {
-    family.__name__: family for family in (LossNetwork, RescaledLoss, ScaledTaskLoss, WeightNetwork)
-}  # `register_learned_loss` adds to them
-NAMES: dict[str, type] = {
+CONFIG_NAMES: dict[str, type] = {
     "network": LossNetwork,
     "scaled_task_loss": ScaledTaskLoss,
     "weight_network": WeightNetwork,
 }  # by which configurations know ours
-OURS = frozenset((*FAMILIES, *NAMES))  # names that are taken
+FAMILIES: Registry[type] = Registry(
+    "family of learned losses",
+    {family.__name__: family for family in (LossNetwork, RescaledLoss, ScaledTaskLoss, WeightNetwork)},
+    taken=CONFIG_NAMES,
+)
+
+
+def configurable_families() -> dict[str, type]:
+    """The families a configuration may name, those that users registered among them."""
+    return CONFIG_NAMES | FAMILIES.registered
 
 
 def register_learned_loss(family: Family) -> Family:
@@ -60,8 +67,7 @@ def register_learned_loss(family: Family) -> Family:
     name = getattr(family, "__name__", repr(family))
     if not (isinstance(family, type) and dataclasses.is_dataclass(family) and _is_frozen(family)):
         raise ValueError(f"a family of learned losses must be a frozen dataclass, @dataclass(frozen=True); got {name}")
-    if name in OURS:
-        raise ValueError(f"there is a family {name} in this package; give yours another name")
+    FAMILIES.require_free(name)
     apply: Any = getattr(family, "apply", None)
     if declares(apply, "params"):
         raise ValueError(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from adalfl_jax.arguments import is_count, is_number, require_flag, require_number
 from adalfl_jax.learned_losses.activations import ACTIVATIONS, smooth_leaky_relu
-from adalfl_jax.learned_losses.arguments import require_share
+from adalfl_jax.learned_losses.keywords import require_share
 from adalfl_jax.learned_losses.params import require_params
 from adalfl_jax.registry import require_known
 from adalfl_jax.task_losses import to_dense, within

@@ -16,8 +16,8 @@ import safetensors
 import safetensors.numpy
 
 from adalfl_jax.atomic import replace_file
-from adalfl_jax.learned_losses.arguments import at_progress
 from adalfl_jax.learned_losses.families import FAMILIES
+from adalfl_jax.learned_losses.keywords import at_progress
 from adalfl_jax.learned_losses.rescaled import RescaledLoss
 from adalfl_jax.registry import lookup
 from adalfl_jax.types import LearnedLoss, PyTree

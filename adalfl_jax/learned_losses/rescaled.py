@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from adalfl_jax.arguments import require_number
-from adalfl_jax.learned_losses.arguments import at_progress, declares, require_family, require_progress
+from adalfl_jax.learned_losses.keywords import at_progress, declares, require_family, require_progress
 from adalfl_jax.norms import unit_and_squares, widen
 from adalfl_jax.task_losses import find_task_loss
 from adalfl_jax.types import LearnedLoss, LossFn, PyTree

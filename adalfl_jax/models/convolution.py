@@ -209,7 +209,7 @@ def _fast_to_kernel(inputs: jax.Array, outputs: jax.Array, geometry: Geometry) -
 
 
 def _in_its_precision(form: Operation) -> Operation:
-    """The form in the precision that the geometry names: it is lowered when the context of the trace is gone."""
+    """The form in the geometry's precision: it is lowered once the context of the trace is gone."""
 
     def operation(left: jax.Array, right: jax.Array, geometry: Geometry) -> jax.Array:
         with jax.default_matmul_precision(geometry.precision):  # pyright: ignore[reportArgumentType]

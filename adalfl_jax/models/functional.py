@@ -59,28 +59,9 @@ def functionalize(
       (8, 3)
     """
     cast_down, cast_up = lookup("compute_dtype", _CASTS, compute_dtype)
-    if isinstance(make_module, nnx.Module):
-        raise ValueError(
-            "functionalize takes a function that makes the module, `lambda rngs: MLP(..., rngs=rngs)`; got the module "
-            f"{type(make_module).__name__} itself"
-        )
-    _require_no_linen(make_module)
+    _require_maker(make_module)
 
-    def make() -> nnx.Module:
-        module = make_module(nnx.Rngs(0))
-        _require_no_linen(module)
-        if not isinstance(module, nnx.Module):
-            raise ValueError(
-                f"functionalize takes a function that makes a flax.nnx module; it made a {type(module).__name__}"
-            )
-        if reason := why_not_called(module, ["inputs"]):
-            raise ValueError(
-                f"a module is called as module(inputs), which {type(module).__name__} is not made for: {reason}. "
-                "Several inputs are one pytree, and train or eval mode is what nnx.Module.train() and eval() set"
-            )
-        return module
-
-    structure = nnx.eval_shape(make)
+    structure = nnx.eval_shape(lambda: _require_module(make_module(nnx.Rngs(0))))
     for _, module in nnx.iter_modules(structure):
         if axis_name is not None and isinstance(module, nnx.BatchNorm):
             module.axis_name = axis_name
@@ -89,12 +70,7 @@ def functionalize(
     for train in (True, False):
         structure.train() if train else structure.eval()
         graphdefs[train], *_ = nnx.split(structure, nnx.Param, nnx.RngState, ...)
-    for name, attribute in graphdefs[True].attributes:
-        if isinstance(getattr(attribute, "value", None), jax.Array | jax.ShapeDtypeStruct):
-            raise ValueError(
-                f"attribute {name!r} of the module is an array of JAX, which flax takes for a setting where it "
-                "traces modules; make it an nnx.Variable, which becomes part of model_state, or an array of NumPy"
-            )
+    _refuse_raw_arrays(graphdefs[True])
     _, *abstract = nnx.split(structure, nnx.Param, nnx.RngState, ...)
     params_shapes, state_shapes = (jax.tree.map(jnp.shape, nnx.to_pure_dict(abstract[i])) for i in (0, 2))
     random_streams = nnx.to_pure_dict(nnx.state(structure, nnx.RngState))
@@ -129,11 +105,55 @@ def functionalize(
     return Model(init, apply)
 
 
-def _require_no_linen(given: Any) -> None:
-    if isinstance(given, linen.Module):
+def _require_maker(given: Any) -> None:
+    """Raises ValueError unless given a function, or a class, that makes a module from one `nnx.Rngs`."""
+    example = "`lambda rngs: MLP(..., rngs=rngs)`"
+    if isinstance(given, nnx.Module):
         raise ValueError(
-            f"functionalize takes flax.nnx modules, and {type(given).__name__} is one of flax.linen, whose `init` and "
-            "`apply` are functions of parameters already: call them in an `apply_fn` of your own"
+            f"functionalize takes a function that makes the module, {example}; got the module {type(given).__name__} "
+            "itself"
+        )
+    _require_no_linen(given)
+    is_class = isinstance(given, type)
+    if not callable(given):
+        raise ValueError(f"functionalize takes a function that makes the module, {example}; got {given!r}")
+    if reason := why_not_called(given.__init__ if is_class else given, ["self"] * is_class + ["rngs"]):
+        raise ValueError(
+            f"functionalize calls what it is given with one nnx.Rngs, which {given!r} is not made for: {reason}. Give "
+            f"it a function of the streams that makes the module, {example}"
+        )
+
+
+def _require_module(made: Any) -> nnx.Module:
+    """What was made, if it is a module that is called with inputs alone."""
+    _require_no_linen(made)
+    if not isinstance(made, nnx.Module):
+        raise ValueError(
+            f"functionalize takes a function that makes a flax.nnx module; it made a {type(made).__name__}"
+        )
+    if reason := why_not_called(made, ["inputs"]):
+        raise ValueError(
+            f"a module is called as module(inputs), which {type(made).__name__} is not made for: {reason}. "
+            "Several inputs are one pytree, and train or eval mode is what nnx.Module.train() and eval() set"
+        )
+    return made
+
+
+def _refuse_raw_arrays(graphdef: Any) -> None:
+    for name, attribute in graphdef.attributes:
+        if isinstance(getattr(attribute, "value", None), jax.Array | jax.ShapeDtypeStruct):
+            raise ValueError(
+                f"attribute {name!r} of the module is an array of JAX, which flax takes for a setting where it "
+                "traces modules; make it an nnx.Variable, which becomes part of model_state, or an array of NumPy"
+            )
+
+
+def _require_no_linen(given: Any) -> None:
+    module = given if isinstance(given, type) else type(given)
+    if issubclass(module, linen.Module):
+        raise ValueError(
+            f"functionalize takes flax.nnx modules, and {module.__name__} is one of flax.linen, whose `init` and "
+            "`apply` are functions of parameters already: call them in an `apply_fn` of your own (docs/data.md)"
         )
 
 

@@ -19,20 +19,22 @@ from adalfl_jax.models.resnet import ResNet
 from adalfl_jax.models.squeezenet import SqueezeNet
 from adalfl_jax.models.vgg import VGG16
 from adalfl_jax.models.wide_resnet import WideResNet
-from adalfl_jax.registry import lookup, require_known
-from adalfl_jax.types import PyTree
+from adalfl_jax.registry import Registry, lookup, require_known
+from adalfl_jax.types import ApplyFn, InitFn, PyTree
 
-MODELS: dict[str, Callable[..., Any]] = {
-    "logistic": LogisticRegression,
-    "mlp": MLP,
-    "lenet5": LeNet5,
-    "vgg16": VGG16,
-    "allcnnc": AllCNNC,
-    "squeezenet": SqueezeNet,
-    "resnet": ResNet,
-    "wide_resnet": WideResNet,
-}  # name -> a module made by (input_shape, num_outputs, *, rngs, **options); `register_model` adds to them
-OURS = frozenset(MODELS)  # names that are taken
+MODELS: Registry[Callable[..., Any]] = Registry(
+    "model",
+    {
+        "logistic": LogisticRegression,
+        "mlp": MLP,
+        "lenet5": LeNet5,
+        "vgg16": VGG16,
+        "allcnnc": AllCNNC,
+        "squeezenet": SqueezeNet,
+        "resnet": ResNet,
+        "wide_resnet": WideResNet,
+    },
+)  # name -> a module made by (input_shape, num_outputs, *, rngs, **options)
 
 INITIALIZATIONS = ("he_glorot", "pytorch")
 
@@ -75,13 +77,26 @@ def make_model(
     for option in options:
         if option not in known:
             raise ValueError(f"model {name!r} has no option {option!r}; it has {', '.join(known) or 'none'}")
-    made = functionalize(
+    model = functionalize(
         lambda rngs: module(input_shape, num_outputs, rngs=rngs, **options),
         compute_dtype=compute_dtype,
         axis_name=axis_name,
     )
+    init = model.init if initialization == "he_glorot" else _drawn_as_pytorch(model.init)
+    return Model(init, _checking_inputs(name, input_shape, model.apply))
 
-    def apply(
+
+def _drawn_as_pytorch(init: InitFn) -> InitFn:
+    def init_as_pytorch(rng_key: jax.Array, /) -> tuple[PyTree, PyTree]:
+        own_key, params_key = jax.random.split(rng_key)
+        params, model_state = init(own_key)
+        return redraw_as_pytorch(params_key, params), model_state
+
+    return init_as_pytorch
+
+
+def _checking_inputs(name: str, input_shape: tuple[int, ...], apply: ApplyFn) -> ApplyFn:
+    def checking_apply(
         params: PyTree, model_state: PyTree, inputs: jax.Array, /, *, train: bool, rng_key: jax.Array | None
     ) -> tuple[jax.Array, PyTree]:
         if inputs.shape[1:] != input_shape:
@@ -94,18 +109,9 @@ def make_model(
                 f"model {name!r} takes floats of mean 0 and deviation 1; got inputs {inputs.shape} of {inputs.dtype}. "
                 "Give it `dataset.normalize(inputs)`"
             )
-        return made.apply(params, model_state, inputs, train=train, rng_key=rng_key)
+        return apply(params, model_state, inputs, train=train, rng_key=rng_key)
 
-    model = Model(made.init, apply)
-    if initialization == "he_glorot":
-        return model
-
-    def init(rng_key: jax.Array, /) -> tuple[PyTree, PyTree]:
-        own_key, params_key = jax.random.split(rng_key)
-        params, model_state = model.init(own_key)
-        return redraw_as_pytorch(params_key, params), model_state
-
-    return model._replace(init=init)
+    return checking_apply
 
 
 def register_model(name: str, module: Callable[..., Any]) -> None:
@@ -130,8 +136,7 @@ def register_model(name: str, module: Callable[..., Any]) -> None:
       >>> count_params(make_model("linear", (4,), 3).init(jax.random.key(0))[0])
       12
     """
-    if name in OURS:
-        raise ValueError(f"there is a model {name!r} in this package; register yours under another name")
+    MODELS.require_free(name)
     if not callable(module):
         raise ValueError(f"model {name!r} must be a function or a class; got a {type(module).__name__}")
     parameters = _parameters(module)
@@ -162,7 +167,7 @@ def required_options(name: str) -> list[str]:
 
 
 def _parameters(module: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """Those that a caller gives: of a class not the first of `__init__`, the module."""
+    """The parameters that a caller gives: for a class all of `__init__` but `self`."""
     parameters = inspect.signature(module.__init__ if isinstance(module, type) else module).parameters
     return dict(list(parameters.items())[isinstance(module, type) :])
 

@@ -80,7 +80,7 @@ def load_state(path: str | os.PathLike[str], structure: PyTree) -> PyTree:
 
 
 def _require_same_shape(path: Any, expected: jax.ShapeDtypeStruct, found: Any) -> None:
-    """Raises ValueError for an array of another shape; of one that is not there Orbax returns what was expected."""
+    """Raises ValueError for an array of another shape, or that is missing, which Orbax passes over."""
     name = jax.tree_util.keystr(path, simple=True, separator=".")
     if not isinstance(found, np.ndarray):
         raise ValueError(f"it has no {name}")
@@ -113,7 +113,7 @@ class StageCheckpoints:
         self._saved_step, self._saved_at = -1, time.monotonic()
 
     def restore(self, start: RunState) -> History | None:
-        """How far the stage was, from the newest checkpoint that is whole; None where there is none.
+        """How far the stage was, from the newest checkpoint that is whole, or None without one.
 
         Those that are not are set aside with a warning.
 
@@ -269,7 +269,7 @@ def _read(manager: ocp.CheckpointManager, step: int) -> tuple[dict[str, Any], li
 
 
 def _require_readable(checkpoint: Path) -> None:
-    """Raises WorkdirError for a file that this user may not read, which is no damage."""
+    """Raises WorkdirError for a file that is not damaged, but that this user may not read."""
     for path in (checkpoint, *checkpoint.rglob("*")):
         if not os.access(path, os.R_OK):
             raise WorkdirError(
@@ -279,7 +279,7 @@ def _require_readable(checkpoint: Path) -> None:
 
 
 def _may_pass(error: Exception) -> bool:
-    """Whether memory ran out or a disk does not answer, which TensorStore tells in the text of a ValueError alone."""
+    """Whether memory ran out or a disk does not answer, which only the text of TensorStore's ValueError says."""
     is_of_system = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
     return is_of_system or isinstance(error, MemoryError) or "[os_error_code=" in str(error)
 

@@ -7,8 +7,9 @@ import math
 import jax
 import numpy as np
 
-from adalfl_jax.training.config import LEARNING, TrainConfig
+from adalfl_jax.training.config import TrainConfig
 from adalfl_jax.training.faults import SKIPPED, all_finite
+from adalfl_jax.training.methods import OFFLINE, find_method, phase_of
 from adalfl_jax.training.results import DivergenceError
 from adalfl_jax.training.sharding import to_host
 from adalfl_jax.training.state import RunState, without_carry
@@ -75,7 +76,6 @@ def require_finite(
     last_finite: RunState,
     first_step: int,
     method: str,
-    phase: str,
     config: TrainConfig,
 ) -> None:
     """Raises for the first number that is not finite in the metrics of a chunk, the state after it or its measures."""
@@ -94,21 +94,21 @@ def require_finite(
     if found:
         position, name, index = min(found, key=lambda item: item[0])
         step, state = first_step + position + 1, to_host(without_carry(last_finite))
-        remedy = _remedy(config, method, phase, name, first_step) if step else NO_STEP
-        raise DivergenceError(method, phase, name, step, config.seeds[index], state, first_step, remedy)
+        remedy = _remedy(config, method, name, first_step) if step else NO_STEP
+        raise DivergenceError(method, phase_of(method), name, step, config.seeds[index], state, first_step, remedy)
 
 
-def _remedy(config: TrainConfig, method: str, phase: str, metric: str, first_step: int) -> str:
+def _remedy(config: TrainConfig, method: str, metric: str, first_step: int) -> str:
     """Which settings may help: those of how far theta and phi move, first of the one that is more likely at fault.
 
     Both are named: whichever of the two goes too far takes the other with it.
     """
-    inner, is_offline = config.inner, phase == "offline"
-    of_theta = ["tuning.learning_rates" if method == "tuned_task_loss" else "inner.learning_rate"]
-    if inner.first_step_rate and method in LEARNING:
+    inner, kind, is_offline = config.inner, find_method(method), method == OFFLINE
+    of_theta = ["tuning.learning_rates" if kind.is_tuned else "inner.learning_rate"]
+    if inner.first_step_rate and kind.has_learned_loss:
         of_theta = ["inner.first_step_rate"]  # whatever alpha is
     of_phi = ["offline.learning_rate"] if is_offline else []
-    if method == "adalfl" and first_step < config.first_joint_step:
+    if kind.updates_phi and first_step < config.first_joint_step:
         of_phi = ["outer.learning_rate"]
     is_of_phi = metric in ("hypergradient_norm", "phi_update_ratio", "phi") or is_offline  # where every theta is fresh
     remedies = [f"a smaller {' or '.join(of_phi + of_theta if is_of_phi else of_theta + of_phi)}"]
@@ -116,7 +116,7 @@ def _remedy(config: TrainConfig, method: str, phase: str, metric: str, first_ste
         remedies.append("a smaller inner.clip_norm")
     elif not inner.first_step_rate:
         remedies.append("inner.clip_norm")
-        if method in LEARNING:
+        if kind.has_learned_loss:
             remedies.append("inner.first_step_rate")
     if of_phi and config.on_nonfinite != "back_off":
         remedies.append('on_nonfinite="back_off"')

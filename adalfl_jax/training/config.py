@@ -12,7 +12,8 @@ from typing import Any
 from adalfl_jax.hypergradient import DIFFERENCES, ESTIMATORS, ONE_STEP, REMEMBERING
 from adalfl_jax.registry import require_known
 from adalfl_jax.task_losses import METRICS, TASK_LOSSES
-from adalfl_jax.training.fields import Size, Whole, build, jsonable, require, require_expected
+from adalfl_jax.training.fields import NonNegativeInt, PositiveInt32, build, jsonable, require, require_expected
+from adalfl_jax.training.methods import METHODS
 from adalfl_jax.training.sections import (
     AugmentationConfig,
     BaselineConfig,
@@ -29,16 +30,6 @@ from adalfl_jax.training.sections import (
     TuningConfig,
 )
 
-METHODS: dict[str, str] = {
-    "task_loss": "task loss",
-    "tuned_task_loss": "task loss, tuned rate",
-    "fine_tuned": "task loss, fine-tuned",
-    "reweighting": "Learning to Reweight",
-    "ml3": "ML3",
-    "adalfl": "AdaLFL",
-}  # name -> what a reader is shown
-LEARNING = ("ml3", "adalfl")  # those that learn a loss
-FOR_CLEAN_SETS = ("fine_tuned", "reweighting")  # those that take outer batches for right
 FAULT_POLICIES = ("stop", "skip", "back_off")
 WITHOUT_EFFECT = (
     "checkpoint",
@@ -62,15 +53,15 @@ class TrainConfig:
     method: str
     methods: tuple[str, ...]
     seed: int
-    num_seeds: Whole
+    num_seeds: PositiveInt32
     dataset: DatasetConfig
     augmentation: AugmentationConfig
     model: ModelConfig
     task_loss: str
     metric: str
-    batch_size: Whole
-    num_steps: Whole
-    eval_every: Whole
+    batch_size: PositiveInt32
+    num_steps: PositiveInt32
+    eval_every: PositiveInt32
     inner: InnerConfig
     outer: OuterConfig
     offline: OfflineConfig
@@ -81,7 +72,7 @@ class TrainConfig:
     tuning: TuningConfig
     on_nonfinite: str
     checkpoint: CheckpointConfig
-    num_loss_figures: Size
+    num_loss_figures: NonNegativeInt
     profile_steps: tuple[int, ...]
     wandb_project: str
     mesh: MeshConfig

@@ -76,7 +76,7 @@ def _examples_for_gradients(setup: Setup, split: Batch) -> Batch:
 
 
 def _network_of(setup: Setup) -> LossNetwork | None:
-    """The loss network of the learned loss, where it is made of one; a scale is no part of a shape."""
+    """The loss network that the learned loss is made of, if any; a scale does not change a shape."""
     loss = setup.learned_loss
     network = loss.loss if isinstance(loss, RescaledLoss) else loss
     return network if type(network) is LossNetwork else None

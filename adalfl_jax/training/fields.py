@@ -24,13 +24,13 @@ class Expected(NamedTuple):
     holds: Callable[[Any], bool]
 
 
-Positive = Annotated[float, Expected("a number above 0", lambda value: value > 0)]
-NonNegative = Annotated[float, Expected("a number of at least 0", lambda value: value >= 0)]
-Share = Annotated[float, Expected("a number in (0, 1]", lambda value: 0 < value <= 1)]
-Fraction = Annotated[float, Expected("a number in (0, 1)", lambda value: 0 < value < 1)]
-Count = Annotated[int, Expected("a whole number of at least 1", lambda value: value >= 1)]
-Whole = Annotated[int, Expected("a whole number of at least 1, below 2**31", lambda value: 1 <= value < 2**31)]
-Size = Annotated[int, Expected("a whole number of at least 0", lambda value: value >= 0)]
+PositiveFloat = Annotated[float, Expected("a number above 0", lambda value: value > 0)]
+NonNegativeFloat = Annotated[float, Expected("a number of at least 0", lambda value: value >= 0)]
+PositiveShare = Annotated[float, Expected("a number in (0, 1]", lambda value: 0 < value <= 1)]
+ProperFraction = Annotated[float, Expected("a number in (0, 1)", lambda value: 0 < value < 1)]
+PositiveInt = Annotated[int, Expected("a whole number of at least 1", lambda value: value >= 1)]
+PositiveInt32 = Annotated[int, Expected("a whole number of at least 1, below 2**31", lambda value: 1 <= value < 2**31)]
+NonNegativeInt = Annotated[int, Expected("a whole number of at least 0", lambda value: value >= 0)]
 
 
 class Options(dict[str, Any]):
@@ -73,7 +73,7 @@ def field_paths(cls: type) -> list[str]:
 
 
 def require_path(cls: type, path: str) -> None:
-    """Raises ValueError for a dotted name that is no field, and for that of a section."""
+    """Raises ValueError unless a dotted name is that of a field, and not of a whole section."""
     known = field_paths(cls)
     if fields := [each for each in known if each.startswith(f"{path}.")]:
         raise ValueError(f"{path!r} is a section of the configuration; its fields are {', '.join(fields)}")

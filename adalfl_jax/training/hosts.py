@@ -62,7 +62,7 @@ def connect(config: HostsConfig) -> None:
 
 
 def warn(message: str) -> None:
-    """Warns, of several processes in the first alone: what it says is the same in all."""
+    """Warns once for all processes of a run, in the first."""
     if is_first():
         warnings.warn(message, stacklevel=3)
 

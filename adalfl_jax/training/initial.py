@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 from adalfl_jax.bilevel import prime
 from adalfl_jax.fitting import draw_targets_and_outputs, fit_to_task_loss, relative_mismatch
 from adalfl_jax.task_losses import TASK_LOSSES
-from adalfl_jax.training.config import LEARNING
 from adalfl_jax.training.hosts import warn
+from adalfl_jax.training.methods import METHODS
 from adalfl_jax.training.optimizers import make_inner_optimizer, make_outer_optimizer
 from adalfl_jax.training.phases import batch_shapes, divided
 from adalfl_jax.training.sections import STARTS
@@ -120,11 +120,11 @@ def init_training(
       theta: of `init_theta`, the same for every method; made here by default.
     """
     theta = init_theta(setup, keys) if theta is None else theta
-    if method not in LEARNING:
+    if not METHODS[method].has_learned_loss:
         return RunState(theta, None)
     phi = _restart_outer_optimizer(setup, init_phi(setup, keys) if phi is None else phi)
     config, factor = setup.config, init_rate_factor(setup)
-    if method != "adalfl":
+    if not METHODS[method].updates_phi:
         return RunState(theta, phi, factor)
     batch = batch_shapes(setup)
 
@@ -138,7 +138,7 @@ def init_training(
 
 
 def init_rate_factor(setup: Setup) -> jax.Array | None:
-    """Of a method that trains on a learned loss: 1, until its first step is measured; None where alpha stays."""
+    """The factor on alpha under a learned loss: 1 until its first step is measured, None where alpha stays."""
     return replicate(setup.mesh, jnp.ones(setup.config.num_seeds)) if setup.config.inner.first_step_rate else None
 
 

@@ -33,7 +33,7 @@ def num_cores() -> int:
 
 
 def processor_name() -> str:
-    """As the system calls it; Linux keeps the name in a file."""
+    """The processor's name as the system has it; Linux keeps it in a file."""
     info = pathlib.Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

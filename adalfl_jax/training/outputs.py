@@ -14,24 +14,22 @@ from adalfl_jax.analysis.animation import animate_loss_shapes
 from adalfl_jax.analysis.figures import write_figures
 from adalfl_jax.analysis.record import RunRecord
 from adalfl_jax.analysis.report import render_report
-from adalfl_jax.analysis.statistics import adjust_p_values, describe, paired_difference
 from adalfl_jax.learned_losses import save_learned_loss
 from adalfl_jax.training import workdir as layout
 from adalfl_jax.training.checkpoint import save_state
-from adalfl_jax.training.config import METHODS
 from adalfl_jax.training.files import keep_on_disk, read_json, reading, write_json, write_text, writing
 from adalfl_jax.training.hosts import is_first
-from adalfl_jax.training.machine import describe_machine
 from adalfl_jax.training.results import DivergenceError, MethodResult
 from adalfl_jax.training.setup import Setup
 from adalfl_jax.training.state import RunState
+from adalfl_jax.training.summary import summarize
 from adalfl_jax.training.unfinished import read_unfinished
 
 
 def finish_run(workdir: Path, setup: Setup, results: Sequence[MethodResult], *, with_report: bool) -> dict[str, Any]:
     """Writes all that a workdir keeps, and last the summary, whose presence marks a run as finished."""
     _save_shapes(workdir, results)
-    summary = _summarize(setup, results)
+    summary = summarize(setup, results)
     best_loss = _save_learned_loss(workdir, setup, results)
     if best_loss is not None:
         summary["learned_loss"] = best_loss
@@ -101,41 +99,6 @@ def save_last_finite_state(workdir: Path, setup: Setup, error: DivergenceError) 
         _save_phi(workdir, setup, error.state, index, origin)
         kept += f", its learned loss in {workdir / layout.LEARNED_LOSS}"
     error.args = (f"{error.args[0]}, kept in {kept}",)
-
-
-def _summarize(setup: Setup, results: Sequence[MethodResult]) -> dict[str, Any]:
-    config = setup.config
-    methods = {
-        result.method: {
-            "title": METHODS[result.method],
-            "learning_rate": result.learning_rate,
-            **({"learning_rates": result.learning_rates} if result.learning_rates else {}),
-            "test": describe(result.test.tolist()),
-            "valid": describe(result.valid.tolist()),
-            **({"trains_on_valid": True} if config.trains_on_valid(result.method) else {}),
-            "seconds": {"training": round(result.seconds, 2), "offline": round(result.offline_seconds, 2)},
-            **({"tuning": result.tuning} if result.tuning else {}),
-        }
-        for result in results
-    }
-    reference = "adalfl" if "adalfl" in methods else results[-1].method
-    comparisons = [
-        {"method": reference, "against": name}
-        | paired_difference(methods[name]["test"]["per_seed"], methods[reference]["test"]["per_seed"])
-        for name in methods
-        if name != reference
-    ]
-    adjust_p_values(comparisons)
-    return {
-        "dataset": config.dataset.name,
-        "data": setup.dataset.content,
-        "metric": config.metric,
-        "num_steps": config.num_steps,
-        "seeds": list(config.seeds),
-        "methods": methods,
-        "comparisons": comparisons,
-        "environment": describe_machine(("adalfl_jax", "jax", "jaxlib", "flax", "optax", "numpy")),
-    }
 
 
 def _save_shapes(workdir: Path, results: Sequence[MethodResult]) -> None:

@@ -33,7 +33,7 @@ def show_progress(
     begun = [(time.perf_counter(), first_step)]
 
     def rate(done: int) -> float:
-        """Since the first call, where there was one: before that programs were compiled."""
+        """Steps a second since the first call, if there was one: before it programs are compiled."""
         now = time.perf_counter()
         since, step = begun[-1]
         if len(begun) == 1:
@@ -66,7 +66,7 @@ def show_progress(
 
 
 def tell(text: str) -> None:
-    """Prints a line that is no result, to standard error; of several processes the first one does."""
+    """Prints a line about the run to standard error; of several processes, the first one does."""
     _console().print(text, markup=False, soft_wrap=True)
 
 

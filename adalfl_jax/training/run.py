@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 
 from adalfl_jax.analysis.figures import LossShapes, picture_of_loss, prediction_label
-from adalfl_jax.analysis.statistics import describe
 from adalfl_jax.training import workdir as layout
 from adalfl_jax.training.checkpoint import save_state
-from adalfl_jax.training.config import FOR_CLEAN_SETS, LEARNING, METHODS, TrainConfig
+from adalfl_jax.training.config import TrainConfig
 from adalfl_jax.training.digest import digest_of_offline_phase
 from adalfl_jax.training.evaluation import Evaluation
 from adalfl_jax.training.fields import require
 from adalfl_jax.training.files import BusyError, WorkdirError, find_folder, hold_workdir, is_worked_on
 from adalfl_jax.training.hosts import agreed_signal, connect, is_first, on_first, require_same, warn
 from adalfl_jax.training.initial import SeedKeys, init_phi, init_theta, init_training, make_seed_keys, warn_of_poor_fit
+from adalfl_jax.training.methods import METHODS, OFFLINE, has_offline_phase, phase_of
 from adalfl_jax.training.outputs import finish_run, save_last_finite_state
 from adalfl_jax.training.phases import Program, make_offline_program, make_training_program
 from adalfl_jax.training.preemption import Preemption, PreemptionError
@@ -96,7 +96,7 @@ def _run(
     check_predictions(config, methods, setup.dataset)
     _warn_of_a_random_loss(config, methods)
     _warn_of_milestones(config)
-    learns_offline = config.offline.num_steps > 0 and any(method in LEARNING for method in methods)
+    learns_offline = config.offline.num_steps > 0 and has_offline_phase(methods)
     shares_offline = offline_dir is not None and learns_offline
     keep = config.checkpoint.keep
     require("checkpoint.keep", keep, keep > 0 or not shares_offline, "at least 1 to share an offline phase")
@@ -125,22 +125,24 @@ def _run(
 
 
 def _check_methods(config: TrainConfig, methods: tuple[str, ...]) -> None:
-    """Raises ConfigError if methods are to be run that the other settings do not fit."""
+    """Raises ConfigError for methods that the other settings do not fit."""
     outer = config.outer
-    is_read = any(method not in LEARNING for method in methods)
+    is_read = not all(METHODS[method].has_learned_loss for method in methods)
     alone = f'"" with {" and ".join(methods)} alone, which learn the loss'
     require("baseline.loss", config.baseline.loss, is_read or not config.baseline.loss, alone)
     for method in methods:
-        fits = outer.split == "valid" or method not in FOR_CLEAN_SETS
+        fits = outer.split == "valid" or not METHODS[method].needs_clean_set
         require("outer.split", outer.split, fits, f'"valid" for the method {method!r}, which needs a clean set')
-    if "tuned_task_loss" in methods:
-        fits = not config.trains_on_valid("tuned_task_loss")
-        expected = '0 for "tuned_task_loss", or outer.split_fraction below 1: it would choose by examples it trains on'
-        require("outer.joint_share", outer.joint_share, fits, expected)
-    if "adalfl" in methods:
-        first = config.first_joint_step
-        expected = f"so small that adalfl updates phi before the clean set joins, which it would after {first} steps"
-        require("outer.joint_share", outer.joint_share, outer.every <= first, expected)
+        if METHODS[method].is_tuned:
+            fits = not config.trains_on_valid(method)
+            expected = f'0 for "{method}", or outer.split_fraction below 1: it would choose by examples it trains on'
+            require("outer.joint_share", outer.joint_share, fits, expected)
+        if METHODS[method].updates_phi:
+            first = config.first_joint_step
+            expected = (
+                f"so small that {method} updates phi before the clean set joins, which it would after {first} steps"
+            )
+            require("outer.joint_share", outer.joint_share, outer.every <= first, expected)
 
 
 def _refuse_if_busy(shared: Path) -> None:
@@ -149,7 +151,7 @@ def _refuse_if_busy(shared: Path) -> None:
 
 
 def _warn_of_milestones(config: TrainConfig) -> None:
-    """Warns of steps that no schedule looks at."""
+    """Warns of milestones that no schedule looks at."""
     inner = config.inner
     if inner.milestones and inner.schedule != "milestones":
         warn(
@@ -190,10 +192,10 @@ def _run_methods(
     results = []
     only_first = MetricWriters(folder, setup.config) if is_first() else contextlib.nullcontext()
     with only_first as writers, Preemption() as preemption:
-        run = _Run(setup, methods, writers, folder, shared, preemption, wait)
+        runner = _MethodRunner(setup, methods, writers, folder, shared, preemption, wait)
         for method in methods:
             try:
-                results.append(run.method(method))
+                results.append(runner.train(method))
                 save_state(folder / layout.STATES / method, results[-1].state)
             except DivergenceError as error:
                 save_last_finite_state(folder, setup, error)
@@ -206,7 +208,7 @@ def _run_methods(
     return summary
 
 
-class _Run:
+class _MethodRunner:
     """The methods of one run; what they share is computed once.
 
     A run is a series of stages: the offline phase, each method, each rate of a search. Each keeps its own checkpoints,
@@ -223,41 +225,41 @@ class _Run:
         preemption: Preemption,
         waits: bool,
     ):
-        self.setup = setup
-        self.waits = waits
-        self.offline_checkpoints = offline_checkpoints
-        self.writers = writers
-        self.keys: SeedKeys = make_seed_keys(setup.config.seeds, setup.mesh)
-        self.evaluation = Evaluation(setup)
-        self.preemption = preemption
+        self._setup = setup
+        self._waits = waits
+        self._offline_checkpoints = offline_checkpoints
+        self._writers = writers
+        self._keys: SeedKeys = make_seed_keys(setup.config.seeds, setup.mesh)
+        self._evaluation = Evaluation(setup)
+        self._preemption = preemption
         num_stages = _count_stages(setup.config, methods)
-        self.stages = StageRunner(setup, self.keys, self.evaluation, workdir, preemption, num_stages)
+        self._stages = StageRunner(setup, self._keys, self._evaluation, workdir, preemption, num_stages)
         self._offline: tuple[RunState, float] | None = None
         self._programs: dict[StepFactory, Program] = {}
 
-    def method(self, method: str) -> MethodResult:
+    def train(self, method: str) -> MethodResult:
         """Trains one method from its start to its end."""
-        if method == "tuned_task_loss":
-            return self._tuned_task_loss()
-        rate = self.setup.config.inner.learning_rate
-        if method not in LEARNING:
+        if METHODS[method].is_tuned:
+            return self._tuned(method)
+        rate = self._setup.config.inner.learning_rate
+        if not METHODS[method].has_learned_loss:
             return self._training(method, None, rate, observe=self._writer(method))
         offline, seconds = self._offline_phase()
         assert offline.phi is not None
         result = self._training(method, offline.phi, rate, observe=self._writer(method))
         return dataclasses.replace(result, offline_seconds=seconds)
 
-    def _tuned_task_loss(self) -> MethodResult:
-        """The baseline at each rate of the grid; the best mean validation metric of all seeds wins."""
+    def _tuned(self, method: str) -> MethodResult:
+        """A baseline at each rate of the grid; the best mean validation metric of all seeds wins."""
         best: tuple[float, MethodResult, list] | None = None  # the first of equals, with its mean validation metric
         table: dict[str, float | None] = {}
         diverged: DivergenceError | None = None
         seconds = 0.0
-        for rate in self.setup.config.tuning.learning_rates:
+        for rate in self._setup.config.tuning.learning_rates:
             observed: list = []
             try:
-                result = self._training("tuned_task_loss", None, rate, lambda *item, to=observed: to.append(item))
-                valid = table[str(rate)] = describe(result.valid.tolist())["mean"]
+                result = self._training(method, None, rate, lambda *item, to=observed: to.append(item))
+                valid = table[str(rate)] = float(result.valid.mean(dtype=np.float64))
                 if best is None or valid < best[0]:
                     best = valid, result, observed
                 seconds += result.seconds
@@ -269,46 +271,45 @@ class _Run:
             raise diverged
         _, result, observed = best
         for item in observed:
-            self._writer("tuned_task_loss")(*item)
+            self._writer(method)(*item)
         return dataclasses.replace(result, seconds=seconds, tuning=table)
 
     def _offline_phase(self) -> tuple[RunState, float]:
         if self._offline is None:
-            config, phi = self.setup.config, init_phi(self.setup, self.keys)
-            warn_of_poor_fit(self.setup, phi)
+            config, phi = self._setup.config, init_phi(self._setup, self._keys)
+            warn_of_poor_fit(self._setup, phi)
             stage = Stage(
-                method="offline",
-                phase="offline",
-                program=make_offline_program(self.setup),
+                method=OFFLINE,
+                program=make_offline_program(self._setup),
                 start=RunState(None, phi),
                 num_steps=config.offline.num_steps,
                 learning_rate=config.inner.learning_rate,
-                observe=self._writer("offline", "offline"),
-                backed_off=_backed_off(self.setup, make_offline_program),
-                checkpoints=self.offline_checkpoints,
+                observe=self._writer(OFFLINE),
+                backed_off=_backed_off(self._setup, make_offline_program),
+                checkpoints=self._offline_checkpoints,
             )
             with contextlib.ExitStack() as held:
-                if self.offline_checkpoints is not None:
-                    self._hold(self.offline_checkpoints, held)
-                history = self.stages.advance(stage)
+                if self._offline_checkpoints is not None:
+                    self._hold(self._offline_checkpoints, held)
+                history = self._stages.advance(stage)
             self._offline = history.state, history.seconds
         return self._offline
 
     def _hold(self, shared: Path, held: contextlib.ExitStack) -> None:
-        """Keeps other runs off a shared offline phase; waits for one that another run trains, or for a signal."""
+        """Locks a shared offline phase; waits while another run trains it, or until a signal comes."""
 
         def hold() -> bool:
             try:
                 held.enter_context(hold_workdir(shared))
             except BusyError:  # after a moment
-                if not self.waits:
+                if not self._waits:
                     raise
                 return False
             return True
 
         has_told = False
         while not on_first(hold):
-            if (number := agreed_signal(self.preemption.signal)) is not None:  # to any of the processes
+            if (number := agreed_signal(self._preemption.signal)) is not None:  # to any of the processes
                 raise PreemptionError(number, f"the run was waiting for {shared}; start it again to go on")
             if not has_told:
                 tell(f"another process works on {shared}; this one waits for it")
@@ -316,19 +317,19 @@ class _Run:
 
     @functools.cached_property
     def _theta(self) -> Theta:
-        return init_theta(self.setup, self.keys)
+        return init_theta(self._setup, self._keys)
 
     def _training(self, method: str, phi, learning_rate: float, observe: Observer) -> MethodResult:
-        config = self.setup.config
+        config = self._setup.config
         kind = STEPS[method]
         if kind not in self._programs:
-            self._programs[kind] = make_training_program(self.setup, method)
+            self._programs[kind] = make_training_program(self._setup, method)
         program = self._programs[kind]
-        state = init_training(self.setup, method, self.keys, phi, self._theta)
-        learns = method == "adalfl"
-        backed_off = _backed_off(self.setup, lambda setup: make_training_program(setup, method)) if learns else None
-        stage = Stage(method, "training", program, state, config.num_steps, learning_rate, observe, backed_off)
-        history = self.stages.advance(stage)
+        state = init_training(self._setup, method, self._keys, phi, self._theta)
+        is_online = METHODS[method].updates_phi
+        backed_off = _backed_off(self._setup, lambda setup: make_training_program(setup, method)) if is_online else None
+        stage = Stage(method, program, state, config.num_steps, learning_rate, observe, backed_off)
+        history = self._stages.advance(stage)
         end = to_host(without_carry(history.state))
         rates = None if end.rate_factor is None else learning_rate * np.asarray(end.rate_factor, np.float64)
         return MethodResult(
@@ -341,29 +342,30 @@ class _Run:
             seconds=history.seconds,
             shape_steps=history.shape_steps,
             shapes=history.shapes,
-            predictions=np.asarray(self.evaluation.predictions) if history.shapes else None,
+            predictions=np.asarray(self._evaluation.predictions) if history.shapes else None,
         )
 
-    def _writer(self, method: str, phase: str = "training") -> Observer:
-        config, title = self.setup.config, METHODS.get(method, "the offline phase")
+    def _writer(self, method: str) -> Observer:
+        config, phase = self._setup.config, phase_of(method)
+        learner = "the offline phase" if method == OFFLINE else METHODS[method].title
 
         def write(step: int, scalars: Scalars, shapes: LossShapes | None) -> None:
-            if self.writers is None:
+            if self._writers is None:
                 return
-            self.writers.write(method, phase, step, config.seeds, scalars)
+            self._writers.write(method, phase, step, config.seeds, scalars)
             if shapes is not None:
-                predictions = np.asarray(self.evaluation.predictions)
+                predictions = np.asarray(self._evaluation.predictions)
                 label = prediction_label(config.learned_loss.predictions)
-                picture = picture_of_loss(shapes, predictions, label, f"What {title} learned, seed {config.seed}")
-                self.writers.write_picture(method, phase, step, config.seed, picture)
+                picture = picture_of_loss(shapes, predictions, label, f"What {learner} learned, seed {config.seed}")
+                self._writers.write_picture(method, phase, step, config.seed, picture)
 
         return write
 
 
 def _count_stages(config: TrainConfig, methods: tuple[str, ...]) -> int:
     """Stages of a run: one for each method or, of a search, for each rate, and one for the offline phase."""
-    searched = len(config.tuning.learning_rates) - 1 if "tuned_task_loss" in methods else 0
-    return len(methods) + searched + any(method in LEARNING for method in methods)
+    num_rates = len(config.tuning.learning_rates)
+    return has_offline_phase(methods) + sum(num_rates if METHODS[method].is_tuned else 1 for method in methods)
 
 
 def _backed_off(setup: Setup, make_program: Callable[[Setup], Program]) -> Callable[[int], Program]:

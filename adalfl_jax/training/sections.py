@@ -8,7 +8,14 @@ from typing import Annotated
 
 from adalfl_jax.data import LAST_SEED, STREAMING, Corruption, Spec, is_seed, load_spec
 from adalfl_jax.hypergradient import ESTIMATORS, Estimator, estimator_settings, make_estimator
-from adalfl_jax.learned_losses import FAMILIES, NAMES, OURS, LossNetwork, RescaledLoss, WeightNetwork, require_savable
+from adalfl_jax.learned_losses import (
+    FAMILIES,
+    LossNetwork,
+    RescaledLoss,
+    WeightNetwork,
+    configurable_families,
+    require_savable,
+)
 from adalfl_jax.models import (
     COMPUTE_DTYPES,
     INITIALIZATIONS,
@@ -21,14 +28,14 @@ from adalfl_jax.models import (
 from adalfl_jax.registry import require_known
 from adalfl_jax.task_losses import FOR_LABELS, TASK_LOSSES
 from adalfl_jax.training.fields import (
-    Count,
     Expected,
-    Fraction,
-    NonNegative,
+    NonNegativeFloat,
+    NonNegativeInt,
     Options,
-    Positive,
-    Share,
-    Size,
+    PositiveFloat,
+    PositiveInt,
+    PositiveShare,
+    ProperFraction,
     require,
     require_expected,
 )
@@ -41,7 +48,7 @@ _MODEL_SETTINGS = ("hidden_sizes", "depth", "width", "remat")  # options of mode
 
 
 def _require_options(kind: str, options: Options, by_name: Iterable[Iterable[str]], settings: Iterable[str]) -> None:
-    """Raises ValueError for an option that none of a kind takes; those of others than the chosen one do no harm."""
+    """Raises ValueError for an option that nothing of this kind takes, the chosen one or another."""
     own = {option for taken in by_name for option in taken}.difference(settings)
     for option in options:
         require_known(f"option of a {kind}", own, option)
@@ -91,9 +98,9 @@ class DatasetConfig:
     name: str
     data_dir: str
     cache_dir: str
-    image_size: Size
-    valid_fraction: Fraction
-    valid_examples: Size
+    image_size: NonNegativeInt
+    valid_fraction: ProperFraction
+    valid_examples: NonNegativeInt
     imbalance: float
     label_noise: float
     noise_kind: str
@@ -126,7 +133,7 @@ class DatasetConfig:
 class AugmentationConfig:
     """What is done to training images; those of the validation and the test split are left alone."""
 
-    padding: Size
+    padding: NonNegativeInt
     flip: bool
 
     def __post_init__(self) -> None:
@@ -137,15 +144,15 @@ class AugmentationConfig:
 class InnerConfig:
     """The optimiser of theta."""
 
-    learning_rate: Positive
-    first_step_rate: NonNegative
+    learning_rate: PositiveFloat
+    first_step_rate: NonNegativeFloat
     momentum: Annotated[float, Expected("a number in [0, 1)", lambda value: 0 <= value < 1)]
     nesterov: bool
-    weight_decay: NonNegative
-    clip_norm: NonNegative
+    weight_decay: NonNegativeFloat
+    clip_norm: NonNegativeFloat
     schedule: str
     milestones: tuple[int, ...]
-    milestone_factor: Share
+    milestone_factor: PositiveShare
 
     def __post_init__(self) -> None:
         require_expected(self, "inner")
@@ -164,13 +171,13 @@ class InnerConfig:
 class OuterConfig:
     """Adam of phi while theta trains, and what its gradient may cost."""
 
-    learning_rate: Positive
+    learning_rate: PositiveFloat
     schedule: str
     split: str
-    split_fraction: Share
-    every: Count
-    inner_fraction: Share
-    outer_fraction: Share
+    split_fraction: PositiveShare
+    every: PositiveInt
+    inner_fraction: PositiveShare
+    outer_fraction: PositiveShare
     pipelined: bool
     joint_share: Annotated[float, Expected("a number in [0, 1]", lambda value: 0 <= value <= 1)]
 
@@ -195,8 +202,8 @@ class OfflineConfig:
     """Algorithm 1, the phase that ML3 is and AdaLFL starts from."""
 
     num_steps: Annotated[int, Expected("a whole number of at least 0, below 2**31", lambda value: 0 <= value < 2**31)]
-    num_inner_steps: Count
-    learning_rate: Positive
+    num_inner_steps: PositiveInt
+    learning_rate: PositiveFloat
 
     def __post_init__(self) -> None:
         require_expected(self, "offline")
@@ -217,20 +224,20 @@ class LearnedLossConfig:
     predictions: str
     use_progress: bool
     start: str
-    weight_hidden_size: Count
-    floor: NonNegative
+    weight_hidden_size: PositiveInt
+    floor: NonNegativeFloat
     ceiling: float
     options: Options
 
     def __post_init__(self) -> None:
         require_expected(self, "learned_loss")
-        require_known("family", learned_loss_families(), self.family)
+        require_known("family", configurable_families(), self.family)
         self.network()
-        registered = (_fields(family) for name, family in FAMILIES.items() if name not in OURS)
+        registered = map(_fields, FAMILIES.registered.values())
         _require_options("registered learned loss", self.options, registered, _LOSS_SETTINGS)
         require("learned_loss.start", self.start, bool(self.start), f"one of {', '.join(STARTS)}, or a path")
         for switch in ("use_progress", "use_bias"):
-            fits = switch in _fields(learned_loss_families()[self.family]) or not getattr(self, switch)
+            fits = switch in _fields(configurable_families()[self.family]) or not getattr(self, switch)
             require(
                 f"learned_loss.{switch}", getattr(self, switch), fits, f"False: {self.family!r} has no such setting"
             )
@@ -258,7 +265,7 @@ class LearnedLossConfig:
             fits = task_loss in FOR_LABELS
             require("learned_loss.family", self.family, fits, f"one without cross-entropy for task loss {task_loss!r}")
             return WeightNetwork(self.weight_hidden_size)
-        family = learned_loss_families()[self.family]
+        family = configurable_families()[self.family]
         known = {name: getattr(self, name) for name in _fields(LossNetwork)} | {"task_loss": task_loss} | self.options
         if missing := [name for name, has_default in _fields(family).items() if not (has_default or name in known)]:
             raise ValueError(
@@ -271,11 +278,6 @@ class LearnedLossConfig:
             raise ValueError(f"learned loss {self.family!r} cannot be made of its settings: {error}") from error
         require_savable(loss)  # now, not once a run is over
         return loss
-
-
-def learned_loss_families() -> dict[str, type]:
-    """The families a configuration may name, those registered among them."""
-    return NAMES | {name: family for name, family in FAMILIES.items() if name not in OURS}
 
 
 def _fields(family: type) -> dict[str, bool]:
@@ -314,10 +316,10 @@ class EstimatorConfig:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BaselineConfig:
-    """What the methods train on that learn no loss."""
+    """What the methods without a learned loss train on."""
 
     loss: str
-    fine_tuning: Fraction
+    fine_tuning: ProperFraction
 
     def __post_init__(self) -> None:
         require_expected(self, "baseline")
@@ -341,9 +343,9 @@ class TuningConfig:
 class MeshConfig:
     """The devices a run is divided over."""
 
-    seed: Size
-    data: Size
-    model: Size
+    seed: NonNegativeInt
+    data: NonNegativeInt
+    model: NonNegativeInt
 
     def __post_init__(self) -> None:
         require_expected(self, "mesh")
@@ -356,9 +358,9 @@ class HostsConfig:
     """The processes of a run."""
 
     connect: str
-    num_processes: Size
+    num_processes: NonNegativeInt
     process_id: int
-    timeout_seconds: Count
+    timeout_seconds: PositiveInt
 
     def __post_init__(self) -> None:
         require_expected(self, "hosts")
@@ -374,11 +376,11 @@ class HostsConfig:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CheckpointConfig:
-    """How often a run that goes on is kept."""
+    """How often a run is saved while it goes on, and how many checkpoints are kept."""
 
-    every_seconds: NonNegative
-    every_steps: Size
-    keep: Size
+    every_seconds: NonNegativeFloat
+    every_steps: NonNegativeInt
+    keep: NonNegativeInt
 
     def __post_init__(self) -> None:
         require_expected(self, "checkpoint")

@@ -16,9 +16,10 @@ from adalfl_jax.data import Dataset, DatasetError
 from adalfl_jax.learned_losses import at_progress
 from adalfl_jax.models import Model
 from adalfl_jax.task_losses import FOR_LABELS, METRICS, TASK_LOSSES
-from adalfl_jax.training.config import LEARNING, TrainConfig
+from adalfl_jax.training.config import TrainConfig
 from adalfl_jax.training.fields import ConfigError, require
 from adalfl_jax.training.hosts import warn
+from adalfl_jax.training.methods import has_offline_phase
 from adalfl_jax.training.sections import DatasetConfig
 from adalfl_jax.training.sharding import make_mesh, replicate
 from adalfl_jax.types import Batch, LearnedLoss, LossFn
@@ -36,7 +37,7 @@ class Setup:
     learned_loss: LearnedLoss
     task_loss_fn: LossFn
     metric_fn: LossFn
-    mesh: Mesh | None = None  # that the run is divided over; None for one device
+    mesh: Mesh | None = None  # what the run is divided over; None for one device
 
 
 def make_setup(config: TrainConfig, dataset: Dataset | None = None) -> Setup:
@@ -77,7 +78,7 @@ def _on_every_device(setup: Setup) -> Setup:
 
 
 def _set_outer_examples_apart(config: TrainConfig, dataset: Dataset) -> tuple[Dataset, Batch | None]:
-    """The dataset without the validation examples of outer batches, where others are held out; and those."""
+    """Sets apart the validation examples that outer batches come from, where others are held out; returns both."""
     if config.outer.split == "train":
         return dataset, None
     _warn_of_unchecked_labels(config, dataset)
@@ -95,7 +96,7 @@ def _set_outer_examples_apart(config: TrainConfig, dataset: Dataset) -> tuple[Da
 
 
 def _warn_of_unchecked_labels(config: TrainConfig, dataset: Dataset) -> None:
-    """Warns where nobody may have checked the labels of the clean set, since it was cut off a user's own examples."""
+    """Warns of a clean set that was cut off a user's own examples, whose labels nobody may have checked."""
     is_made_here = config.dataset.label_noise > 0
     is_own = data.is_file(dataset.name) and dataset.is_classification
     if is_own and not (dataset.has_own_valid or is_made_here):
@@ -180,7 +181,7 @@ def _check_kinds(config: TrainConfig, dataset: Dataset) -> None:
 def check_predictions(config: TrainConfig, methods: Iterable[str], dataset: Dataset) -> None:
     """Raises ConfigError if one of the methods would learn a loss of probabilities for a regression."""
     learned = config.learned_loss
-    if any(method in LEARNING for method in methods) and learned.family == "network":
+    if has_offline_phase(methods) and learned.family == "network":
         fits = learned.predictions == "raw" or dataset.is_classification
         expected = f"'raw' for dataset {dataset.name!r}, whose outputs are numbers and no logits"
         require("learned_loss.predictions", learned.predictions, fits, expected)

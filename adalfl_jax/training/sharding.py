@@ -82,7 +82,7 @@ def replicated(mesh: Mesh | None) -> NamedSharding | None:
 
 
 def replicate(mesh: Mesh | None, tree: PyTree) -> PyTree:
-    """Arrays of the device, or of each host the same ones, on every device of the mesh."""
+    """Copies arrays, the same on every host, to every device of the mesh."""
     if mesh is None:
         return tree
     return jax.tree.map(lambda leaf: place(NamedSharding(mesh, P()), np.asarray(leaf)), tree)
@@ -96,7 +96,7 @@ def place_rows(mesh: Mesh | None, array: Any) -> Any:
 
 
 def own_part(mesh: Mesh | None, spec: P, array: np.ndarray) -> np.ndarray:
-    """Of an array that is to be divided as `spec` says, what goes to this host's devices."""
+    """The part that goes to this host's devices of an array divided as `spec` says."""
     if mesh is None:
         return array
     parts = NamedSharding(mesh, spec).addressable_devices_indices_map(array.shape).values()
@@ -186,7 +186,7 @@ def divide_state(mesh: Mesh | None, state: RunState, batch_size: int) -> RunStat
 
 
 def _spec(num_devices: int, shape: tuple[int, ...]) -> P:
-    """Divides a large array along its longest axis that can be; of equals along the last."""
+    """Divides a large array along the longest axis that can be divided, the last of several that are equal."""
     fitting = [axis for axis, size in enumerate(shape) if size % num_devices == 0]
     if num_devices == 1 or not fitting or math.prod(shape) < MIN_DIVIDED:
         return P()

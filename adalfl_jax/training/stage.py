@@ -23,10 +23,10 @@ from adalfl_jax.training.chunk import (
     seeds_without_gradient,
     updates_of_phi,
 )
-from adalfl_jax.training.config import METHODS
 from adalfl_jax.training.evaluation import Evaluation
 from adalfl_jax.training.hosts import agreed_signal, is_first, warn
 from adalfl_jax.training.initial import SeedKeys
+from adalfl_jax.training.methods import OFFLINE, Method, find_method, phase_of
 from adalfl_jax.training.optimizers import learning_rate_schedule
 from adalfl_jax.training.phases import Program, splits_of
 from adalfl_jax.training.preemption import Preemption, PreemptionError
@@ -47,8 +47,7 @@ Observer = Callable[[int, Scalars, LossShapes | None], None]
 class Stage:
     """The offline phase, a method, or a rate of a search: steps of one program."""
 
-    method: str  # or "offline"
-    phase: str  # "offline" or "training"
+    method: str  # or `OFFLINE`
     program: Program
     start: RunState
     num_steps: int
@@ -60,22 +59,30 @@ class Stage:
     @property
     def name(self) -> str:
         """Of the folder of its checkpoints."""
-        return f"{self.method}_{self.learning_rate}" if self.method == "tuned_task_loss" else self.method
+        return f"{self.method}_{self.learning_rate}" if self.kind.is_tuned else self.method
+
+    @property
+    def kind(self) -> Method:
+        """What sets the method apart from others."""
+        return find_method(self.method)
+
+    @property
+    def phase(self) -> str:
+        """What its measures are recorded under."""
+        return phase_of(self.method)
 
     def progress(self, step: int) -> float:
         """The share of training that is done; none in the offline phase, whose models are fresh."""
-        return step / self.num_steps if self.phase == "training" else 0.0
+        return 0.0 if self.method == OFFLINE else step / self.num_steps
 
     @property
     def title(self) -> str:
         """What a reader is shown."""
-        if self.method == "tuned_task_loss":
-            return f"task loss, rate {self.learning_rate:g}"
-        return METHODS.get(self.method, "offline phase (ML3)")
+        return f"task loss, rate {self.learning_rate:g}" if self.kind.is_tuned else self.kind.title
 
 
 class StageRunner:
-    """Advances stages in chunks on the device, with measures, checkpoints and an ear for signals between them."""
+    """Advances stages in chunks on the device; measures, saves and heeds signals between them."""
 
     def __init__(
         self,
@@ -181,7 +188,7 @@ class StageRunner:
         measured = self._measure(stage, state, done)
         self._require_finite(stage, history, metrics, measured, state)
         first_update = int(config.outer.pipelined)  # such a step updates phi for what the one before did
-        limits = (config.outer.every, config.first_joint_step, first_update) if stage.method == "adalfl" else ()
+        limits = (config.outer.every, config.first_joint_step, first_update) if stage.kind.updates_phi else ()
         updates = updates_of_phi(range(first_step, done), *limits)
         self._watch_gradients(stage, metrics, measured, first_step, updates)
         means = {f"train/{name}": value for name, value in chunk_means(metrics, updates).items()}
@@ -193,7 +200,7 @@ class StageRunner:
         """The program with eta halved once more; raises the error where that is not wanted or was in vain."""
         config = self._setup.config
         is_wanted = config.on_nonfinite == "back_off" and stage.backed_off is not None
-        if stage.phase == "training":
+        if stage.method != OFFLINE:
             is_wanted &= history.step < config.first_joint_step  # from there on phi stays as it is
         if not is_wanted or history.num_back_offs == MAX_BACK_OFFS:
             raise error
@@ -208,7 +215,7 @@ class StageRunner:
     ) -> None:
         """Warns of seeds on which phi or theta has no gradient any more."""
         last_step = first_step + len(updates)
-        is_alone = stage.phase == "offline" or last_step <= self._setup.config.first_joint_step
+        is_alone = stage.method == OFFLINE or last_step <= self._setup.config.first_joint_step
         steps = f"{stage.phase} steps {first_step + 1} to {last_step}"
         self._alarm(
             stage,
@@ -245,7 +252,6 @@ class StageRunner:
             last_finite=history.state,
             first_step=history.step,
             method=stage.method,
-            phase=stage.phase,
             config=self._setup.config,
         )
 

@@ -28,5 +28,5 @@ def learning_rate_of(state: RunState, learning_rate: jax.Array | float) -> jax.A
 
 
 def without_carry(state: RunState) -> RunState:
-    """What there is to keep of a state: theta and phi, without what a step remembers of the steps before."""
+    """The state without what a step remembers of the steps before: what there is to keep of a run."""
     return state if state.phi is None else state._replace(phi=state.phi._replace(carry=()))

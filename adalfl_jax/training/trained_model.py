@@ -20,9 +20,10 @@ from adalfl_jax.learned_losses import FrozenLoss
 from adalfl_jax.models import Model
 from adalfl_jax.training import workdir as layout
 from adalfl_jax.training.checkpoint import load_state
-from adalfl_jax.training.config import LEARNING, TrainConfig
+from adalfl_jax.training.config import TrainConfig
 from adalfl_jax.training.evaluation import EVAL_BATCHES
 from adalfl_jax.training.files import WorkdirError, find_folder, read_json, reading
+from adalfl_jax.training.methods import METHODS
 from adalfl_jax.types import PyTree
 
 
@@ -109,7 +110,7 @@ def load_model(workdir: str | os.PathLike[str], method: str | None = None, seed:
         _, config = layout.read_config(folder)
         preprocessing = _read_preprocessing(folder / layout.PREPROCESSING)
         model = config.model.make(preprocessing.input_shape, preprocessing.num_outputs)
-        loss = config.learned_loss.make(config.task_loss) if method in LEARNING else None
+        loss = config.learned_loss.make(config.task_loss) if METHODS[method].has_learned_loss else None
         keys = jax.random.split(jax.random.key(0), len(summary["seeds"]))
         params, model_state = jax.eval_shape(jax.vmap(model.init), keys)
         structure: dict[str, Any] = {"theta": {"params": params, "model_state": model_state}}
@@ -149,7 +150,7 @@ def _read_preprocessing(path: Path) -> Preprocessing:
 
 @contextlib.contextmanager
 def _telling_its_version(folder: Path, summary: Mapping[str, Any]) -> Iterator[None]:
-    """Adds to what cannot be read of a run that another version of this package wrote it."""
+    """Adds to an error in reading a run that another version of this package wrote it."""
     try:
         yield
     except WorkdirError as error:

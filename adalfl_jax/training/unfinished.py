@@ -10,11 +10,12 @@ import numpy as np
 
 from adalfl_jax.analysis.measures import make_loss_shape
 from adalfl_jax.analysis.record import RunRecord
-from adalfl_jax.analysis.statistics import describe
 from adalfl_jax.training import workdir as layout
 from adalfl_jax.training.checkpoint import read_loss_shapes
-from adalfl_jax.training.config import LEARNING, METHODS, TrainConfig
+from adalfl_jax.training.config import TrainConfig
 from adalfl_jax.training.files import is_worked_on, reading
+from adalfl_jax.training.methods import METHODS, OFFLINE
+from adalfl_jax.training.summary import method_entry
 
 Rows = list[dict[str, Any]]
 
@@ -50,7 +51,7 @@ def read_unfinished(workdir: Path) -> RunRecord:
 
 
 def _whole_rows(workdir: Path, num_seeds: int) -> Rows:
-    """The records that every seed has; the last ones may be half written."""
+    """The records of those steps that every seed has one of; the last may be half written."""
     path = workdir / layout.METRICS
     with reading(path):
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
@@ -71,39 +72,32 @@ def _summary_of(rows: Rows, method: str, config: TrainConfig) -> dict[str, Any]:
     """The entry of a method in a summary, as of its last evaluation; what is known at the end alone is None."""
     step = max(_steps_of(rows, method))
     last = sorted((row for row in rows if row["method"] == method and row["step"] == step), key=lambda row: row["seed"])
-    is_found = method == "tuned_task_loss" or (method in LEARNING and config.inner.first_step_rate > 0)
+    is_found = METHODS[method].is_tuned or (METHODS[method].has_learned_loss and config.inner.first_step_rate > 0)
     test, valid = ([row[f"{split}/{config.metric}"] for row in last] for split in ("test", "valid"))
-    return {
-        "title": METHODS[method],
-        "step": step,
-        "learning_rate": None if is_found else config.inner.learning_rate,
-        "test": describe(test),
-        "valid": describe(valid),
-        **({"trains_on_valid": True} if config.trains_on_valid(method) else {}),
-        "seconds": {"training": None, "offline": None},
-    }
+    rate, seconds = None if is_found else config.inner.learning_rate, {"training": None, "offline": None}
+    return method_entry(config, method, learning_rate=rate, test=test, valid=valid, seconds=seconds, step=step)
 
 
 def _progress(workdir: Path, config: TrainConfig, methods: tuple[str, ...], rows: Rows) -> list[dict[str, Any]]:
     """How far each part of a run is, in the order they come in."""
-    first_learning = next((method for method in methods if method in LEARNING), None)
+    first_learning = next((method for method in methods if METHODS[method].has_learned_loss), None)
     progress = []
     for method in methods:
         if method == first_learning:
-            done = max(_steps_of(rows, "offline"), default=0)
+            done = max(_steps_of(rows, OFFLINE), default=0)
             progress.append({"title": "offline phase", "done": done, "of": config.offline.num_steps})
         steps, num_steps = _steps_of(rows, method), config.num_steps
         done = max(steps, default=0)
-        if method == "tuned_task_loss":  # its metrics come at the end of its search, its checkpoints before
+        if METHODS[method].is_tuned:  # its metrics come at the end of its search, its checkpoints before
             num_steps *= len(config.tuning.learning_rates)
-            done = num_steps if steps else _steps_searched(workdir)
-        progress.append({"title": METHODS[method], "done": done, "of": num_steps})
+            done = num_steps if steps else _steps_searched(workdir, method)
+        progress.append({"title": METHODS[method].title, "done": done, "of": num_steps})
     return progress
 
 
-def _steps_searched(workdir: Path) -> int:
+def _steps_searched(workdir: Path, method: str) -> int:
     """Steps at all rates of a search, by the newest checkpoints."""
-    folders = (workdir / layout.CHECKPOINTS).glob("tuned_task_loss_*")
+    folders = (workdir / layout.CHECKPOINTS).glob(f"{method}_*")
     return sum(max(_steps_kept(folder), default=0) for folder in folders)
 
 

@@ -1,4 +1,4 @@
-"""The measures and pictures of a run in Weights & Biases, for who wants them there."""
+"""The measures and pictures of a run in Weights & Biases, for those who want them there."""
 
 from __future__ import annotations
 

@@ -11,11 +11,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from adalfl_jax.learned_losses import configurable_families
 from adalfl_jax.models import MODELS
 from adalfl_jax.training.config import WITHOUT_EFFECT, TrainConfig
 from adalfl_jax.training.fields import differing_keys
 from adalfl_jax.training.files import WorkdirError, find_folder, read_json, reading, write_json, writing
-from adalfl_jax.training.sections import learned_loss_families
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -71,7 +71,7 @@ def open_workdir(path: str | os.PathLike[str], config: TrainConfig, command: str
 
 
 def require_own(folder: Path, mark: str) -> None:
-    """Raises WorkdirError for a folder that holds files, and not the one that says whose they are."""
+    """Raises WorkdirError for a folder that holds files, but not the one that says what run they are of."""
     is_known = (folder / mark).exists() or not folder.is_dir()
     if not is_known and any(not path.name.startswith(mark) for path in folder.iterdir()):
         raise WorkdirError(f"{folder} is not empty and holds no {mark}; choose a new folder")
@@ -106,7 +106,7 @@ def read_config(workdir: Path) -> tuple[str, TrainConfig]:
     settings = read_json(workdir / CONFIG, "command")
     for kind, section, field, known, register in (
         ("model", "model", "name", MODELS, "adalfl_jax.models.register_model"),
-        ("learned loss", "learned_loss", "family", learned_loss_families(), "adalfl_jax.register_learned_loss"),
+        ("learned loss", "learned_loss", "family", configurable_families(), "adalfl_jax.register_learned_loss"),
     ):
         name = settings[section].get(field) if isinstance(settings.get(section), dict) else None
         if isinstance(name, str) and name not in known:
@@ -176,7 +176,7 @@ def _check_same_run(workdir: Path, wanted: dict[str, Any]) -> None:
 
 
 def settings_with_effect(values: dict[str, Any]) -> dict[str, Any]:
-    """The settings that results depend on; of learned losses to start from the content, and not the path."""
+    """The settings that results depend on; a learned loss to start from goes by its content, not by its path."""
     kept = {name: value for name, value in values.items() if name not in WITHOUT_EFFECT}
     learned_loss = dict(kept.get("learned_loss") or {})
     if "start" in learned_loss:
@@ -213,7 +213,7 @@ def _check_checkpoints(folder: Path, data: str) -> None:
 
 
 def require_same_data(folder: Path, then: str, now: str) -> None:
-    """Raises WorkdirError where checkpoints were made on other data, by their digests, than a run is to go on with."""
+    """Raises WorkdirError where checkpoints were made on data of another digest than those a run goes on with."""
     if then != now:
         raise WorkdirError(
             f"the checkpoints in {folder} were made on other data than config.dataset names now ({then} -> {now}); "

@@ -59,7 +59,7 @@ class MetricWriters:
             self._wandb.write_picture(method, phase, step, picture)
 
     def _write_event(self, method: str, seed: int, step: int, summary: Any) -> EventsWriter:
-        """Writes for TensorBoard, in this thread: a `SummaryWriter` has its own, which ends on a full disk untold."""
+        """Writes for TensorBoard, in this thread: that of a `SummaryWriter` ends silently on a full disk."""
         if (run := f"{method}/seed_{seed}") not in self._events:
             folder = self._tensorboard / run
             folder.mkdir(parents=True, exist_ok=True)

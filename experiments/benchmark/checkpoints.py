@@ -90,7 +90,7 @@ def _make_runner(config: TrainConfig, dataset: Dataset) -> Callable[[TrainConfig
 
             changed = dataclasses.replace(setup, config=chosen)
             runner = StageRunner(changed, keys, evaluation, workdir, Preemption())
-            runner.advance(Stage("adalfl", "training", program, start, chosen.num_steps, rate, observe))
+            runner.advance(Stage("adalfl", program, start, chosen.num_steps, rate, observe))
 
     return run
 

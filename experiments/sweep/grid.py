@@ -149,7 +149,7 @@ def _are_of_a_kind(option: Any, value: Any) -> bool:
 
 
 def literal(text: str) -> Any:
-    """A Python value, or the text where it is none."""
+    """The Python value of a text, or the text itself where it has none."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

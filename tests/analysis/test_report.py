@@ -13,7 +13,7 @@ from adalfl_jax.analysis.figures import write_figures
 from adalfl_jax.analysis.record import RunRecord
 from adalfl_jax.analysis.report import render_report
 from adalfl_jax.analysis.statistics import adjust_p_values, describe, paired_difference
-from adalfl_jax.training.config import METHODS
+from adalfl_jax.training.methods import METHODS
 
 TITLES = {"task_loss": "task loss", "tuned_task_loss": "task loss, tuned rate", "ml3": "ML3", "adalfl": "AdaLFL"}
 NASTY = "<script>alert('x')</script>"

@@ -1,5 +1,7 @@
 """Crops and mirror images: every one is made of its own image and of nothing else."""
 
+import copy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from adalfl_jax import data
 from adalfl_jax.data import Examples, augment
+from adalfl_jax.training.evaluation import _examples_for_gradients
 from adalfl_jax.training.phases import StepSource, _make_batch
 from adalfl_jax.training.setup import make_setup
 from adalfl_jax.types import Batch
@@ -121,7 +124,7 @@ def test_leading_axes_are_kept_and_equal_keys_give_equal_images():
 @pytest.fixture
 def setup_of(monkeypatch):
     """A config on registered images that may be mirrored."""
-    monkeypatch.setattr(data.loading, "DATASETS", dict(data.DATASETS))
+    monkeypatch.setattr(data.loading, "DATASETS", copy.copy(data.DATASETS))
     images = np.random.default_rng(0).integers(1, 256, (300, 6, 6, 3), np.uint8)
     data.register_dataset("pictures", lambda: Examples(images, np.arange(300) % 3, num_classes=3))
 
@@ -183,3 +186,20 @@ def test_nothing_is_augmented_by_default(setup_of):
     batch, inner, outer = prepared(setup)
     np.testing.assert_array_equal(batch.inner.inputs, setup.dataset.normalize(inner.inputs))
     np.testing.assert_array_equal(batch.outer.inputs, setup.dataset.normalize(outer.inputs))
+
+
+def test_images_are_mirrored_where_they_are_not_cropped(setup_of):
+    setup = setup_of(**{"augmentation.padding": 0})
+    batch, inner, _ = prepared(setup)
+    plain = np.asarray(setup.dataset.normalize(inner.inputs))
+    is_plain, is_mirrored = (
+        (np.asarray(batch.inner.inputs) == images).all(axis=(1, 2, 3)) for images in (plain, plain[:, :, ::-1])
+    )
+    assert (is_plain | is_mirrored).all()
+    assert 0 < is_mirrored.sum() < len(plain)
+
+
+def test_gradients_are_compared_on_what_a_model_takes(setup_of):
+    setup = setup_of()
+    examples = _examples_for_gradients(setup, setup.dataset.train)
+    np.testing.assert_allclose(np.asarray(examples.inputs).std(), 1, atol=0.1)

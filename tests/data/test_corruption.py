@@ -118,18 +118,18 @@ def test_another_seed_draws_other_splits_and_other_wrong_labels():
     assert not any(
         np.array_equal(getattr(first, split).inputs, getattr(other, split).inputs) for split in ("valid", "test")
     )
-    pictures = [data.make_dataset("mine", WITH_SPLITS, label_noise=0.4, seed=seed) for seed in (0, 1)]
+    pictures = [data.make_dataset("mine", WITH_SPLITS, corruption=Corruption(0.4), seed=seed) for seed in (0, 1)]
     assert len({dataset.content for dataset in (first, other, *pictures)}) == 3  # before labels are made wrong
     assert 0.2 < np.mean(pictures[0].train.targets != pictures[1].train.targets) < 0.8
 
 
 @pytest.mark.parametrize("imbalance", [1.0, 5.0])
 def test_examples_are_removed_whose_labels_are_wrong_with_the_other_kinds(imbalance):
-    settings = {"label_noise": 0.4, "imbalance": imbalance}
-    clean, noisy, left = (
-        data.make_dataset("mine", PICTURES, **given)
-        for given in ({"imbalance": imbalance}, settings, settings | {"noise_kind": "removed"})
+    corruptions = (
+        Corruption(imbalance=imbalance),
+        *(Corruption(0.4, kind, imbalance) for kind in ("symmetric", "removed")),
     )
+    clean, noisy, left = (data.make_dataset("mine", PICTURES, corruption=each) for each in corruptions)
     right = np.asarray(clean.train.targets == noisy.train.targets)
     assert 0 < right.sum() == len(right) - round(0.4 * len(right))
     for ours, theirs in zip(left.train, clean.train, strict=True):
@@ -172,7 +172,7 @@ WITH_SPLITS = dataclasses.replace(PICTURES, valid=PICTURES.test)
 
 
 def test_streamed_data_and_data_with_a_test_split_are_corrupted_alike():
-    settings = {"label_noise": 0.4, "imbalance": 5.0, "valid_examples": 60}
+    settings = {"corruption": Corruption(0.4, imbalance=5.0), "valid_examples": 60}
     resident, streamed = (data.make_dataset("mine", PICTURES, on_device=place, **settings) for place in (True, False))
     assert streamed.is_streamed
     for ours, theirs in zip(dataclasses.astuple(resident)[2:5], dataclasses.astuple(streamed)[2:5], strict=True):
@@ -190,7 +190,7 @@ def test_a_regression_is_not_corrupted(settings):
 
 def test_one_class_is_not_corrupted():
     with pytest.raises(DatasetError, match="is of one class"):
-        data.make_dataset("mine", Examples(IMAGES, np.zeros(400, int), num_classes=1), label_noise=0.1)
+        data.make_dataset("mine", Examples(IMAGES, np.zeros(400, int), num_classes=1), corruption=Corruption(0.1))
 
 
 @pytest.mark.parametrize(
@@ -226,4 +226,6 @@ def test_settings_that_cannot_be_are_refused(settings, message):
 
 def test_imbalance_wants_an_example_of_every_class():
     with pytest.raises(DatasetError, match=r"imbalance = 2 leaves class 4 without an.* from 0 to 72.*every class"):
-        data.make_dataset("mine", Examples(IMAGES, np.arange(400) % 4, num_classes=5), imbalance=2.0)
+        data.make_dataset(
+            "mine", Examples(IMAGES, np.arange(400) % 4, num_classes=5), corruption=Corruption(imbalance=2.0)
+        )

@@ -1,6 +1,7 @@
 """Datasets: splits that do not leak, statistics of the training split alone, errors."""
 
 import contextlib
+import copy
 import dataclasses
 
 import jax
@@ -88,7 +89,7 @@ def test_an_unknown_dataset_lists_the_known():
 
 @pytest.mark.parametrize("returned", [None, (np.zeros((50, 3)), np.arange(50) % 2)])
 def test_a_registered_function_that_returns_something_else_is_told_what_to_return(returned, monkeypatch):
-    monkeypatch.setattr(data.loading, "DATASETS", dict(data.DATASETS))
+    monkeypatch.setattr(data.loading, "DATASETS", copy.copy(data.DATASETS))
     data.register_dataset("mine", lambda: returned)
     for load in (data.load, data.load_spec):
         with pytest.raises(
@@ -173,7 +174,7 @@ def test_a_dataset_is_known_by_its_examples_and_their_splits_and_not_by_what_is_
     others = [content(changed), content(targets=LABELS[::-1]), content(INPUTS[::-1], LABELS[::-1])]
     others += [content(valid_examples=20)]
     assert len({content(), *others}) == 5
-    assert content() == content(INPUTS.copy(), on_device=False, label_noise=0.2)
+    assert content() == content(INPUTS.copy(), on_device=False, corruption=data.Corruption(0.2))
     assert len(content()) == 12
 
 

@@ -1,5 +1,6 @@
 """Shapes of datasets: those that are known without the data are those of the data."""
 
+import copy
 import functools
 import socket
 from pathlib import Path
@@ -259,7 +260,7 @@ def test_images_of_the_table_have_the_image_size_and_all_else_as_it_was(name):
 @pytest.fixture
 def registry(monkeypatch):
     """The registered datasets, as they were after the test."""
-    monkeypatch.setattr(data.loading, "DATASETS", dict(data.DATASETS))
+    monkeypatch.setattr(data.loading, "DATASETS", copy.copy(data.DATASETS))
     return data.loading.DATASETS
 
 

@@ -1,5 +1,7 @@
 """Streaming: the batches, and so the run, are those of data on the device."""
 
+import copy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,7 +73,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (400, 6, 6, 3), np.uint8)
 
 @pytest.fixture
 def pictures(monkeypatch):
-    monkeypatch.setattr(data.loading, "DATASETS", dict(data.DATASETS))
+    monkeypatch.setattr(data.loading, "DATASETS", copy.copy(data.DATASETS))
     data.register_dataset("pictures", lambda: data.Examples(IMAGES, np.arange(400) % 3, num_classes=3))
 
 

@@ -81,3 +81,12 @@ def test_a_pole_is_balanced_on_the_environment_of_the_study(monkeypatch):
     assert batch.inputs.shape == (20 * program.NUM_EPISODES, 4)
     assert 5 < score <= 20  # no policy falls at once
     np.testing.assert_array_equal(np.unique(batch.targets[:, 0]), [0, 1])
+
+
+def test_an_advantage_is_of_the_discounted_rewards_to_come():
+    rewards = jnp.array([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0]])
+    is_on = np.array([[True, True], [True, True], [False, True]])
+    discount = program.DISCOUNT
+    returns = np.array([[1 + 2 * discount, 3 * discount**2], [2, 3 * discount], [0, 3]])
+    expected = np.where(is_on, (returns - returns[is_on].mean()) / returns[is_on].std(), 0)
+    np.testing.assert_allclose(program._advantages(rewards, jnp.asarray(is_on)), expected, atol=1e-5)

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import adalfl_jax
+from adalfl_jax.hypergradient.pipelined import _smaller
 from adalfl_jax.task_losses import softmax_cross_entropy
 from tests.problems import make_batch, make_problem
 
@@ -150,3 +151,8 @@ def test_a_carry_of_another_step_is_refused():
     (batch,) = batches(1)
     with pytest.raises(ValueError, match=r"phi.carry is not that of this step.*adalfl_jax.prime"):
         step(theta, adalfl_jax.prime(other, theta, phi, batch), batch)
+
+
+@pytest.mark.parametrize(("sizes", "kept"), [((1600, 10, 90), [10, 90]), ((100, 90), [90])])
+def test_theta_is_known_again_by_a_sixteenth_of_it(sizes, kept):
+    assert [len(leaf) for leaf in _smaller([jnp.ones(size) for size in sizes])] == kept

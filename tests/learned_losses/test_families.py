@@ -117,8 +117,8 @@ def family_of(name="Smoothing", *, frozen=True, **methods):
         (adalfl_jax.LossNetwork(), r"must be a frozen dataclass.*got LossNetwork\("),
         (type("Smoothing", (), {}), "must be a frozen dataclass.*got Smoothing"),
         (family_of(frozen=False), "must be a frozen dataclass.*got Smoothing"),
-        (family_of("LossNetwork"), "there is a family LossNetwork in this package; give yours another name"),
-        (family_of("network"), "there is a family network in this package; give yours another name"),
+        (family_of("LossNetwork"), "there is a family of learned losses 'LossNetwork' in this package; register yours"),
+        (family_of("network"), "there is a family of learned losses 'network' in this package; register yours"),
         (family_of(init=None), r"Smoothing\.init is called as init\(rng_key\): it has none"),
         (family_of(apply=lambda self, phi: 0.0), r"apply is called as apply\(phi_params, targets, outputs\): too many"),
         (

@@ -205,3 +205,8 @@ def test_progress_is_one_number_even_where_several_would_broadcast(shape):
     phi_params = loss.init(jax.random.key(0))
     with pytest.raises(ValueError, match="progress must be one number"):
         loss.apply(phi_params, jnp.zeros(8, int), jnp.ones((8, 3)), progress=jnp.ones(shape))
+
+
+def test_layers_are_drawn_apart():
+    params = LossNetwork(hidden_sizes=(2, 2)).init(jax.random.key(0))
+    assert not np.allclose(params["layer_0"]["kernel"], params["layer_1"]["kernel"])

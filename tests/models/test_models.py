@@ -228,6 +228,21 @@ def test_dropout_is_drawn_from_the_key_and_off_in_eval_mode():
         outputs(True, None)
 
 
+def test_two_layers_draw_dropout_of_their_own():
+    class Both(nnx.Module):
+        def __init__(self, rngs):
+            self.scale = nnx.Param(jnp.ones(()))
+            self.first, self.second = nnx.Dropout(0.5, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+
+        def __call__(self, inputs):
+            return jnp.stack([self.first(inputs), self.second(inputs)])
+
+    model = functionalize(lambda rngs: Both(rngs))
+    params, state = model.init(jax.random.key(0))
+    (first, second), _ = model.apply(params, state, jnp.ones((4, 16)), train=True, rng_key=jax.random.key(1))
+    assert not np.array_equal(first, second)
+
+
 def test_layers_that_are_stacked_draw_dropout_of_their_own():
     class Stacked(nnx.Module):
         def __init__(self, rngs):

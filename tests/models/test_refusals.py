@@ -109,9 +109,28 @@ def test_what_a_module_sows_is_dropped_and_a_state_that_grows_is_refused():
         model.apply(*model.init(jax.random.key(0)), jnp.ones((2, 3)), train=True, rng_key=None)
 
 
-@pytest.mark.parametrize("make_module", [linen.Dense(3), lambda rngs: linen.Dense(3)])
+@pytest.mark.parametrize("make_module", [linen.Dense, linen.Dense(3), lambda rngs: linen.Dense(3)])
 def test_modules_of_linen_are_told_what_to_do(make_module):
     with pytest.raises(ValueError, match=r"Dense is one of flax\.linen, .* call them in an `apply_fn` of your own"):
+        functionalize(make_module)
+
+
+class WithoutStreams(nnx.Module):
+    def __init__(self):
+        self.scale = nnx.Param(jnp.ones(()))
+
+
+@pytest.mark.parametrize(
+    ("make_module", "message"),
+    [
+        (WithoutStreams, r"with one nnx\.Rngs, which <class .*WithoutStreams'> is not made for: .* `lambda rngs: MLP"),
+        (nnx.Linear, r"which <class .*Linear'> is not made for: missing a required"),
+        (lambda: WithoutStreams(), r"which <function .*<lambda>.* is not made for: too many"),
+        ("mlp", r"takes a function that makes the module, .*; got 'mlp'"),
+    ],
+)
+def test_what_makes_a_module_is_called_with_streams_alone(make_module, message):
+    with pytest.raises(ValueError, match=message):
         functionalize(make_module)
 
 

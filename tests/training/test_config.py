@@ -11,13 +11,14 @@ import pytest
 from adalfl_jax import data
 from adalfl_jax.data import NOISE_KINDS, STREAMING
 from adalfl_jax.hypergradient import ESTIMATORS
-from adalfl_jax.learned_losses import NAMES
 from adalfl_jax.learned_losses.activations import ACTIVATIONS
+from adalfl_jax.learned_losses.families import CONFIG_NAMES
 from adalfl_jax.learned_losses.network import PREDICTIONS, REDUCTIONS
 from adalfl_jax.models import COMPUTE_DTYPES, INITIALIZATIONS, MODELS
 from adalfl_jax.task_losses import METRICS, TASK_LOSSES
 from adalfl_jax.training import ConfigError, TrainConfig
-from adalfl_jax.training.config import FAULT_POLICIES, METHODS
+from adalfl_jax.training.config import FAULT_POLICIES
+from adalfl_jax.training.methods import METHODS
 from adalfl_jax.training.optimizers import make_inner_optimizer, make_outer_optimizer
 from adalfl_jax.training.sections import OUTER_SPLITS, SCHEDULES
 from adalfl_jax.training.setup import make_setup
@@ -232,7 +233,7 @@ def test_seeds_beyond_what_a_key_can_hold_are_refused():
         ("inner.schedule", (*SCHEDULES, "milestones")),
         ("outer.schedule", SCHEDULES),
         ("outer.split", OUTER_SPLITS),
-        ("learned_loss.family", NAMES),
+        ("learned_loss.family", CONFIG_NAMES),
         ("learned_loss.activation", ACTIVATIONS),
         ("learned_loss.output_activation", ACTIVATIONS),
         ("learned_loss.reduction", REDUCTIONS),

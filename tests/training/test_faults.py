@@ -24,6 +24,7 @@ from adalfl_jax.training.chunk import (
 )
 from adalfl_jax.training.faults import all_finite, skip_nonfinite
 from adalfl_jax.training.initial import init_phi, init_training, make_seed_keys
+from adalfl_jax.training.methods import phase_of
 from adalfl_jax.training.phases import make_offline_program, make_training_program, splits_of
 from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.state import RunState
@@ -128,6 +129,18 @@ def test_a_step_is_skipped_where_any_part_of_it_is_not_finite():
         assert metrics == {"loss": 0, "number": 0, "skipped_steps": 1}
 
 
+@pytest.mark.parametrize(("added", "is_skipped"), [(1.0, False), (jnp.inf, True)])
+def test_a_step_is_skipped_where_the_optimiser_of_phi_is_not_finite(added, is_skipped):
+    def step(state, batch):
+        phi = state.phi
+        return state._replace(phi=phi._replace(params=phi.params + 1, opt_state=phi.opt_state + batch)), {}
+
+    state = RunState(Theta(jnp.zeros(2), (), ()), Phi(jnp.zeros(2), jnp.zeros(2), ()))
+    after, metrics = skip_nonfinite(step)(state, added)
+    assert metrics["skipped_steps"] == is_skipped
+    np.testing.assert_array_equal(after.phi.params, 1 - is_skipped)
+
+
 def test_what_a_step_remembers_is_forgotten_where_it_is_skipped():
     def step(state, batch):
         return state._replace(phi=Phi(batch, (), jnp.full(2, 8.0))), {}
@@ -185,7 +198,7 @@ def test_a_zero_meta_gradient_is_seen_where_phi_is_updated():
 
 def test_a_state_that_is_not_finite_is_named_with_its_seed_and_what_a_step_remembers_may_be():
     bad = jnp.array([[1.0, 2.0], [3.0, jnp.inf]])
-    about = {"first_step": 4, "method": "adalfl", "phase": "training", "config": tiny_config(seed=7)}
+    about = {"first_step": 4, "method": "adalfl", "config": tiny_config(seed=7)}
     good = RunState(None, Phi({"kernel": jnp.ones((2, 3))}, (jnp.arange(2),), bad))
     require_finite({}, {}, good, last_finite=good, **about)
     state = good._replace(theta=Theta({"kernel": bad}, {}, ()))
@@ -251,7 +264,6 @@ def test_the_settings_are_named_that_move_what_is_not_finite(method, metric, ove
     is_state, nan = metric in good._fields, jnp.full((2, 3), jnp.nan)
     state = good._replace(**{metric: getattr(good, metric)._replace(params=nan)}) if is_state else good
     metrics = {} if is_state else {metric: np.asarray(nan)}
-    phase = "offline" if method == "offline" else "training"
     with pytest.raises(DivergenceError) as caught:
         require_finite(
             {"inner_loss": np.ones((2, 3))} | metrics,
@@ -260,10 +272,9 @@ def test_the_settings_are_named_that_move_what_is_not_finite(method, metric, ove
             last_finite=good,
             first_step=4,
             method=method,
-            phase=phase,
             config=tiny_config(overrides),
         )
-    assert f"{metric} is not finite at {phase} step" in str(caught.value)
+    assert f"{metric} is not finite at {phase_of(method)} step" in str(caught.value)
     assert f"; {remedy} may help. The last finite state is that of step 4" in str(caught.value)
 
 

@@ -248,8 +248,8 @@ def test_tuning_holds_the_best_result_so_far_alone():
         return result
 
     config = tiny_config({"tuning.learning_rates": (5.0, 3.0, 1.0, 4.0, 6.0, 7.0)})
-    stand_in = types.SimpleNamespace(setup=types.SimpleNamespace(config=config), _training=training)
-    result = run._Run._tuned_task_loss(stand_in)
+    stand_in = types.SimpleNamespace(_setup=types.SimpleNamespace(config=config), _training=training)
+    result = run._MethodRunner._tuned(stand_in, "tuned_task_loss")
     assert (result.learning_rate, result.seconds) == (3.0, 6.0)  # the first of equals
     assert result.tuning == {"5.0": 3.0, "3.0": 1.0, "1.0": 1.0, "4.0": 2.0, "6.0": 4.0, "7.0": 5.0}
 
@@ -265,9 +265,9 @@ def test_the_seconds_of_a_search_are_those_of_all_its_rates():
 
     config = tiny_config({"tuning.learning_rates": (1.0, 2.0, 3.0)})
     stand_in = types.SimpleNamespace(
-        setup=types.SimpleNamespace(config=config), _training=training, _writer=lambda method: None
+        _setup=types.SimpleNamespace(config=config), _training=training, _writer=lambda method: None
     )
-    result = run._Run._tuned_task_loss(stand_in)
+    result = run._MethodRunner._tuned(stand_in, "tuned_task_loss")
     assert result.seconds == 10 + 20 + 30  # one diverged
     assert result.tuning == {"1.0": 1.0, "2.0": None, "3.0": 3.0}
 
@@ -462,7 +462,7 @@ def test_a_summary_tells_who_trains_on_the_examples_of_the_validation_metric(cha
 
 def test_rates_of_a_search_have_folders_of_their_own_however_close_they_are():
     rates = (0.1, 0.12, 0.1000001, 1e-5, 3e-4)
-    stages = [Stage("tuned_task_loss", "training", None, None, 1, rate, None) for rate in rates]
+    stages = [Stage("tuned_task_loss", None, None, 1, rate, None) for rate in rates]
     assert len({stage.name for stage in stages}) == len(rates)
 
 

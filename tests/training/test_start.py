@@ -13,7 +13,7 @@ import pytest
 import adalfl_jax
 from adalfl_jax.task_losses import TASK_LOSSES
 from adalfl_jax.training import ConfigError, WorkdirError, train
-from adalfl_jax.training.initial import FITTING, init_phi, make_seed_keys, warn_of_poor_fit
+from adalfl_jax.training.initial import init_phi, make_seed_keys, warn_of_poor_fit
 from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.start import load_start, pin_start, read_learned_losses
 from tests.training.tiny import DIABETES, final_state, tiny_config
@@ -39,12 +39,6 @@ def from_there(start, overrides=None, **more):
 
 def first_params(config):
     return init_phi(make_setup(config), make_seed_keys(config.seeds)).params
-
-
-def test_what_fits_a_fresh_phi_is_drawn_by_a_key_that_drew_none_of_its_layers():
-    key = jax.random.key(0)
-    layers = jax.random.key_data(jax.random.split(key, 8)).tolist()
-    assert jax.random.key_data(jax.random.fold_in(key, FITTING)).tolist() not in layers
 
 
 def assert_same(left, right):

@@ -16,9 +16,9 @@ from adalfl_jax.bilevel import make_task_step
 from adalfl_jax.data import take
 from adalfl_jax.task_losses import TASK_LOSSES, softmax_cross_entropy
 from adalfl_jax.training import ConfigError, TrainConfig, compare, train
-from adalfl_jax.training.config import FOR_CLEAN_SETS, LEARNING, METHODS
 from adalfl_jax.training.evaluation import Evaluation
 from adalfl_jax.training.initial import init_training, make_seed_keys
+from adalfl_jax.training.methods import METHODS
 from adalfl_jax.training.phases import splits_of
 from adalfl_jax.training.setup import examples_for_a_batch, make_setup
 from adalfl_jax.training.state import RunState
@@ -118,7 +118,7 @@ def reading_progress(phi_params):
     return {**phi_params, "layer_0": {**first, "kernel": first["kernel"].at[..., 2, :].set(1.0)}}
 
 
-@pytest.mark.parametrize("method", LEARNING)
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.has_learned_loss])
 def test_where_the_clean_set_joins_a_learned_loss_stays_as_it_is(theta, method):
     changes = {"learned_loss.use_progress": True, "outer.split": "valid", "outer.joint_share": 0.25}
     setup = make_setup(tiny_config(changes))
@@ -233,7 +233,7 @@ def test_a_share_of_the_clean_set_is_not_cut_by_what_rounds():
     assert len(make_setup(config).outer_examples.inputs) == 29
 
 
-@pytest.mark.parametrize("method", FOR_CLEAN_SETS)
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.needs_clean_set])
 def test_a_method_that_needs_a_clean_set_is_refused_without(method, tmp_path):
     message = rf"config.outer.split must be \"valid\" for the method '{method}', .* clean set; got 'train'"
     for run, changes in ((train, {"method": method}), (compare, {"methods": ("task_loss", method)})):

@@ -11,8 +11,8 @@ import jax
 
 from adalfl_jax.training import TrainConfig
 from adalfl_jax.training.checkpoint import load_state
-from adalfl_jax.training.config import LEARNING
 from adalfl_jax.training.initial import init_phi, init_rate_factor, init_theta, make_seed_keys
+from adalfl_jax.training.methods import METHODS
 from adalfl_jax.training.optimizers import make_outer_optimizer
 from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.state import RunState
@@ -69,7 +69,7 @@ def final_state(config: TrainConfig, workdir: Path, method: str) -> RunState:
     setup, keys = make_setup(config), make_seed_keys(config.seeds)
 
     def make() -> RunState:
-        if method not in LEARNING:
+        if not METHODS[method].has_learned_loss:
             return RunState(init_theta(setup, keys), None)
         create = jax.vmap(lambda params: Phi.create(params, make_outer_optimizer(config)))
         return RunState(init_theta(setup, keys), create(init_phi(setup, keys).params), init_rate_factor(setup))

@@ -1,4 +1,4 @@
-"""What a learned loss is called with: phi, targets, outputs, and keyword arguments that it declares."""
+"""The keyword arguments of a loss: which of them it declares, and the progress it is given by one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from adalfl_jax.arguments import shorten
+from adalfl_jax.arguments import shorten, signature_of
 from adalfl_jax.types import LearnedLoss
 
 Loss = TypeVar("Loss", bound=Callable[..., Any])
@@ -34,22 +34,20 @@ def declares(loss_fn: Callable[..., Any], name: str) -> bool:
     """
     if _is_bound(loss_fn, name):
         return False
-    for function in and_inside(loss_fn):
-        try:
-            parameters = inspect.signature(function, follow_wrapped=False).parameters
-        except (TypeError, ValueError):  # a callable without an inspectable signature cannot ask for it
+    for function in wrapped_functions(loss_fn):
+        if (signature := signature_of(function)) is None:  # it cannot ask for it
             return False
-        if (parameter := parameters.get(name)) is not None:
+        if (parameter := signature.parameters.get(name)) is not None:
             is_optional = parameter.default is not inspect.Parameter.empty
             return parameter.kind is inspect.Parameter.KEYWORD_ONLY or (
                 is_optional and parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
             )
-        if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
             return False
     return False
 
 
-def and_inside(loss_fn: Callable[..., Any] | None) -> Iterator[Callable[..., Any]]:
+def wrapped_functions(loss_fn: Callable[..., Any] | None) -> Iterator[Callable[..., Any]]:
     """A loss, and those inside it by `functools.partial` and `functools.wraps`."""
     while loss_fn is not None:
         yield loss_fn
@@ -66,7 +64,7 @@ def _is_bound(loss_fn: Callable[..., Any], name: str) -> bool:
         isinstance(function, functools.partial)
         and name in function.keywords
         and not (isinstance(function, _AtProgress) and name == "progress")
-        for function in and_inside(loss_fn)
+        for function in wrapped_functions(loss_fn)
     )
 
 
@@ -87,8 +85,9 @@ def require_progress(loss_fn: Callable[..., Any], progress: jax.Array | float | 
     if not declares(loss_fn, "progress"):
         return
     if progress is None:
-        declared = inspect.signature(loss_fn, follow_wrapped=False).parameters.get("progress")
-        if declared is not None and declared.default is inspect.Parameter.empty:
+        signature = signature_of(loss_fn)
+        declared = signature and signature.parameters.get("progress")
+        if declared and declared.default is inspect.Parameter.empty:
             raise ValueError(
                 "the loss reads `progress`, the share of training that is done: give it, to a bilevel step as "
                 "BilevelBatch.progress, or the loss a default for it; got None"

@@ -12,7 +12,7 @@ import pytest
 
 import adalfl_jax
 from adalfl_jax.hypergradient.problem import BilevelProblem, inner_step, outer_objective
-from adalfl_jax.learned_losses.arguments import at_progress, declares
+from adalfl_jax.learned_losses.keywords import at_progress, declares
 from adalfl_jax.task_losses import softmax_cross_entropy
 from adalfl_jax.training import train
 from adalfl_jax.training.evaluation import Evaluation
