@@ -45,7 +45,13 @@ def lookup(kind: str, known: Mapping[str, Value], name: str) -> Value:
 def require_known(kind: str, known: Iterable[str], name: str) -> None:
     """Raises the ValueError of `lookup` for a name that is not among the known ones."""
     if name not in (names := sorted(known)):
-        raise ValueError(f"unknown {kind} {name!r}; {suggestion(name, names)}Known: {', '.join(names) or 'none'}")
+        raise ValueError(f"unknown {kind} {name!r}; {nearest_of(name, names)}: {', '.join(names) or 'none'}")
+
+
+def nearest_of(name: str, known: Iterable[str]) -> str:
+    """What a list of the known names is introduced by: "known", behind the question whether the nearest was meant."""
+    asked = suggestion(name, known)
+    return f"{asked}Known" if asked else "known"
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from adalfl_jax.data.errors import DatasetError
 from adalfl_jax.data.examples import Location
 from adalfl_jax.data.specs import Spec
-from adalfl_jax.registry import suggestion
+from adalfl_jax.registry import nearest_of
 
 # In the names of datasets of characters: a mirrored one is another, or none.
 CHARACTERS = ("mnist", "svhn", "cmaterdb", "omniglot", "kannada", "quickdraw", "alpha_digits")
@@ -103,7 +103,7 @@ def check_known(name: str, others: Iterable[str] = ()) -> None:
                 "targets=...) writes"
             )
         raise DatasetError(
-            f"unknown dataset {name!r}; {suggestion(name, [*known, *known_names()])}Known: {', '.join(known)}, the "
+            f"unknown dataset {name!r}; {nearest_of(name, [*known, *known_names()])}: {', '.join(known)}, the "
             "path of an .npz file, and the image classifications of TensorFlow Datasets (mnist, cifar10, ...)"
         )
 

@@ -100,7 +100,7 @@ def _meant(path: str, known: list[str]) -> str:
     if meant:
         return f"did you mean {' or '.join(map(repr, meant))}?"
     names = beside if section and beside else dict.fromkeys(each.partition(".")[0] for each in known)
-    return f"Known: {', '.join(names)}"
+    return f"known: {', '.join(names)}"
 
 
 def differing_keys(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str = "") -> list[str]:

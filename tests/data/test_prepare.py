@@ -182,18 +182,18 @@ def test_several_names_are_prepared_in_their_order_up_to_the_first_that_cannot_b
 
 
 @pytest.mark.parametrize(
-    ("name", "suggestion"),
+    ("name", "introduction"),
     [
-        ("mnits", "did you mean 'mnist'? "),
-        ("califrnia", "did you mean 'california'? "),
-        ("mnist.npy", "did you mean 'mnist'? "),
-        ("nothing/like/it", ""),
+        ("mnits", "did you mean 'mnist'? Known"),
+        ("califrnia", "did you mean 'california'? Known"),
+        ("mnist.npy", "did you mean 'mnist'? Known"),
+        ("nothing/like/it", "known"),
     ],
 )
-def test_an_unknown_name_is_refused_with_the_nearest(name, suggestion, tmp_path, run, builders):
+def test_an_unknown_name_is_refused_with_the_nearest(name, introduction, tmp_path, run, builders):
     out, ended = run(name, f"--data_dir={tmp_path}")
     assert out == ""
-    assert ended.startswith(f"DatasetError: unknown dataset {name!r}; {suggestion}Known: california, crime, diabetes")
+    assert ended.startswith(f"DatasetError: unknown dataset {name!r}; {introduction}: california, crime, diabetes")
     assert not builders.used
     assert snapshot(tmp_path) == {}
 

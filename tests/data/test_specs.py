@@ -341,8 +341,8 @@ def refusal(load, name, tmp_path):
     [
         ("digit", "unknown dataset 'digit'; did you mean 'digits'? Known: california, crime, diabetes, digits"),
         ("mnits", "unknown dataset 'mnits'; did you mean 'mnist'?"),
-        ("nothing/like/it", "unknown dataset 'nothing/like/it'; Known:"),
-        ("", "unknown dataset ''; Known:"),
+        ("nothing/like/it", "unknown dataset 'nothing/like/it'; known:"),
+        ("", "unknown dataset ''; known:"),
         ("nosuch.npz", "there is no file nosuch.npz"),
         (
             str(Path(__file__).parent),

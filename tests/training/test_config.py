@@ -245,7 +245,7 @@ def test_seeds_beyond_what_a_key_can_hold_are_refused():
 def test_unknown_name_is_refused_with_the_known_ones(path, known):
     with pytest.raises(ConfigError, match="'nonesuch'") as caught:
         TrainConfig.from_mapping(with_value(path, "nonesuch"))
-    listed = str(caught.value).partition("Known: ")[2].split(", ")
+    listed = str(caught.value).partition("nown: ")[2].split(", ")
     assert listed == sorted(known)
 
 

@@ -77,10 +77,10 @@ def test_of_an_unknown_field_those_are_named_that_it_may_stand_for(path, meant):
 
 def test_of_an_unknown_field_that_is_like_none_those_beside_it_are_named():
     with pytest.raises(
-        ValueError, match=r"Known: offline\.num_steps, offline\.num_inner_steps, offline\.learning_rate"
+        ValueError, match=r"known: offline\.num_steps, offline\.num_inner_steps, offline\.learning_rate"
     ):
         require_path(TrainConfig, "offline.eta")
-    with pytest.raises(ValueError, match=r"Known: method, methods, seed, num_seeds, dataset, augmentation, model, "):
+    with pytest.raises(ValueError, match=r"known: method, methods, seed, num_seeds, dataset, augmentation, model, "):
         require_path(TrainConfig, "nonesuch.eta")
 
 
