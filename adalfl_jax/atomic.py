@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
+import secrets
 from pathlib import Path
 
 
@@ -21,12 +21,12 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def partial_of(path: Path) -> Path:
-    """Where to write what is to become a file, beside it; no other writer has the same."""
-    return path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
+    """Where to write what is to become a file, beside it; no other writer, on any host, draws the same name."""
+    return path.with_name(f"{path.name}.{os.getpid()}.{secrets.randbits(32)}.partial")
 
 
 def move_into_place(partial: Path, path: Path) -> None:
     """Gives a file that is whole its name, once it is on the disk."""
-    with partial.open("rb") as file:
+    with partial.open("r+b") as file:
         os.fsync(file.fileno())
     partial.replace(path)

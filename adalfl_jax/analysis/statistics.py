@@ -59,19 +59,25 @@ def signed_rank_test(first: Sequence[float], second: Sequence[float]) -> dict[st
     differences[np.abs(differences) <= rounding] = 0
     if not differences.any():
         return {"p_value": None}
-    order = np.abs(differences).argsort()
-    are_apart = np.diff(np.abs(differences)[order]) > np.maximum(rounding[order][1:], rounding[order][:-1])
-    places = np.empty(len(order))
-    places[order] = np.cumsum([0, *are_apart])  # equal but for rounding, they tie
     moved = differences != 0
     # Twice the ranks, which are whole numbers; SciPy's own test is exact with ties up to 13 values, or not at all.
-    ranks = (2 * scipy.stats.rankdata(places[moved])).astype(int)
+    ranks = (2 * scipy.stats.rankdata(_tied(np.abs(differences), rounding)[moved])).astype(int)
     chances = np.ones(1)  # of each sum of the ranks that go up, if signs are drawn
     for rank in ranks:
         chances = (np.pad(chances, (0, rank)) + np.pad(chances, (rank, 0))) / 2
     offsets = np.abs(2 * np.arange(len(chances)) - ranks.sum())
     is_as_far = offsets >= offsets[ranks[differences[moved] > 0].sum()]
     return {"p_value": min(1.0, float(chances[is_as_far].sum()))}
+
+
+def _tied(sizes: np.ndarray, rounding: np.ndarray) -> np.ndarray:
+    """The numbers of groups, the smallest first: what a number is above the first of its group may be rounding."""
+    groups, first, group = np.empty(len(sizes), int), None, -1
+    for index in sizes.argsort(kind="stable"):
+        if first is None or sizes[index] - sizes[first] > max(rounding[index], rounding[first]):
+            first, group = index, group + 1
+        groups[index] = group
+    return groups
 
 
 def _differences(first: Sequence[float], second: Sequence[float]) -> np.ndarray:

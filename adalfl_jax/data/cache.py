@@ -62,7 +62,7 @@ def _open_partial(path: Path) -> Path:
     partial = partial_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch()
+        partial.touch(exist_ok=False)
     except OSError as error:
         raise DatasetError(f"{path} cannot be written ({error}); {REMEDY}") from error
     return partial

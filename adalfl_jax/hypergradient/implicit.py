@@ -32,6 +32,7 @@ from adalfl_jax.hypergradient.problem import (
     require_forward_mode,
 )
 from adalfl_jax.hypergradient.unrolled import run_inner_steps
+from adalfl_jax.norms import unit_and_squares
 from adalfl_jax.types import BilevelBatch, PyTree, Theta
 
 Product = Callable[[PyTree], PyTree]  # v -> (Hessian + lambda I) v
@@ -121,7 +122,10 @@ class ConjugateGradient:
         _require_untracked_axes(problem, theta)
 
         def solve(product: Product, right: PyTree) -> PyTree:
-            return jax.scipy.sparse.linalg.cg(product, right, maxiter=self.num_iterations)[0]
+            unit, _ = unit_and_squares(right)  # or squares of a converged model's gradient vanish, and 0 / 0 is left
+            scaled = jax.tree.map(lambda leaf: (leaf / unit).astype(leaf.dtype), right)
+            solution = jax.scipy.sparse.linalg.cg(product, scaled, maxiter=self.num_iterations)[0]
+            return jax.tree.map(lambda leaf: (leaf * unit).astype(leaf.dtype), solution)
 
         return _implicit(self.name, problem, theta, phi_params, batch, carry, self.damping, solve)
 

@@ -126,7 +126,9 @@ def _replay(problem: BilevelProblem, past: PastSteps) -> Theta:
         theta_next, _ = inner_step(at_past, here, past.phi_params, past.batch, past.rng_key)
         return optax.tree.where(past.is_taken, theta_next, here), None
 
-    return jax.lax.scan(step, jax.tree.map(lambda leaf: leaf[0], past.theta), past)[0]
+    oldest, later = (jax.tree.map(lambda leaf, rows=rows: leaf[rows], past) for rows in (0, slice(1, None)))
+    second, _ = step(oldest.theta, oldest)  # outside of the scan, which would differentiate by theta there too
+    return jax.lax.scan(step, second, later)[0]
 
 
 def _begun(theta: Theta, replayed: Theta) -> Theta:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import reprlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -114,14 +115,23 @@ def _require_maker(given: Any) -> None:
             "itself"
         )
     _require_no_linen(given)
-    is_class = isinstance(given, type)
     if not callable(given):
-        raise ValueError(f"functionalize takes a function that makes the module, {example}; got {given!r}")
-    if reason := why_not_called(given.__init__ if is_class else given, ["self"] * is_class + ["rngs"]):
+        raise ValueError(f"functionalize takes a function that makes the module, {example}; got {reprlib.repr(given)}")
+    if reason := _why_not_made(given):
         raise ValueError(
             f"functionalize calls what it is given with one nnx.Rngs, which {given!r} is not made for: {reason}. Give "
             f"it a function of the streams that makes the module, {example}"
         )
+
+
+def _why_not_made(make_module: Callable[..., Any]) -> str:
+    """Why a function, or a class, cannot be called with streams alone; "" if it can, or does not tell."""
+    call = make_module if isinstance(make_module, functools.partial) else functools.partial(make_module)
+    given = (*call.args, "rngs")
+    if not isinstance(call.func, type):
+        return why_not_called(call.func, given, call.keywords)
+    is_made_as_usual = type(call.func).__call__ is type(nnx.Module).__call__
+    return why_not_called(call.func.__init__, ("self", *given), call.keywords) if is_made_as_usual else ""
 
 
 def _require_module(made: Any) -> nnx.Module:

@@ -17,7 +17,7 @@ class Method:
     needs_clean_set: bool = False  # takes outer batches for right
 
 
-METHODS = {
+METHODS: dict[str, Method] = {
     "task_loss": Method("task loss"),
     "tuned_task_loss": Method("task loss, tuned rate", is_tuned=True),
     "fine_tuned": Method("task loss, fine-tuned", needs_clean_set=True),
@@ -26,6 +26,7 @@ METHODS = {
     "adalfl": Method("AdaLFL", has_learned_loss=True, updates_phi=True),
 }
 OFFLINE = "offline"  # in the place of a method: the phase that those with a learned loss share
+_OFFLINE_PHASE = Method("offline phase (ML3)")
 
 
 def has_offline_phase(methods: Iterable[str]) -> bool:
@@ -35,7 +36,7 @@ def has_offline_phase(methods: Iterable[str]) -> bool:
 
 def find_method(name: str) -> Method:
     """The method of this name, or what stands for the offline phase."""
-    return Method("offline phase (ML3)") if name == OFFLINE else METHODS[name]
+    return _OFFLINE_PHASE if name == OFFLINE else METHODS[name]
 
 
 def phase_of(name: str) -> str:

@@ -162,3 +162,10 @@ def test_a_seed_without_a_number_leaves_both_tests_undefined():
 def test_pairs_are_of_as_many_values(test, first, second):
     with pytest.raises(ValueError, match=f"got {len(first)}, {len(second)}"):
         test(first, second)
+
+
+def test_ties_do_not_chain():
+    """Neighbours are closer than rounding, the smallest and the largest fifty times as far apart as that."""
+    differences = np.linspace(3e-5, 1.5e-3, 100) * np.where(np.arange(100) < 55, 1, -1)
+    expected = scipy.stats.wilcoxon(differences).pvalue
+    assert signed_rank_test(np.ones(100), 1 + differences)["p_value"] == pytest.approx(expected, rel=0.2)

@@ -56,6 +56,26 @@ def test_conjugate_gradients_give_the_exact_derivative_at_the_minimum():
     np.testing.assert_allclose(result.theta.params, theta.params, rtol=1e-12)
 
 
+def test_conjugate_gradients_of_a_gradient_whose_squares_vanish():
+    """As of a model that has converged, where the Hessian vanishes too: v is the gradient over the damping."""
+
+    def apply_fn(params, model_state, inputs, *, train, rng_key):
+        return (inputs @ params)[:, None], model_state
+
+    def learned_loss(phi, targets, outputs, *, params):
+        return params @ phi
+
+    def task_loss(targets, outputs):
+        return jnp.float32(1e-18) * outputs.mean()
+
+    optimizer, example = optax.sgd(0.1), (jnp.ones((2, 3), jnp.float32), jnp.zeros((2, 1), jnp.float32))
+    problem = BilevelProblem(apply_fn, learned_loss, task_loss, optimizer)
+    theta = adalfl_jax.Theta.create(jnp.ones(3, jnp.float32), (), optimizer)
+    batch = adalfl_jax.BilevelBatch(example, example)
+    result = ConjugateGradient(damping=0.01)(problem, theta, jnp.ones(3, jnp.float32), batch)
+    np.testing.assert_allclose(result.gradient, np.full(3, -1e-16), rtol=1e-5)
+
+
 @pytest.mark.parametrize("estimator", [ConjugateGradient(NUM_PARAMS, 0.3), Neumann(200, 0.4, 0.3)])
 def test_damping_is_added_to_the_hessian(estimator):
     problem, theta, phi, batch, hessian, matrix, task_gradient = quadratic()

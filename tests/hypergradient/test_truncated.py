@@ -77,6 +77,30 @@ def test_a_window_replays_from_where_its_steps_began():
     chex.assert_trees_all_equal(past[-1][-1].carry.steps.theta, began)
 
 
+def test_a_step_of_a_window_is_evaluated_at_the_theta_it_keeps():
+    """Which is moved here, so that what the step before makes of it is another."""
+    problem, past = walk()
+    (*_, before), (theta, phi_params, batch, _) = past[-2:]
+    moved = jax.tree.map(lambda leaf: leaf.at[1].multiply(1.1), before.carry.steps.theta)
+    carry = before.carry._replace(steps=before.carry.steps._replace(theta=moved))
+    found = jax.jit(lambda *given: Truncated(3)(problem, *given).gradient)(theta, phi_params, batch, carry)
+
+    def loss(phis):
+        here = after = past[-3][0]
+        starts = None, jax.tree.map(lambda leaf: leaf[1], moved), theta
+        for start, phi, (_, _, batch, _) in zip(starts, phis, past[-3:], strict=True):
+            if start is not None:  # with the value of one and the derivative of the other
+                here = jax.tree.map(lambda value, made: value + (made - jax.lax.stop_gradient(made)), start, after)
+            inner_key, outer_key = jax.random.split(batch.rng_key)
+            after, _ = inner_step(problem, here, phi, batch.inner, inner_key)
+        return outer_objective(problem, after.params, after.model_state, batch.outer, outer_key)
+
+    gradients = jax.jit(jax.grad(loss))([phi for _, phi, _, _ in past[-3:]])
+    expected = jax.tree.map(lambda *parts: sum(parts), *gradients)
+    chex.assert_trees_all_close(found, expected, rtol=1e-9)
+    assert not jnp.allclose(found["layer_0"]["kernel"], past[-1][-1].gradient["layer_0"]["kernel"], rtol=1e-3)
+
+
 def test_steps_may_be_differentiated_through():
     """By the inner learning rate, as reverse and forward mode do it and as a difference has it, up to what the third
     step makes of the phi that the second has updated through its window. The model is linear, which compiles faster."""

@@ -125,6 +125,7 @@ class WithoutStreams(nnx.Module):
     [
         (WithoutStreams, r"with one nnx\.Rngs, which <class .*WithoutStreams'> is not made for: .* `lambda rngs: MLP"),
         (nnx.Linear, r"which <class .*Linear'> is not made for: missing a required"),
+        (functools.partial(nnx.Linear, 4, 3), r"which functools\.partial\(<class .*Linear'>, 4, 3\) is not made for"),
         (lambda: WithoutStreams(), r"which <function .*<lambda>.* is not made for: too many"),
         ("mlp", r"takes a function that makes the module, .*; got 'mlp'"),
     ],
