@@ -97,9 +97,9 @@ def get_config() -> ConfigDict:
     config.inner = ConfigDict()
     # alpha.
     config.inner.learning_rate = 0.01
-    # Length of the first step on a learned loss: behind the offline phase alpha is multiplied, seed by seed, so that
-    # this step is as long as one on the task loss at this learning rate, without momentum and weight decay; the latter
-    # goes on at alpha. 0 leaves alpha as it is. docs/noisy_labels.md has what suited which data.
+    # Length of the first step on a learned loss: after the offline phase alpha is scaled, for each seed, so that this
+    # step is as long as one on the task loss at this learning rate, leaving out momentum and weight decay; weight decay
+    # keeps using alpha. 0 leaves alpha as it is. docs/noisy_labels.md has what suited which data.
     config.inner.first_step_rate = 0.0
     # In [0, 1); 0 is none.
     config.inner.momentum = 0.0
@@ -236,7 +236,8 @@ def get_config() -> ConfigDict:
     # eta halved, where phi is learned.
     config.on_nonfinite = "stop"
 
-    # All that follows has no effect on what a run computes, and may change whenever the same command resumes it.
+    # All that follows has no effect on what a run computes, but for rounding, and may change whenever the same command
+    # resumes it.
 
     # What is kept of a run that is not over, for the same command to resume from.
     config.checkpoint = ConfigDict()

@@ -27,6 +27,7 @@ from adalfl_jax.data import DatasetError
 from adalfl_jax.training import ConfigError, DivergenceError, PreemptionError, TrainConfig
 from adalfl_jax.training.fields import field_paths, require_path
 from adalfl_jax.training.files import find_folder
+from adalfl_jax.training.workdir import REPORT
 from experiments.compilation_cache import keep_compiled_programs
 from experiments.tables import show_mean
 
@@ -220,7 +221,7 @@ def _refuse_options(names: list[str], error: Exception) -> None:
         section, _, option = name.rpartition(".")
         is_told = isinstance(error, AttributeError) and re.match(rf"\W*{option}\W", str(error))
         if section.endswith(".options") and is_told:
-            sys.exit(f"ConfigError: --{name} is for an option that the file sets, and it sets none of this name")
+            sys.exit(f"ConfigError: --{name} is an option that the file has to set first; write {name} = ... there")
 
 
 def _refuse_file(reason: str) -> NoReturn:
@@ -247,4 +248,6 @@ def print_summary(summary: dict[str, Any], workdir: str) -> None:
         table.caption = TRAINED_ON
     console = Console()
     console.print(table)
-    console.print(f"Everything is in {workdir}", soft_wrap=True, markup=False)
+    report = Path(workdir) / REPORT
+    where = f"{workdir}; open {report}" if report.exists() else workdir
+    console.print(f"Everything is in {where}", soft_wrap=True, markup=False)

@@ -120,4 +120,4 @@ def _remedy(config: TrainConfig, method: str, metric: str, first_step: int) -> s
             remedies.append("inner.first_step_rate")
     if of_phi and config.on_nonfinite != "back_off":
         remedies.append('on_nonfinite="back_off"')
-    return f"{', or '.join(remedies)} may help"
+    return f"{', or '.join(remedies)} may help, in another workdir"

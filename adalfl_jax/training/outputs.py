@@ -86,10 +86,15 @@ def read_record(workdir: Path, summary: dict[str, Any] | None = None) -> RunReco
     )
 
 
-def save_last_finite_state(workdir: Path, setup: Setup, error: DivergenceError) -> None:
-    """Keeps the state a diverged run was last finite in, and the learned loss in it, and says where in the error."""
-    if error.step == 0:  # its start was not finite
-        return
+def keep_divergence(workdir: Path, setup: Setup, error: DivergenceError) -> None:
+    """Keeps why a run diverged, the state it was last finite in and the learned loss in that; the error says where."""
+    if error.step > 0:  # or its start was not finite
+        _save_last_finite_state(workdir, setup, error)
+    if is_first():
+        write_text(workdir / layout.DIVERGENCE, str(error))
+
+
+def _save_last_finite_state(workdir: Path, setup: Setup, error: DivergenceError) -> None:
     folder = workdir / layout.STATES / f"{error.method}_last_finite"
     save_state(folder, error.state)
     kept = str(folder)

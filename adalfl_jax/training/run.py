@@ -23,7 +23,7 @@ from adalfl_jax.training.files import BusyError, WorkdirError, find_folder, hold
 from adalfl_jax.training.hosts import agreed_signal, connect, is_first, on_first, require_same, warn
 from adalfl_jax.training.initial import SeedKeys, init_phi, init_theta, init_training, make_seed_keys, warn_of_poor_fit
 from adalfl_jax.training.methods import METHODS, OFFLINE, has_offline_phase, phase_of
-from adalfl_jax.training.outputs import finish_run, save_last_finite_state
+from adalfl_jax.training.outputs import finish_run, keep_divergence
 from adalfl_jax.training.phases import Program, make_offline_program, make_training_program
 from adalfl_jax.training.preemption import Preemption, PreemptionError
 from adalfl_jax.training.progress import tell
@@ -198,7 +198,7 @@ def _run_methods(
                 results.append(runner.train(method))
                 save_state(folder / layout.STATES / method, results[-1].state)
             except DivergenceError as error:
-                save_last_finite_state(folder, setup, error)
+                keep_divergence(folder, setup, error)
                 raise
     summary = on_first(lambda: finish_run(folder, setup, results, with_report=with_report))
     if is_first():

@@ -202,7 +202,10 @@ class StageRunner:
         is_wanted = config.on_nonfinite == "back_off" and stage.backed_off is not None
         if stage.method != OFFLINE:
             is_wanted &= history.step < config.first_joint_step  # from there on phi stays as it is
-        if not is_wanted or history.num_back_offs == MAX_BACK_OFFS:
+        if is_wanted and history.num_back_offs == MAX_BACK_OFFS:
+            error.args = (f"{error.args[0]}. Eta was halved {MAX_BACK_OFFS} times, in vain",)
+            raise error
+        if not is_wanted:
             raise error
         history.num_back_offs += 1
         times = f"eta is halved ({history.num_back_offs} of at most {MAX_BACK_OFFS} times)"

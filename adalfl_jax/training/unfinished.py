@@ -21,7 +21,7 @@ Rows = list[dict[str, Any]]
 
 
 def read_unfinished(workdir: Path) -> RunRecord:
-    """The record of a run so far; its summary has the entries `progress` and `is_running` beside the usual ones.
+    """The record of a run so far; its summary has `progress`, `is_running` and `diverged` beside the usual entries.
 
     A process may be writing to the folder meanwhile. The loss shapes are those of the newest checkpoints.
 
@@ -43,11 +43,19 @@ def read_unfinished(workdir: Path) -> RunRecord:
         "environment": {},
         "progress": _progress(workdir, config, methods, rows),
         "is_running": is_worked_on(workdir),
+        "diverged": _divergence(workdir),
     }
     if drawn := [method for method in begun if f"{method}/values" in shapes]:
         valid = summary["methods"][drawn[-1]]["valid"]["per_seed"]
         summary["learned_loss"] = {"method": drawn[-1], "seed": config.seeds[int(np.argmin(valid))]}
     return RunRecord({"command": command, **config.to_dict()}, summary, rows, shapes)
+
+
+def _divergence(workdir: Path) -> str | None:
+    """Why the run ended, if it diverged and has not been started again."""
+    path = workdir / layout.DIVERGENCE
+    with reading(path):
+        return path.read_text() if path.exists() else None
 
 
 def _whole_rows(workdir: Path, num_seeds: int) -> Rows:

@@ -28,11 +28,12 @@ SUMMARY = "summary.json"
 FIGURES = "figures"
 REPORT = "report.html"
 PROFILES = "profiles"
+DIVERGENCE = "diverged.txt"  # why the run ended, of one that did not finish
 WANDB_ID = "wandb_run.json"
 CHECKPOINTS = "checkpoints"  # of an unfinished run; all results are made of them again
 LAYOUT = 4  # to be raised whenever checkpoints change, or what a run makes of the same settings, its examples say
 _LAYOUT_FILE = "layout.json"
-_RESULTS = (METRICS, TENSORBOARD, SHAPES, LEARNED_LOSS, STATES, PREPROCESSING, SUMMARY, FIGURES, REPORT)
+_RESULTS = (METRICS, TENSORBOARD, SHAPES, LEARNED_LOSS, STATES, PREPROCESSING, DIVERGENCE, SUMMARY, FIGURES, REPORT)
 
 
 def open_workdir(path: str | os.PathLike[str], config: TrainConfig, command: str, data: str = "") -> Path:

@@ -124,7 +124,9 @@ def _make_config(overrides: Mapping[str, str], values: Mapping[str, Any]) -> Tra
         *sections, name = field.split(".")
         section = functools.reduce(operator.getitem, sections, values)
         if name not in section:
-            raise ConfigError(f"config.{field} is for an option that the file sets, and it sets none of this name")
+            raise ConfigError(
+                f"config.{field} is an option that the file has to set first; write config.{field} = ... there"
+            )
         value = _parse(text, section[name])
         if sections[-1:] == ["options"] and not _are_of_a_kind(section[name], value):
             raise ConfigError(f"config.{field} must be of the kind that the file sets, {section[name]!r}; got {text}")

@@ -231,5 +231,6 @@ def _run_here(submitter: Any, jobs: Sequence[TrainingJob], at_once: int) -> None
             time.sleep(POLL)
         if preemption.signal is not None:
             raise PreemptionError(
-                preemption.signal, "the runs have saved and ended; the same command goes on from there"
+                preemption.signal,
+                "the runs have ended; the same command goes on from what they saved",
             )

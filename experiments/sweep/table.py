@@ -136,7 +136,7 @@ def results_table(rows: list[Row], fields: list[str]) -> Table:
     about += ("Warnings of a run are in its log, and in sweep.json.",) * is_warned
     if any(len(row["state"]) > LONGEST_STATE for row in rows):
         about += (f"The whole of a long state is in {TABLE}.",)
-    return Table(f"{len(rows)} results: {metric}", {**columns, "state": _state}, rows, about)
+    return Table(f"{len(rows)} runs: {metric}", {**columns, "state": _state}, rows, about)
 
 
 def _state(row: Row) -> str:

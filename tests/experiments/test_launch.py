@@ -251,7 +251,8 @@ def test_an_option_can_be_given_where_the_file_sets_it(monkeypatch, tmp_path):
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
         parse_flags(sys.argv)
     assert ended.value.code == (
-        "ConfigError: --config.model.options.dropout is for an option that the file sets, and it sets none of this name"
+        "ConfigError: --config.model.options.dropout is an option that the file has to set first; write "
+        "config.model.options.dropout = ... there"
     )
 
 

@@ -113,7 +113,8 @@ def test_options_that_the_file_sets_are_varied(run, started, monkeypatch, tmp_pa
         assert TrainConfig.from_mapping(launch.CONFIG.value) == started[1].config
     _, ended = run("--vary=model.options.dropout=0.1", file=file)
     assert ended.endswith(
-        "config.model.options.dropout is for an option that the file sets, and it sets none of this name"
+        "config.model.options.dropout is an option that the file has to set first; write "
+        "config.model.options.dropout = ... there"
     )
     _, ended = run("--vary=model.options.dropout_rate=0.1,none", file=file)
     assert ended.endswith("dropout_rate must be of the kind that the file sets, 0.5; got none")

@@ -192,7 +192,7 @@ def test_a_signal_lets_local_runs_save_and_end(number, send, tmp_path):
     os.close(begun)
     assert process.returncode == 128 + number
     assert out == ""
-    assert said.endswith(f"{number.name}: the runs have saved and ended; the same command goes on from there\n")
+    assert said.endswith(f"{number.name}: the runs have ended; the same command goes on from what they saved\n")
     assert "Traceback" not in said
     assert [log.read_text() for log in sorted((root / "logs").iterdir())] == ["saved\n"] * 2
     for look, pid in ((os.killpg, process.pid), *((os.kill, pid) for pid in pids)):

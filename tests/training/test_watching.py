@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from adalfl_jax.training import (
     ConfigError,
+    DivergenceError,
     PreemptionError,
     WorkdirError,
     compare,
@@ -29,6 +30,7 @@ from adalfl_jax.training import (
 )
 from adalfl_jax.training.files import hold_workdir
 from adalfl_jax.training.outputs import read_record
+from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.unfinished import read_unfinished
 from adalfl_jax.training.workdir import open_workdir
 from experiments import report
@@ -233,6 +235,18 @@ def test_a_run_that_goes_on_is_told_from_one_that_does_not(tmp_path):
     with hold_workdir(tmp_path):
         assert read_unfinished(tmp_path).summary["is_running"]
         assert "This run goes on" in page_of(tmp_path)
+
+
+def test_a_run_that_diverged_has_a_report_that_says_why_until_it_is_started_again(tmp_path):
+    config = tiny_config({"inner.learning_rate": 1e30}, method="task_loss")
+    with pytest.raises(DivergenceError) as caught:
+        train(config, tmp_path / "run")
+    page = page_of(tmp_path / "run")
+    assert "This run diverged" in page
+    assert "is not finite at training step" in page
+    assert (tmp_path / "run" / "diverged.txt").read_text() == str(caught.value)
+    open_workdir(tmp_path / "run", config, "train", make_setup(config).dataset.content)
+    assert "This run is not over" in page_of(tmp_path / "run")
 
 
 def test_what_is_half_written_is_in_no_report(tmp_path):
