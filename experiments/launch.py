@@ -158,7 +158,7 @@ def parse_flags(arguments: list[str], *, unused: tuple[str, ...] = ()) -> list[s
         if CONFIG.value is not None:
             CONFIG.value.lock()  # what stands for a file that is not there fails at any use
     except flags.Error as error:
-        _refuse_flags(error)
+        _refuse_flags(error, names)
     except Exception as error:  # whatever a user's configuration file raises while it is loaded
         _refuse_options(names, error)
         # Of an OSError the file comes last, behind where else it was looked for or that it was looked for before.
@@ -200,13 +200,15 @@ def _refuse_unknown_fields(given: list[str], names: list[str]) -> None:
         sys.exit("ConfigError: --config=FILE must be given beside fields of it; configs/ has files")
 
 
-def _refuse_flags(error: flags.Error) -> NoReturn:
+def _refuse_flags(error: flags.Error, names: list[str]) -> NoReturn:
     """Ends the program at flags that absl does not take, or at a configuration file that fails as it is read."""
     *traceback, innermost = str(error).split("\n  File ")
     if traceback:
         _, *below = innermost.splitlines()  # lines of code, and then what the file raised, which may have several
         _refuse_file(" ".join(itertools.dropwhile(lambda line: line.startswith("    "), below)))
     if missing := re.match(r"flag --(\w+)=None", str(error)):
+        if missing[1] in names:
+            _refuse_file("get_config() returned None")
         sys.exit(f"--{missing[1]} must be given (--help shows the flags)")
     fields = [path for path in field_paths(TrainConfig) if f"flag '{path}'" in str(error)]
     hint = f"did you mean --config.{fields[0]}?" if fields else "--help shows the flags"

@@ -369,13 +369,14 @@ NO_FILE = "; it must be a file with a get_config() that returns a ConfigDict, as
     ("text", "said"),
     [
         ("def get_config(): pass", f"TypeError: get_config() takes 0 positional arguments but 1 was given{NO_FILE}"),
+        ("def get_config(name): pass", f"get_config() returned None{NO_FILE}"),
         ("def get_config(name): return 3", f"AttributeError: 'int' object has no attribute 'lock'{NO_FILE}"),
         ("def get_config(name): raise ValueError(f'no size {name}')", "ValueError: no size large"),
         ("def get_config(name): raise KeyError(name)", "KeyError: 'large'"),
         ("def get_config(name):\n  raise ValueError('no size\\n  ' + name)", "ValueError: no size   large"),
         (None, f"[Errno 2] No such file or directory: '{{}}'{NO_FILE}"),
     ],
-    ids=["no_argument", "no_config", "value", "key", "several_lines", "no_file"],
+    ids=["no_argument", "nothing", "no_config", "value", "key", "several_lines", "no_file"],
 )
 def test_a_file_that_fails_at_what_it_is_given_is_told_in_a_line(text, said, parse, tmp_path):
     file = tmp_path / "mine.py"
