@@ -53,6 +53,7 @@ _COMPILATION_CACHE = flags.DEFINE_string(
     "Folder that keeps compiled programs for later runs, or '' for none. By default $JAX_COMPILATION_CACHE_DIR or else "
     "adalfl_jax in $XDG_CACHE_HOME (~/.cache).",
 )
+NOTHING_RETURNED = "get_config() returned None"
 SHARED = ("config", "workdir", "write", "compilation_cache")  # flags of several programs; --write is that of `page`
 
 
@@ -157,6 +158,8 @@ def parse_flags(arguments: list[str], *, unused: tuple[str, ...] = ()) -> list[s
         remaining = flags.FLAGS(arguments)
         if CONFIG.value is not None:
             CONFIG.value.lock()  # what stands for a file that is not there fails at any use
+        elif "config" in names:
+            _refuse_file(NOTHING_RETURNED)
     except flags.Error as error:
         _refuse_flags(error, names)
     except Exception as error:  # whatever a user's configuration file raises while it is loaded
@@ -208,7 +211,7 @@ def _refuse_flags(error: flags.Error, names: list[str]) -> NoReturn:
         _refuse_file(" ".join(itertools.dropwhile(lambda line: line.startswith("    "), below)))
     if missing := re.match(r"flag --(\w+)=None", str(error)):
         if missing[1] in names:
-            _refuse_file("get_config() returned None")
+            _refuse_file(NOTHING_RETURNED)
         sys.exit(f"--{missing[1]} must be given (--help shows the flags)")
     fields = [path for path in field_paths(TrainConfig) if f"flag '{path}'" in str(error)]
     hint = f"did you mean --config.{fields[0]}?" if fields else "--help shows the flags"
