@@ -191,6 +191,7 @@ def test_a_users_own_arrays_are_loaded_as_the_docs_say(tmp_path, monkeypatch):
     chex.assert_trees_all_equal(of_module, [names["params"], names["model_state"]])
 
 
+@pytest.mark.slow
 def test_noisy_labels_and_a_clean_set_train_a_model_as_the_docs_say(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "noisy_labels.md").read_text(), flags=re.DOTALL):

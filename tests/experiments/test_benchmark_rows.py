@@ -96,6 +96,7 @@ def test_estimators_are_told_in_task_loss_steps_with_their_own_error():
     assert estimators.COSTS["temporary MB"]({"temporary_bytes": 3e6}) == "3"
 
 
+@pytest.mark.slow
 def test_k_steps_are_told_in_task_loss_steps(monkeypatch):
     plain, make = [], estimators.task_loss_program
     monkeypatch.setattr(estimators, "task_loss_program", lambda *given: plain.append(make(*given)) or plain[-1])
