@@ -24,7 +24,6 @@ setup: $(VENV)/installed  ## Make .venv with pinned versions of everything.
 
 quickstart: setup  ## Train on real digits in four ways and write a report (five to fifteen minutes).
 	$(BIN)/python -m experiments.compare --config=configs/digits_mlp.py --workdir=$(WORKDIR)
-	@echo "Open $(WORKDIR)/report.html"
 
 pictures: quickstart  ## Renew the pictures and figures the README shows from the quickstart's run.
 	$(BIN)/python -m experiments.report --workdir=$(WORKDIR)

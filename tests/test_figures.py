@@ -50,7 +50,7 @@ def test_what_was_reached_is_what_the_tables_have(where):
     assert re.search(rf"(?<![\d.]){re.escape(figure(*where))}(?![\d])", goals)
 
 
-@pytest.mark.parametrize(("title", "row"), [("MLP.*one inner", "unrolled"), ("MLP.*K inner", "1 unrolled")])
+@pytest.mark.parametrize(("title", "row"), [("LeNet-5.*one inner", "unrolled"), ("LeNet-5.*K inner", "1 unrolled")])
 def test_the_page_says_how_far_two_measurements_of_one_step_differ(title, row):
     (introduction,) = re.findall(
         r"^## Estimators of the meta-gradient\n(.*?)<!--", PERFORMANCE, re.DOTALL | re.MULTILINE
