@@ -9,7 +9,7 @@ import numpy as np
 
 from adalfl_jax.training.config import TrainConfig
 from adalfl_jax.training.faults import SKIPPED, all_finite
-from adalfl_jax.training.methods import OFFLINE, find_method, phase_of
+from adalfl_jax.training.methods import OFFLINE, find_method
 from adalfl_jax.training.results import DivergenceError
 from adalfl_jax.training.sharding import to_host
 from adalfl_jax.training.state import RunState, without_carry
@@ -95,7 +95,7 @@ def require_finite(
         position, name, index = min(found, key=lambda item: item[0])
         step, state = first_step + position + 1, to_host(without_carry(last_finite))
         remedy = _remedy(config, method, name, first_step) if step else NO_STEP
-        raise DivergenceError(method, phase_of(method), name, step, config.seeds[index], state, first_step, remedy)
+        raise DivergenceError(method, name, step, config.seeds[index], state, first_step, remedy)
 
 
 def _remedy(config: TrainConfig, method: str, metric: str, first_step: int) -> str:

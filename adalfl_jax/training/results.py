@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from adalfl_jax.training.methods import phase_of
 from adalfl_jax.training.state import RunState
 
 Scalars = dict[str, np.ndarray]  # name -> [S]
@@ -65,8 +66,9 @@ class DivergenceError(RuntimeError):
     """
 
     def __init__(
-        self, method: str, phase: str, metric: str, step: int, seed: int, state: RunState, state_step: int, remedy: str
+        self, method: str, metric: str, step: int, seed: int, state: RunState, state_step: int, remedy: str
     ) -> None:
+        phase = phase_of(method)
         super().__init__(
             f"{method} diverged: {metric} is not finite at {phase} step {step} (seed {seed}); {remedy}"
             + (f". The last finite state is that of step {state_step}" if step else "")

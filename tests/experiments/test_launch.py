@@ -87,6 +87,17 @@ def test_a_validation_error_of_examples_that_a_method_trains_on_is_marked(capsys
     assert "* measured on examples that the method trains on" in printed
 
 
+def test_the_report_is_named_where_there_is_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "120")
+    summary = {"dataset": "digits", "metric": "error_rate", "num_steps": 20, "seeds": [0, 1], "methods": {}}
+    print_summary(summary, str(tmp_path))
+    (tmp_path / "report.html").touch()
+    print_summary(summary, str(tmp_path))
+    before, after = re.findall(r"Everything is in .*", capsys.readouterr().out)
+    assert before == f"Everything is in {tmp_path}"
+    assert after == f"{before}; open {tmp_path / 'report.html'}"
+
+
 @pytest.mark.slow
 def test_compare_prints_every_method_and_writes_the_report(tmp_path):
     overrides = {"methods": ("task_loss", "tuned_task_loss"), "tuning.learning_rates": (0.1, 0.3)}

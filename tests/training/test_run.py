@@ -257,7 +257,7 @@ def test_tuning_holds_the_best_result_so_far_alone():
 def test_the_seconds_of_a_search_are_those_of_all_its_rates():
     def training(method, phi, rate, observe):
         if rate == 2.0:
-            error = DivergenceError(method, "training", "inner_loss", 1, 0, RunState(None, None), 0, "")
+            error = DivergenceError(method, "inner_loss", 1, 0, RunState(None, None), 0, "")
             error.seconds = 20.0
             raise error
         valid = np.array([rate])
