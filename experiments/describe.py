@@ -24,9 +24,10 @@ from adalfl_jax import data
 from adalfl_jax.data.streaming import block_length, stays_on_host
 from adalfl_jax.models import count_params
 from adalfl_jax.training import TrainConfig
+from adalfl_jax.training.batches import StepSource
 from adalfl_jax.training.initial import init_training, make_seed_keys
 from adalfl_jax.training.methods import METHODS
-from adalfl_jax.training.phases import StepSource, make_training_program
+from adalfl_jax.training.phases import make_training_program
 from adalfl_jax.training.sections import OuterConfig
 from adalfl_jax.training.setup import (
     Setup,

@@ -17,10 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from adalfl_jax.training.divergence import DivergenceError
 from adalfl_jax.training.files import WorkdirError
 from adalfl_jax.training.hosts import arrays_of_first, is_first, on_first
 from adalfl_jax.training.preemption import PreemptionError
-from adalfl_jax.training.results import DivergenceError, History
+from adalfl_jax.training.results import History
 from adalfl_jax.training.sections import CheckpointConfig
 from adalfl_jax.training.sharding import place, to_host
 from adalfl_jax.training.state import RunState

@@ -1,26 +1,17 @@
-"""What the numbers of one chunk say: their means, whether all are finite, whether theta and phi still move."""
+"""What the numbers of one chunk say: their means, and whether theta and phi still move."""
 
 from __future__ import annotations
 
 import math
 
-import jax
 import numpy as np
 
-from adalfl_jax.training.config import TrainConfig
-from adalfl_jax.training.faults import SKIPPED, all_finite
-from adalfl_jax.training.methods import OFFLINE, find_method
-from adalfl_jax.training.results import DivergenceError
-from adalfl_jax.training.sharding import to_host
-from adalfl_jax.training.state import RunState, without_carry
+from adalfl_jax.training.faults import SKIPPED
 
 OF_UPDATES = ("outer_loss", "hypergradient_norm", "phi_update_ratio")  # measured where phi is updated
 
 AT_REST = 1e-6  # times the gradient of the task loss
 TOO_LONG = 1.0  # as a rate on the task loss; docs/noisy_labels.md has what begins with 0.3 to 0.4, and what with more
-NO_STEP = "theta, phi or a measure of them is not finite before the first step: look at the data and learned_loss.start"
-
-_is_finite = jax.jit(jax.vmap(all_finite))  # of each seed, so that a state stays on its devices
 
 
 def updates_of_phi(steps: range, every: int = 1, end: float = math.inf, first: int = 0) -> np.ndarray:
@@ -66,58 +57,3 @@ def seeds_with_long_steps(measured: dict[str, np.ndarray], learning_rate: float)
     if "gradient_scale" not in measured:
         return []
     return np.flatnonzero(learning_rate * measured["gradient_scale"] > TOO_LONG).tolist()
-
-
-def require_finite(
-    metrics: dict[str, np.ndarray],  # [S, num_steps] each; empty before the first step
-    measured: dict[str, np.ndarray],  # [S] each, after the last of these steps
-    state: RunState,
-    *,
-    last_finite: RunState,
-    first_step: int,
-    method: str,
-    config: TrainConfig,
-) -> None:
-    """Raises for the first number that is not finite in the metrics of a chunk, the state after it or its measures."""
-    num_steps = next(iter(metrics.values())).shape[1] if metrics else 0
-    found = [
-        (int(step), name, int(index))
-        for name, values in metrics.items()
-        for index, step in np.argwhere(~np.isfinite(values))
-    ]
-    last = num_steps - 1
-    for name, tree in without_carry(state)._asdict().items():
-        broken = [] if tree is None else np.flatnonzero(~to_host(_is_finite(tree)))
-        found += [(last, name, int(index)) for index in broken]
-    for name, values in measured.items():
-        found += [(last, name, int(index)) for index in np.flatnonzero(~np.isfinite(values))]
-    if found:
-        position, name, index = min(found, key=lambda item: item[0])
-        step, state = first_step + position + 1, to_host(without_carry(last_finite))
-        remedy = _remedy(config, method, name, first_step) if step else NO_STEP
-        raise DivergenceError(method, name, step, config.seeds[index], state, first_step, remedy)
-
-
-def _remedy(config: TrainConfig, method: str, metric: str, first_step: int) -> str:
-    """Which settings may help: those of how far theta and phi move, first of the one that is more likely at fault.
-
-    Both are named: whichever of the two goes too far takes the other with it.
-    """
-    inner, kind, is_offline = config.inner, find_method(method), method == OFFLINE
-    of_theta = ["tuning.learning_rates" if kind.is_tuned else "inner.learning_rate"]
-    if inner.first_step_rate and kind.has_learned_loss:
-        of_theta = ["inner.first_step_rate"]  # whatever alpha is
-    of_phi = ["offline.learning_rate"] if is_offline else []
-    if kind.updates_phi and first_step < config.first_joint_step:
-        of_phi = ["outer.learning_rate"]
-    is_of_phi = metric in ("hypergradient_norm", "phi_update_ratio", "phi") or is_offline  # where every theta is fresh
-    remedies = [f"a smaller {' or '.join(of_phi + of_theta if is_of_phi else of_theta + of_phi)}"]
-    if inner.clip_norm:
-        remedies.append("a smaller inner.clip_norm")
-    elif not inner.first_step_rate:
-        remedies.append("inner.clip_norm")
-        if kind.has_learned_loss:
-            remedies.append("inner.first_step_rate")
-    if of_phi and config.on_nonfinite != "back_off":
-        remedies.append('on_nonfinite="back_off"')
-    return f"{', or '.join(remedies)} may help, in another workdir"

@@ -13,10 +13,10 @@ from jax.sharding import Mesh
 from adalfl_jax.bilevel import prime
 from adalfl_jax.fitting import draw_targets_and_outputs, fit_to_task_loss, relative_mismatch
 from adalfl_jax.task_losses import TASK_LOSSES
+from adalfl_jax.training.batches import batch_shapes
 from adalfl_jax.training.hosts import warn
 from adalfl_jax.training.methods import METHODS
 from adalfl_jax.training.optimizers import make_inner_optimizer, make_outer_optimizer
-from adalfl_jax.training.phases import batch_shapes, divided
 from adalfl_jax.training.sections import STARTS
 from adalfl_jax.training.setup import Setup
 from adalfl_jax.training.sharding import over_seeds, replicate, replicated, to_host
@@ -50,7 +50,7 @@ def init_theta(setup: Setup, keys: SeedKeys) -> Theta:
     optimizer = make_inner_optimizer(setup.config, setup.config.inner.learning_rate)
 
     def one_seed(key: jax.Array) -> RunState:
-        return divided(setup, RunState(Theta.create(*setup.model.init(key), optimizer), None))
+        return setup.divide(RunState(Theta.create(*setup.model.init(key), optimizer), None))
 
     theta = jax.jit(over_seeds(setup.mesh, one_seed))(keys.theta).theta
     assert theta is not None
@@ -75,7 +75,7 @@ def init_phi(setup: Setup, keys: SeedKeys) -> Phi:
                 num_outputs=setup.dataset.num_outputs,
                 is_classification=setup.dataset.is_classification,
             )
-        return divided(setup, RunState(None, Phi.create(params, optimizer)))
+        return setup.divide(RunState(None, Phi.create(params, optimizer)))
 
     phi = jax.jit(over_seeds(setup.mesh, one_seed))(keys.phi, given).phi
     assert phi is not None
@@ -131,7 +131,7 @@ def init_training(
     def one_seed(theta: Theta, phi: Phi, factor: jax.Array | None, learning_rate: jax.Array) -> Phi | None:
         # Rate and factor are traced, as in the steps to come: what a step remembers depends on it.
         step = make_online_bilevel_step(setup, make_inner_optimizer(config, learning_rate, factor))
-        return divided(setup, RunState(None, prime(step, theta, phi, batch))).phi
+        return setup.divide(RunState(None, prime(step, theta, phi, batch))).phi
 
     phi = jax.jit(over_seeds(setup.mesh, one_seed, (0, 0, 0, None)))(theta, phi, factor, config.inner.learning_rate)
     return RunState(theta, phi, factor)

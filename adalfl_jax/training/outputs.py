@@ -17,9 +17,10 @@ from adalfl_jax.analysis.report import render_report
 from adalfl_jax.learned_losses import save_learned_loss
 from adalfl_jax.training import workdir as layout
 from adalfl_jax.training.checkpoint import save_state
+from adalfl_jax.training.divergence import DivergenceError
 from adalfl_jax.training.files import keep_on_disk, read_json, reading, write_json, write_text, writing
 from adalfl_jax.training.hosts import is_first
-from adalfl_jax.training.results import DivergenceError, MethodResult
+from adalfl_jax.training.results import MethodResult
 from adalfl_jax.training.setup import Setup
 from adalfl_jax.training.state import RunState
 from adalfl_jax.training.summary import summarize

@@ -17,6 +17,7 @@ from adalfl_jax.training import workdir as layout
 from adalfl_jax.training.checkpoint import save_state
 from adalfl_jax.training.config import TrainConfig
 from adalfl_jax.training.digest import digest_of_offline_phase
+from adalfl_jax.training.divergence import DivergenceError
 from adalfl_jax.training.evaluation import Evaluation
 from adalfl_jax.training.fields import require
 from adalfl_jax.training.files import BusyError, WorkdirError, find_folder, hold_workdir, is_worked_on
@@ -27,7 +28,7 @@ from adalfl_jax.training.outputs import finish_run, keep_divergence
 from adalfl_jax.training.phases import Program, make_offline_program, make_training_program
 from adalfl_jax.training.preemption import Preemption, PreemptionError
 from adalfl_jax.training.progress import tell
-from adalfl_jax.training.results import DivergenceError, MethodResult, Scalars
+from adalfl_jax.training.results import MethodResult, Scalars
 from adalfl_jax.training.setup import Setup, check_predictions, make_setup
 from adalfl_jax.training.sharding import to_host
 from adalfl_jax.training.stage import Observer, Stage, StageRunner

@@ -21,7 +21,8 @@ from adalfl_jax.training.fields import ConfigError, require
 from adalfl_jax.training.hosts import warn
 from adalfl_jax.training.methods import has_offline_phase
 from adalfl_jax.training.sections import DatasetConfig
-from adalfl_jax.training.sharding import make_mesh, replicate
+from adalfl_jax.training.sharding import divide_state, make_mesh, replicate
+from adalfl_jax.training.state import RunState
 from adalfl_jax.types import Batch, LearnedLoss, LossFn
 from adalfl_jax.validation import require_floats, require_loss, returning_scalar
 
@@ -38,6 +39,10 @@ class Setup:
     task_loss_fn: LossFn
     metric_fn: LossFn
     mesh: Mesh | None = None  # what the run is divided over; None for one device
+
+    def divide(self, state: RunState) -> RunState:
+        """A seed's state with its large arrays divided over the mesh, where there is one."""
+        return divide_state(self.mesh, state, self.config.batch_size)
 
 
 def make_setup(config: TrainConfig, dataset: Dataset | None = None) -> Setup:

@@ -13,26 +13,27 @@ import numpy as np
 
 from adalfl_jax.analysis.figures import LossShapes
 from adalfl_jax.training import workdir as layout
+from adalfl_jax.training.batches import splits_of
 from adalfl_jax.training.checkpoint import StageCheckpoints
 from adalfl_jax.training.chunk import (
     TOO_LONG,
     chunk_means,
-    require_finite,
     seeds_at_rest,
     seeds_with_long_steps,
     seeds_without_gradient,
     updates_of_phi,
 )
+from adalfl_jax.training.divergence import DivergenceError, require_finite
 from adalfl_jax.training.evaluation import Evaluation
 from adalfl_jax.training.hosts import agreed_signal, is_first, warn
 from adalfl_jax.training.initial import SeedKeys
 from adalfl_jax.training.methods import OFFLINE, Method, find_method, phase_of
 from adalfl_jax.training.optimizers import learning_rate_schedule
-from adalfl_jax.training.phases import Program, splits_of
+from adalfl_jax.training.phases import Program
 from adalfl_jax.training.preemption import Preemption, PreemptionError
 from adalfl_jax.training.profiling import trace_chunk
 from adalfl_jax.training.progress import show_progress, tell
-from adalfl_jax.training.results import DivergenceError, History, Scalars
+from adalfl_jax.training.results import History, Scalars
 from adalfl_jax.training.setup import Setup
 from adalfl_jax.training.sharding import replicate
 from adalfl_jax.training.state import RunState

@@ -15,8 +15,9 @@ from adalfl_jax import data
 from adalfl_jax.data import Dataset
 from adalfl_jax.hypergradient import ESTIMATORS
 from adalfl_jax.training import TrainConfig
+from adalfl_jax.training.batches import splits_of
 from adalfl_jax.training.initial import init_training, make_seed_keys
-from adalfl_jax.training.phases import make_training_program, splits_of
+from adalfl_jax.training.phases import make_training_program
 from adalfl_jax.training.progress import tell
 from adalfl_jax.training.setup import load_dataset, make_setup
 from adalfl_jax.training.state import RunState

@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from adalfl_jax.training.batches import splits_of
 from adalfl_jax.training.initial import init_phi, init_theta, make_seed_keys
-from adalfl_jax.training.phases import make_training_program, splits_of
+from adalfl_jax.training.phases import make_training_program
 from adalfl_jax.training.state import RunState
 from tests.configs.test_configs import NAMES, get_config, random_setup
 

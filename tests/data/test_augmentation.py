@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from adalfl_jax import data
 from adalfl_jax.data import Examples, augment
+from adalfl_jax.training.batches import StepSource, make_batch
 from adalfl_jax.training.evaluation import _examples_for_gradients
-from adalfl_jax.training.phases import StepSource, _make_batch
 from adalfl_jax.training.setup import make_setup
 from adalfl_jax.types import Batch
 from tests.training.tiny import tiny_config
@@ -140,7 +140,7 @@ def prepared(setup, num_inner_steps=None):
     rows = np.arange(20) if num_inner_steps is None else np.arange(20 * num_inner_steps).reshape(num_inner_steps, 20)
     inner = Batch(setup.dataset.train.inputs[rows], setup.dataset.train.targets[rows])
     outer = data.take(setup.dataset.valid, np.arange(20))
-    batch = _make_batch(setup, StepSource(inner, outer, jax.random.key(3), jax.random.key(4), jnp.zeros((), jnp.int32)))
+    batch = make_batch(setup, StepSource(inner, outer, jax.random.key(3), jax.random.key(4), jnp.zeros((), jnp.int32)))
     return batch, inner, outer
 
 
@@ -154,7 +154,7 @@ def test_validation_images_in_the_outer_batch_are_left_alone(setup_of):
 def test_training_images_of_both_batches_are_augmented_each_in_its_own_way(setup_of):
     setup = setup_of()
     inner = data.take(setup.dataset.train, np.arange(20))
-    batch = _make_batch(setup, StepSource(inner, inner, jax.random.key(3), jax.random.key(4), jnp.zeros((), jnp.int32)))
+    batch = make_batch(setup, StepSource(inner, inner, jax.random.key(3), jax.random.key(4), jnp.zeros((), jnp.int32)))
     plain = setup.dataset.normalize(inner.inputs)
     for left, right in ((batch.inner, batch.outer), (batch.inner, inner), (batch.outer, inner)):
         assert not np.allclose(left.inputs, plain if right is inner else right.inputs)
@@ -174,7 +174,7 @@ def test_every_inner_step_of_an_unroll_is_augmented_in_its_own_way(setup_of):
     batch, inner, _ = prepared(setup, num_inner_steps=3)
     assert batch.inner.inputs.shape == (3, 20, 6, 6, 3)
     same = np.broadcast_to(inner.inputs[:1], inner.inputs.shape)
-    again = _make_batch(
+    again = make_batch(
         setup,
         StepSource(inner._replace(inputs=same), inner, jax.random.key(3), jax.random.key(4), jnp.zeros((), jnp.int32)),
     ).inner.inputs

@@ -15,9 +15,10 @@ from adalfl_jax.hypergradient.problem import BilevelProblem, inner_step, outer_o
 from adalfl_jax.learned_losses.keywords import at_progress, declares
 from adalfl_jax.task_losses import softmax_cross_entropy
 from adalfl_jax.training import train
+from adalfl_jax.training.batches import splits_of
 from adalfl_jax.training.evaluation import Evaluation
 from adalfl_jax.training.initial import init_phi, init_training, make_seed_keys
-from adalfl_jax.training.phases import make_offline_program, make_training_program, splits_of
+from adalfl_jax.training.phases import make_offline_program, make_training_program
 from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.state import RunState
 from tests.problems import make_batch, make_problem

@@ -13,10 +13,11 @@ import pytest
 import adalfl_jax
 from adalfl_jax import save_learned_loss
 from adalfl_jax.training import ConfigError, PreemptionError, run, train
+from adalfl_jax.training.batches import splits_of
 from adalfl_jax.training.digest import digest_of, digest_of_offline_phase
 from adalfl_jax.training.files import BusyError, hold_workdir
 from adalfl_jax.training.initial import init_phi, make_seed_keys
-from adalfl_jax.training.phases import Program, make_offline_program, splits_of
+from adalfl_jax.training.phases import Program, make_offline_program
 from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.state import RunState
 from tests.training.same_run import assert_same_run

@@ -9,9 +9,10 @@ import pytest
 
 from adalfl_jax.hypergradient import ESTIMATORS
 from adalfl_jax.training import ConfigError, stage, train
+from adalfl_jax.training.batches import splits_of
 from adalfl_jax.training.chunk import chunk_means, updates_of_phi
 from adalfl_jax.training.initial import init_phi, init_training, make_seed_keys
-from adalfl_jax.training.phases import make_offline_program, make_training_program, offline_hypergradient, splits_of
+from adalfl_jax.training.phases import make_offline_program, make_training_program, offline_hypergradient
 from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.state import RunState, without_carry
 from tests.training.tiny import final_state, tiny_config

@@ -14,18 +14,19 @@ import pytest
 
 from adalfl_jax import data, save_learned_loss
 from adalfl_jax.training import DivergenceError, PreemptionError, run, stage, train
+from adalfl_jax.training.batches import splits_of
 from adalfl_jax.training.chunk import (
     chunk_means,
-    require_finite,
     seeds_at_rest,
     seeds_with_long_steps,
     seeds_without_gradient,
     updates_of_phi,
 )
+from adalfl_jax.training.divergence import require_finite
 from adalfl_jax.training.faults import all_finite, skip_nonfinite
 from adalfl_jax.training.initial import init_phi, init_training, make_seed_keys
 from adalfl_jax.training.methods import phase_of
-from adalfl_jax.training.phases import make_offline_program, make_training_program, splits_of
+from adalfl_jax.training.phases import make_offline_program, make_training_program
 from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.state import RunState
 from adalfl_jax.training.steps import phi_metrics

@@ -12,8 +12,9 @@ from adalfl_jax.learned_losses import load_learned_loss, save_learned_loss
 from adalfl_jax.models import MODELS
 from adalfl_jax.models.layers import batch_norm
 from adalfl_jax.training import compare, outputs, train
+from adalfl_jax.training.batches import splits_of
 from adalfl_jax.training.initial import init_theta, init_training, make_seed_keys
-from adalfl_jax.training.phases import make_training_program, splits_of
+from adalfl_jax.training.phases import make_training_program
 from adalfl_jax.training.setup import make_setup
 from tests.training.tiny import final_state, records, tiny_config
 

@@ -1,24 +1,14 @@
 """The programs of a run at their real size: seeds under vmap, keys, batches."""
 
-import functools
-
 import chex
 import jax
 import jax.numpy as jnp
 import pytest
 
-from adalfl_jax.data import take
 from adalfl_jax.training import TrainConfig
+from adalfl_jax.training.batches import splits_of
 from adalfl_jax.training.initial import init_phi, init_training, make_seed_keys
-from adalfl_jax.training.phases import (
-    RunState,
-    StepSource,
-    _draw_sources,
-    _make_batch,
-    make_offline_program,
-    make_training_program,
-    splits_of,
-)
+from adalfl_jax.training.phases import RunState, make_offline_program, make_training_program
 from adalfl_jax.training.setup import make_setup
 from configs import digits_mlp
 from tests.training.tiny import tiny_config
@@ -37,13 +27,6 @@ def test_the_outer_optimiser_begins_anew_behind_the_offline_phase(method):
     chex.assert_trees_all_equal(start.phi.opt_state, jax.tree.map(jnp.zeros_like, start.phi.opt_state))
 
 
-def test_augmentation_and_dropout_have_keys_of_their_own():
-    sizes, first = (100, 100), jnp.asarray(0)
-    sources = _draw_sources(jax.random.key(0), sizes, first, num_steps=5, num_inner_steps=1, batch_size=10)
-    keys = [jax.random.key_data(keys).tolist() for keys in (sources.rng_key, sources.augmentation_key)]
-    assert len({tuple(key) for of_steps in keys for key in of_steps}) == 10
-
-
 def run(first_seed, num_seeds, method):
     """Both phases of the digits MLP, shortened, in float32."""
     config = digits_mlp.get_config()
@@ -58,22 +41,6 @@ def run(first_seed, num_seeds, method):
         phi = state.phi
     start = init_training(setup, method, keys, phi)
     return make_training_program(setup, method).advance(start, keys, splits, rate, 0, num_steps=NUM_STEPS)
-
-
-def test_batches_of_several_inner_steps_go_on_where_the_chunk_before_ended():
-    draw = functools.partial(_draw_sources, jax.random.key(0), (100, 100), num_inner_steps=2, batch_size=10)
-    whole, end = draw(jnp.asarray(0), num_steps=5), draw(jnp.asarray(3), num_steps=2)
-    assert len({tuple(rows) for rows in whole.inner.reshape(10, 10).tolist()}) == 10
-    chex.assert_trees_all_equal(end.inner, whole.inner[3:])
-    chex.assert_trees_all_equal(end.outer, whole.outer[3:])
-
-
-def test_progress_is_the_share_of_the_steps_that_are_done():
-    setup = make_setup(tiny_config(num_steps=8))
-    rows = take(setup.dataset.train, jnp.arange(10))
-    keys = jax.random.split(jax.random.key(0))
-    for step in (0, 2, 7):
-        assert _make_batch(setup, StepSource(rows, rows, *keys, jnp.asarray(step))).progress == step / 8
 
 
 @pytest.mark.slow

@@ -12,8 +12,9 @@ from adalfl_jax.hypergradient import ESTIMATORS
 from adalfl_jax.learned_losses import LossNetwork
 from adalfl_jax.models import count_params
 from adalfl_jax.training import ConfigError, run, sharding, train
+from adalfl_jax.training.batches import splits_of
 from adalfl_jax.training.initial import init_training, make_seed_keys
-from adalfl_jax.training.phases import make_training_program, splits_of
+from adalfl_jax.training.phases import make_training_program
 from adalfl_jax.training.preemption import PreemptionError
 from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.sharding import replicate

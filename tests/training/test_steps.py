@@ -16,10 +16,10 @@ from adalfl_jax.bilevel import make_task_step
 from adalfl_jax.data import take
 from adalfl_jax.task_losses import TASK_LOSSES, softmax_cross_entropy
 from adalfl_jax.training import ConfigError, TrainConfig, compare, train
+from adalfl_jax.training.batches import splits_of
 from adalfl_jax.training.evaluation import Evaluation
 from adalfl_jax.training.initial import init_training, make_seed_keys
 from adalfl_jax.training.methods import METHODS
-from adalfl_jax.training.phases import splits_of
 from adalfl_jax.training.setup import examples_for_a_batch, make_setup
 from adalfl_jax.training.state import RunState
 from adalfl_jax.training.steps import STEPS

@@ -10,6 +10,7 @@ import numpy as np
 import adalfl_jax
 from adalfl_jax.hypergradient import ESTIMATORS
 from adalfl_jax.training import initial, phases, steps
+from adalfl_jax.training.batches import splits_of
 from adalfl_jax.training.evaluation import predict
 from adalfl_jax.training.initial import init_phi, make_seed_keys
 from adalfl_jax.training.optimizers import make_inner_optimizer
@@ -26,13 +27,6 @@ def updates_of(optimizer, num_steps):
         update, state = optimizer.update(jnp.ones(()), state)
         updates.append(float(update))
     return updates
-
-
-def test_inner_and_outer_batches_are_drawn_apart():
-    sources = phases._draw_sources(
-        jax.random.key(0), (100, 100), jnp.asarray(0), num_steps=5, num_inner_steps=1, batch_size=10
-    )
-    assert not (sources.inner == sources.outer).all(axis=1).any()
 
 
 def test_the_phases_draw_from_streams_of_their_own(monkeypatch):
@@ -73,7 +67,7 @@ def test_the_offline_phase_has_no_progress(monkeypatch):
     monkeypatch.setattr(phases, "make_offline_step", make_step)
     setup = make_setup(tiny_config())
     keys = make_seed_keys(setup.config.seeds)
-    start, splits = RunState(None, init_phi(setup, keys)), phases.splits_of(setup)
+    start, splits = RunState(None, init_phi(setup, keys)), splits_of(setup)
     _, metrics = phases.make_offline_program(setup).advance(start, keys, splits, 0.1, 3, num_steps=2)
     assert metrics["inner_loss"].tolist() == [[0, 0], [0, 0]]
 
