@@ -194,11 +194,16 @@ def returning_state(apply_fn: ApplyFn) -> ApplyFn:
 
 
 def returning_scalar(name: str, loss_fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """The loss, made to raise ValueError where it does not return one number."""
+    """The loss, made to raise ValueError where it does not return one number; its own errors note what it was given."""
 
     @functools.wraps(loss_fn)  # with the keyword arguments that the loss declares
     def loss(*arguments: Any, **keywords: Any) -> jax.Array:
-        value = loss_fn(*arguments, **keywords)
+        try:
+            value = loss_fn(*arguments, **keywords)
+        except Exception as error:
+            targets, outputs = (jax.tree.map(jax.typeof, each) for each in arguments[-2:])
+            error.add_note(f"{name} was given targets {targets} and then outputs {outputs}.")
+            raise
         if jax.tree.map(jnp.shape, value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.inexact):
             raise ValueError(
                 f"{name} must return one float, the mean over the batch say; got {jax.tree.map(jax.typeof, value)}"

@@ -502,3 +502,14 @@ def test_an_estimator_may_be_a_dataclass_that_has_no_hash():
     *_, doubled = make_step(hypergradient=Doubled())(*make_state(), BATCH)
     *_, plain = make_step()(*make_state(), BATCH)
     np.testing.assert_allclose(doubled.hypergradient_norm, 2 * plain.hypergradient_norm, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["learned_loss_fn", "task_loss_fn"])
+def test_what_a_loss_raises_has_a_note_of_what_it_was_given(name):
+    def in_the_order_of_optax(*arguments):
+        *_, outputs, targets = arguments
+        return optax.softmax_cross_entropy_with_integer_labels(outputs, targets).mean()
+
+    with pytest.raises(TypeError) as raised:
+        make_step(**{name: in_the_order_of_optax})(*make_state(), BATCH)
+    assert raised.value.__notes__[0] == f"{name} was given targets int32[8] and then outputs float32[8,3]."

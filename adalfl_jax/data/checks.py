@@ -120,9 +120,8 @@ def _check_labels(where: str, labels: np.ndarray, num_classes: int) -> None:
         span = f"values from {labels.min()} to {labels.max()}" if labels.size else "no values"
         remedy = ""
         if labels.ndim == 2:
-            is_one_hot = ((labels == 0) | (labels == 1)).all() and (labels.sum(axis=1) == 1).all()
             of_rows = "; several labels for each example are for a loop of your own"
-            of_rows = "; targets.argmax(1) makes labels of one-hot rows" if is_one_hot else of_rows
+            of_rows = "; targets.argmax(1) makes labels of one-hot rows" if is_one_hot(labels) else of_rows
             remedy = "; targets[:, 0] is one column" if labels.shape[1] == 1 else of_rows
         elif labels.size and labels.min() < 0:
             remedy = "; np.unique(targets, return_inverse=True)[1] numbers classes from 0"
@@ -132,6 +131,11 @@ def _check_labels(where: str, labels: np.ndarray, num_classes: int) -> None:
             f"{where}: labels must be [N] integers from 0 to {num_classes - 1}; got shape {labels.shape} with {span}"
             f"{remedy}"
         )
+
+
+def is_one_hot(targets: np.ndarray) -> bool:
+    """Whether every row `[C]` of targets `[N, C]` is 1 at one place and 0 elsewhere, and there are several places."""
+    return targets.shape[1] > 1 and bool(((targets == 0) | (targets == 1)).all() and (targets.sum(axis=1) == 1).all())
 
 
 def to_floats(values: np.ndarray) -> np.ndarray:
@@ -157,6 +161,16 @@ def warn_of_constant_targets(where: str, targets: np.ndarray) -> None:
         warnings.warn(
             f"{where}: all training targets are the same in column {', '.join(map(str, constant[:5]))}"
             f"{', ...' * (len(constant) > 5)}, counted from 0; their errors are in no unit, leave the column out",
+            stacklevel=2,
+        )
+
+
+def warn_of_one_hot_targets(where: str, targets: np.ndarray) -> None:
+    """Warns of targets of a regression that look like the classes of a classification."""
+    if is_one_hot(targets):
+        warnings.warn(
+            f"{where}: targets are one-hot rows, and are taken for the numbers of a regression; the labels of a "
+            "classification are integers [N], as targets.argmax(1) makes them",
             stacklevel=2,
         )
 

@@ -23,6 +23,7 @@ from adalfl_jax.data.checks import (
     warn_of_channels_first,
     warn_of_constant_targets,
     warn_of_empty_classes,
+    warn_of_one_hot_targets,
     warn_of_other_units,
 )
 from adalfl_jax.data.corruption import UNCORRUPTED, Corruption
@@ -184,6 +185,7 @@ def _standardize(
     if examples.num_classes is None:
         targets_scaling = Scaling.of(where, targets[train])
         warn_of_constant_targets(where, targets[train])
+        warn_of_one_hot_targets(where, targets[train])
         warn_of_other_units(where, "targets", targets, train, own)
         targets = targets_scaling.apply(targets)
     preprocessing = Preprocessing(

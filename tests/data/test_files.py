@@ -167,12 +167,13 @@ def test_a_pickle_with_the_name_of_an_npz_is_refused(file, tmp_path):
     [
         ({"x": TABLE, "y": LABELS}, "It holds x, y"),
         ({"inputs": TABLE}, "It holds inputs"),
+        ({"inputs": TABLE, "targets": LABELS, "weights": LABELS}, "unknown array 'weights'; it must hold"),
         ({"inputs": TABLE, "targets": LABELS, "weights": LABELS}, "It holds inputs, targets, weights"),
         ({"inputs": TABLE, "targets": LABELS, "test_inputs": TABLE}, "It holds inputs, targets, test_inputs"),
         ({"inputs": TABLE, "targets": LABELS, "valid_targets": TABLE}, "It holds inputs, targets, valid_targets"),
         (
             {"inputs": TABLE, "targets": LABELS, "testinputs": TABLE},
-            "did you mean 'test_inputs'? It holds inputs, targets",
+            "unknown array 'testinputs' (did you mean 'test_inputs'?); it must hold",
         ),
         ({}, "It holds none"),
     ],
@@ -181,7 +182,7 @@ def test_arrays_that_are_missing_or_too_many_are_named(arrays, held, file):
     np.savez(file, **arrays)
     text = message(file)
     assert (
-        "must hold the arrays inputs and targets, and may hold num_classes, fill_missing, test_inputs, test_ta" in text
+        "must hold the arrays inputs and targets, and may hold num_classes, fill_missing, test_inputs, test_t" in text
     )
     assert held in text
 
@@ -250,6 +251,12 @@ def test_targets_that_are_all_the_same_are_told(file):
     with pytest.warns(
         UserWarning, match=r"all training targets are the same in column 0, counted from 0; their errors"
     ):
+        data.load(str(file))
+
+
+def test_one_hot_rows_of_floats_are_told(file):
+    save(file, targets=np.eye(3)[LABELS])
+    with pytest.warns(UserWarning, match=r"one-hot rows, .* numbers of a regression; .* as targets\.argmax\(1\)"):
         data.load(str(file))
 
 
