@@ -22,6 +22,11 @@ GRID = {
     "batch size": {str(size): MLP._replace(batch_size=size) for size in (16, 64, 128, 256, 512)},
     "width": {str(width): MLP._replace(options={"hidden_sizes": (width, width)}) for width in (100, 300, 1000, 2000)},
     "outputs C": {str(count): MLP._replace(num_outputs=count) for count in (2, 10, 100, 1000)},
+    "inputs and width": {
+        "64, 64": MLP._replace(input_shape=(64,), options={"hidden_sizes": (64, 64)}, num_steps=400),
+        "64, 512": MLP._replace(input_shape=(64,), options={"hidden_sizes": (512, 512)}, num_steps=100),
+        "784, 1000": MLP,
+    },
 }  # what is varied -> its value -> the problem; all else is as in the MLP of the other suites
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "task-loss step, ms": lambda row: f"{row['task_loss_ms']:.3f}",
