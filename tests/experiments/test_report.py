@@ -19,7 +19,7 @@ def parsed_flags():
 
 
 def test_pictures_page_and_animation_are_drawn_from_the_files_alone(tmp_path, capsys):
-    brief = {"num_steps": 4, "eval_every": 2, "offline.num_steps": 0}
+    brief = {"model.name": "logistic", "num_steps": 4, "eval_every": 2, "offline.num_steps": 0}
     compare(tiny_config(brief, methods=("task_loss", "adalfl")), tmp_path)
     page = (tmp_path / "report.html").read_bytes()
     for path in ((tmp_path / "report.html"), *(tmp_path / "figures").iterdir()):

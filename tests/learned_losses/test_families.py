@@ -14,6 +14,8 @@ from adalfl_jax.training import ConfigError, WorkdirError, load_model, train
 from adalfl_jax.training.digest import digest_of
 from tests.training.tiny import tiny_config
 
+BRIEF = {"learned_loss.family": "Smoothing", "model.name": "logistic", "num_seeds": 1, "num_steps": 2, "eval_every": 2}
+
 
 @pytest.fixture
 def forgotten_behind():
@@ -66,7 +68,7 @@ def test_a_registered_loss_is_saved_and_loaded(tmp_path):
 @pytest.mark.usefixtures("forgotten_behind", "without_figures")
 def test_a_registered_loss_is_learned_by_a_run_and_read_back(tmp_path):
     adalfl_jax.register_learned_loss(Smoothing)
-    config = tiny_config({"learned_loss.family": "Smoothing", "learned_loss.start": "task_loss"})
+    config = tiny_config(BRIEF | {"learned_loss.start": "task_loss"})
     assert config.learned_loss.make(config.task_loss) == Smoothing("softmax_cross_entropy", hidden_sizes=(8,))
     train(config, tmp_path / "run")
     trained = load_model(tmp_path / "run")
@@ -75,9 +77,7 @@ def test_a_registered_loss_is_learned_by_a_run_and_read_back(tmp_path):
     saved = adalfl_jax.load_learned_loss(tmp_path / "run" / "learned_loss.safetensors")
     chex.assert_trees_all_equal(saved.params, trained.learned_loss.params)
     assert saved.params["log_scale"] != 0
-    train(
-        tiny_config({"learned_loss.family": "Smoothing", "learned_loss.start": str(tmp_path / "run")}), tmp_path / "on"
-    )
+    train(tiny_config(BRIEF | {"learned_loss.start": str(tmp_path / "run"), "offline.num_steps": 0}), tmp_path / "on")
     FAMILIES.pop("Smoothing")
     with pytest.raises(WorkdirError, match=r"run of the learned loss 'Smoothing', which is not known.*--config=FILE"):
         load_model(tmp_path / "run")
@@ -183,7 +183,7 @@ def test_an_option_that_a_check_of_the_class_cannot_take_is_told():
 @pytest.mark.usefixtures("forgotten_behind", "without_figures")
 def test_options_are_compared_when_a_run_goes_on_and_belong_to_its_digest(tmp_path):
     adalfl_jax.register_learned_loss(Smoothing)
-    settings = {"learned_loss.family": "Smoothing", "learned_loss.options": {"logit": -1.0}}
+    settings = BRIEF | {"learned_loss.options": {"logit": -1.0}, "offline.num_steps": 0}
     config = tiny_config(settings)
     assert config.learned_loss.make(config.task_loss) == Smoothing("softmax_cross_entropy", -1.0, (8,))
     train(config, tmp_path / "run")

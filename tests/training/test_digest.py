@@ -25,7 +25,7 @@ from tests.training.tiny import tiny_config
 
 pytestmark = pytest.mark.usefixtures("without_figures", "shared_programs")
 
-BRIEF = {"num_steps": 4, "eval_every": 2, "offline.num_steps": 4}
+BRIEF = {"model.name": "logistic", "num_steps": 4, "eval_every": 2, "offline.num_steps": 4}
 OF_THE_REST = {
     "method": "ml3",
     "methods": ("ml3",),
@@ -82,7 +82,7 @@ def test_what_the_offline_phase_knows_nothing_of_leaves_it_as_it_is():
         start, rate = RunState(None, init_phi(setup, keys)), config.inner.learning_rate
         return make_offline_program(setup).advance(start, keys, splits_of(setup), rate, 0, num_steps=2)[0].phi
 
-    one, other = (tiny_config({"outer.split": "valid", **rest}) for rest in ({}, OF_THE_REST))
+    one, other = (tiny_config(BRIEF | {"outer.split": "valid", **rest}) for rest in ({}, OF_THE_REST))
     assert digest_of_offline_phase(one) == digest_of_offline_phase(other)
     jax.tree.map(np.testing.assert_array_equal, phi_after(one), phi_after(other))
 

@@ -31,9 +31,12 @@ REMEMBERING = [
 ]
 
 
+LINEAR = {"model.name": "logistic"}
+
+
 @functools.cache
 def make_phase(overrides):
-    setup = make_setup(tiny_config(dict(overrides)))
+    setup = make_setup(tiny_config(LINEAR | dict(overrides)))
     return setup, make_training_program(setup, "adalfl")
 
 
@@ -70,7 +73,7 @@ def test_phi_stays_between_its_updates():
 def test_the_first_step_of_a_pipelined_run_updates_nothing(pipelined, first, tmp_path, monkeypatch):
     found = []
     monkeypatch.setattr(stage, "updates_of_phi", lambda *given: found.append(updates_of_phi(*given)) or found[-1])
-    brief = {"num_steps": 4, "eval_every": 2, "offline.num_steps": 0, "outer.pipelined": pipelined}
+    brief = LINEAR | {"num_steps": 4, "eval_every": 2, "offline.num_steps": 0, "outer.pipelined": pipelined}
     train(tiny_config(brief, method="adalfl"), tmp_path / "run")
     np.testing.assert_array_equal(np.concatenate(found), np.arange(4) >= first)
 
@@ -110,7 +113,7 @@ def test_the_offline_phase_takes_any_estimator():
     """Where it does not fit, "unrolled" is taken: the offline phase forgets theta at every step."""
 
     def phi_after(name):
-        setup = make_setup(tiny_config({"hypergradient": name}))
+        setup = make_setup(tiny_config(LINEAR | {"hypergradient": name}))
         keys = make_seed_keys(setup.config.seeds)
         start, rate = RunState(None, init_phi(setup, keys)), setup.config.inner.learning_rate
         state, _ = make_offline_program(setup).advance(start, keys, splits_of(setup), rate, 0, num_steps=2)
@@ -122,7 +125,8 @@ def test_the_offline_phase_takes_any_estimator():
 
 
 def test_a_run_keeps_theta_and_phi_and_no_more(tmp_path):
-    config = tiny_config({"hypergradient": "truncated", "num_steps": 4, "eval_every": 2, "offline.num_steps": 0})
+    brief = LINEAR | {"num_steps": 4, "eval_every": 2, "offline.num_steps": 0}
+    config = tiny_config(brief | {"hypergradient": "truncated", "estimator.window": 2})
     train(config, tmp_path / "run")
     state = final_state(config, tmp_path / "run", "adalfl")
     chex.assert_tree_all_finite(state)

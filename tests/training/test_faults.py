@@ -41,13 +41,14 @@ pytestmark = [
 ]
 
 SEEDS = 3
+LINEAR = {"model.name": "logistic"}
 PHASES = [*(pytest.param(name, marks=pytest.mark.slow) for name in ("task_loss", "offline")), "adalfl"]
 
 
 @functools.cache
 def make_phase(method, policy):
     """The program of a phase, and what three seeds start from."""
-    setup = make_setup(tiny_config(on_nonfinite=policy, num_seeds=SEEDS))
+    setup = make_setup(tiny_config(LINEAR, on_nonfinite=policy, num_seeds=SEEDS))
     keys = make_seed_keys(setup.config.seeds)
     if method == "offline":
         return setup, keys, make_offline_program(setup), RunState(None, init_phi(setup, keys))
@@ -100,7 +101,7 @@ def poisoned(monkeypatch):
 
 def test_a_run_skips_the_steps_that_meet_a_poisoned_example(poisoned, tmp_path):
     overrides = {"batch_size": 200, "num_steps": 12, "eval_every": 6, "offline.num_steps": 6}  # six steps an epoch
-    overrides |= {"model.name": "logistic"}
+    overrides |= LINEAR
     with pytest.raises(DivergenceError):
         train(tiny_config(overrides, method="task_loss"), tmp_path / "stop")
     config = tiny_config(overrides, method="adalfl", on_nonfinite="skip")
@@ -298,7 +299,7 @@ def test_a_frozen_loss_that_saturates_the_outputs_is_told_once_unless_the_clean_
     phi = loss.init(jax.random.key(0))
     phi["layer_1"]["kernel"] *= 1e6  # one step leaves nothing but probabilities of zero and one
     save_learned_loss(tmp_path / "far.safetensors", loss, phi)
-    overrides = {"learned_loss.start": str(tmp_path / "far.safetensors"), "offline.num_steps": 0}
+    overrides = LINEAR | {"learned_loss.start": str(tmp_path / "far.safetensors"), "offline.num_steps": 0}
     overrides |= {"outer.split": "valid", "outer.joint_share": joint_share}
     far, at_rest = (
         "the first step is as long as one on the task loss at a rate above 1",
@@ -316,8 +317,7 @@ def test_a_first_step_that_is_clipped_or_asked_for_is_not_told_to_be_long(tmp_pa
     phi = jax.tree.map(lambda leaf: 10 * leaf, loss.init(jax.random.key(0)))
     save_learned_loss(tmp_path / "steep.safetensors", loss, phi)
     overrides = {"learned_loss.start": str(tmp_path / "steep.safetensors"), "offline.num_steps": 0, "num_steps": 1}
-    overrides |= {"inner.learning_rate": 10.0, "method": "ml3", "eval_every": 1, "num_seeds": 1}
-    overrides |= {"model.name": "logistic"}
+    overrides |= LINEAR | {"inner.learning_rate": 10.0, "method": "ml3", "eval_every": 1, "num_seeds": 1}
     told = []
     for number, more in enumerate(({}, {"inner.clip_norm": 1e-3}, {"inner.first_step_rate": 3.0})):
         train(tiny_config(overrides | more), tmp_path / f"{number}")
@@ -335,7 +335,7 @@ def test_update_ratio_is_that_of_the_norms():
 
 def test_a_learned_loss_without_a_gradient_is_told_once(tmp_path, recwarn):
     overrides = {"learned_loss.activation": "relu", "learned_loss.output_activation": "relu", "offline.num_steps": 8}
-    overrides |= {"num_seeds": 1, "num_steps": 8, "eval_every": 4, "learned_loss.hidden_sizes": (1,)}
+    overrides |= LINEAR | {"num_seeds": 1, "num_steps": 8, "eval_every": 4, "learned_loss.hidden_sizes": (1,)}
     for seed in range(8):  # of one unit, some are dead from the start
         train(tiny_config(overrides, method="adalfl", seed=seed), tmp_path / str(seed))
         if told := [str(warning.message) for warning in recwarn if "exactly zero" in str(warning.message)]:
@@ -372,7 +372,7 @@ def fragile(shared_programs, monkeypatch):
     return limit
 
 
-BACK_OFF = {"offline.num_steps": 0, "on_nonfinite": "back_off", "outer.learning_rate": 3e-4, "eval_every": 5}
+BACK_OFF = LINEAR | {"offline.num_steps": 0, "on_nonfinite": "back_off", "outer.learning_rate": 3e-4, "eval_every": 5}
 
 
 @pytest.mark.usefixtures("fragile")

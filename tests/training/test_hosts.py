@@ -28,7 +28,7 @@ SETTINGS = {
     "eval_every": 2,
     "offline.num_steps": 2,
     "num_seeds": 2,
-    "model.hidden_sizes": (8,),
+    "model.name": "logistic",
     "learned_loss.hidden_sizes": (8,),
     "inner.learning_rate": 0.1,
     "mesh.seed": 2,

@@ -100,7 +100,8 @@ def test_config_file_holds_the_config_and_the_command(comparison, training):
 @pytest.mark.usefixtures("without_figures")
 def test_progress_says_which_stage_of_how_many_goes_on(tmp_path, capsys):
     methods = ("task_loss", "tuned_task_loss", "ml3", "adalfl")
-    config = tiny_config(methods=methods, num_steps=2, eval_every=2, **{"tuning.learning_rates": (0.1, 0.3)})
+    overrides = {"model.name": "logistic", "num_seeds": 1, "tuning.learning_rates": (0.1, 0.3)}
+    config = tiny_config(overrides, methods=methods, num_steps=2, eval_every=2)
     compare(config, tmp_path / "run")
     shown = [line.partition("  ")[0] for line in capsys.readouterr().err.splitlines() if "steps/s" in line]
     assert list(dict.fromkeys(shown)) == [
@@ -302,7 +303,8 @@ def test_chunks_of_one_length_run_one_compiled_program(method, tmp_path, monkeyp
 
     for name in ("make_offline_program", "make_training_program"):
         monkeypatch.setattr(run, name, spy(getattr(run, name)))
-    train(tiny_config(method=method, num_steps=8, eval_every=3, **{"offline.num_steps": 6}), tmp_path / "run")
+    overrides = {"model.name": "logistic", "num_steps": 8, "eval_every": 3, "offline.num_steps": 6}
+    train(tiny_config(overrides, method=method), tmp_path / "run")
     sizes = [phase.advance._cache_size() for phase in made]
     assert sizes == ([2] if method == "task_loss" else [1, 2])  # chunks of 3, 3 and 2 steps; of 3 and 3
 

@@ -20,7 +20,7 @@ from tests.training.tiny import DIABETES, final_state, tiny_config
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
-BRIEF = {"num_steps": 2, "eval_every": 2, "offline.num_steps": 2}
+BRIEF = {"model.name": "logistic", "num_steps": 2, "eval_every": 2, "offline.num_steps": 2}
 
 
 @pytest.fixture(scope="module")
@@ -95,14 +95,14 @@ def test_a_frozen_loss_stays_as_it_was_and_a_run_is_known_by_it(source, tmp_path
     path = tmp_path / "loss.safetensors"
     shutil.copy(source[1] / "learned_loss.safetensors", path)
     frozen = adalfl_jax.load_learned_loss(path)
-    config = from_there(path, {"model.name": "logistic"}, method="ml3", num_seeds=1)
+    config = from_there(path, method="ml3", num_seeds=1)
     pinned = pin_start(config)
     assert pin_start(pinned) == pinned
     train(config, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "config.json").read_text()) == {"command": "train", **pinned.to_dict()}
     assert_same(jax.tree.map(lambda leaf: leaf[0], read_learned_losses(tmp_path / "run").params), frozen.params)
     shutil.copy(path, moved := tmp_path / "moved.safetensors")
-    train(from_there(moved, {"model.name": "logistic"}, method="ml3", num_seeds=1), tmp_path / "run")  # the same run
+    train(from_there(moved, method="ml3", num_seeds=1), tmp_path / "run")  # the same run
 
     adalfl_jax.save_learned_loss(path, frozen.loss, jax.tree.map(lambda leaf: 2 * leaf, frozen.params))
     with pytest.raises(WorkdirError, match=r"learned_loss\.start: '[0-9a-f]{12}' -> '[0-9a-f]{12}'"):
@@ -169,7 +169,7 @@ def test_a_config_that_starts_nowhere_else_is_left_alone():
 
 @pytest.mark.usefixtures("without_figures")
 def test_a_loss_that_nothing_teaches_is_told(tmp_path):
-    brief = {**BRIEF, "offline.num_steps": 0, "method": "ml3", "model.name": "logistic", "num_seeds": 1}
+    brief = {**BRIEF, "offline.num_steps": 0, "method": "ml3", "num_seeds": 1}
     with pytest.warns(UserWarning, match=r"config\.offline\.num_steps is 0, so it trains on one as it was drawn"):
         train(tiny_config(brief), tmp_path / "random")
     with warnings.catch_warnings():
