@@ -11,9 +11,8 @@ def programs():
     return {}
 
 
-@pytest.fixture
-def shared_programs(programs, monkeypatch):
-    """Runs of one configuration compile once in a file. Not for tests that give one configuration other data."""
+def share_programs(programs, patch):
+    """Has runs of one configuration compile once. Not for tests that give one configuration other data."""
 
     def shared(make):
         def made(setup, *method):
@@ -25,4 +24,10 @@ def shared_programs(programs, monkeypatch):
         return made
 
     for name in ("Evaluation", "make_offline_program", "make_training_program"):
-        monkeypatch.setattr(run, name, shared(getattr(run, name)))
+        patch.setattr(run, name, shared(getattr(run, name)))
+
+
+@pytest.fixture
+def shared_programs(programs, monkeypatch):
+    """Runs of one configuration compile once in a file."""
+    share_programs(programs, monkeypatch)

@@ -90,6 +90,7 @@ def test_what_a_step_remembers_is_part_of_a_checkpoint(overrides, tmp_path, monk
     assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
 
 
+@pytest.mark.usefixtures("shared_programs")
 def test_a_run_stopped_without_a_word_loses_what_came_after_its_last_checkpoint_alone(tmp_path, monkeypatch):
     config = tiny_config({"num_steps": 12, "eval_every": 2, "checkpoint.every_steps": 4}, method="task_loss")
     train(config, tmp_path / "unbroken")
@@ -134,6 +135,7 @@ def clock(monkeypatch):
     return now
 
 
+@pytest.mark.usefixtures("shared_programs")
 @pytest.mark.parametrize("pieces", [(), (1, 1)], ids=["unbroken", "broken"])
 def test_seconds_are_those_of_every_chunk_in_all_processes_and_not_of_the_time_between(
     pieces, clock, tmp_path, monkeypatch
@@ -149,7 +151,7 @@ def test_seconds_are_those_of_every_chunk_in_all_processes_and_not_of_the_time_b
     assert seconds == {"training": 40.0, "offline": 0.0}  # at the start, and after each of three chunks
 
 
-@pytest.mark.usefixtures("clock")
+@pytest.mark.usefixtures("clock", "shared_programs")
 @pytest.mark.parametrize("pieces", [(), (1, 1)], ids=["unbroken", "broken"])
 def test_those_of_a_search_count_the_rates_that_diverged_before_a_break(pieces, tmp_path, monkeypatch):
     config = tiny_config(

@@ -35,6 +35,7 @@ from adalfl_jax.training.unfinished import read_unfinished
 from adalfl_jax.training.workdir import open_workdir
 from experiments import report
 from tests.conftest import NO_FIGURES
+from tests.training.conftest import share_programs
 from tests.training.test_resume import SignalAfter
 from tests.training.tiny import tiny_config
 
@@ -98,6 +99,7 @@ def watched(tmp_path_factory):
     seen = Watched(tmp_path_factory.mktemp("watched") / "run", Wandb(), [], [])
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "wandb", seen.wandb)
+        share_programs({}, patch)
         patch.setattr(outputs, "animate_loss_shapes", lambda path, record: False)  # tests of reports have it
         for num_chunks in (7, 8):
             with pytest.MonkeyPatch.context() as broken:
