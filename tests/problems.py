@@ -6,7 +6,7 @@ import optax
 from flax import nnx
 
 import adalfl_jax
-from adalfl_jax.models import functionalize
+from adalfl_jax.models import Model, functionalize
 from adalfl_jax.models.layers import ConvNormRelu, Stack, global_average
 
 NUM_INPUTS, NUM_OUTPUTS, BATCH_SIZE = 5, 3, 8
@@ -64,8 +64,18 @@ OPTIMIZERS = {
 }
 
 
+def apply_linear(params, model_state, inputs, *, train, rng_key):
+    """With dropout and a statistic, and few operations, for steps without jit, which compile them one by one."""
+    if train and rng_key is not None:
+        inputs = jnp.where(jax.random.bernoulli(rng_key, 0.7, inputs.shape), inputs, 0.0)
+    return inputs @ params, {"mean": 0.9 * model_state["mean"] + 0.1 * inputs.mean(axis=0)} if train else model_state
+
+
 def make_model(name="plain"):
     """A model whose parameters follow the test's default precision; nnx itself always starts in float32."""
+    if name == "linear":
+        state = {"mean": jnp.zeros(NUM_INPUTS)}
+        return Model(lambda rng_key: (jax.random.normal(rng_key, (NUM_INPUTS, NUM_OUTPUTS)), state), apply_linear)
     model = functionalize(lambda rngs: MODELS[name](rngs))
 
     def init(rng_key):

@@ -54,7 +54,7 @@ def make_batches(num_inner_steps=None):
 
 def make_run(model, options, axis_name=None):
     """Several steps, from fresh states to the metrics of each; what a step remembers stays inside."""
-    model, optimizer, loss, theta, phi_params = make_problem(model, "momentum")
+    model, optimizer, loss, theta, phi_params = make_problem(model, "momentum", loss=adalfl_jax.LossNetwork((4,)))
     if axis_name is not None:
         norm = functionalize(lambda rngs: MODELS["batch_norm"](rngs), axis_name=axis_name)
         model = norm if theta.model_state else model
@@ -245,7 +245,7 @@ def test_a_convolution_inside_shard_map_has_the_gradients_of_the_whole_batch():
 @pytest.mark.usefixtures("float64")
 def test_several_models_share_a_phi_that_takes_the_mean_of_their_gradients():
     """By an outer optimiser and `jax.vmap` alone, in training and in the offline phase."""
-    model, inner, loss, _, phi_params = make_problem("batch_norm", "momentum")
+    model, inner, loss, _, phi_params = make_problem("batch_norm", "momentum", loss=adalfl_jax.LossNetwork((4,)))
 
     def make_step(outer):
         step = adalfl_jax.make_bilevel_step(

@@ -50,7 +50,7 @@ def scan(step, theta, phi, batches):
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
-    "model", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("plain", "batch_norm")), "dropout"]
+    "model", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("plain", "batch_norm", "dropout")), "linear"]
 )
 def test_scan_and_jit_equal_the_eager_loop(model):
     step, theta, phi = make_step(model, "nesterov", SMALL)

@@ -170,7 +170,9 @@ def test_where_no_example_helps_theta_stays(outer_labels):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("name", ["batch_norm", pytest.param("dropout", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["linear", *(pytest.param(name, marks=pytest.mark.slow) for name in ("batch_norm", "dropout"))]
+)
 def test_scan_and_jit_equal_the_eager_loop(name):
     step, theta = make_step(name, "nesterov")
     batches = jax.vmap(make_batch)(jax.random.split(jax.random.key(2), 3))
