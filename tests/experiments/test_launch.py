@@ -338,11 +338,12 @@ def test_the_flags_of_a_file_are_looked_at_like_those_of_the_command_line(parse,
         parse("--flagfile", str(file))
 
 
-def test_a_flagfile_that_is_not_there_is_told_in_a_line():
-    command = [sys.executable, "-m", "experiments.launch", "--flagfile=nosuch"]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603, it is ours
-    assert ended.returncode == 1
-    assert re.fullmatch(r"--flagfile cannot be read: .*'nosuch'\n", ended.stderr)
+def test_a_flagfile_that_is_not_there_is_told_in_a_line(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["launch", "--flagfile=nosuch"])
+    monkeypatch.delitem(sys.modules, "experiments.launch")  # which is imported anew
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
+        runpy.run_module("experiments.launch", run_name="__main__")
+    assert re.fullmatch(r"--flagfile cannot be read: .*'nosuch'", ended.value.code)
 
 
 def test_of_a_number_that_is_given_twice_the_last_holds(parse):

@@ -1,5 +1,7 @@
 """The memory of compiled programs, on a deep model whose activations outweigh its parameters."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -14,6 +16,7 @@ BATCH_SIZE, WIDTH, DEPTH = 1024, 32, 8
 ACTIVATIONS = 4 * BATCH_SIZE * WIDTH * DEPTH  # bytes one pass keeps
 
 
+@functools.cache
 def temporary_bytes(name, num_inner_steps=None):
     model = make_model("mlp", (WIDTH,), 3, hidden_sizes=(WIDTH,) * DEPTH)
     loss, optimizer = adalfl_jax.LossNetwork(hidden_sizes=(4,)), optax.sgd(0.1)
