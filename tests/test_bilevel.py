@@ -371,14 +371,14 @@ def test_a_loss_may_call_its_own_parameters_params():
     chex.assert_trees_all_equal(*(step(theta, adalfl_jax.Phi.create(phi_params, outer), batch) for step in steps))
 
 
-if __name__ == "__main__":
-    with jax.enable_x64(True):
-        GOLDEN.write_text(json.dumps(golden_trajectory(), indent=2) + "\n")
-
-
 def test_the_length_of_a_gradient_of_sixteen_bits_is_summed_in_float32():
     leaves = [jax.random.normal(key, 2000) for key in jax.random.split(jax.random.key(0), 3)]
     few_bits = [leaf.astype(jnp.bfloat16) for leaf in leaves]
     exact = np.linalg.norm(np.concatenate([np.asarray(leaf, np.float64) for leaf in few_bits]))
     assert norm(few_bits).dtype == jnp.float32
     assert float(norm(few_bits)) == pytest.approx(exact, rel=1e-6)
+
+
+if __name__ == "__main__":
+    with jax.enable_x64(True):
+        GOLDEN.write_text(json.dumps(golden_trajectory(), indent=2) + "\n")

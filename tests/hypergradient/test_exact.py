@@ -188,7 +188,13 @@ def test_a_gradient_whose_length_overflows_has_the_derivative_of_plain_optax():
         np.testing.assert_array_equal(pullback(jnp.ones(3))[0], np.zeros(3))
 
 
-@pytest.mark.parametrize("name", sorted(set(ESTIMATORS) - set(ONE_INNER_STEP) - {"conjugate_gradient"}))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in ("mixed_mode", "unrolled")))
+        for name in sorted(set(ESTIMATORS) - set(ONE_INNER_STEP) - {"conjugate_gradient"})
+    ],
+)
 def test_no_nan_where_an_optimiser_takes_the_length_of_parameters_that_stay_zero(name):
     """Adaptive clipping does, of each array; one that nothing reads stays as it starts."""
     model, _, loss, theta, phi_params = make_problem("plain", "sgd")

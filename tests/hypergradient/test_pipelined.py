@@ -84,10 +84,16 @@ def test_a_loop_equals_a_scan_and_vmapped_seeds_equal_single_ones():
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("estimator", ["forward", pytest.param("recompute", marks=pytest.mark.slow)])
-def test_steps_with_and_without_jit_take_turns(estimator):
+@pytest.mark.parametrize(
+    ("model", "estimator"),
+    [
+        ("linear", "forward"),
+        *(pytest.param("batch_norm", name, marks=pytest.mark.slow) for name in ("forward", "recompute")),
+    ],
+)
+def test_steps_with_and_without_jit_take_turns(model, estimator):
     """Of a small loss, since a step without jit compiles its operations one by one."""
-    problem, *start = functions("linear", "sgd", adalfl_jax.LossNetwork((3,)))
+    problem, *start = functions(model, "sgd", adalfl_jax.LossNetwork((3,)))
     step = adalfl_jax.make_bilevel_step(*problem, hypergradient=estimator, pipelined=True)
     jitted, state, expected = jax.jit(step), start, start
     for part, turn in zip(batches(4), (step, jitted, step, step), strict=True):
