@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from experiments.study.arms import Arm, Comparison, Overrides, fields
+from experiments.study.residual import ResidualLoss
 
 PROBLEMS: dict[str, tuple[str, str, Overrides]] = {
     "digits_mlp": ("digits, MLP", "digits_mlp", {"model.hidden_sizes": (128,)}),
@@ -40,6 +41,18 @@ ARMS = (
 )
 
 
+RESIDUAL = (
+    _arm("residual", "the task loss and what is learned to add", learned_loss__family=ResidualLoss.__name__),
+    _arm(
+        "residual_alone",
+        "the same, no offline phase",
+        learned_loss__family=ResidualLoss.__name__,
+        offline__num_steps=0,
+    ),
+)
+TOLD_APART = ("sum", "fitted", "fitted_alone")  # arms that those are compared with
+
+
 FALLING = (
     _arm("falling", "sum, eta from 3e-4 to 0", outer__schedule="linear"),
     _arm("fast_falling", "sum, eta from 1e-3 to 0", outer__learning_rate=1e-3, outer__schedule="linear"),
@@ -52,19 +65,27 @@ MANY_SEEDS = ("digits_mlp", "mnist_logistic")  # of PROBLEMS
 
 
 def comparisons() -> list[Comparison]:
-    """For each problem all settings and a falling eta; the defaults with many seeds beside the paper's."""
+    """For each problem all settings, a residual and a falling eta; with many seeds the defaults beside the paper's."""
     settings = {
         name: Comparison(f"recipe_{name}", f"{title}: settings", config, {**DEFAULTS, **overrides}, ARMS, "sum")
         for name, (title, config, overrides) in PROBLEMS.items()
     }
-    falling = [_of_falling_eta(comparison) for comparison in settings.values()]
-    return [*settings.values(), *falling, *(_of_many_seeds(settings[name]) for name in MANY_SEEDS)]
+    others = [_of_falling_eta(comparison) for comparison in settings.values()]
+    others += [_of_residual(comparison) for comparison in settings.values()]
+    return [*settings.values(), *others, *(_of_many_seeds(settings[name]) for name in MANY_SEEDS)]
 
 
 def _of_falling_eta(comparison: Comparison) -> Comparison:
     arms = (*(arm for arm in comparison.arms if arm.name in CONSTANT), *FALLING)
     pairs = (("fast_falling", "sum_fast"),)
     name, title = f"{comparison.name}_falling", comparison.title.replace(": settings", ": a falling eta")
+    return comparison._replace(name=name, title=title, arms=arms, pairs=pairs)
+
+
+def _of_residual(comparison: Comparison) -> Comparison:
+    arms = (*(arm for arm in comparison.arms if arm.name in TOLD_APART), *RESIDUAL)
+    pairs = (("residual", "fitted"), ("residual_alone", "fitted_alone"))
+    name, title = f"{comparison.name}_residual", comparison.title.replace(": settings", ": beginning as the task loss")
     return comparison._replace(name=name, title=title, arms=arms, pairs=pairs)
 
 
