@@ -13,7 +13,7 @@ from configs import diabetes_mlp
 
 
 def get_config():
-    """Returns the configuration of Diabetes, its outer batches from the validation split, in the authors' setting."""
+    """Returns the configuration of Diabetes with outer batches from the validation split and the authors' optimiser."""
     config = diabetes_mlp.get_config()
     config.dataset.name = "california"
     config.batch_size = 128

@@ -17,7 +17,7 @@ def get_config():
     """Returns the configuration of MNIST on Fashion-MNIST."""
     config = mnist_mlp.get_config()
     config.dataset.name = "fashion_mnist"
-    # The authors' setting for images of this kind.
+    # The authors' batches and steps for images of this kind.
     config.batch_size = 128
     config.num_steps = 10_000
     config.eval_every = 500
