@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from adalfl_jax.analysis.record import flatten
 from adalfl_jax.registry import require_known
 from adalfl_jax.training import TrainConfig
 
@@ -107,6 +108,24 @@ def _build(name: str, overrides: Overrides, seeds: range, *, for_tuning: bool) -
         config.outer.split_fraction = HELD_IN
     config.update(seed=seeds.start, num_seeds=len(seeds), methods=(config.method,))
     return TrainConfig.from_mapping(config)
+
+
+def settings_of(comparison: Comparison, arm: Arm, point: Overrides) -> dict[str, Any]:
+    """What an arm is set to other than `configs/default.py` is, as JSON holds it; seeds aside, which a comparison has.
+
+    Returns:
+      Dotted names of fields and their values; under "source" those of the run that its learned losses come from.
+    """
+    made = {"": make_config(comparison, arm, point, range(1))}
+    if arm.source is not None:
+        made["source."] = make_source_config(arm.source, range(1))
+    usual = flatten(_build("default", {}, range(1), for_tuning=False).to_dict())
+    return {
+        f"{prefix}{name}": value
+        for prefix, config in made.items()
+        for name, value in flatten(config.to_dict()).items()
+        if name != "methods" and value != usual.get(name)  # which repeats the method
+    }
 
 
 def field_words(name: str) -> str:

@@ -18,7 +18,7 @@ from adalfl_jax.analysis.statistics import (
 )
 from adalfl_jax.training.digest import digest_of
 from adalfl_jax.training.files import BusyError
-from experiments.study.arms import Arm, Comparison, Overrides, field_words, make_config, make_source_config
+from experiments.study.arms import Arm, Comparison, Overrides, field_words, make_config, make_source_config, settings_of
 from experiments.study.runs import Diverged, Outcome, flat_share_of, outcome_of, run, started
 
 Say = Callable[[str], None]
@@ -32,10 +32,10 @@ def compare_arms(
     """Trains what is missing and returns all numbers of a comparison, as JSON holds them.
 
     Returns:
-      `arms`: by name the metric on the test and the validation split per seed, the point of the grid that was taken and
-      what the others reached, the curve of the test metric, steps and seconds to the target, and how flat the learned
-      loss is at the end; `target`: the metric the first arm ends at, None if it diverges; and what `paired_tests`
-      returns.
+      `arms`: by name the settings, the metric on the test and the validation split per seed, the point of the grid that
+      was taken and what the others reached, the curve of the test metric, steps and seconds to the target, and how flat
+      the learned loss is at the end; `target`: the metric the first arm ends at, None if it diverges; and what
+      `paired_tests` returns.
 
     Raises:
       BusyError: as `do_free`.
@@ -54,7 +54,6 @@ def compare_arms(
     return {
         "title": comparison.title,
         "config": comparison.config,
-        "overrides": dict(comparison.overrides),
         "seeds": list(seeds),
         "tuning_seeds": list(tuning_seeds),
         "reference": comparison.reference,
@@ -117,6 +116,7 @@ def _settle(
     """Tunes and trains an arm; returns the numbers it has for itself, and what it reached unless it diverged."""
     point, tuning = _tune(comparison, arm, workdir, tuning_seeds, say)
     numbers: dict[str, Any] = {"title": arm.title, "chosen": None if point is None else dict(point), "tuning": tuning}
+    numbers["settings"] = settings_of(comparison, arm, point or {})
     if point is None:
         return numbers | {"diverged": "at every point of the grid"}, None
     say(f"{comparison.title}: {arm.title}{_words(point)}, {len(seeds)} seeds")
