@@ -123,6 +123,11 @@ def test_another_seed_draws_other_splits_and_other_wrong_labels():
     assert 0.2 < np.mean(pictures[0].train.targets != pictures[1].train.targets) < 0.8
 
 
+def test_the_last_seed_draws_as_any_other():
+    dataset = data.make_dataset("mine", PICTURES, corruption=Corruption(0.4), seed=4294964994)
+    assert not same(dataset.train, data.make_dataset("mine", PICTURES, corruption=Corruption(0.4)).train)
+
+
 @pytest.mark.parametrize("imbalance", [1.0, 5.0])
 def test_examples_are_removed_whose_labels_are_wrong_with_the_other_kinds(imbalance):
     corruptions = (
@@ -208,9 +213,10 @@ def test_one_class_is_not_corrupted():
         ({"valid_examples": -1}, "valid_examples must be a number of examples, or 0 .*; got -1"),
         ({"valid_examples": 2.5}, "valid_examples must be a number of examples, or 0 .*; got 2.5"),
         ({"seed": -1}, "seed must be a whole number from 0 to 4294964994; got -1"),
-        ({"seed": 2**32 - 1}, "seed must be a whole number"),
+        ({"seed": 4294964995}, "seed must be a whole number"),
         ({"seed": 1.0}, "seed must be a whole number"),
         ({"valid_fraction": "a"}, "valid_fraction must be a number between 0 and 1; got 'a'"),
+        ({"valid_fraction": 0.001}, "no validation split of 2 can be cut off 1437 examples"),
         ({"valid_examples": 5}, "no validation split of 5 can be cut off 1437 examples"),
         ({"valid_examples": 1437}, "no validation split of 1437 can be cut off 1437 examples"),
         (

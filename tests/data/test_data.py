@@ -178,6 +178,12 @@ def test_a_dataset_is_known_by_its_examples_and_their_splits_and_not_by_what_is_
     assert len(content()) == 12
 
 
+def test_a_text_is_known_by_the_size_of_its_vocabulary():
+    tokens = np.arange(500).reshape(100, 5) % 7
+    texts = [Examples(tokens, LABELS, num_classes=4, num_tokens=size) for size in (7, 8)]
+    assert len({data.make_dataset("mine", text).content for text in texts}) == 2
+
+
 @pytest.mark.parametrize("split", [0, 1, 2], ids=["train", "valid", "test"])
 def test_a_dataset_is_known_by_the_rows_of_each_split(split, monkeypatch):
     examples, arrange = Examples(INPUTS, LABELS, num_classes=4), splits._arrange

@@ -41,11 +41,24 @@ def test_a_column_that_does_not_vary_is_only_centred(constant):
     np.testing.assert_allclose(scaling.invert(standardised), values, rtol=1e-6)
 
 
+def test_a_constant_is_only_centred_where_its_mean_is_summed_row_by_row():
+    assert Scaling.of("mine", np.full((1500, 2), 0.1)).deviation == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_what_varies_in_the_last_bit_alone_is_only_centred(dtype):
-    value = dtype(123.456)
-    values = np.where(np.arange(1000)[:, None] % 2, value, np.nextafter(value, dtype(200)))
+def test_what_varies_in_the_last_bit_alone_is_only_centred(dtype, sign):
+    value = dtype(sign * 123.456)
+    values = np.where(np.arange(1000)[:, None] % 2, value, np.nextafter(value, dtype(sign * 200)))
     assert Scaling.of("mine", values).deviation == (1.0,)
+
+
+def test_bytes_have_the_statistics_of_all_images_however_many():
+    images = np.random.default_rng(0).integers(0, 256, (1050, 2, 2, 3), np.uint8)
+    images[990:] //= 4
+    scaling = Scaling.of_bytes(images)
+    np.testing.assert_allclose(scaling.mean, images.mean(axis=(0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(scaling.deviation, images.std(axis=(0, 1, 2)), rtol=1e-12)
 
 
 EXAMPLES = {
@@ -103,6 +116,11 @@ def test_outputs_get_units_back_that_float32_would_round_away():
     train, _, _ = split_indices("mine", seconds, stratify=False)
     inverted = dataset.preprocessing.targets.invert(dataset.train.targets)
     np.testing.assert_allclose(inverted[:, 0], seconds[train], atol=1e-3)
+
+
+def test_one_mean_of_all_numbers_gives_units_back_in_double_precision_too():
+    inverted = Scaling(mean=1.7e9, deviation=1.0).invert(np.arange(3, dtype=np.float32))
+    np.testing.assert_array_equal(inverted, 1.7e9 + np.arange(3))
 
 
 def test_what_is_not_standardised_has_no_scaling():

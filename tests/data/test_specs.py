@@ -183,6 +183,11 @@ def test_the_size_of_an_imbalanced_split_is_known_about():
         abstract_splits(SPECS["diabetes"], 0.1, corruption=corruption)
 
 
+def test_the_size_of_a_split_that_wrong_labels_are_removed_from_is_known():
+    train, _ = abstract_splits(SPECS["digits"], 0.1, corruption=Corruption(0.2, "removed"))
+    assert len(train.inputs) == len(data.load("digits", label_noise=0.2, noise_kind="removed").train.inputs)
+
+
 def test_what_is_not_prepared_has_no_sizes_whatever_is_asked_for():
     spec = SPECS["mnist"]._replace(num_train=0, num_test=0)
     splits = abstract_splits(spec, 0.1, 300, Corruption(0.4, "pair", 10.0))

@@ -1,6 +1,7 @@
 """Streaming: the batches, and so the run, are those of data on the device."""
 
 import copy
+import types
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +54,12 @@ def test_what_fills_more_than_a_quarter_of_the_device_stays_on_the_host(memory, 
 
 def test_the_memory_of_a_cpu_is_that_of_its_machine():
     assert 2**28 < streaming._device_memory() < 2**50
+
+
+def test_the_memory_of_a_device_is_what_it_has_and_not_what_is_in_use(monkeypatch):
+    device = types.SimpleNamespace(memory_stats=lambda: {"bytes_in_use": 2**20, "bytes_limit": 2**34})
+    monkeypatch.setattr(streaming.jax, "local_devices", lambda: [device])
+    assert streaming._device_memory() == 2**34
 
 
 def test_auto_streams_what_would_fill_more_than_a_quarter(monkeypatch):
