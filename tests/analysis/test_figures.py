@@ -65,6 +65,13 @@ def test_shapes_are_those_of_the_saved_seed_for_either_target():
             np.testing.assert_array_equal(shown, record.shapes[f"{saved['method']}/values"][index, :, target])
 
 
+def test_shapes_are_coloured_by_their_steps_up_to_the_last():
+    first, _, bar = figures.loss_shapes(make_record(steps=(0, 10, 40))).axes
+    assert bar.get_ylim() == (0, 40)
+    start, between, end = (np.asarray(line.get_color()[:3]) for line in first.lines)
+    assert np.linalg.norm(between - start) < np.linalg.norm(between - end)
+
+
 def test_rates_of_methods_that_learn_no_loss_stand_beside_the_implicit_ones():
     record = make_record()
     left = figures.gradient_scale(record).axes[0]

@@ -72,6 +72,15 @@ def test_a_cosine_is_no_more_than_one_in_few_bits_too():
     assert comparison.gradient_scale == pytest.approx(3, rel=0.01)
 
 
+def test_a_cosine_is_no_more_than_one_wherever_theta_is():
+    def cosine(kernel):
+        theta = Theta({"kernel": kernel}, {}, ())
+        return compare_gradients(apply_fn, squared_error, squared_error, theta, BATCH, RATE).gradient_cosine
+
+    cosines = jax.jit(jax.vmap(cosine))(jax.random.normal(jax.random.key(0), (200, 2, 2)))
+    assert 0.999 < cosines.min() <= cosines.max() <= 1
+
+
 def test_gradients_are_compared_outside_of_jit_without_compiling_anew(caplog):
     def task_loss_fn(targets, outputs):
         return squared_error(targets, outputs)
@@ -80,6 +89,15 @@ def test_gradients_are_compared_outside_of_jit_without_compiling_anew(caplog):
     with jax.log_compiles(), caplog.at_level("WARNING"):
         compared(squared_error, task_loss_fn)
     assert not [record for record in caplog.records if "Compiling" in record.getMessage()]
+
+
+@pytest.mark.parametrize(("power", "scale"), [(17, 1e34), (25, float(jnp.finfo(jnp.float32).max))])
+def test_a_scale_is_at_most_the_largest_number(power, scale):
+    comparison = compared(
+        lambda targets, outputs: 10.0**power * squared_error(targets, outputs),
+        lambda targets, outputs: 10.0**-power * squared_error(targets, outputs),
+    )
+    assert comparison.gradient_scale == pytest.approx(scale, rel=1e-5)
 
 
 def test_opposite_of_the_task_loss_points_away():
@@ -273,6 +291,21 @@ def test_gradients_are_compared_on_whole_batches_alone(num_examples, batch_size)
         compare_gradients(
             linear, softmax_cross_entropy, softmax_cross_entropy, theta, batch, 0.1, batch_size=batch_size
         )
+
+
+def test_other_examples_are_taken_in_batches_too():
+    sizes = []
+
+    def sized(params, model_state, inputs, *, train, rng_key):
+        sizes.append(len(inputs))
+        return inputs @ params, model_state
+
+    def ones(num_examples):
+        return Batch(jnp.ones((num_examples, 4)), jnp.zeros(num_examples, int))
+
+    theta, loss_fn = Theta(jnp.ones((4, 3)), (), ()), softmax_cross_entropy
+    compare_gradients(sized, loss_fn, loss_fn, theta, ones(4), 0.1, batch_size=2, task_batch=ones(6))
+    assert set(sizes) == {2}
 
 
 @pytest.mark.parametrize("batch_size", [None, 2, 4])

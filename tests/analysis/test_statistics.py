@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from adalfl_jax.analysis.statistics import adjust_p_values, describe, paired_difference, signed_rank_test
+from adalfl_jax.analysis.statistics import (
+    ROUNDING,
+    adjust_p_values,
+    describe,
+    paired_difference,
+    signed_rank_test,
+)
 from experiments.tables import rounded
 
 
@@ -42,11 +48,23 @@ def test_paired_difference_without_spread_has_no_test(first, second):
     )
 
 
+@pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("offset", [0.1, 0.3])
-def test_differences_equal_but_for_rounding_have_no_test(offset):
+def test_differences_equal_but_for_rounding_have_no_test(offset, sign):
     first = [0.1, 0.2, 0.7]
-    result = paired_difference(first, [value + offset for value in first])
+    result = paired_difference([sign * value for value in first], [sign * (value + offset) for value in first])
     assert result["p_value"] is None
+
+
+@pytest.mark.parametrize(("apart", "has_test"), [(0.5, False), (1.5, True)])
+def test_differences_further_apart_than_one_rounding_have_a_test(apart, has_test):
+    result = paired_difference([1.0, 1.0], [1.5, 1.5 * (1 + apart * ROUNDING)])
+    assert (result["p_value"] is not None) == has_test
+
+
+def test_metrics_below_0_have_the_test_by_ranks_of_their_sizes():
+    first, second = np.array([1.0, 1.0, 2.0, 3.0]), np.array([1.5, 0.5 - 1e-6, 2.25, 3.125])
+    assert signed_rank_test(-first, -second) == signed_rank_test(first, second)
 
 
 def test_the_effect_size_is_the_mean_difference_in_its_standard_deviations():
@@ -138,6 +156,11 @@ def test_where_there_is_nothing_to_rank_there_is_no_test(first, second):
 def test_a_seed_that_both_lost_alike_does_not_hide_the_differences_of_others():
     first, second = [1e6, 1.0, 2.0, 1.5], [1e6, 0.5, 1.4, 0.9]
     assert paired_difference(first, second)["p_value"] == pytest.approx(scipy.stats.ttest_rel(second, first).pvalue)
+
+
+def test_a_seed_that_both_lost_alike_does_not_tie_those_of_others():
+    first, second = [1e6, 1.0, 2.0, 1.5], [1e6, 0.5, 1.4, 1.9]
+    assert signed_rank_test(first, second) == signed_rank_test(first[1:], second[1:])
 
 
 def test_p_values_are_adjusted_by_benjamini_and_hochberg():
