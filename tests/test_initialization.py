@@ -11,6 +11,7 @@ import pytest
 import adalfl_jax
 from adalfl_jax.hypergradient import ESTIMATORS
 from adalfl_jax.task_losses import softmax_cross_entropy
+from adalfl_jax.types import BilevelMetrics
 from tests.problems import make_batch, make_model, make_problem
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -77,6 +78,15 @@ def test_a_phase_that_learns_nothing_is_told():
             after, _ = adalfl_jax.initialize_offline(offline_step, phi, batches)
         is_same = jax.tree.map(lambda new, old: bool((new == old).all()), after.params, phi_params)
         assert all(jax.tree.leaves(is_same)) != learns
+
+
+@pytest.mark.parametrize(("norms", "is_told"), [((0.0, 2.0, 0.0, 1.0), False), ((0.0, 0.0, 0.0, 1.0), True)])
+def test_a_phase_is_told_of_where_more_than_half_its_steps_learn_nothing(norms, is_told):
+    def step(phi, norm):
+        return phi, BilevelMetrics(norm, norm, norm)
+
+    with pytest.warns(UserWarning, match="was 0 at 75%") if is_told else contextlib.nullcontext():
+        adalfl_jax.initialize_offline(step, adalfl_jax.Phi.create(jnp.ones(2), optax.sgd(1.0)), jnp.array(norms))
 
 
 def test_a_step_that_leaves_most_of_the_phase_out_is_told():

@@ -176,6 +176,11 @@ def test_a_class_that_is_ruled_out_costs_a_distribution_without_a_share_of_it_no
     chex.assert_trees_all_close(*found, rtol=1e-6)
 
 
+@pytest.mark.parametrize("targets", [[1], [[0.5, 0.5, 0.0]]], ids=["label", "distribution"])
+def test_a_class_that_is_ruled_out_costs_a_target_of_it_all_there_is(targets):
+    assert task_losses.softmax_cross_entropy(jnp.array(targets), jnp.array([[0.0, -jnp.inf, 1.0]])) == jnp.inf
+
+
 def test_targets_of_zero_may_be_learned_too():
     """A share that is 0 has the derivative -log p, and one of a class that is ruled out none."""
     outputs = jnp.array([[1.0, 2.0, 3.0, -jnp.inf]])

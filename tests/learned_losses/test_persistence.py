@@ -153,6 +153,7 @@ def rewrite(path, edit_header=lambda header: header, edit_arrays=lambda arrays: 
     ("edit", "message"),
     [
         (lambda header: header | {"version": 99}, "format version 99"),
+        (lambda header: header | {"version": 0}, "format version 0"),
         (lambda header: header | {"family": "os.system"}, r"unknown family of learned losses 'os.system'.*LossNetwork"),
         (lambda header: header | {"settings": {"beta": -1.0}}, "beta must be a number above 0"),
         (lambda header: header | {"settings": {"surprise": 1}}, "surprise"),

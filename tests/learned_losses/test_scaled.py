@@ -18,6 +18,11 @@ def test_it_is_the_task_loss_times_the_exponential_of_phi():
     assert loss.apply({"log_scale": jnp.log(3.0)}, targets, outputs) == pytest.approx(3 * 4.25 / 2)
 
 
+def test_outputs_of_few_bits_have_a_loss_of_as_many():
+    loss, outputs = adalfl_jax.ScaledTaskLoss(), jnp.ones((2, 3), jnp.bfloat16)
+    assert loss.apply(loss.init(jax.random.key(0)), jnp.array([0, 2]), outputs).dtype == jnp.bfloat16
+
+
 @pytest.mark.usefixtures("float64")
 def test_its_hypergradient_is_that_of_the_learning_rate():
     """d L / d phi at phi = 0 equals alpha d L / d alpha, here by central differences over alpha itself."""
