@@ -17,11 +17,24 @@ def test_inner_and_outer_batches_are_drawn_apart():
     assert not (sources.inner == sources.outer).all(axis=1).any()
 
 
+def test_batches_are_of_all_examples_of_their_split_each_once_an_epoch():
+    sources = draw_sources(jax.random.key(0), (40, 20), jnp.asarray(0), num_steps=4, num_inner_steps=1, batch_size=10)
+    assert sorted(sources.inner.ravel().tolist()) == list(range(40))
+    assert sorted(sources.outer.ravel().tolist()) == sorted([*range(20)] * 2)
+
+
 def test_augmentation_and_dropout_have_keys_of_their_own():
     sizes, first = (100, 100), jnp.asarray(0)
     sources = draw_sources(jax.random.key(0), sizes, first, num_steps=5, num_inner_steps=1, batch_size=10)
     keys = [jax.random.key_data(keys).tolist() for keys in (sources.rng_key, sources.augmentation_key)]
     assert len({tuple(key) for of_steps in keys for key in of_steps}) == 10
+
+
+def test_inner_and_outer_examples_are_augmented_apart():
+    setup = make_setup(tiny_config({"augmentation.padding": 2, "outer.split": "train"}))
+    rows = take(setup.dataset.train, jnp.arange(10))
+    batch = make_batch(setup, StepSource(rows, rows, *jax.random.split(jax.random.key(0)), jnp.asarray(0)))
+    assert (batch.inner.inputs != batch.outer.inputs).any()
 
 
 def test_batches_of_several_inner_steps_go_on_where_the_chunk_before_ended():

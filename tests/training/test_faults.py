@@ -185,6 +185,11 @@ def test_skipped_steps_are_counted_and_in_no_mean():
     assert chunk_means(metrics, last_alone)["outer_loss"].tolist() == [5.0, 0.0]
 
 
+def test_phi_is_updated_at_every_nth_step_from_the_first_and_not_at_the_end():
+    assert np.flatnonzero(updates_of_phi(range(8), 2, end=5, first=3)).tolist() == [3]
+    assert np.flatnonzero(updates_of_phi(range(4, 9), 3, first=4)).tolist() == [1, 4]
+
+
 def test_a_zero_meta_gradient_is_seen_where_phi_is_updated():
     norms = np.array([[0.0, 1.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0], [1.0, 0.0, 1.0, 0.0]])
     metrics = {"hypergradient_norm": norms}
@@ -208,6 +213,15 @@ def test_a_state_that_is_not_finite_is_named_with_its_seed_and_what_a_step_remem
         require_finite({}, {}, state, last_finite=good, **about)
     assert (caught.value.metric, caught.value.seed) == ("theta", 8)
     assert caught.value.state.phi.carry == ()
+
+
+def test_the_first_number_that_is_not_finite_is_named_whatever_it_is_of():
+    good = RunState(None, Phi({"kernel": jnp.ones((2, 3))}, ()))
+    metrics = {"inner_loss": np.ones((2, 3)), "outer_loss": np.ones((2, 3))}
+    metrics["inner_loss"][0, 2] = metrics["outer_loss"][1, 1] = np.nan
+    with pytest.raises(DivergenceError) as caught:
+        require_finite(metrics, {}, good, last_finite=good, first_step=4, method="adalfl", config=tiny_config(seed=7))
+    assert (caught.value.metric, caught.value.step, caught.value.seed) == ("outer_loss", 6, 8)
 
 
 BACK_OFF = ', or on_nonfinite="back_off"'

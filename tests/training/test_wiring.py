@@ -11,7 +11,7 @@ import adalfl_jax
 from adalfl_jax.hypergradient import ESTIMATORS
 from adalfl_jax.training import initial, phases, steps
 from adalfl_jax.training.batches import splits_of
-from adalfl_jax.training.evaluation import predict
+from adalfl_jax.training.evaluation import EVAL_BATCHES, _network_of, predict
 from adalfl_jax.training.initial import init_phi, make_seed_keys
 from adalfl_jax.training.optimizers import make_inner_optimizer
 from adalfl_jax.training.setup import make_setup
@@ -103,6 +103,22 @@ def test_settings_of_an_estimator_and_eta_reach_both_phases(monkeypatch):
 def test_defaults_of_estimators_are_those_of_the_default_configuration():
     for name in ESTIMATORS:
         assert tiny_config().estimator.make(name) == adalfl_jax.make_estimator(name), name
+
+
+def test_the_last_example_is_predicted_where_it_alone_is_beyond_whole_batches():
+    setup = make_setup(tiny_config())
+    inputs = setup.dataset.test.inputs[: EVAL_BATCHES * setup.config.batch_size + 1]
+
+    def apply(params, model_state, inputs, *, train, rng_key):
+        return inputs.reshape(len(inputs), -1), model_state
+
+    setup = dataclasses.replace(setup, model=setup.model._replace(apply=apply))
+    np.testing.assert_array_equal(predict(setup, Theta((), (), ()), inputs), inputs.reshape(len(inputs), -1))
+
+
+def test_a_loss_with_bounds_has_the_shape_of_the_network_in_it():
+    setup = make_setup(tiny_config({"learned_loss.floor": 1.0, "learned_loss.ceiling": 1.0}))
+    assert _network_of(setup) == make_setup(tiny_config()).learned_loss
 
 
 def test_a_run_is_measured_in_eval_mode():
