@@ -133,7 +133,14 @@ def test_with_none_to_keep_none_is_written_and_those_there_are_read(tmp_path):
 
 @pytest.mark.parametrize(
     ("every_steps", "every_seconds", "expected"),
-    [(0, 0.0, []), (4, 0.0, [4, 8, 12]), (0, 30.0, [6, 12]), (4, 30.0, [4, 8, 12]), (10, 20.0, [4, 8, 12])],
+    [
+        (0, 0.0, []),
+        (4, 0.0, [4, 8, 12]),
+        (3, 0.0, [4, 8, 12]),
+        (0, 30.0, [6, 12]),
+        (4, 30.0, [4, 8, 12]),
+        (10, 20.0, [4, 8, 12]),
+    ],
 )
 def test_checkpoints_come_at_intervals_in_steps_and_in_seconds(
     every_steps, every_seconds, expected, tmp_path, monkeypatch
