@@ -37,6 +37,12 @@ def test_the_legend_has_curves_as_they_end_the_highest_first():
     assert colors["rises"] == HIGHLIGHT
 
 
+def test_each_of_many_curves_has_a_look_of_its_own():
+    arms = {f"{arm}": {"title": f"{arm}", "steps": [0, 10], "curve": [[0.9, arm / 100]]} for arm in range(1, 26)}
+    (axes,) = curves_figure({"arms": arms, "metric": "error_rate", "reference": "1", "title": ""}).axes
+    assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == 25
+
+
 def test_a_diamond_is_the_mean_of_the_seeds_of_its_loss():
     errors = {"task_loss": [0.1, 0.1, 0.4], "own_frozen": [0.05, 0.06, 0.3]}  # whose medians are no means
     arms = {name: {"test": {"per_seed": values}} for name, values in errors.items()}

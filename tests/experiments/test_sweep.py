@@ -144,6 +144,12 @@ def test_long_names_that_differ_in_what_is_left_out_differ_in_the_digest_at_thei
         assert name.startswith(f"dataset.name={letter}{letter}")
 
 
+def test_a_name_that_is_just_short_enough_stays_whole():
+    name = f"dataset.name={'a' * 187}"
+    assert _folder_name(name) == name
+    assert _folder_name(f"{name}a")[:200] != name
+
+
 def test_a_run_is_started_with_its_own_configuration(run, started, monkeypatch):
     settings = TINY | {"methods": ("task_loss", "ml3"), "dataset.name": "diabetes", "inner.nesterov": False}
     run("--vary=task_loss=squared_error,huber", "--vary=inner.milestones=(),(3, 4)", settings=settings)
@@ -481,7 +487,14 @@ def test_the_end_of_a_long_state_is_left_to_the_file():
     assert "word word ... |" in text
     assert max(map(len, text.splitlines())) < 250
     assert "The whole of a long state is in sweep.json." in text
-    assert "The whole" not in render_table(results_table(rows[:1], []))
+    for short in (rows[:1], [{"run": "b", "state": f"failed: {'a' * 152}"}]):
+        assert "The whole" not in render_table(results_table(short, []))
+
+
+def test_a_validation_metric_that_was_trained_on_is_marked_and_the_test_metric_is_not():
+    row = {"run": "a", "state": "finished", "metric": "error_rate", "trains_on_valid": True}
+    row |= {f"{split}_{part}": 0.25 for split in ("test", "valid") for part in ("mean", "std")}
+    assert "| 0.2500 ± 0.2500 | *0.2500 ± 0.2500 |" in render_table(results_table([row], []))
 
 
 def test_rows_are_compared_with_the_first_that_is_finished_seed_by_seed():

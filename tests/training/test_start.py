@@ -16,6 +16,7 @@ from adalfl_jax.training import ConfigError, WorkdirError, train
 from adalfl_jax.training.initial import init_phi, make_seed_keys, warn_of_poor_fit
 from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.start import load_start, pin_start, read_learned_losses
+from adalfl_jax.types import Phi
 from tests.training.tiny import DIABETES, final_state, tiny_config
 
 pytestmark = pytest.mark.usefixtures("without_figures")
@@ -64,6 +65,13 @@ def test_a_start_far_from_the_loss_it_was_fitted_to_is_told(tmp_path):
         train(tiny_config(start | {"learned_loss.hidden_sizes": (1,)}, num_seeds=1), tmp_path / "run")
     setup = make_setup(tiny_config(start | {"learned_loss.hidden_sizes": (40, 40)}, num_seeds=1))
     warn_of_poor_fit(setup, init_phi(setup, make_seed_keys((0,))))
+
+
+def test_a_fitted_loss_that_is_no_number_is_told():
+    setup = make_setup(tiny_config({"learned_loss.start": "task_loss"}, num_seeds=1))
+    params = jax.vmap(setup.learned_loss.init)(make_seed_keys((0,)).phi)
+    with pytest.warns(UserWarning, match="lacks nan% of its gradient"):
+        warn_of_poor_fit(setup, Phi(jax.tree.map(lambda leaf: leaf * np.nan, params), ()))
 
 
 def test_a_saved_loss_of_other_settings_is_refused(tmp_path):

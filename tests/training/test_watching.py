@@ -276,6 +276,17 @@ def test_the_shapes_of_a_run_that_goes_on_are_those_of_its_best_seed(valid, tmp_
     assert read_unfinished(tmp_path).summary["learned_loss"] == {"method": "adalfl", "seed": valid.index(0.1)}
 
 
+def test_the_shapes_of_a_run_that_goes_on_are_those_of_the_last_method_that_has_some(tmp_path, monkeypatch):
+    methods = ("ml3", "adalfl")
+    open_workdir(tmp_path, tiny_config(methods=methods), "compare")
+    measured = {"phase": "training", "step": 0, "test/error_rate": 0.2, "valid/error_rate": 0.1}
+    rows = [{"method": method, "seed": seed} | measured for method in methods for seed in (0, 1)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shapes = {f"{method}/values": np.zeros((2, 1, 2, 3)) for method in methods}
+    monkeypatch.setattr(unfinished, "_shapes", lambda *_: shapes)
+    assert read_unfinished(tmp_path).summary["learned_loss"] == {"method": "adalfl", "seed": 0}
+
+
 def test_rates_that_a_run_finds_are_known_at_its_end_alone(tmp_path):
     config = tiny_config({"methods": ("task_loss", "adalfl"), "inner.first_step_rate": 0.3})
     open_workdir(tmp_path, config, "compare")
