@@ -61,7 +61,7 @@ def signed_rank_test(first: Sequence[float], second: Sequence[float]) -> dict[st
         return {"p_value": None}
     moved = differences != 0
     # Twice the ranks, which are whole numbers; SciPy's own test is exact with ties up to 13 values, or not at all.
-    ranks = (2 * scipy.stats.rankdata(_tied(np.abs(differences), rounding)[moved])).astype(int)
+    ranks = (2 * scipy.stats.rankdata(_tied(np.abs(differences[moved]), rounding[moved]))).astype(int)
     chances = np.ones(1)  # of each sum of the ranks that go up, if signs are drawn
     for rank in ranks:
         chances = (np.pad(chances, (0, rank)) + np.pad(chances, (rank, 0))) / 2

@@ -193,7 +193,7 @@ def test_parameters_that_do_not_fit_are_refused(saved, edit, message):
 @pytest.mark.parametrize(
     ("loss", "params", "metadata", "message"),
     [
-        (object(), {}, {}, "only LossNetwork, RescaledLoss, ScaledTaskLoss, WeightNetwork can be saved; got object"),
+        (object(), {}, {}, "only LossNetwork, RescaledLoss, ScaledTaskLoss, WeightNetwork.* can be saved; got object"),
         (LOSSES["scaled"], {"log_scale": np.zeros(3)}, {}, r"cannot save ScaledTaskLoss.*has parameters"),
         (LOSSES["scaled"], {"log_scale": np.float32(np.inf)}, {}, "not finite: log_scale"),
         (
