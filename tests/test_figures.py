@@ -44,6 +44,14 @@ GOALS = [
 ]
 
 
+SIZES = [
+    (".*by width", "100"),
+    (".*by width", "300"),
+    (".*by inputs and width", "64, 64"),
+    (".*by outputs C", "1000"),
+]
+
+
 @pytest.mark.parametrize("where", GOALS, ids=" ".join)
 def test_what_was_reached_is_what_the_tables_have(where):
     (goals,) = re.findall(r"^## What was aimed at\n(.*?)^## ", PERFORMANCE, re.DOTALL | re.MULTILINE)
@@ -556,3 +564,14 @@ def test_the_figures_of_the_readme_are_those_of_the_recorded_run():
     assert "adjusted for their number: p < 0.001" in text
     for p_value in (tuned, offline):
         assert f"(p = {float(f'{p_value:.2g}'):.2f})" in text
+
+
+def test_the_documents_say_what_sizes_cost():
+    costs = [float(figure("scaling", by, row, STEPS)) for by, row in SIZES]
+    narrow, wider, small, many_outputs = costs
+    assert 3 < wider < narrow < 4
+    assert f"one of 64 units on 64 inputs {small:.0f}, and an MLP with 1,000 outputs" in " ".join(README.split())
+    assert f"instead of ten {many_outputs:.1f}:" in " ".join(README.split())
+    assert f"{many_outputs:.1f} for an MLP of a thousand outputs" in (ROOT / "docs" / "meta_gradients.md").read_text()
+    few, whole = (float(figure("scaling", ".*by batch size", size, "bilevel step, ms")) for size in ("16", "128"))
+    assert 1 / 8 < few / whole == pytest.approx(1 / 5, abs=0.01)
