@@ -201,8 +201,8 @@ def returning_scalar(name: str, loss_fn: Callable[..., jax.Array]) -> Callable[.
         try:
             value = loss_fn(*arguments, **keywords)
         except Exception as error:
-            targets, outputs = (jax.tree.map(jax.typeof, each) for each in arguments[-2:])
-            error.add_note(f"{name} was given targets {targets} and then outputs {outputs}.")
+            given = [jax.tree.map(_kind, each) for each in arguments[-2:]]
+            error.add_note(f"{name} was given targets and then outputs: {' and '.join(map(str, given))}.")
             raise
         if jax.tree.map(jnp.shape, value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.inexact):
             raise ValueError(
@@ -211,6 +211,10 @@ def returning_scalar(name: str, loss_fn: Callable[..., jax.Array]) -> Callable[.
         return value
 
     return loss
+
+
+def _kind(leaf: Any) -> str:
+    return f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "dtype") else type(leaf).__name__
 
 
 def require_theta(theta: Theta, optimizer_name: str, optimizer: optax.GradientTransformation) -> None:

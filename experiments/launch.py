@@ -109,7 +109,8 @@ def told_in_a_line(*errors: type[Exception]) -> Iterator[None]:
     try:
         yield
     except (ConfigError, DatasetError, DivergenceError, OSError, *errors) as error:
-        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "  # which says nothing to a user
+        # The name of a plain ValueError says nothing to a user.
+        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
         _end(f"{kind}{error}")
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):

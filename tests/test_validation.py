@@ -512,4 +512,4 @@ def test_what_a_loss_raises_has_a_note_of_what_it_was_given(name):
 
     with pytest.raises(TypeError) as raised:
         make_step(**{name: in_the_order_of_optax})(*make_state(), BATCH)
-    assert raised.value.__notes__[0] == f"{name} was given targets int32[8] and then outputs float32[8,3]."
+    assert raised.value.__notes__[0] == f"{name} was given targets and then outputs: int32[8] and float32[8, 3]."

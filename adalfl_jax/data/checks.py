@@ -120,8 +120,11 @@ def _check_labels(where: str, labels: np.ndarray, num_classes: int) -> None:
         span = f"values from {labels.min()} to {labels.max()}" if labels.size else "no values"
         remedy = ""
         if labels.ndim == 2:
-            of_rows = "; several labels for each example are for a loop of your own"
-            of_rows = "; targets.argmax(1) makes labels of one-hot rows" if is_one_hot(labels) else of_rows
+            of_rows = (
+                "; targets.argmax(1) makes labels of one-hot rows"
+                if _is_one_hot(labels)
+                else "; several labels for each example are for a loop of your own"
+            )
             remedy = "; targets[:, 0] is one column" if labels.shape[1] == 1 else of_rows
         elif labels.size and labels.min() < 0:
             remedy = "; np.unique(targets, return_inverse=True)[1] numbers classes from 0"
@@ -133,8 +136,8 @@ def _check_labels(where: str, labels: np.ndarray, num_classes: int) -> None:
         )
 
 
-def is_one_hot(targets: np.ndarray) -> bool:
-    """Whether every row `[C]` of targets `[N, C]` is 1 at one place and 0 elsewhere, and there are several places."""
+def _is_one_hot(targets: np.ndarray) -> bool:
+    """Whether every row of targets `[N, C]`, C above 1, is 1 at one place and 0 elsewhere."""
     return targets.shape[1] > 1 and bool(((targets == 0) | (targets == 1)).all() and (targets.sum(axis=1) == 1).all())
 
 
@@ -167,7 +170,7 @@ def warn_of_constant_targets(where: str, targets: np.ndarray) -> None:
 
 def warn_of_one_hot_targets(where: str, targets: np.ndarray) -> None:
     """Warns of targets of a regression that look like the classes of a classification."""
-    if is_one_hot(targets):
+    if _is_one_hot(targets):
         warnings.warn(
             f"{where}: targets are one-hot rows, and are taken for the numbers of a regression; the labels of a "
             "classification are integers [N], as targets.argmax(1) makes them",

@@ -90,11 +90,10 @@ def _read_examples(path: Path) -> dict[str, np.ndarray]:
     halved = any((f"{split}_inputs" in arrays) != (f"{split}_targets" in arrays) for split in SPLITS)
     if missing or unknown or halved:
         known = {"inputs", "targets", *OPTIONAL} - arrays.keys()
-        asked = {name: suggestion(name, known).rstrip() for name in unknown}
-        found = "".join(f"unknown array {name!r}{f' ({words})' * bool(words)}; " for name, words in asked.items())
+        found = "".join(f"Unknown array {name!r}; {suggestion(name, known) or 'take it out. '}" for name in unknown)
         raise DatasetError(
-            f"{path}: {found}it must hold the arrays inputs and targets, and may hold {', '.join(OPTIONAL)} (inputs "
-            f"and targets of a split together). It holds {', '.join(sorted(arrays)) or 'none'}"
+            f"{path} must hold the arrays inputs and targets, and may hold {', '.join(OPTIONAL)} (inputs and targets "
+            f"of a split together). {found}It holds {', '.join(sorted(arrays)) or 'none'}"
         )
     return arrays
 

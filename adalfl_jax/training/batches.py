@@ -34,7 +34,7 @@ def splits_of(setup: Setup) -> Splits:
 
 
 def both_splits(splits: Splits) -> tuple[Batch, Batch]:
-    """The same, with the training split in both places where outer batches come from it too."""
+    """The examples of inner and of outer batches: the training split twice where both come from it."""
     train, outer = splits
     return train, train if outer is None else outer
 

@@ -50,7 +50,7 @@ class DivergenceError(RuntimeError):
 
 
 def require_finite(
-    metrics: Scalars,  # [S, num_steps] each; empty before the first step
+    metrics: dict[str, np.ndarray],  # [S, num_steps] each; empty before the first step
     measured: Scalars,  # [S] each, after the last of these steps
     state: RunState,
     *,
@@ -68,7 +68,9 @@ def require_finite(
         raise DivergenceError(method, name, step, config.seeds[index], kept, first_step, remedy)
 
 
-def _find_nonfinite(metrics: Scalars, measured: Scalars, state: RunState) -> Iterator[tuple[int, str, int]]:
+def _find_nonfinite(
+    metrics: dict[str, np.ndarray], measured: Scalars, state: RunState
+) -> Iterator[tuple[int, str, int]]:
     """The position in the chunk, -1 before it, the name and the index of the seed of each; metrics of steps first."""
     for name, values in metrics.items():
         yield from ((int(step), name, int(index)) for index, step in np.argwhere(~np.isfinite(values)))

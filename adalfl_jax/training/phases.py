@@ -43,14 +43,15 @@ from adalfl_jax.training.sharding import (
     own_part,
     replicated,
 )
-from adalfl_jax.training.state import RunState
+from adalfl_jax.training.state import RunState, Step
 from adalfl_jax.training.steps import STEPS, inner_arguments, phi_metrics
 from adalfl_jax.types import BilevelBatch
 
 ChunkMetrics = dict[str, jax.Array]  # name -> [S, num_steps]
-# (learning_rate, rate_factor) -> a step of one seed, (state, batch) -> (state, metrics)
-MakeStep = Callable[[jax.Array, jax.Array | None], Callable[[RunState, BilevelBatch], tuple[RunState, ChunkMetrics]]]
-Advance = Callable[..., tuple[RunState, ChunkMetrics]]
+MakeStep = Callable[[jax.Array, jax.Array | None], Step]  # of the learning rate and the factor on it
+SelectKey = Callable[[SeedKeys], jax.Array]
+Draw = Callable[..., StepSource]  # `draw_sources` of this phase
+Advance = Callable[..., tuple[RunState, ChunkMetrics]]  # a chunk, of all seeds or of one; from what, each place says
 
 
 class Program(NamedTuple):
@@ -107,9 +108,7 @@ def make_training_program(setup: Setup, method: str) -> Program:
     )
 
 
-def _make_program(
-    setup: Setup, make_step: MakeStep, select_key: Callable[[SeedKeys], jax.Array], num_inner_steps: int
-) -> Program:
+def _make_program(setup: Setup, make_step: MakeStep, select_key: SelectKey, num_inner_steps: int) -> Program:
     """Puts a step under scan, seeds and jit."""
     advance_seed = _scan_steps(setup, make_step, num_inner_steps)
     draw = functools.partial(draw_sources, num_inner_steps=num_inner_steps, batch_size=setup.config.batch_size)
@@ -125,7 +124,7 @@ def _make_program(
 
 
 def _scan_steps(setup: Setup, make_step: MakeStep, num_inner_steps: int) -> Advance:
-    """Takes the steps of one seed; `fetch` makes the examples of a step of what its source holds, indices perhaps."""
+    """Makes what takes the steps of one seed; its `fetch` gives a step's examples for what the source holds."""
     mesh = setup.mesh
 
     def advance_seed(
@@ -149,8 +148,8 @@ def _scan_steps(setup: Setup, make_step: MakeStep, num_inner_steps: int) -> Adva
     return advance_seed
 
 
-def _resident(setup: Setup, draw, select_key, advance_seed: Advance) -> Advance:
-    """Advances a chunk on examples that are on the device: one program, which draws and gathers its batches."""
+def _resident(setup: Setup, draw: Draw, select_key: SelectKey, advance_seed: Advance) -> Advance:
+    """Makes `Program.advance` for examples on the device: one program, which draws and gathers its batches."""
 
     @functools.partial(jax.jit, static_argnames="num_steps", out_shardings=(None, replicated(setup.mesh)))
     def advance(state, keys, splits: Splits, learning_rate, first_step, *, num_steps: int):
@@ -168,8 +167,8 @@ def _resident(setup: Setup, draw, select_key, advance_seed: Advance) -> Advance:
     return advance
 
 
-def _streamed(setup: Setup, draw, select_key, advance_block: Advance, num_inner_steps: int) -> Advance:
-    """Advances a chunk on examples that are on the host: in blocks of steps, whose batches are sent to the device."""
+def _streamed(setup: Setup, draw: Draw, select_key: SelectKey, advance_block: Advance, num_inner_steps: int) -> Advance:
+    """Makes `Program.advance` for examples on the host: blocks of steps, whose batches are sent to the device."""
     mesh = setup.mesh
     specs = P(None, SEED, *[None] * (num_inner_steps > 1), DATA), P(None, SEED, DATA)
     join = functools.partial(join_parts, mesh, specs)

@@ -111,7 +111,7 @@ def _build(name: str, overrides: Overrides, seeds: range, *, for_tuning: bool) -
 
 
 def settings_of(comparison: Comparison, arm: Arm, point: Overrides) -> dict[str, Any]:
-    """What an arm is set to other than `configs/default.py` is, as JSON holds it; seeds aside, which a comparison has.
+    """What the configuration of an arm has other than `configs/default.py`, as JSON holds it; seeds aside.
 
     Returns:
       Dotted names of fields and their values; under "source" those of the run that its learned losses come from.
@@ -119,12 +119,13 @@ def settings_of(comparison: Comparison, arm: Arm, point: Overrides) -> dict[str,
     made = {"": make_config(comparison, arm, point, range(1))}
     if arm.source is not None:
         made["source."] = make_source_config(arm.source, range(1))
+    # "methods" repeats the method.
     usual = flatten(_build("default", {}, range(1), for_tuning=False).to_dict())
     return {
         f"{prefix}{name}": value
         for prefix, config in made.items()
         for name, value in flatten(config.to_dict()).items()
-        if name != "methods" and value != usual.get(name)  # which repeats the method
+        if name != "methods" and value != usual.get(name)
     }
 
 

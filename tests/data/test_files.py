@@ -167,13 +167,13 @@ def test_a_pickle_with_the_name_of_an_npz_is_refused(file, tmp_path):
     [
         ({"x": TABLE, "y": LABELS}, "It holds x, y"),
         ({"inputs": TABLE}, "It holds inputs"),
-        ({"inputs": TABLE, "targets": LABELS, "weights": LABELS}, "unknown array 'weights'; it must hold"),
+        ({"inputs": TABLE, "targets": LABELS, "weights": LABELS}, "Unknown array 'weights'; take it out. It holds"),
         ({"inputs": TABLE, "targets": LABELS, "weights": LABELS}, "It holds inputs, targets, weights"),
         ({"inputs": TABLE, "targets": LABELS, "test_inputs": TABLE}, "It holds inputs, targets, test_inputs"),
         ({"inputs": TABLE, "targets": LABELS, "valid_targets": TABLE}, "It holds inputs, targets, valid_targets"),
         (
             {"inputs": TABLE, "targets": LABELS, "testinputs": TABLE},
-            "unknown array 'testinputs' (did you mean 'test_inputs'?); it must hold",
+            "Unknown array 'testinputs'; did you mean 'test_inputs'? It holds inputs, targets",
         ),
         ({}, "It holds none"),
     ],
@@ -182,7 +182,7 @@ def test_arrays_that_are_missing_or_too_many_are_named(arrays, held, file):
     np.savez(file, **arrays)
     text = message(file)
     assert (
-        "must hold the arrays inputs and targets, and may hold num_classes, fill_missing, test_inputs, test_t" in text
+        "must hold the arrays inputs and targets, and may hold num_classes, fill_missing, test_inputs, test_ta" in text
     )
     assert held in text
 

@@ -7,6 +7,9 @@ import subprocess
 import pytest
 from matplotlib.figure import Figure
 
+from adalfl_jax.analysis.record import flatten
+from adalfl_jax.training import TrainConfig
+from configs import default
 from experiments.study import publish
 from experiments.study.arms import settings_of
 from experiments.study.studies import STUDIES
@@ -69,6 +72,13 @@ def test_the_pages_have_the_numbers_that_lie_beside_them(study, tmp_path, progra
         program_flags(f"--study={study}", f"--write={target}")
         publish._write_page(study, target, numbers)
         assert target.read_text() == (DOCS / name).read_text()
+
+
+def test_the_defaults_are_those_that_published_settings_differ_from():
+    """Where one changes, arms that left it alone are others: give them the old value, then golden/ the new one."""
+    defaults = flatten(TrainConfig.from_mapping(default.get_config()).to_dict())
+    kept = json.loads((ROOT / "tests" / "golden" / "default_config.json").read_text())
+    assert {name: defaults[name] for name in kept} == kept
 
 
 @pytest.mark.parametrize("study", PUBLISHED)

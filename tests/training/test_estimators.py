@@ -15,7 +15,7 @@ from adalfl_jax.training.initial import init_phi, init_training, make_seed_keys
 from adalfl_jax.training.phases import make_offline_program, make_training_program, offline_hypergradient
 from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.state import RunState, without_carry
-from tests.training.tiny import final_state, tiny_config
+from tests.training.tiny import LINEAR, final_state, tiny_config
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -29,9 +29,6 @@ REMEMBERING = [
     pytest.param({"outer.pipelined": True}, marks=pytest.mark.slow),
     pytest.param({"outer.every": 4}, marks=pytest.mark.slow),
 ]
-
-
-LINEAR = {"model.name": "logistic"}
 
 
 @functools.cache

@@ -33,7 +33,7 @@ from adalfl_jax.training.steps import phi_metrics
 from adalfl_jax.types import Batch, Phi, Theta
 from tests.training.same_run import assert_same_run
 from tests.training.test_resume import run_in_pieces
-from tests.training.tiny import DIABETES, final_state, records, tiny_config
+from tests.training.tiny import DIABETES, LINEAR, final_state, records, tiny_config
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The inplace keyword"),  # tbparse's, of pandas
@@ -41,7 +41,6 @@ pytestmark = [
 ]
 
 SEEDS = 3
-LINEAR = {"model.name": "logistic"}
 PHASES = [*(pytest.param(name, marks=pytest.mark.slow) for name in ("task_loss", "offline")), "adalfl"]
 
 
@@ -386,13 +385,18 @@ def fragile(shared_programs, monkeypatch):
     return limit
 
 
-BACK_OFF = LINEAR | {"offline.num_steps": 0, "on_nonfinite": "back_off", "outer.learning_rate": 3e-4, "eval_every": 5}
+BACKING_OFF = LINEAR | {
+    "offline.num_steps": 0,
+    "on_nonfinite": "back_off",
+    "outer.learning_rate": 3e-4,
+    "eval_every": 5,
+}
 
 
 @pytest.mark.usefixtures("fragile")
 def test_a_chunk_that_is_not_finite_is_taken_again_with_eta_halved(tmp_path):
     with pytest.warns(UserWarning, match="eta is halved") as told:
-        train(tiny_config(BACK_OFF, method="adalfl"), tmp_path / "run")
+        train(tiny_config(BACKING_OFF, method="adalfl"), tmp_path / "run")
     text = "adalfl diverged: outer_loss is not finite at training step 13 (seed 1);"
     assert [text in str(warning.message) for warning in told] == [True, True]
     back_offs = {row["step"]: row.get("train/back_offs") for row in records(tmp_path / "run")}
@@ -402,7 +406,7 @@ def test_a_chunk_that_is_not_finite_is_taken_again_with_eta_halved(tmp_path):
 @pytest.mark.slow
 @pytest.mark.usefixtures("fragile")
 def test_a_run_broken_off_after_eta_was_halved_ends_as_an_unbroken_one(tmp_path, monkeypatch):
-    config = tiny_config(BACK_OFF, method="adalfl")
+    config = tiny_config(BACKING_OFF, method="adalfl")
     with pytest.warns(UserWarning, match="eta is halved"):
         train(config, tmp_path / "unbroken")
     with pytest.warns(UserWarning, match="eta is halved"):
@@ -419,7 +423,7 @@ def test_eta_is_halved_online_and_offline(times):
 
 def test_a_signal_is_obeyed_before_a_chunk_is_taken_again(fragile, tmp_path, monkeypatch):
     fragile[0] = 0.0  # no eta is small enough
-    config, before = tiny_config(BACK_OFF, method="adalfl"), stage.StageRunner._back_off
+    config, before = tiny_config(BACKING_OFF, method="adalfl"), stage.StageRunner._back_off
 
     def signal_comes(self, *arguments):
         self._preemption.signal = signal.SIGTERM
@@ -440,7 +444,7 @@ def test_eta_is_not_halved_where_phi_stays_as_it_is(fragile, tmp_path):
     fragile[0] = 0.0
     joint = {"outer.split": "valid", "outer.joint_share": 0.5}  # from step 10 on
     with pytest.raises(DivergenceError, match="outer_loss is not finite at training step 13"):
-        train(tiny_config(BACK_OFF | joint, method="adalfl"), tmp_path / "run")
+        train(tiny_config(BACKING_OFF | joint, method="adalfl"), tmp_path / "run")
 
 
 def test_halving_eta_in_vain_ends_the_run(fragile, tmp_path, monkeypatch):
@@ -450,7 +454,7 @@ def test_halving_eta_in_vain_ends_the_run(fragile, tmp_path, monkeypatch):
         pytest.warns(UserWarning, match=r"halved \(1 of at most 1 times\)"),
         pytest.raises(DivergenceError, match="Eta was halved 1 times, in vain"),
     ):
-        train(tiny_config(BACK_OFF, method="adalfl"), tmp_path / "run")
+        train(tiny_config(BACKING_OFF, method="adalfl"), tmp_path / "run")
 
 
 def test_where_no_eta_is_at_fault_the_run_stops(tmp_path):

@@ -16,7 +16,7 @@ from adalfl_jax.training.batches import splits_of
 from adalfl_jax.training.initial import init_theta, init_training, make_seed_keys
 from adalfl_jax.training.phases import make_training_program
 from adalfl_jax.training.setup import make_setup
-from tests.training.tiny import final_state, records, tiny_config
+from tests.training.tiny import LINEAR, final_state, records, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +24,11 @@ def adjusted(tmp_path_factory):
     """Losses learned offline, and both methods behind them with a first step of a given length."""
     folder = tmp_path_factory.mktemp("adjusted")
     common = {"offline.num_steps": 300, "offline.learning_rate": 0.01, "num_seeds": 3}  # of two the median is the mean
-    model = {"model.name": "logistic"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(outputs, "write_figures", lambda *_: {})
-        source = tiny_config(common | model, method="ml3", num_steps=1, eval_every=100)
+        source = tiny_config(common | LINEAR, method="ml3", num_steps=1, eval_every=100)
         train(source, folder / "source")
-        start = model | {"learned_loss.start": str(folder / "source"), "offline.num_steps": 0}
+        start = LINEAR | {"learned_loss.start": str(folder / "source"), "offline.num_steps": 0}
         config = tiny_config(start | {"inner.first_step_rate": 0.25, "methods": ("ml3", "adalfl"), "num_seeds": 3})
         return start, config, folder, compare(config, folder / "run")
 
@@ -84,7 +83,7 @@ def test_the_length_of_the_first_step_changes_the_rate_of_each_seed_and_nothing_
     "remembering", [{"outer.pipelined": True}, {"hypergradient": "truncated", "estimator.window": 2}], ids=str
 )
 def test_what_a_step_remembers_is_what_the_first_was_made_for(remembering, further):
-    common = {"model.name": "logistic", "inner.first_step_rate": 0.2, "offline.num_steps": 0}
+    common = LINEAR | {"inner.first_step_rate": 0.2, "offline.num_steps": 0}
     config = tiny_config({**common, **remembering, **further})
     setup, keys = make_setup(config), make_seed_keys(config.seeds)
     state, program = init_training(setup, "adalfl", keys), make_training_program(setup, "adalfl")
@@ -141,7 +140,7 @@ def test_with_batch_norm_the_first_step_is_as_long_as_one_on_the_task_loss_at_th
 @pytest.mark.parametrize("factor", [0.5, 30.0])
 def test_what_shortens_the_first_step_leaves_weight_decay_alone(factor):
     rate, decay, after = 0.1, 0.05, []
-    overrides = {"model.name": "logistic", "inner.first_step_rate": 0.3, "num_seeds": 1}
+    overrides = LINEAR | {"inner.first_step_rate": 0.3, "num_seeds": 1}
     for weight_decay in (0.0, decay):
         config = tiny_config(overrides, **{"inner.weight_decay": weight_decay})
         setup, keys = make_setup(config), make_seed_keys(config.seeds)

@@ -33,6 +33,7 @@ SETTINGS = {
     "inner.learning_rate": 0.1,
     "num_loss_figures": 0,  # each takes as long as all else
 }
+LINEAR = {"model.name": "logistic"}  # compiles fastest
 DIABETES = {
     "dataset.name": "diabetes",
     "task_loss": "squared_error",
