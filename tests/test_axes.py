@@ -137,7 +137,7 @@ def test_a_step_inside_shard_map_moves_as_on_the_whole_batch(case):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("case", slow_but("recompute", "outer_every"))
+@pytest.mark.parametrize("case", slow_but("outer_every"))
 def test_a_step_inside_pmap_moves_as_on_the_whole_batch(case):
     assert_equal_to_whole(case, by_map, "batch_norm")
 
@@ -242,6 +242,7 @@ def test_a_convolution_inside_shard_map_has_the_gradients_of_the_whole_batch():
     assert_close(jax.jit(divided)(*arguments), jax.jit(gradients)(*arguments), 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_several_models_share_a_phi_that_takes_the_mean_of_their_gradients():
     """By an outer optimiser and `jax.vmap` alone, in training and in the offline phase."""

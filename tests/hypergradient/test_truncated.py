@@ -101,6 +101,7 @@ def test_a_step_of_a_window_is_evaluated_at_the_theta_it_keeps():
     assert not jnp.allclose(found["layer_0"]["kernel"], past[-1][-1].gradient["layer_0"]["kernel"], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_steps_may_be_differentiated_through():
     """By the inner learning rate, as reverse and forward mode do it and as a difference has it, up to what the third
     step makes of the phi that the second has updated through its window. The model is linear, which compiles faster."""
