@@ -63,7 +63,7 @@ results-more: setup  ## Make every table of docs/results_more.md anew: about a d
 # Runs the commands that write into a page, each once.
 anew = sed -n 's|^\.venv/bin/\(python -m experiments\..* --write=$(1)\)$$|$(BIN)/\1|p' $(1) | sed '/experiments\.study/s/$$/ --jobs=$(JOBS)/' | awk '!seen[$$0]++ { print $$0 " </dev/null" }' | sh -ex
 
-results-quick: setup  ## Make a reduced form of most studies on digits: that they work, not what comes out.
+results-quick: setup  ## Make a reduced form of half of the studies on digits, in seven minutes: that they work, not what comes out.
 	$(STUDY) --study=clean_labels --comparison=mnist_mlp --quick
 	$(STUDY) --study=behaviour --comparison=behaviour_mnist_mlp --quick
 	$(STUDY) --study=noisy_labels --comparison=mnist_mlp_80 --arm=decayed --arm=fine_tuned --arm=generalized --arm=reweighting --quick
