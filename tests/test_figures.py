@@ -405,6 +405,23 @@ def weighting_figure(problem, arm, column):
     return figure("weighting", f"{problem}, learned weights of examples", arm, column, page=MORE_RESULTS)
 
 
+@pytest.mark.parametrize(
+    ("arm", "column"),
+    [
+        ("AdaLFL, untuned", ERROR),
+        ("Learning to Reweight, decayed", ERROR),
+        ("Learning to Reweight, decayed", "p"),
+        ("Meta-Weight-Net, decayed", ERROR),
+    ],
+)
+def test_the_page_has_rivals_that_weigh_examples_where_labels_are_right(arm, column):
+    (told,) = re.findall(r"With right labels both are behind too: .*? Where labels", rivals_that_weigh_examples())
+    found = [
+        weighting_figure(f"{data}, MLP 784-256-10, clean labels", arm, column) for data in ("MNIST", "Fashion-MNIST")
+    ]
+    assert " and ".join(found) in told
+
+
 @pytest.mark.parametrize("arm", [*WEIGHING, "AdaLFL, untuned"])
 def test_the_page_says_what_rivals_that_weigh_examples_reach_with_lenet5(arm):
     found = [weighting_figure(f"{data}, LeNet-5, 40 % wrong labels", arm, ERROR) for data in ("MNIST", "Fashion-MNIST")]
