@@ -592,3 +592,19 @@ def test_the_documents_say_what_sizes_cost():
     assert f"{many_outputs:.1f} for an MLP of a thousand outputs" in (ROOT / "docs" / "meta_gradients.md").read_text()
     few, whole = (float(figure("scaling", ".*by batch size", size, "bilevel step, ms")) for size in ("16", "128"))
     assert 1 / 8 < few / whole == pytest.approx(1 / 5, abs=0.01)
+
+
+def test_the_readme_says_what_ten_other_seeds_show():
+    of_ten = ("clean_labels", "Further differences: digits, MLP", "AdaLFL, the default η task loss, tuned")
+    ahead, p_value = (figure(*of_ten, column, page=RESULTS) for column in ("arm minus another", "p"))
+    assert f"and of the tuned one {ahead.lstrip('-')} points (p = {p_value})" in " ".join(README.split())
+    methods = json.loads((ROOT / "docs" / "images" / "summary.json").read_text())["methods"]
+    recorded, tuned = (
+        100 * (methods[name]["test"]["mean"] - methods["adalfl"]["test"]["mean"])
+        for name in ("task_loss", "tuned_task_loss")
+    )
+    task_loss, own = (
+        float(figure(*CLEAN_DIGITS, arm, ERROR, page=RESULTS)) for arm in ("task loss", "AdaLFL, the default η")
+    )
+    assert (task_loss - own) / recorded == pytest.approx(0.5, abs=0.05)
+    assert -float(ahead) / tuned == pytest.approx(0.5, abs=0.05)
