@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from experiments.study import clean_labels
 from experiments.study.arms import Arm, Comparison, Overrides, fields
 from experiments.study.residual import ResidualLoss
 
@@ -62,17 +63,22 @@ CONSTANT = ("sum", "sum_fast")  # arms that those are compared with
 
 MANY = 100  # seeds, that show a failure which ten may not
 MANY_SEEDS = ("digits_mlp", "mnist_logistic")  # of PROBLEMS
+THE_PAPERS = ("mnist_logistic", "mnist_mlp")  # configurations of the models it has, for as many steps
 
 
 def comparisons() -> list[Comparison]:
-    """For each problem all settings, a residual and a falling eta; with many seeds the defaults beside the paper's."""
+    """For each problem all settings, a residual and a falling eta; then the defaults beside the paper's alone.
+
+    That is with many seeds, and on the paper's own models.
+    """
     settings = {
         name: Comparison(f"recipe_{name}", f"{title}: settings", config, {**DEFAULTS, **overrides}, ARMS, "sum")
         for name, (title, config, overrides) in PROBLEMS.items()
     }
     others = [_of_falling_eta(comparison) for comparison in settings.values()]
     others += [_of_residual(comparison) for comparison in settings.values()]
-    return [*settings.values(), *others, *(_of_many_seeds(settings[name]) for name in MANY_SEEDS)]
+    others += [_of_many_seeds(settings[name]) for name in MANY_SEEDS]
+    return [*settings.values(), *others, *map(_of_the_papers, THE_PAPERS)]
 
 
 def _of_falling_eta(comparison: Comparison) -> Comparison:
@@ -92,3 +98,8 @@ def _of_residual(comparison: Comparison) -> Comparison:
 def _of_many_seeds(comparison: Comparison) -> Comparison:
     name, title = f"{comparison.name}_{MANY}", f"{comparison.title}, {MANY} seeds"
     return comparison.select(("paper",))._replace(name=name, title=title, num_seeds=MANY)
+
+
+def _of_the_papers(config: str) -> Comparison:
+    title = f"{clean_labels.PROBLEMS[config][0]}: the paper's settings"
+    return Comparison(f"recipe_{config}_paper", title, config, DEFAULTS, ARMS, "sum").select(("paper",))
