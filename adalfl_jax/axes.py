@@ -26,7 +26,7 @@ def mean_over(axis_name: str | None, tree: PyTree) -> PyTree:
 
 
 def own_copy(axis_name: str | None, tree: PyTree) -> PyTree:
-    """Arrays that are equal on all devices as each device's own, so that a gradient to them is that device's alone.
+    """Marks arrays that are equal on all devices as device-varying, so that a gradient to them is each device's own.
 
     `jax.shard_map` with `check_vma` would add up the devices' gradients to what is known to be equal on all.
     """

@@ -21,7 +21,12 @@ from adalfl_jax.hypergradient import (
     make_pipelined_step,
     num_inner_steps,
 )
-from adalfl_jax.hypergradient.problem import bind_learned_loss, first_examples, inner_and_outer_keys
+from adalfl_jax.hypergradient.problem import (
+    bind_learned_loss,
+    first_examples,
+    inner_and_outer_keys,
+    require_examples,
+)
 from adalfl_jax.hypergradient.update import outer_update
 from adalfl_jax.learned_losses import at_progress, require_progress
 from adalfl_jax.norms import norm
@@ -38,6 +43,7 @@ from adalfl_jax.types import (
     Theta,
 )
 from adalfl_jax.validation import (
+    meta_batch_shares,
     require_batch,
     require_bilevel_batch,
     require_key,
@@ -151,9 +157,8 @@ def make_bilevel_step(
     require_loss("task_loss_fn", task_loss_fn, "targets", "outputs")
     require_optimizer("inner_optimizer", inner_optimizer)
     require_optimizer("outer_optimizer", outer_optimizer)
-    inner_fraction, outer_fraction = require_options(
-        estimate, learned_loss_fn, meta_batch_fraction, outer_every, pipelined
-    )
+    inner_fraction, outer_fraction = meta_batch_shares(meta_batch_fraction)
+    require_options(estimate, learned_loss_fn, (inner_fraction, outer_fraction), outer_every, pipelined)
     require_mean("learned_loss_fn", learned_loss_fn, axis_name)
     problem = BilevelProblem(
         with_own_keys(axis_name, returning_state(apply_fn)),
@@ -251,8 +256,8 @@ def make_task_step(
 
     Raises:
       ValueError: what is no optimiser, or no function of such arguments; by the returned step, a theta of another
-        optimiser, a batch that is no pair of arrays or empty, a loss that is not one number, no progress for one that
-        needs it.
+        optimiser, a batch that is no pair of arrays, empty or of unequal lengths, a loss that is not one number, no
+        progress for one that needs it.
     """
     require_model(apply_fn)
     require_loss("loss_fn", loss_fn, "targets", "outputs", optional=("progress",))
@@ -269,8 +274,7 @@ def make_task_step(
     ) -> tuple[Theta, TaskMetrics]:
         require_theta(theta, "optimizer", optimizer)
         require_batch("batch", batch)
-        if any(jnp.shape(leaf)[:1] == (0,) for leaf in jax.tree.leaves(batch[1])):
-            raise ValueError(f"the batch is empty; got targets {jax.tree.map(jnp.shape, batch[1])}")
+        require_examples("batch", batch)
         if rng_key is not None:
             require_key("rng_key", rng_key)
         require_progress(loss_fn, progress)

@@ -38,14 +38,18 @@ OUTPUT_NAMES = {"logit", "logits", "output", "outputs", "pred", "preds", "predic
 def require_options(
     estimator: Estimator,
     learned_loss_fn: LearnedLossFn,
-    meta_batch_fraction: float | tuple[float, float],
+    shares: tuple[float, float],
     outer_every: int,
     pipelined: bool,
-) -> tuple[float, float]:
-    """The shares of the inner and of the outer batch.
+) -> None:
+    """Raises ValueError for options out of their range, or that do not fit each other, the estimator or the loss.
 
-    Raises:
-      ValueError: options out of their range, or that do not fit each other, the estimator or the learned loss.
+    Args:
+      estimator: of the meta-gradient.
+      learned_loss_fn: M_phi.
+      shares: of the inner and of the outer batch, as `meta_batch_shares` returns them.
+      outer_every: n, at least 1.
+      pipelined: True or False.
     """
     if isinstance(estimator, type) or not callable(estimator):
         raise ValueError(f"hypergradient must be a name or an estimator, as `make_estimator` makes; got {estimator!r}")
@@ -58,7 +62,7 @@ def require_options(
         )
     require_count("outer_every", outer_every)
     require_flag("pipelined", pipelined)
-    inner, outer = _shares(meta_batch_fraction)
+    inner, outer = shares
     if outer_every > 1 and getattr(estimator, "remembers", False):
         raise ValueError(
             f"hypergradient={name!r} has to see every step of theta, and outer_every = "
@@ -73,12 +77,12 @@ def require_options(
     if pipelined and (min(inner, outer) < 1 or outer_every > 1):
         raise ValueError(
             "pipelined shares the forward pass of the whole batch at every step, so it goes with neither "
-            f"meta_batch_fraction nor outer_every; got {meta_batch_fraction} and {outer_every}"
+            f"meta_batch_fraction nor outer_every; got {shares} and {outer_every}"
         )
-    return inner, outer
 
 
-def _shares(given: float | tuple[float, float]) -> tuple[float, float]:
+def meta_batch_shares(given: float | tuple[float, float]) -> tuple[float, float]:
+    """Returns the shares of the inner and of the outer batch; raises ValueError where they are none in (0, 1]."""
     shares = given if isinstance(given, Sequence) else (given, given)
     if len(shares) != 2 or not all(map(is_number, shares)) or not all(0 < share <= 1 for share in shares):
         raise ValueError(f"meta_batch_fraction must be a number in (0, 1], or two: of inner and outer; got {given!r}")

@@ -26,7 +26,7 @@ from adalfl_jax.analysis.record import TRAINED_ON, UNREAD
 from adalfl_jax.data import DatasetError
 from adalfl_jax.training import ConfigError, DivergenceError, PreemptionError, TrainConfig
 from adalfl_jax.training.fields import field_paths, require_path
-from adalfl_jax.training.files import find_folder
+from adalfl_jax.training.files import resolve_folder
 from adalfl_jax.training.workdir import REPORT
 from experiments.compilation_cache import keep_compiled_programs
 from experiments.tables import show_mean
@@ -75,7 +75,7 @@ def studies_folder() -> Path:
     """Where the numbers of studies are kept: `--workdir`, or runs/studies."""
     if WORKDIR.value is None:
         return Path("runs/studies")
-    find_folder(WORKDIR.value)  # for its errors; messages show the folder as it was named
+    resolve_folder(WORKDIR.value)  # for its errors; messages show the folder as it was named
     return Path(WORKDIR.value).expanduser()
 
 

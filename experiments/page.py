@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import flags
 
-from adalfl_jax.training.files import hold_workdir, write_json, write_text
+from adalfl_jax.training.files import lock_folder, write_json, write_text
 from experiments.tables import Table, either, render_table, rounded
 
 WRITE = flags.DEFINE_string("write", None, "Markdown page that the tables are also written into, section by section.")
@@ -94,7 +94,7 @@ def publishing(path: Path) -> contextlib.AbstractContextManager[None]:
     Raises:
       BusyError: others took ten minutes.
     """
-    return hold_workdir(path.parent, patience=600)
+    return lock_folder(path.parent, patience=600)
 
 
 def write_numbers(path: Path, numbers: Mapping[str, Any]) -> dict[str, Any]:

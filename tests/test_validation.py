@@ -387,10 +387,13 @@ def test_a_state_of_the_same_optimizer_for_other_shapes_is_refused():
         make_step(inner_optimizer=momentum)(theta, phi._replace(opt_state=other.opt_state), BATCH)
 
 
-def test_a_step_on_a_fixed_loss_refuses_no_examples_and_no_key():
+def test_a_step_on_a_fixed_loss_refuses_batches_of_no_or_unequal_lengths_and_no_key():
     step = adalfl_jax.make_task_step(apply_fn, softmax_cross_entropy, INNER)
-    with pytest.raises(ValueError, match=r"the batch is empty; got targets \(0,\)"):
+    with pytest.raises(ValueError, match=r"batch: inputs and targets .* \[B\], not empty; got inputs \(0, 5\)"):
         step(make_state()[0], (INPUTS[:0], TARGETS[:0]))
+    any_loss = adalfl_jax.make_task_step(apply_fn, lambda targets, outputs: (outputs**2).mean(), INNER)
+    with pytest.raises(ValueError, match=r"share .* \[B\], not empty; got inputs \(8, 5\) and targets \(7,\)"):
+        any_loss(make_state()[0], (INPUTS, TARGETS[:7]))
     with pytest.raises(ValueError, match=r"rng_key must be one key"):
         step(make_state()[0], (INPUTS, TARGETS), 0)
 

@@ -19,13 +19,13 @@ from adalfl_jax.hypergradient.one_step import (
     loss_gradient_of,
     update_theta,
 )
-from adalfl_jax.hypergradient.problem import AnyBatch, BilevelProblem, inner_and_outer_keys
+from adalfl_jax.hypergradient.problem import BilevelProblem, inner_and_outer_keys, require_examples
 from adalfl_jax.norms import norm
 from adalfl_jax.types import BilevelBatch, BilevelMetrics, Phi, PyTree, Theta
 
 
 class LastStep(NamedTuple):
-    """How the step of theta before this one turns a gradient of the task loss into one of phi. A pytree."""
+    """Turns dL/dtheta of the current step into dL/dphi of the step before. A pytree."""
 
     point: Linearization  # of the base model, without what the estimator does not use
     targets: PyTree
@@ -62,7 +62,7 @@ def make_pipelined_step(
         progress = as_array(batch.progress)
         now = problem.at_progress(progress)
         rng_key, _ = inner_and_outer_keys(batch.rng_key)
-        _require_batch(batch.inner)
+        require_examples("batch.inner", batch.inner)
         estimator.require_product(problem, theta, batch.inner, rng_key)
         point, model_state = linearize_theta(theta, batch.inner, rng_key)
         targets = batch.inner[1]
@@ -96,7 +96,7 @@ def make_pipelined_step(
 
 
 def _restored(carry: PrimedCarry, params: PyTree, like: LastStep) -> LastStep:
-    """The functions of this step with the arrays of the one before."""
+    """Rebuilds the step before: its functions are those of this trace, and its arrays those of the carry."""
     arrays, functions = jax.tree.flatten(like)
     require_carry("pipelined", carry, PrimedCarry(jnp.array(True), _smaller(params), arrays))
     return jax.tree.unflatten(functions, carry.arrays)
@@ -108,13 +108,3 @@ def _smaller(params: PyTree) -> list[jax.Array]:
     leaves = sorted(map(jnp.asarray, jax.tree.leaves(params)), key=jnp.size)
     sizes = list(itertools.accumulate(map(jnp.size, leaves)))
     return [leaf for leaf, size in zip(leaves, sizes, strict=True) if 16 * size <= sizes[-1]] or leaves[:1]
-
-
-def _require_batch(batch: AnyBatch) -> None:
-    inputs, targets = jax.tree.map(jnp.shape, tuple(batch))
-    axes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(tuple(batch))}
-    if len(axes) > 1 or axes & {(), (0,)}:
-        raise ValueError(
-            "a pipelined step takes one inner batch of inputs and targets with the same leading axis [B], not empty; "
-            f"got inputs {inputs} and targets {targets}"
-        )

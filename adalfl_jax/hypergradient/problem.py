@@ -210,6 +210,17 @@ def num_inner_steps(batch: BilevelBatch) -> int | None:
     return leading["inner"][0] if num_extra else None
 
 
+def require_examples(name: str, batch: AnyBatch) -> None:
+    """Raises ValueError for a plain batch that is empty, or whose arrays do not share their leading axis."""
+    axes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(tuple(batch))}
+    if len(axes) > 1 or axes & {(), (0,)}:
+        inputs, targets = (shorten(jax.tree.map(jnp.shape, part)) for part in batch)
+        raise ValueError(
+            f"{name}: inputs and targets must share their leading axis [B], not empty; got inputs {inputs} and targets "
+            f"{targets}"
+        )
+
+
 def first_examples(batch: AnyBatch, fraction: float) -> Batch:
     """A share of a batch, at least one example."""
     return Batch(*jax.tree.map(lambda leaf: leaf[: max(1, round(fraction * len(leaf)))], tuple(batch)))

@@ -107,8 +107,10 @@ class Truncated:
 
 
 def _past(window: PrimedWindow, now: PastSteps) -> PastSteps:
-    """The steps that lead to theta, none where it was moved otherwise. In the place of those that are not taken stands
-    this step, since the zeros of a primed carry may have no derivatives."""
+    """Masks out the steps that do not lead to theta: all, where it was moved otherwise.
+
+    A masked slot repeats the current step, since the zeros of a primed carry may have no derivatives.
+    """
     taken = window.steps.is_taken & is_same(now.theta.params, window.params_after)
     steps = jax.tree.map(lambda past, this: _where(taken, past, this[None]), window.steps, now)
     return steps._replace(is_taken=taken)

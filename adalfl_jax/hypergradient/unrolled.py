@@ -42,6 +42,8 @@ class Unrolled:
     """
 
     name: ClassVar[str] = "unrolled"
+    _step: ClassVar[InnerStep] = staticmethod(inner_step)
+    _scan: ClassVar[Scan] = staticmethod(jax.lax.scan)
 
     def __call__(
         self, problem: BilevelProblem, theta: Theta, phi_params: PyTree, batch: BilevelBatch, carry: PyTree = (), /
@@ -60,51 +62,6 @@ class Unrolled:
         (outer_loss, (theta_next, inner_loss)), gradient = differentiate(problem.own(phi_params))
         outer_loss, gradient = problem.mean((outer_loss, gradient))
         return Hypergradient(theta_next, gradient, inner_loss, outer_loss, carry)
-
-    def _step(self, *arguments: Any) -> tuple[Theta, jax.Array]:
-        return inner_step(*arguments)
-
-    def _scan(self, *arguments: Any) -> tuple[Any, Any]:
-        return jax.lax.scan(*arguments)
-
-
-@dataclasses.dataclass(frozen=True)
-class Checkpointed(Unrolled):
-    """Exact, as `Unrolled`, with theta kept every sqrt(K) steps and the steps between computed anew.
-
-    Memory grows with sqrt(K), for about a third more work.
-
-    References:
-      Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174.
-    """
-
-    name: ClassVar[str] = "checkpointed"
-
-    def _scan(self, *arguments: Any) -> tuple[Any, Any]:
-        return _scan_in_segments(*arguments)
-
-
-@dataclasses.dataclass(frozen=True)
-class MixedMode(Unrolled):
-    """Exact, with the second derivatives of M_phi taken forward over reverse.
-
-    Going back through a step needs w^T d(grad M_phi)/d(theta, phi). The Hessian of M_phi in (theta, phi) being
-    symmetric, this is the derivative of its gradient along (w, 0), one forward-mode product that stores no pass. Of
-    each step theta is kept, and what the inner optimiser's update needs to be differentiated: nothing more for SGD,
-    five times as much for Adam. Derivatives through `model_state` are dropped: those of batch norm's running statistics
-    are zero in train mode.
-
-    Raises:
-      NotImplementedError: when differentiated, a model whose gradient has no forward-mode derivative.
-
-    References:
-      Kemaev et al., "Scalable Meta-Learning via Mixed-Mode Differentiation" (MixFlow-MG), arXiv 2505.00793.
-    """
-
-    name: ClassVar[str] = "mixed_mode"
-
-    def _step(self, *arguments: Any) -> tuple[Theta, jax.Array]:
-        return _mixed_mode_step(*arguments)
 
 
 def run_inner_steps(
@@ -144,6 +101,20 @@ def _scan_in_segments(body: Callable, start: Theta, items: PyTree) -> tuple[Thet
     return carry, losses
 
 
+@dataclasses.dataclass(frozen=True)
+class Checkpointed(Unrolled):
+    """Exact, as `Unrolled`, with theta kept every sqrt(K) steps and the steps between computed anew.
+
+    Memory grows with sqrt(K), for about a third more work.
+
+    References:
+      Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174.
+    """
+
+    name: ClassVar[str] = "checkpointed"
+    _scan: ClassVar[Scan] = staticmethod(_scan_in_segments)
+
+
 def _mixed_mode_step(
     problem: BilevelProblem, theta: Theta, phi_params: PyTree, batch: AnyBatch, rng_key: jax.Array | None
 ) -> tuple[Theta, jax.Array]:
@@ -175,3 +146,24 @@ def _mixed_mode_step(
     gradient, (loss, model_state) = problem.mean(gradient_fn(given, params, phi_params, inexact, others))
     updates, opt_state = differentiable_update(problem.inner_optimizer, gradient, theta.opt_state, theta.params)
     return Theta(optax.apply_updates(theta.params, updates), model_state, opt_state), loss
+
+
+@dataclasses.dataclass(frozen=True)
+class MixedMode(Unrolled):
+    """Exact, with the second derivatives of M_phi taken forward over reverse.
+
+    Going back through a step needs w^T d(grad M_phi)/d(theta, phi). The Hessian of M_phi in (theta, phi) being
+    symmetric, this is the derivative of its gradient along (w, 0), one forward-mode product that stores no pass. Of
+    each step theta is kept, and what the inner optimiser's update needs to be differentiated: nothing more for SGD,
+    five times as much for Adam. Derivatives through `model_state` are dropped: those of batch norm's running statistics
+    are zero in train mode.
+
+    Raises:
+      NotImplementedError: when differentiated, a model whose gradient has no forward-mode derivative.
+
+    References:
+      Kemaev et al., "Scalable Meta-Learning via Mixed-Mode Differentiation" (MixFlow-MG), arXiv 2505.00793.
+    """
+
+    name: ClassVar[str] = "mixed_mode"
+    _step: ClassVar[InnerStep] = staticmethod(_mixed_mode_step)

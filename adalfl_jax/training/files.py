@@ -13,7 +13,7 @@ from typing import Any
 
 from adalfl_jax.atomic import replace_file
 
-_GLANCE, _POLL = 0.2, 0.01  # seconds; `is_worked_on` takes the lock for a moment, in which a run must be able to start
+_GLANCE, _POLL = 0.2, 0.01  # seconds; `is_locked` takes the lock for a moment, in which a run must be able to start
 
 
 class WorkdirError(OSError):
@@ -46,7 +46,7 @@ def writing(workdir: Path) -> Iterator[None]:
         raise WorkdirError(f"cannot write to workdir {workdir}: {error}") from error
 
 
-def find_folder(path: str | os.PathLike[str]) -> Path:
+def resolve_folder(path: str | os.PathLike[str]) -> Path:
     """The folder that a user named, as an absolute path.
 
     Raises:
@@ -64,7 +64,7 @@ def find_folder(path: str | os.PathLike[str]) -> Path:
 
 
 @contextlib.contextmanager
-def hold_workdir(path: str | os.PathLike[str], *, patience: float = _GLANCE) -> Iterator[None]:
+def lock_folder(path: str | os.PathLike[str], *, patience: float = _GLANCE) -> Iterator[None]:
     """Keeps other processes off the folder, which is made where it does not exist; a killed one lets go of it.
 
     Systems and file systems without locks keep nobody off.
@@ -77,7 +77,7 @@ def hold_workdir(path: str | os.PathLike[str], *, patience: float = _GLANCE) -> 
       BusyError: another process works on it.
       WorkdirError: it cannot be made.
     """
-    workdir = find_folder(path)
+    workdir = resolve_folder(path)
     with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         folder = os.open(workdir, os.O_RDONLY)
@@ -104,14 +104,14 @@ def _lock(workdir: Path, folder: int, patience: float) -> None:
             return None
 
 
-def is_worked_on(path: str | os.PathLike[str]) -> bool:
+def is_locked(path: str | os.PathLike[str]) -> bool:
     """Whether a process holds the folder; False where the system cannot tell, as across nodes without shared locks.
 
     Raises:
       WorkdirError: the folder cannot be looked at.
     """
     try:
-        with hold_workdir(path):
+        with lock_folder(path):
             return False
     except BusyError:
         return True

@@ -20,7 +20,7 @@ from adalfl_jax.training.digest import digest_of_offline_phase
 from adalfl_jax.training.divergence import DivergenceError
 from adalfl_jax.training.evaluation import Evaluation
 from adalfl_jax.training.fields import require
-from adalfl_jax.training.files import BusyError, WorkdirError, find_folder, hold_workdir, is_worked_on
+from adalfl_jax.training.files import BusyError, WorkdirError, is_locked, lock_folder, resolve_folder
 from adalfl_jax.training.hosts import agreed_signal, connect, is_first, on_first, require_same, warn
 from adalfl_jax.training.initial import SeedKeys, init_phi, init_theta, init_training, make_seed_keys, warn_of_poor_fit
 from adalfl_jax.training.methods import METHODS, OFFLINE, has_offline_phase, phase_of
@@ -108,12 +108,12 @@ def _run(
     with contextlib.ExitStack() as held:
         if (summary := _read_finished(setup, workdir, command)) is not None:
             return summary
-        on_first(lambda: held.enter_context(hold_workdir(workdir)))
+        on_first(lambda: held.enter_context(lock_folder(workdir)))
         if (summary := _read_finished(setup, workdir, command)) is not None:  # by who held it till now
             return summary
         shared = None
         if offline_dir is not None and shares_offline:
-            shared = find_folder(offline_dir) / digest_of_offline_phase(config)
+            shared = resolve_folder(offline_dir) / digest_of_offline_phase(config)
             if not wait:  # looked for now, not once files are written and programs compiled
                 on_first(functools.partial(_refuse_if_busy, shared))
         folder = Path(on_first(lambda: str(layout.open_workdir(workdir, config, command, setup.dataset.content))))
@@ -147,7 +147,7 @@ def _check_methods(config: TrainConfig, methods: tuple[str, ...]) -> None:
 
 
 def _refuse_if_busy(shared: Path) -> None:
-    if shared.is_dir() and is_worked_on(shared):
+    if shared.is_dir() and is_locked(shared):
         raise BusyError(f"another run trains the offline phase {shared}; this one can begin when that is done")
 
 
@@ -182,7 +182,7 @@ def _read_finished(setup: Setup, workdir: str | os.PathLike[str], command: str) 
             f"{setup.dataset.content}); bring those back, or choose a new folder"
         )
     tell(f"{workdir} holds this run, finished; its summary is read back.")
-    if is_first() and not is_worked_on(workdir):
+    if is_first() and not is_locked(workdir):
         layout.remove_checkpoints(workdir)  # where the run was killed just before it did
     return summary
 
@@ -301,7 +301,7 @@ class _MethodRunner:
 
         def hold() -> bool:
             try:
-                held.enter_context(hold_workdir(shared))
+                held.enter_context(lock_folder(shared))
             except BusyError:  # after a moment
                 if not self._waits:
                     raise

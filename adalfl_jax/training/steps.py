@@ -81,7 +81,7 @@ def _fixed_step(setup: Setup, inner_optimizer: optax.GradientTransformation) -> 
 
 
 def _then_joint(setup: Setup, inner_optimizer: optax.GradientTransformation, step: Step) -> Step:
-    """The step and, at the end, one that moves theta alone, on its loss and on the task loss of the outer batch."""
+    """From `first_joint_step` on moves theta alone, on its loss plus the task loss of the outer batch."""
     first, size = setup.config.first_joint_step, setup.config.batch_size
     if first == setup.config.num_steps:
         return step

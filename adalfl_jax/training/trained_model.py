@@ -22,7 +22,7 @@ from adalfl_jax.training import workdir as layout
 from adalfl_jax.training.checkpoint import load_state
 from adalfl_jax.training.config import TrainConfig
 from adalfl_jax.training.evaluation import EVAL_BATCHES
-from adalfl_jax.training.files import WorkdirError, find_folder, read_json, reading
+from adalfl_jax.training.files import WorkdirError, read_json, reading, resolve_folder
 from adalfl_jax.training.methods import METHODS
 from adalfl_jax.types import PyTree
 
@@ -97,7 +97,7 @@ def load_model(workdir: str | os.PathLike[str], method: str | None = None, seed:
       >>> trained.predict([[59, 2, 32.1, 101, 157, 93.2, 38, 4, 4.8598, 87]]).shape  # doctest: +SKIP
       (1, 1)
     """
-    folder = find_folder(workdir)
+    folder = resolve_folder(workdir)
     layout.require_run(folder)
     if not (folder / layout.SUMMARY).is_file():
         raise WorkdirError(

@@ -13,7 +13,7 @@ from adalfl_jax.analysis.record import RunRecord
 from adalfl_jax.training import workdir as layout
 from adalfl_jax.training.checkpoint import read_loss_shapes
 from adalfl_jax.training.config import TrainConfig
-from adalfl_jax.training.files import is_worked_on, reading
+from adalfl_jax.training.files import is_locked, reading
 from adalfl_jax.training.methods import METHODS, OFFLINE
 from adalfl_jax.training.summary import method_entry
 
@@ -42,7 +42,7 @@ def read_unfinished(workdir: Path) -> RunRecord:
         "comparisons": [],
         "environment": {},
         "progress": _progress(workdir, config, methods, rows),
-        "is_running": is_worked_on(workdir),
+        "is_running": is_locked(workdir),
         "diverged": _divergence(workdir),
     }
     if drawn := [method for method in begun if f"{method}/values" in shapes]:

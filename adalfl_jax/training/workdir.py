@@ -15,7 +15,7 @@ from adalfl_jax.learned_losses import configurable_families
 from adalfl_jax.models import MODELS
 from adalfl_jax.training.config import WITHOUT_EFFECT, TrainConfig
 from adalfl_jax.training.fields import differing_keys
-from adalfl_jax.training.files import WorkdirError, find_folder, read_json, reading, write_json, writing
+from adalfl_jax.training.files import WorkdirError, read_json, reading, resolve_folder, write_json, writing
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -52,7 +52,7 @@ def open_workdir(path: str | os.PathLike[str], config: TrainConfig, command: str
       WorkdirError: it cannot be written, holds other files, or holds a run of another config, on other data or of
         another version of this package. Nothing is changed.
     """
-    workdir = find_folder(path)
+    workdir = resolve_folder(path)
     wanted = {"command": command, **config.to_dict()}
     with writing(workdir):
         if (workdir / CONFIG).exists():
@@ -84,7 +84,7 @@ def finished_summary(path: str | os.PathLike[str], config: TrainConfig, command:
     Raises:
       WorkdirError: a finished run of another config, or files that cannot be read.
     """
-    workdir = find_folder(path)
+    workdir = resolve_folder(path)
     if not ((workdir / CONFIG).is_file() and (workdir / SUMMARY).is_file()):
         return None
     _check_same_run(workdir, {"command": command, **config.to_dict()})
@@ -138,7 +138,7 @@ def read_summary(workdir: Path) -> dict[str, Any]:
 
 def remove_checkpoints(path: str | os.PathLike[str]) -> None:
     """Removes from a workdir what only an unfinished run needs."""
-    _remove(find_folder(path) / CHECKPOINTS)
+    _remove(resolve_folder(path) / CHECKPOINTS)
 
 
 def read_records(path: Path, lines: Iterable[str]) -> list[dict[str, Any]]:

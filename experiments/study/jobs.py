@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
-from adalfl_jax.training.files import BusyError, WorkdirError, hold_workdir, is_worked_on
+from adalfl_jax.training.files import BusyError, WorkdirError, is_locked, lock_folder
 
 LOGS = "jobs"  # folder of what helpers print
 ENDED = (0, -signal.SIGTERM, 128 + signal.SIGTERM)  # how helpers end that have not failed
@@ -24,8 +24,8 @@ ENDED = (0, -signal.SIGTERM, 128 + signal.SIGTERM)  # how helpers end that have 
 
 def require_locks(workdir: Path) -> None:
     """Raises WorkdirError where a folder that one process works on is not closed to another."""
-    with contextlib.suppress(BusyError), hold_workdir(workdir / LOGS):
-        if not is_worked_on(workdir / LOGS):
+    with contextlib.suppress(BusyError), lock_folder(workdir / LOGS):
+        if not is_locked(workdir / LOGS):
             raise WorkdirError(f"--jobs needs a file system with locks, which {workdir} is not on; leave it out")
 
 

@@ -23,7 +23,7 @@ from ml_collections import config_flags
 
 from adalfl_jax.analysis.record import UNREAD, flatten
 from adalfl_jax.training import ConfigError
-from adalfl_jax.training.files import find_folder
+from adalfl_jax.training.files import resolve_folder
 from adalfl_jax.training.machine import num_cores
 from adalfl_jax.training.workdir import require_own
 from experiments.launch import CONFIG, WORKDIR, parse_flags, told_in_a_line
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
     """Runs what is not finished yet, waits, and shows the table."""
     del argv
     with told_in_a_line():
-        root = find_folder(WORKDIR.value or "")
+        root = resolve_folder(WORKDIR.value or "")
         require_own(root, TABLE)
         file = config_flags.get_config_filename(flags.FLAGS["config"])
         points = make_points(_given_grid(), CONFIG.value.to_dict(), file, _PROGRAM.value, root)

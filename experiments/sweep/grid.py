@@ -19,7 +19,7 @@ from absl import flags
 
 from adalfl_jax.training import ConfigError, TrainConfig
 from adalfl_jax.training.fields import require_path
-from adalfl_jax.training.files import is_worked_on
+from adalfl_jax.training.files import is_locked
 from adalfl_jax.training.start import pin_start
 from adalfl_jax.training.workdir import finished_summary
 
@@ -46,7 +46,7 @@ class Point(NamedTuple):
 
     def is_running(self) -> bool:
         """Whether a process works on it, started by this command before or by another."""
-        return self.workdir.is_dir() and is_worked_on(self.workdir)
+        return self.workdir.is_dir() and is_locked(self.workdir)
 
 
 def parse_grid(texts: Sequence[str]) -> dict[str, list[str]]:

@@ -10,7 +10,7 @@ import warnings
 
 import pytest
 
-from adalfl_jax.training.files import BusyError, WorkdirError, hold_workdir
+from adalfl_jax.training.files import BusyError, WorkdirError, lock_folder
 from experiments.study import jobs, runs
 from experiments.study.arms import Arm, Comparison, grid, make_config
 from experiments.study.compare import compare_arms, do_free
@@ -32,7 +32,7 @@ def compared(workdir):
 def test_a_run_that_another_process_trains_is_passed_over_and_read_later(tmp_path):
     runs.run.cache_clear()
     configs = [make_config(COMPARISON, ARM, point, range(1), for_tuning=True) for point in ARM.grid]
-    with hold_workdir(runs.folder_of(configs[0], tmp_path)), pytest.raises(BusyError, match="another process works on"):
+    with lock_folder(runs.folder_of(configs[0], tmp_path)), pytest.raises(BusyError, match="another process works on"):
         compared(tmp_path)
     summaries = [(runs.folder_of(config, tmp_path) / "summary.json").exists() for config in configs]
     assert summaries == [False, True]
@@ -111,7 +111,7 @@ def test_no_memory_of_a_gpu_is_taken_in_advance_unless_the_user_says_so(monkeypa
 
 def test_without_locks_there_are_no_jobs(tmp_path, monkeypatch):
     jobs.require_locks(tmp_path)
-    monkeypatch.setattr(jobs, "is_worked_on", lambda folder: False)
+    monkeypatch.setattr(jobs, "is_locked", lambda folder: False)
     with pytest.raises(WorkdirError, match=r"--jobs needs a file system with locks, which .* is not on; leave it out"):
         jobs.require_locks(tmp_path)
 

@@ -17,7 +17,7 @@ from ml_collections.config_flags import get_config_filename
 from adalfl_jax import data
 from adalfl_jax.learned_losses import save_learned_loss
 from adalfl_jax.training import ConfigError, TrainConfig, train
-from adalfl_jax.training.files import hold_workdir
+from adalfl_jax.training.files import lock_folder
 from adalfl_jax.training.start import load_start
 from experiments import launch
 from experiments.sweep import __main__ as program
@@ -403,7 +403,7 @@ def test_a_run_that_a_process_works_on_is_left_to_it(run, started, tmp_path):
     vary, busy = "--vary=num_steps=4,8", tmp_path / "sweep" / "num_steps=4"
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "sweep.json").write_text("[]")
-    with hold_workdir(busy):
+    with lock_folder(busy):
         out, _ = run(vary)
     assert [point.workdir.name for point in started] == ["num_steps=8"]
     assert (out.count("| running "), out.count("| not begun ")) == (1, 1)
@@ -417,7 +417,7 @@ def test_a_run_that_failed_and_goes_on_elsewhere_has_not_failed(run, started, tm
     log = started[0].log
     log.parent.mkdir()
     log.write_text("failed: DivergenceError: it diverged\n")
-    with hold_workdir(workdir):
+    with lock_folder(workdir):
         out, ended = run("--vary=num_steps=4", "--nosubmit")
     assert ended is None
     assert "| running: failed: " in out

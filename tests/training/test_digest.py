@@ -15,7 +15,7 @@ from adalfl_jax import save_learned_loss
 from adalfl_jax.training import ConfigError, PreemptionError, run, train
 from adalfl_jax.training.batches import splits_of
 from adalfl_jax.training.digest import digest_of, digest_of_offline_phase
-from adalfl_jax.training.files import BusyError, hold_workdir
+from adalfl_jax.training.files import BusyError, lock_folder
 from adalfl_jax.training.initial import init_phi, make_seed_keys
 from adalfl_jax.training.phases import Program, make_offline_program
 from adalfl_jax.training.setup import make_setup
@@ -127,7 +127,7 @@ def test_a_shared_offline_phase_is_trained_once_and_gives_the_same_runs(tmp_path
     waits = threading.Event()
     monkeypatch.setattr(run, "tell", lambda text: waits.set() if "another process works on" in text else None)
     with ThreadPoolExecutor() as pool:
-        with hold_workdir(shared / digest_of_offline_phase(adalfl)):
+        with lock_folder(shared / digest_of_offline_phase(adalfl)):
             training = pool.submit(train, adalfl, tmp_path / "adalfl", offline_dir=shared)
             assert waits.wait(timeout=60)
             assert not training.done()
@@ -141,7 +141,7 @@ def test_a_shared_offline_phase_is_trained_once_and_gives_the_same_runs(tmp_path
 def test_a_signal_ends_the_wait_for_an_offline_phase(tmp_path, monkeypatch):
     config = tiny_config(BRIEF, method="ml3")
     shared = tmp_path / "offline" / digest_of_offline_phase(config)
-    with hold_workdir(shared), monkeypatch.context() as waiting:
+    with lock_folder(shared), monkeypatch.context() as waiting:
         waiting.setattr(run, "tell", lambda text: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(PreemptionError, match=r"SIGTERM: the run was waiting for .*to go on"):
             train(config, tmp_path / "run", offline_dir=tmp_path / "offline")
@@ -152,7 +152,7 @@ def test_a_signal_to_another_process_of_the_run_ends_the_wait_too(tmp_path, monk
     config = tiny_config(BRIEF, method="ml3")
     monkeypatch.setattr(run, "agreed_signal", lambda own: signal.SIGTERM if own is None else own)
     with (
-        hold_workdir(tmp_path / "offline" / digest_of_offline_phase(config)),
+        lock_folder(tmp_path / "offline" / digest_of_offline_phase(config)),
         pytest.raises(PreemptionError, match=r"SIGTERM: the run was waiting for .*to go on"),
     ):
         train(config, tmp_path / "run", offline_dir=tmp_path / "offline")
@@ -161,7 +161,7 @@ def test_a_signal_to_another_process_of_the_run_ends_the_wait_too(tmp_path, monk
 def test_an_offline_phase_that_another_run_trains_need_not_be_waited_for(tmp_path):
     config = tiny_config(BRIEF, method="ml3")
     shared = tmp_path / "offline" / digest_of_offline_phase(config)
-    with hold_workdir(shared), pytest.raises(BusyError, match=r"another run trains the offline phase .*; this one can"):
+    with lock_folder(shared), pytest.raises(BusyError, match=r"another run trains the offline phase .*; this one can"):
         train(config, tmp_path / "run", offline_dir=tmp_path / "offline", wait=False)
     assert not any((tmp_path / "run").iterdir())  # nothing was begun
     summary = train(config, tmp_path / "run", offline_dir=tmp_path / "offline", wait=False)
@@ -171,8 +171,8 @@ def test_an_offline_phase_that_another_run_trains_need_not_be_waited_for(tmp_pat
 def test_nor_is_one_that_another_run_begins_to_train_a_moment_later(tmp_path, monkeypatch):
     config = tiny_config(BRIEF, method="ml3")
     shared = tmp_path / "offline" / digest_of_offline_phase(config)
-    monkeypatch.setattr(run, "is_worked_on", lambda folder: False)  # when this run looked
-    with hold_workdir(shared), pytest.raises(BusyError, match=r"another process works on .*; let it end"):
+    monkeypatch.setattr(run, "is_locked", lambda folder: False)  # when this run looked
+    with lock_folder(shared), pytest.raises(BusyError, match=r"another process works on .*; let it end"):
         train(config, tmp_path / "run", offline_dir=tmp_path / "offline", wait=False)
     assert train(config, tmp_path / "run", offline_dir=tmp_path / "offline")["methods"].keys() == {"ml3"}
 

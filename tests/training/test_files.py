@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from adalfl_jax.training import WorkdirError
-from adalfl_jax.training.files import hold_workdir, is_worked_on, write_json
+from adalfl_jax.training.files import is_locked, lock_folder, write_json
 from adalfl_jax.training.workdir import open_workdir, remove_checkpoints
 from tests.training.tiny import tiny_config
 
@@ -36,9 +36,9 @@ def test_several_may_write_a_file_at_a_time(tmp_path):
 @pytest.mark.parametrize(
     "use",
     [
-        lambda name: hold_workdir(name).__enter__(),
+        lambda name: lock_folder(name).__enter__(),
         lambda name: open_workdir(name, tiny_config(), "train"),
-        is_worked_on,
+        is_locked,
         remove_checkpoints,
     ],
 )
@@ -51,15 +51,15 @@ def test_what_is_no_folder_of_this_machine_is_refused(name, use, tmp_path, monke
 
 
 def test_two_processes_do_not_work_on_one_folder(tmp_path):
-    with hold_workdir(tmp_path / "run"):
-        with hold_workdir(tmp_path / "other"):
+    with lock_folder(tmp_path / "run"):
+        with lock_folder(tmp_path / "other"):
             pass
         with (
             pytest.raises(WorkdirError, match=r"another process works on .*run; let it end"),
-            hold_workdir(tmp_path / "run"),
+            lock_folder(tmp_path / "run"),
         ):
             pass
-    with hold_workdir(tmp_path / "run"):
+    with lock_folder(tmp_path / "run"):
         open_workdir(tmp_path / "run", tiny_config(), "train")
 
 
@@ -68,11 +68,11 @@ def test_a_run_starts_while_a_report_looks_whether_it_does(tmp_path, monkeypatch
     monkeypatch.setattr(time, "sleep", lambda seconds: (refused.set(), sleep(seconds)))
 
     def start() -> None:
-        with hold_workdir(tmp_path, patience=60):  # a run has less, which a slow machine might use up
+        with lock_folder(tmp_path, patience=60):  # a run has less, which a slow machine might use up
             pass
 
     with ThreadPoolExecutor() as pool:
-        with hold_workdir(tmp_path):  # as `is_worked_on` does
+        with lock_folder(tmp_path):  # as `is_locked` does
             run = pool.submit(start)
             assert refused.wait(timeout=60)
         run.result(timeout=60)
@@ -81,8 +81,8 @@ def test_a_run_starts_while_a_report_looks_whether_it_does(tmp_path, monkeypatch
 def test_a_folder_that_cannot_be_held_is_told(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(WorkdirError, match=r"must be a folder, and .*file is a file; name another"):
-        hold_workdir(tmp_path / "file").__enter__()
+        lock_folder(tmp_path / "file").__enter__()
     with pytest.raises(
         WorkdirError, match=r"must be a folder, and .*file is a file; name another"
     ):  # rather than that a process works on it
-        is_worked_on(tmp_path / "file")
+        is_locked(tmp_path / "file")

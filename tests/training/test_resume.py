@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from adalfl_jax.training import DivergenceError, PreemptionError, WorkdirError, compare, run, stage, train
-from adalfl_jax.training.files import hold_workdir
+from adalfl_jax.training.files import lock_folder
 from tests.training.same_run import assert_same_run, read_json
 from tests.training.tiny import DIABETES, snapshot, tiny_config
 
@@ -185,7 +185,7 @@ def test_a_finished_run_keeps_no_checkpoints(tmp_path):
     summary = train(config, tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
     (tmp_path / "run" / "checkpoints" / "task_loss").mkdir(parents=True)  # as a kill at the very end leaves it
-    with hold_workdir(tmp_path / "run"):  # the process that is about to remove them
+    with lock_folder(tmp_path / "run"):  # the process that is about to remove them
         assert train(config, tmp_path / "run") == summary
     assert (tmp_path / "run" / "checkpoints").exists()
     assert train(config, tmp_path / "run") == summary

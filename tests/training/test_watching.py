@@ -28,7 +28,7 @@ from adalfl_jax.training import (
     unfinished,
     weights_and_biases,
 )
-from adalfl_jax.training.files import hold_workdir
+from adalfl_jax.training.files import lock_folder
 from adalfl_jax.training.outputs import read_record
 from adalfl_jax.training.setup import make_setup
 from adalfl_jax.training.unfinished import read_unfinished
@@ -234,7 +234,7 @@ def test_a_run_that_is_not_over_has_a_report_that_says_how_far_it_is(watched):
 def test_a_run_that_goes_on_is_told_from_one_that_does_not(tmp_path):
     open_workdir(tmp_path, tiny_config(), "train")
     assert not read_unfinished(tmp_path).summary["is_running"]
-    with hold_workdir(tmp_path):
+    with lock_folder(tmp_path):
         assert read_unfinished(tmp_path).summary["is_running"]
         assert "This run goes on" in page_of(tmp_path)
 
