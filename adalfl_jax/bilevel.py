@@ -109,8 +109,8 @@ def make_bilevel_step(
       meta_batch_fraction: share of the inner and of the outer batch, or of each, on which the meta-gradient is
         estimated, their first examples; theta is updated on the whole inner batch. Unbiased if the examples of a
         batch come in random order and the first of them have the outputs they have in the whole batch: so for models
-        without batch norm, with dropout where its masks are drawn as `[B, ...]`. Below 1 for the
-        inner batch it is for the one-step estimators.
+        without batch norm, with dropout where its masks are drawn as `[B, ...]`. Below 1 for the inner batch it is for
+        the one-step estimators, and for learned losses that are means over examples, so not for a `RescaledLoss`.
       outer_every: n, to update phi at the steps numbered n - 1, 2n - 1, ... alone, by `batch.step`. The others cost no
         more than training on a frozen loss, and report the task loss at theta_t on the inner batch as `outer_loss`.
         Under `jax.vmap` leave `batch.step` unmapped, or every step pays in full.

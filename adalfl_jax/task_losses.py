@@ -100,10 +100,13 @@ def example_cross_entropy(targets: jax.Array, outputs: jax.Array) -> jax.Array:
         losses = optax.softmax_cross_entropy_with_integer_labels(outputs, targets)
         return losses * jnp.where(_has_class(targets, outputs), 1, jnp.nan).astype(losses.dtype)  # and its gradient
     targets = within(targets.astype(outputs.dtype), math.inf)
-    log_probabilities = jax.nn.log_softmax(outputs)
-    # Unlike optax's: a class without a share that cannot be, of a logit of -inf, costs nothing, and not 0 * inf.
-    is_out = (targets == 0) & jnp.isneginf(log_probabilities)
-    return -(targets * jnp.where(is_out, 0, log_probabilities)).sum(axis=-1)
+    return -_expected(targets, jax.nn.log_softmax(outputs)).sum(axis=-1)
+
+
+def _expected(shares: jax.Array, log_probabilities: jax.Array) -> jax.Array:
+    """t log p; unlike optax's 0, not 0 * inf, where p and t are 0, as for a logit of -inf."""
+    is_out = (shares == 0) & jnp.isneginf(log_probabilities)
+    return shares * jnp.where(is_out, 0, log_probabilities)
 
 
 def within(targets: jax.Array, most: float, hint: str = "") -> jax.Array:
@@ -216,7 +219,9 @@ def sigmoid_cross_entropy(targets: jax.Array, outputs: jax.Array) -> jax.Array:
     Targets are labels or, for each output, the probability of 1. A target outside of 0 to 1, as -1 for a class, would
     have a loss without a lower bound: if not by rounding, it raises ValueError or, under `jax.jit`, makes the loss nan.
     """
-    return optax.sigmoid_binary_cross_entropy(outputs, within(to_dense(targets, outputs), 1)).mean()
+    dense, outputs = within(to_dense(targets, outputs), 1), jnp.asarray(outputs)
+    of_ones, of_zeros = jax.nn.log_sigmoid(outputs), jax.nn.log_sigmoid(-outputs)
+    return -(_expected(dense, of_ones) + _expected(1 - dense, of_zeros)).mean()
 
 
 def squared_error(targets: jax.Array, outputs: jax.Array) -> jax.Array:

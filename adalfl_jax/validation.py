@@ -63,6 +63,12 @@ def require_options(
     require_count("outer_every", outer_every)
     require_flag("pipelined", pipelined)
     inner, outer = shares
+    if inner < 1 and _has_bounds(learned_loss_fn):
+        raise ValueError(
+            "meta_batch_fraction of the inner batch is for learned losses that are means over examples, and the bounds "
+            "of a RescaledLoss are of the whole batch, which the meta-gradient on a part would be biased by; take a "
+            f"part of the outer batch alone: (1.0, {outer})"
+        )
     if outer_every > 1 and getattr(estimator, "remembers", False):
         raise ValueError(
             f"hypergradient={name!r} has to see every step of theta, and outer_every = "
@@ -136,15 +142,20 @@ def require_mean(name: str, loss_fn: Callable[..., Any], axis_name: str | None) 
 
     What is a function of a user's own, a lambda around such a loss too, is taken at its word.
     """
-    owners = (
-        function.loss if isinstance(function, FrozenLoss) else getattr(function, "__self__", None)
-        for function in wrapped_functions(loss_fn)
-    )
-    if axis_name is not None and any(isinstance(owner, RescaledLoss) and owner.is_bounded for owner in owners):
+    if axis_name is not None and _has_bounds(loss_fn):
         raise ValueError(
             f"{name} is a RescaledLoss, whose bounds are of the whole batch, and with axis_name={axis_name!r} each "
             "device has a part; leave axis_name out, and divide the batch by shardings under jax.jit"
         )
+
+
+def _has_bounds(loss_fn: Callable[..., Any]) -> bool:
+    """Whether this is a `RescaledLoss`, as far as that can be seen from outside."""
+    owners = (
+        function.loss if isinstance(function, FrozenLoss) else getattr(function, "__self__", None)
+        for function in wrapped_functions(loss_fn)
+    )
+    return any(isinstance(owner, RescaledLoss) and owner.is_bounded for owner in owners)
 
 
 def _parameters(function: Callable[..., Any]) -> list[str]:

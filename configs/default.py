@@ -131,7 +131,8 @@ def get_config() -> ConfigDict:
     # n, to update phi at every n-th step only; the steps between cost no more than training on a fixed loss.
     config.outer.every = 1
     # Share of the inner batch on which the gradient of phi is estimated; theta is updated on the whole. Unbiased
-    # without batch norm; with it, 1.0 keeps the statistics of the whole inner batch.
+    # without batch norm; with it, 1.0 keeps the statistics of the whole inner batch. learned_loss.floor and ceiling are
+    # of the whole batch and need 1.0.
     config.outer.inner_fraction = 1.0
     # The same of the outer batch. With 0.25 for both, a step costs about 1.5 times a step of plain training for a
     # ResNet-18 and 1.7 times for an MLP.

@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.test_util import check_grads
 
@@ -179,6 +180,21 @@ def test_a_class_that_is_ruled_out_costs_a_distribution_without_a_share_of_it_no
 @pytest.mark.parametrize("targets", [[1], [[0.5, 0.5, 0.0]]], ids=["label", "distribution"])
 def test_a_class_that_is_ruled_out_costs_a_target_of_it_all_there_is(targets):
     assert task_losses.softmax_cross_entropy(jnp.array(targets), jnp.array([[0.0, -jnp.inf, 1.0]])) == jnp.inf
+
+
+def test_an_output_that_is_ruled_out_costs_a_target_of_zero_nothing():
+    outputs, targets = jnp.array([[0.0, -jnp.inf, jnp.inf]]), jnp.array([[1.0, 0.0, 1.0]])
+    value, gradient = jax.value_and_grad(task_losses.sigmoid_cross_entropy, argnums=1)(targets, outputs)
+    np.testing.assert_allclose(value, np.log(2) / 3, rtol=1e-6)
+    np.testing.assert_allclose(gradient, [[-1 / 6, 0, 0]], rtol=1e-6)
+    assert task_losses.sigmoid_cross_entropy(1 - targets, outputs) == jnp.inf
+
+
+def test_sigmoid_cross_entropy_is_that_of_optax():
+    outputs, targets = jax.random.normal(jax.random.key(0), (2, 5, 3))
+    targets = jax.nn.sigmoid(targets)
+    expected = optax.sigmoid_binary_cross_entropy(outputs, targets).mean()
+    np.testing.assert_array_equal(task_losses.sigmoid_cross_entropy(targets, outputs), expected)
 
 
 def test_targets_of_zero_may_be_learned_too():

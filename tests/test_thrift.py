@@ -1,5 +1,7 @@
 """Meta-gradients on a part of the batch, and phi updated at some steps alone."""
 
+from contextlib import nullcontext
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -200,6 +202,16 @@ def test_options_that_do_not_fit_are_refused(options, message):
     functions, _, _ = make()
     with pytest.raises(ValueError, match=message):
         adalfl_jax.make_bilevel_step(*functions, **options)
+
+
+def test_a_part_of_the_inner_batch_is_refused_for_a_loss_whose_bounds_are_of_the_whole():
+    functions, _, _ = make()
+    for settings, is_refused in (({"ceiling": 1.0}, True), ({}, False)):
+        bounded = adalfl_jax.RescaledLoss(adalfl_jax.LossNetwork(), **settings)
+        changed = (functions[0], bounded.apply, *functions[2:])
+        adalfl_jax.make_bilevel_step(*changed, meta_batch_fraction=(1.0, 0.5))
+        with pytest.raises(ValueError, match=r"are of the whole batch.*\(1.0, 0.5\)") if is_refused else nullcontext():
+            adalfl_jax.make_bilevel_step(*changed, meta_batch_fraction=0.5)
 
 
 def test_an_estimator_goes_by_its_key_and_one_of_ones_own_by_its_name():

@@ -14,6 +14,7 @@ from adalfl_jax.types import Batch
 
 FAR = 30.0  # times the spread of the training split that a given split may be away, or wider or narrower
 ENOUGH = 1000  # examples to tell that by
+COUNT_FROM_ZERO = "np.unique(targets, return_inverse=True)[1] numbers them so, of all splits together"
 
 
 def clean(where: str, inputs: np.ndarray, targets: np.ndarray, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
@@ -126,8 +127,8 @@ def _check_labels(where: str, labels: np.ndarray, num_classes: int) -> None:
                 else "; several labels for each example are for a loop of your own"
             )
             remedy = "; targets[:, 0] is one column" if labels.shape[1] == 1 else of_rows
-        elif labels.size and labels.min() < 0:
-            remedy = "; np.unique(targets, return_inverse=True)[1] numbers classes from 0"
+        elif labels.size and (labels.min() < 0 or labels.min() == labels.max() - num_classes + 1):
+            remedy = f"; {COUNT_FROM_ZERO}"
         elif labels.size and labels.max() >= num_classes:
             remedy = "; if there are more classes, say how many with num_classes"
         raise DatasetError(
@@ -146,15 +147,34 @@ def to_floats(values: np.ndarray) -> np.ndarray:
     return values.astype(np.float32 if np.can_cast(values.dtype, np.float32) else np.float64)
 
 
-def warn_of_empty_classes(where: str, labels: np.ndarray) -> None:
-    """Warns of labels below the largest that no example has; larger ones were asked for."""
+def warn_of_empty_classes(where: str, labels: np.ndarray, given: Mapping[str, np.ndarray]) -> None:
+    """Warns of classes without an example.
+
+    Args:
+      where: for the text.
+      labels: of the training split. Those below the largest are looked for; larger ones were asked for.
+      given: labels of splits that were not cut off the training examples, by their names. Those of the training split
+        are looked for.
+    """
     empty = np.flatnonzero(np.bincount(labels) == 0)
     if len(empty):
         warnings.warn(
-            f"{where}: no training example has label {', '.join(map(str, empty[:5]))}{', ...' * (len(empty) > 5)}, "
-            f"where the largest is {labels.max()}; labels are expected to count the classes from 0",
+            f"{where}: no training example has {_named(empty)}, where the largest is {labels.max()}. Labels are "
+            f"expected to count the classes from 0; {COUNT_FROM_ZERO}",
             stacklevel=2,
         )
+    for split, others in given.items():
+        missing = np.setdiff1d(labels, others)
+        if len(missing):
+            warnings.warn(
+                f"{where}: no {split} example has {_named(missing)}, which training examples have; what is measured, "
+                "or learned, on that split leaves them out",
+                stacklevel=2,
+            )
+
+
+def _named(labels: np.ndarray) -> str:
+    return f"label {', '.join(map(str, labels[:5]))}{', ...' * (len(labels) > 5)}"
 
 
 def warn_of_constant_targets(where: str, targets: np.ndarray) -> None:

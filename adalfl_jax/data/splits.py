@@ -138,11 +138,11 @@ def make_dataset(
     arrays = {"inputs": inputs, "targets": targets, "train": train, "valid": valid, "test": test}
     arrays["kind"] = np.array([num_classes or 0, examples.num_tokens])  # which no array tells
     content = digest_of_arrays(arrays)[:12]  # before rounding that libraries may change
-    if num_classes is not None:
-        train, targets = corruption.apply(where, targets, train, num_classes, seed=SPLIT_SEED + seed)
-        if not examples.num_tokens:  # a rare character may only occur in another part of a text
-            warn_of_empty_classes(where, targets[train])
     own = {split: rows for split, rows in (("valid", valid), ("test", test)) if getattr(examples, split) is not None}
+    if num_classes is not None:
+        if not examples.num_tokens:  # a rare character may only occur in another part of a text
+            warn_of_empty_classes(where, targets[train], {split: targets[rows] for split, rows in own.items()})
+        train, targets = corruption.apply(where, targets, train, num_classes, seed=SPLIT_SEED + seed)
     inputs, targets, preprocessing = _standardize(where, examples, inputs, targets, train, own)
     convert = jnp.asarray if on_device else np.asarray
     splits = [Batch(convert(inputs[part]), convert(targets[part])) for part in (train, valid, test)]  # pyright: ignore[reportArgumentType]

@@ -87,6 +87,7 @@ def save_learned_loss(
     Raises:
       FileNotFoundError: no such folder.
       IsADirectoryError: `path` is a folder.
+      OSError: the file cannot be written.
       ValueError: a loss of another family, parameters that do not fit it or are not finite, settings or metadata that
         JSON cannot hold.
     """
@@ -104,7 +105,10 @@ def save_learned_loss(
         raise FileNotFoundError(f"there is no folder {path.parent} to save {path.name} in; make it first")
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; name a file in it, {path / 'learned_loss.safetensors'} say")
-    replace_file(path, safetensors.numpy.save(arrays, metadata={FORMAT: text}))
+    try:
+        replace_file(path, safetensors.numpy.save(arrays, metadata={FORMAT: text}))
+    except OSError as error:  # which names a file that is moved into place later
+        raise OSError(error.errno, f"a learned loss cannot be saved ({error.strerror})", str(path)) from error
 
 
 def load_learned_loss(path: str | os.PathLike[str]) -> FrozenLoss:

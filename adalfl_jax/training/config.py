@@ -112,6 +112,9 @@ class TrainConfig:
                 f"one of {', '.join(ONE_STEP)} with outer.pipelined or outer.inner_fraction (any takes "
                 "outer.outer_fraction)",
             )
+        if self.learned_loss.is_bounded:
+            whole = self.outer.inner_fraction
+            require("outer.inner_fraction", whole, whole == 1, "1.0 with learned_loss.floor or learned_loss.ceiling")
         if self.outer.every > 1:
             require(
                 "hypergradient",

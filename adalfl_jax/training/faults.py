@@ -21,7 +21,8 @@ def skip_nonfinite(step: Step) -> Step:
 
     What a step remembers is forgotten there, as after `prime`: where it is to blame, every later step would be skipped
     too. The schedule of a learning rate goes on, to end with training. The metric `skipped_steps` is added, 1 for such
-    a step and 0 elsewhere; the others of such a step are 0. Under `jax.vmap` each seed is left or taken by itself.
+    a step and 0 elsewhere; the others of such a step are 0. Under `jax.vmap` each seed is left or taken by itself. A
+    pipelined step behind it has nothing to update phi by, so the schedule of eta ends that many updates early.
     """
 
     def guarded_step(state: RunState, batch: BilevelBatch) -> tuple[RunState, dict[str, jax.Array]]:

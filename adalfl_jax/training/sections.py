@@ -243,6 +243,15 @@ class LearnedLossConfig:
             )
         fits = self.ceiling == 0 or self.ceiling >= self.floor
         require("learned_loss.ceiling", self.ceiling, fits, "0 for none, or no less than the floor")
+        is_fixed = self.is_bounded and self.floor == self.ceiling and self.family == "scaled_task_loss"
+        require(
+            "learned_loss.ceiling", self.ceiling, not is_fixed, f"above the floor for {self.family!r}, a scale alone"
+        )
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether the length of its gradient has a bound."""
+        return self.floor > 0 or self.ceiling != 0
 
     def network(self) -> LossNetwork:
         """The loss network these settings describe."""
@@ -257,8 +266,7 @@ class LearnedLossConfig:
             one that cannot be saved.
         """
         loss = self._make_family(task_loss)
-        is_bounded = self.floor or self.ceiling
-        return RescaledLoss(loss, task_loss, self.floor, self.ceiling or None) if is_bounded else loss
+        return RescaledLoss(loss, task_loss, self.floor, self.ceiling or None) if self.is_bounded else loss
 
     def _make_family(self, task_loss: str) -> LearnedLoss:
         if self.family == "weight_network":

@@ -83,9 +83,18 @@ def test_the_ending_may_be_in_capitals(tmp_path):
     ("labels", "named"),
     [(LABELS + 1, "has label 0, where the largest is 3"), (LABELS * 9, r"1, 2, 3, 4, 5, \.\.\., where")],
 )
-def test_labels_that_do_not_count_the_classes_from_0_are_told(file, labels, named):
+@pytest.mark.parametrize("label_noise", [0.0, 0.9])  # which makes labels of every class
+def test_labels_that_do_not_count_the_classes_from_0_are_told(file, labels, named, label_noise):
     save(file, targets=labels)
-    with pytest.warns(UserWarning, match=named):
+    with pytest.warns(UserWarning, match=named + r".*np\.unique\(targets, return_inverse=True\)\[1\] numbers them so"):
+        data.load(file, label_noise=label_noise)
+
+
+@pytest.mark.parametrize("missing", [0, 2])
+def test_a_clean_set_without_an_example_of_a_class_is_told(file, missing):
+    left = missing != LABELS
+    save(file, valid_inputs=TABLE[left], valid_targets=LABELS[left])
+    with pytest.warns(UserWarning, match=rf"no valid example has label {missing}, which training examples have; what"):
         data.load(file)
 
 
@@ -230,7 +239,9 @@ def test_a_number_of_classes_that_is_none_is_refused(value, file):
         ({"targets": np.zeros(60, int)}, "a classification has two classes or more, and all labels here are of one"),
         ({"num_classes": 1}, "two classes or more, and num_classes is 1; two classes have labels 0 and 1"),
         ({"targets": LABELS * 30}, "with 60 examples the largest is 60; number classes with np.unique("),
-        ({"test_inputs": TABLE, "test_targets": LABELS + 1}, "; if there are more classes, say how many with num_cla"),
+        ({"test_inputs": TABLE, "test_targets": LABELS * 2}, "; if there are more classes, say how many with num_cla"),
+        ({"test_inputs": TABLE, "test_targets": LABELS + 1}, "; np.unique(targets, return_inverse=True)[1] numbers t"),
+        ({"num_classes": 3, "targets": LABELS + 1}, "from 1 to 3; np.unique(targets, return_inverse=True)[1] numbers"),
         ({"targets": LABELS[:, None]}, "got shape (60, 1) with values from 0 to 2; targets[:, 0] is one column"),
         ({"targets": np.eye(3, dtype=int)[LABELS]}, "; targets.argmax(1) makes labels of one-hot rows"),
         ({"targets": np.ones((60, 3), int)}, "; several labels for each example are for a loop of your own"),

@@ -108,6 +108,12 @@ def test_a_missing_folder_is_named(tmp_path):
         )
 
 
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    name = "x" * 250  # which a file that is moved into place later exceeds
+    with pytest.raises(OSError, match=rf"a learned loss cannot be saved \(File name too long\): '.*/{name}'"):
+        adalfl_jax.save_learned_loss(tmp_path / name, LOSSES["scaled"], {"log_scale": np.float32(0)})
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         adalfl_jax.load_learned_loss(tmp_path / "nowhere.safetensors")

@@ -330,6 +330,13 @@ def test_progress_is_for_the_loss_network(family):
         tiny_config({"learned_loss.family": family, "learned_loss.use_progress": True})
 
 
+def test_bounds_of_a_scale_alone_may_not_set_it():
+    scale = {"learned_loss.family": "scaled_task_loss", "learned_loss.floor": 1.0}
+    tiny_config(scale | {"learned_loss.ceiling": 2.0})
+    with pytest.raises(ConfigError, match=r"learned_loss\.ceiling must be above the floor for 'scaled_task_loss'"):
+        tiny_config(scale | {"learned_loss.ceiling": 1.0})
+
+
 @pytest.mark.parametrize("overrides", [{"augmentation.padding": 2}, {"augmentation.flip": True}])
 def test_augmentation_is_for_images(overrides):
     with pytest.raises(ConfigError, match=r"config\.augmentation is for images .*'diabetes' has inputs of \(10,\)"):

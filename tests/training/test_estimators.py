@@ -141,6 +141,13 @@ def test_a_run_keeps_theta_and_phi_and_no_more(tmp_path):
         ({"outer.pipelined": True, "outer.split": "valid"}, r"outer\.pipelined must be False with outer.split 'valid'"),
         ({"outer.pipelined": True, "hypergradient": "unrolled"}, r"hypergradient must be one of forward, recompute"),
         ({"outer.inner_fraction": 0.5, "hypergradient": "neumann"}, r"hypergradient must be one of forward"),
+        *(
+            (
+                {"outer.inner_fraction": 0.5, bound: 1.0},
+                r"outer\.inner_fraction must be 1\.0 with learned_loss\.floor or",
+            )
+            for bound in ("learned_loss.floor", "learned_loss.ceiling")
+        ),
         ({"outer.every": 2, "hypergradient": "truncated"}, r"hypergradient must be one that remembers nothing"),
         (
             {"hypergradient": "finite_difference", "model.compute_dtype": "bfloat16"},
