@@ -105,6 +105,7 @@ def told_in_a_line(*errors: type[Exception]) -> Iterator[None]:
         logging.set_verbosity(logging.WARNING)
     # Checkpoints are chatty, and what fails there is an error of ours.
     logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
+    sys.unraisablehook = functools.partial(_pass_on, sys.unraisablehook)
     with_source, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"warning: {message}\n"
     try:
         yield
@@ -128,6 +129,12 @@ def told_in_a_line(*errors: type[Exception]) -> Iterator[None]:
         sys.exit(128 + signal.SIGINT)
     finally:
         warnings.formatwarning = with_source
+
+
+def _pass_on(hook: Callable[[Any], Any], unraisable: Any) -> None:
+    """All but what writers of a checkpoint say that end after one of them has failed, which is told as the error."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        hook(unraisable)
 
 
 def _end(message: str) -> None:

@@ -5,6 +5,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import types
 import warnings
 
 import jax
@@ -179,6 +180,18 @@ def test_another_error_of_the_device_keeps_its_traceback():
 
     with pytest.raises(jax.errors.JaxRuntimeError, match="ValueError"), told_in_a_line():
         jax.pure_callback(fail, jnp.ones(()), jnp.ones(())).block_until_ready()
+
+
+@pytest.mark.usefixtures("verbosity")
+@pytest.mark.parametrize(("message", "is_told"), [("Event loop is closed", False), ("no such thing", True)])
+def test_writers_that_end_after_a_full_disk_say_nothing(message, is_told, monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    with told_in_a_line():
+        pass
+    unraisable = types.SimpleNamespace(exc_value=RuntimeError(message))
+    sys.unraisablehook(unraisable)
+    assert told == [unraisable] * is_told
 
 
 @pytest.mark.usefixtures("verbosity")
