@@ -219,3 +219,39 @@ def test_the_readme_says_what_ten_other_seeds_show():
     )
     assert (task_loss - own) / recorded == pytest.approx(0.5, abs=0.05)
     assert -float(ahead) / tuned == pytest.approx(0.5, abs=0.05)
+
+
+SETTINGS = ("digits, MLP", "MNIST, MLP 784-128-10", "MNIST, logistic regression")
+ADDED = ("the task loss and what is learned to add", "the same, no offline phase")
+OF_SETTINGS = {
+    "A network that is added": [
+        *(
+            (f"{problem}: beginning as the task loss", row, column)
+            for problem in SETTINGS
+            for row, column in ((ADDED[0], ERROR), (ADDED[0], "p"), (ADDED[1], ERROR))
+        ),
+        *((f"{problem}: beginning as the task loss", "sum over classes, eta 3e-4", ERROR) for problem in SETTINGS),
+        (f"{SETTINGS[1]}: beginning as the task loss", "sum, from the task loss", ERROR),
+        *(
+            (f"{problem}: beginning as the task loss", "sum, from the task loss, no offline phase", ERROR)
+            for problem in SETTINGS
+        ),
+        *((f"Further differences: {SETTINGS[1]}: beginning as the task loss", row, "p") for row in ADDED),
+        (f"Further differences: {SETTINGS[0]}: beginning as the task loss", ADDED[1], "p"),
+    ],
+    "With the 10,000 steps": [
+        ("MNIST, logistic regression: the paper's settings", row, column)
+        for row in ("sum over classes, eta 3e-4", "the paper's: mean, eta 1e-5")
+        for column in (ERROR, "worst")
+    ],
+}  # what a paragraph begins with -> the cells it tells
+
+
+@pytest.mark.parametrize("start", OF_SETTINGS)
+def test_what_is_told_of_settings_is_what_the_tables_have(start):
+    (told,) = re.findall(rf"^{start}.*?\n\n", RESULTS, re.DOTALL | re.MULTILINE)
+    for title, row, column in OF_SETTINGS[start]:
+        assert re.search(rf"(?<![\d.]){figure('recipe', title, row, column, page=RESULTS)}(?![\d.]\d)", told), (
+            title,
+            row,
+        )
