@@ -100,11 +100,11 @@ def example_cross_entropy(targets: jax.Array, outputs: jax.Array) -> jax.Array:
         losses = optax.softmax_cross_entropy_with_integer_labels(outputs, targets)
         return losses * jnp.where(_has_class(targets, outputs), 1, jnp.nan).astype(losses.dtype)  # and its gradient
     targets = within(targets.astype(outputs.dtype), math.inf)
-    return -_expected(targets, jax.nn.log_softmax(outputs)).sum(axis=-1)
+    return -_weighted(targets, jax.nn.log_softmax(outputs)).sum(axis=-1)
 
 
-def _expected(shares: jax.Array, log_probabilities: jax.Array) -> jax.Array:
-    """t log p; unlike optax's 0, not 0 * inf, where p and t are 0, as for a logit of -inf."""
+def _weighted(shares: jax.Array, log_probabilities: jax.Array) -> jax.Array:
+    """t log p; unlike optax's it is 0, and not 0 * inf, where t and p are 0, as for a logit of -inf."""
     is_out = (shares == 0) & jnp.isneginf(log_probabilities)
     return shares * jnp.where(is_out, 0, log_probabilities)
 
@@ -221,7 +221,7 @@ def sigmoid_cross_entropy(targets: jax.Array, outputs: jax.Array) -> jax.Array:
     """
     dense, outputs = within(to_dense(targets, outputs), 1), jnp.asarray(outputs)
     of_ones, of_zeros = jax.nn.log_sigmoid(outputs), jax.nn.log_sigmoid(-outputs)
-    return -(_expected(dense, of_ones) + _expected(1 - dense, of_zeros)).mean()
+    return -(_weighted(dense, of_ones) + _weighted(1 - dense, of_zeros)).mean()
 
 
 def squared_error(targets: jax.Array, outputs: jax.Array) -> jax.Array:

@@ -21,8 +21,13 @@ from absl import app, flags
 
 import adalfl_jax
 from adalfl_jax import data
-from adalfl_jax.hypergradient import BilevelProblem, Hypergradient
-from adalfl_jax.hypergradient.problem import inner_and_outer_keys, inner_step, outer_objective
+from adalfl_jax.hypergradient import (
+    BilevelProblem,
+    Hypergradient,
+    inner_and_outer_keys,
+    inner_step,
+    outer_objective,
+)
 from adalfl_jax.models import make_model
 from adalfl_jax.task_losses import error_rate, softmax_cross_entropy
 from adalfl_jax.types import BilevelBatch, PyTree, Theta

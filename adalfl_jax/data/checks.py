@@ -14,7 +14,7 @@ from adalfl_jax.types import Batch
 
 FAR = 30.0  # times the spread of the training split that a given split may be away, or wider or narrower
 ENOUGH = 1000  # examples to tell that by
-COUNT_FROM_ZERO = "np.unique(targets, return_inverse=True)[1] numbers them so, of all splits together"
+COUNT_FROM_ZERO = "np.unique(targets, return_inverse=True)[1] numbers them so, over all splits together"
 
 
 def clean(where: str, inputs: np.ndarray, targets: np.ndarray, examples: Examples) -> tuple[np.ndarray, np.ndarray]:

@@ -27,12 +27,14 @@ from adalfl_jax.hypergradient.problem import BilevelProblem as BilevelProblem
 from adalfl_jax.hypergradient.problem import Estimator as Estimator
 from adalfl_jax.hypergradient.problem import Hypergradient as Hypergradient
 from adalfl_jax.hypergradient.problem import descend as descend
+from adalfl_jax.hypergradient.problem import inner_and_outer_keys as inner_and_outer_keys
+from adalfl_jax.hypergradient.problem import inner_step as inner_step
 from adalfl_jax.hypergradient.problem import num_inner_steps as num_inner_steps
+from adalfl_jax.hypergradient.problem import outer_objective as outer_objective
 from adalfl_jax.hypergradient.truncated import Truncated as Truncated
 from adalfl_jax.hypergradient.unrolled import Checkpointed as Checkpointed
 from adalfl_jax.hypergradient.unrolled import MixedMode as MixedMode
 from adalfl_jax.hypergradient.unrolled import Unrolled as Unrolled
-from adalfl_jax.hypergradient.update import differentiable_update as differentiable_update
 from adalfl_jax.registry import lookup, require_known
 
 ESTIMATORS: dict[str, Estimator] = {

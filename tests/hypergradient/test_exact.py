@@ -12,7 +12,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import adalfl_jax
-from adalfl_jax.hypergradient import ESTIMATORS, ONE_INNER_STEP, BilevelProblem, differentiable_update, num_inner_steps
+from adalfl_jax.hypergradient import ESTIMATORS, ONE_INNER_STEP, BilevelProblem, num_inner_steps
+from adalfl_jax.hypergradient.update import differentiable_update
 from adalfl_jax.task_losses import softmax_cross_entropy
 from tests.hypergradient.reference import assert_relative, estimate, estimator_program, finite_differences, outer_loss
 from tests.problems import BATCH_SIZE, MODELS, NUM_INPUTS, NUM_OUTPUTS, OPTIMIZERS, make_batch, make_problem
