@@ -66,9 +66,28 @@ def test_the_loop_of_the_readme_trains_and_is_ahead_of_the_task_loss(
 
 def test_a_step_that_remembers_is_scanned_as_the_docs_say():
     names = {}
-    exec(python_block(ROOT / "docs" / "meta_gradients.md"), names)  # noqa: S102, the code is ours
+    scanned, _ = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "meta_gradients.md").read_text(), flags=re.DOTALL)
+    exec(scanned, names)  # noqa: S102, the code is ours
     assert names["metrics"].outer_loss.shape == (10,)
     assert bool(names["phi"].carry.steps.is_taken.all())
+
+
+def test_an_estimator_of_ones_own_is_written_as_the_docs_say():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "meta_gradients.md").read_text(), flags=re.DOTALL)
+    text = "".join(blocks)
+    assert text.count(" 0.01, noise") == text.count("hypergradient=at_moved_theta") == 1
+    ours, without_noise, exact = (
+        text,
+        text.replace(" 0.01, noise", " 0.0, noise"),
+        text.replace("hypergradient=at_moved_theta", 'hypergradient="unrolled"'),
+    )
+    found = []
+    for code in (ours, without_noise, exact):
+        names = {}
+        exec(code, names)  # noqa: S102, the code is ours
+        found.append(names["metrics"])
+    assert found[0].outer_loss != found[1].outer_loss
+    chex.assert_trees_all_close(found[1], found[2], rtol=1e-5)
 
 
 def test_a_loss_of_ones_own_trains_on_seeds_side_by_side_as_the_docs_say(tmp_path, monkeypatch):
