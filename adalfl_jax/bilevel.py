@@ -113,7 +113,8 @@ def make_bilevel_step(
         the one-step estimators, and for learned losses that are means over examples, so not for a `RescaledLoss`.
       outer_every: n, to update phi at the steps numbered n - 1, 2n - 1, ... alone, by `batch.step`. The others cost no
         more than training on a frozen loss, and report the task loss at theta_t on the inner batch as `outer_loss`.
-        Under `jax.vmap` leave `batch.step` unmapped, or every step pays in full.
+        Under `jax.vmap` leave `batch.step` unmapped, or every step pays in full. theta is moved behind the estimator
+        then, by its gradient: what one of your own does to theta besides is lost.
       pipelined: takes as outer batch of a step the inner batch of the *next*, whose forward pass then serves both
         losses: step t first updates phi for what step t - 1 did, then theta. `batch.outer` is not looked at. For the
         one-step estimators.
@@ -340,6 +341,8 @@ def _recording(optimizer: optax.GradientTransformation) -> optax.GradientTransfo
     """An optimiser that updates alike, once, and leaves the gradient as its state."""
 
     def update(updates: PyTree, state: optax.OptState, params: PyTree = None) -> tuple[PyTree, _Recorded]:
+        if isinstance(state, _Recorded):
+            raise _no_single_step("two steps of it or more")
         return optimizer.update(updates, state, params)[0], _Recorded(updates)
 
     return optax.GradientTransformation(optimizer.init, update)
@@ -347,8 +350,12 @@ def _recording(optimizer: optax.GradientTransformation) -> optax.GradientTransfo
 
 def _gradient_of(theta: Theta) -> PyTree:
     if not isinstance(theta.opt_state, _Recorded):
-        raise ValueError(
-            "outer_every takes estimators whose theta is one step of problem.inner_optimizer from where it was; got an "
-            f"optimiser's state of type {type(theta.opt_state).__name__}. Set outer_every to 1"
-        )
+        raise _no_single_step(f"an optimiser's state of type {type(theta.opt_state).__name__}")
     return theta.opt_state.gradient
+
+
+def _no_single_step(got: str) -> ValueError:
+    return ValueError(
+        "outer_every takes estimators whose theta is one step of problem.inner_optimizer from where it was; got "
+        f"{got}. Set outer_every to 1"
+    )

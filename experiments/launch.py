@@ -105,6 +105,7 @@ def told_in_a_line(*errors: type[Exception]) -> Iterator[None]:
         logging.set_verbosity(logging.WARNING)
     # Checkpoints are chatty, and what fails there is an error of ours.
     logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
+    # Not restored: they say it while the program ends.
     sys.unraisablehook = functools.partial(_pass_on, sys.unraisablehook)
     with_source, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"warning: {message}\n"
     try:

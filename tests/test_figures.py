@@ -265,3 +265,17 @@ def test_what_is_told_of_settings_is_what_the_tables_have(start):
             title,
             row,
         )
+
+
+def test_the_page_says_how_the_runs_on_a_cpu_end_whose_behaviour_it_shows():
+    (trained, shown), where = (
+        (
+            json.loads((ROOT / "docs" / "results" / f"{study}.json").read_text())[comparison]["arms"]
+            for study, comparison in (("clean_labels", "mnist_mlp"), ("behaviour", "behaviour_mnist_mlp"))
+        ),
+        " ".join(RESULTS.split()),
+    )
+    errors = [f"{100 * arms[name]['test']['mean']:.2f}" for arms in (shown, trained) for name in ("adalfl", "ml3")]
+    assert "AdaLFL ends at {} % and ML3 at {} %, instead of {} and {} %".format(*errors) in where
+    worst = [f"{100 * max(arms['ml3']['test']['per_seed']):.2f}" for arms in (trained, shown)]
+    assert "ends at {} % on the GPU and at {} % on the CPU".format(*worst) in where

@@ -250,6 +250,17 @@ def test_an_estimator_that_leaves_theta_alone_is_refused_between_steps():
         step(theta, phi, make_batch(jax.random.key(1))._replace(step=0))
 
 
+def test_an_estimator_that_takes_two_steps_is_refused_between_steps():
+    def twice(problem, theta, phi_params, batch, carry):
+        once = ESTIMATORS["forward"](problem, theta, phi_params, batch, carry)
+        return ESTIMATORS["forward"](problem, once.theta, phi_params, batch, carry)
+
+    functions, theta, phi = make("plain", "momentum")
+    step = adalfl_jax.make_bilevel_step(*functions, hypergradient=twice, outer_every=2)
+    with pytest.raises(ValueError, match=r"one step of problem.inner_optimizer.*; got two steps of it or more. Set"):
+        step(theta, phi, make_batch(jax.random.key(1))._replace(step=0))
+
+
 def test_counting_needs_the_number_of_the_step():
     functions, theta, phi = make()
     step = adalfl_jax.make_bilevel_step(*functions, outer_every=2)

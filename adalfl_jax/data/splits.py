@@ -140,9 +140,10 @@ def make_dataset(
     content = digest_of_arrays(arrays)[:12]  # before rounding that libraries may change
     own = {split: rows for split, rows in (("valid", valid), ("test", test)) if getattr(examples, split) is not None}
     if num_classes is not None:
+        right = targets  # a wrong label makes an example of a class that has none
+        train, targets = corruption.apply(where, right, train, num_classes, seed=SPLIT_SEED + seed)
         if not examples.num_tokens:  # a rare character may only occur in another part of a text
-            warn_of_empty_classes(where, targets[train], {split: targets[rows] for split, rows in own.items()})
-        train, targets = corruption.apply(where, targets, train, num_classes, seed=SPLIT_SEED + seed)
+            warn_of_empty_classes(where, right[train], {split: right[rows] for split, rows in own.items()})
     inputs, targets, preprocessing = _standardize(where, examples, inputs, targets, train, own)
     convert = jnp.asarray if on_device else np.asarray
     splits = [Batch(convert(inputs[part]), convert(targets[part])) for part in (train, valid, test)]  # pyright: ignore[reportArgumentType]

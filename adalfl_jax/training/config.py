@@ -113,8 +113,8 @@ class TrainConfig:
                 "outer.outer_fraction)",
             )
         if self.learned_loss.is_bounded:
-            whole = self.outer.inner_fraction
-            require("outer.inner_fraction", whole, whole == 1, "1.0 with learned_loss.floor or learned_loss.ceiling")
+            share = self.outer.inner_fraction
+            require("outer.inner_fraction", share, share == 1, "1.0 with learned_loss.floor or learned_loss.ceiling")
         if self.outer.every > 1:
             require(
                 "hypergradient",

@@ -90,6 +90,12 @@ def test_labels_that_do_not_count_the_classes_from_0_are_told(file, labels, name
         data.load(file, label_noise=label_noise)
 
 
+def test_a_class_whose_examples_are_removed_is_told(file):
+    save(file, targets=np.repeat([0, 1, 2], [28, 4, 28]))
+    with pytest.warns(UserWarning, match=r"no training example has label 1, where the largest is 2"):
+        data.load(file, label_noise=0.9, noise_kind="removed")
+
+
 @pytest.mark.parametrize("missing", [0, 2])
 def test_a_clean_set_without_an_example_of_a_class_is_told(file, missing):
     left = missing != LABELS
